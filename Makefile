@@ -1,0 +1,34 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up `.venv` first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check chaos bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "endoreward needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+demo: setup ## label the embedded corpus with the embedded model
+	rm -rf out/demo
+	$(BIN)/endoreward label examples/addition/label.toml --output out/demo
+
+test: check ## everything that CI runs
+	$(BIN)/pytest
+
+check: setup ## style, types, layers: seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+chaos: setup ## the full count of kills
+	$(BIN)/pytest -m slow
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,80 @@
+"""The only place that opens a Ray cluster: a submitted job's, one at an address, or a local one."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.flow import Pool
+from pipeline.config import LabelConfig
+from pipeline.errors import ConfigError
+
+
+@contextlib.contextmanager
+def cluster(config: LabelConfig) -> Iterator[None]:
+    """A connected Ray for as long as the block runs; its chatter is kept out of the terminal unless asked for."""
+    import ray
+
+    address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": config.run.verbose, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"address": "local", "num_cpus": config.run.num_cpus, "include_dashboard": False}
+    else:
+        options |= {"address": address}
+    if not config.run.verbose:
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"cannot reach a Ray cluster at {address or 'this machine'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def joins_cluster(config: LabelConfig) -> bool:
+    """True when the run joins a cluster rather than starting a local Ray."""
+    return bool(config.run.ray_address or os.environ.get("RAY_ADDRESS"))
+
+
+def pick_device(config: LabelConfig) -> str:
+    """ "cpu" or "cuda": as configured, else by what there is. Call it connected where the run joins a cluster."""
+    if config.scorer.device != "auto":
+        return config.scorer.device
+    if joins_cluster(config):
+        import ray
+
+        return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pick_pool(config: LabelConfig, device: str) -> Pool:
+    """How many actors of what size. Call it connected.
+
+    Raises ConfigError where no node is large enough for one actor and the cluster does not grow.
+    """
+    import ray
+
+    scorer, resources = config.scorer, ray.cluster_resources()
+    gpus = scorer.gpus_per_actor if device == "cuda" else 0
+    node_cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
+    cpus = scorer.cpus_per_actor or (1 if gpus else max([1, *node_cpus]))
+    most = scorer.max_actors or max(scorer.min_actors, int(resources.get("GPU", 0)) // gpus if gpus else 1)
+    if most < scorer.min_actors:
+        raise ConfigError(f"scorer.max_actors = {most} is less than scorer.min_actors = {scorer.min_actors}")
+    if not joins_cluster(config):
+        room = int(resources.get("CPU", 0)) // cpus
+        if gpus:
+            room = min(room, int(resources.get("GPU", 0)) // gpus)
+        if room < scorer.min_actors:
+            raise ConfigError(
+                f"this machine has room for {room} actors of {cpus} CPUs and {gpus} GPUs, scorer.min_actors asks for "
+                f"{scorer.min_actors}; lower it, scorer.cpus_per_actor or scorer.gpus_per_actor"
+            )
+        most = min(most, room)
+    return Pool(scorer.min_actors, most, cpus, gpus)

@@ -1,0 +1,44 @@
+"""`endoreward status` and `endoreward validate`: what a label store says of itself. Neither needs Ray or a model."""
+
+from jobs import terminal
+from pipeline.store import LabelStore, problems
+
+SHOWN_PROBLEMS = 50
+
+
+def status(uri: str) -> int:
+    """Print how far a store is. Returns 0; raises StoreError where there is none."""
+    progress = LabelStore(uri).progress()
+    state = "complete" if progress.complete else "incomplete: run the same label command again to go on"
+    rows = [
+        ("state", f"being written by {progress.writer}" if progress.writer else state),
+        (
+            "done",
+            f"{progress.done_rows:,} of {progress.rows:,} rows, {progress.done_shards:,} of {progress.shards:,} shards",
+        ),
+        ("remaining", f"{progress.rows - progress.done_rows:,} rows"),
+        ("labels", f"{progress.labels:,}"),
+        ("errors", f"{progress.errors.total():,}"),
+    ]
+    rows += [(f"  {reason}", f"{count:,}") for reason, count in progress.errors.most_common()]
+    terminal.print_table(uri, rows)
+    return 0
+
+
+def validate(uri: str) -> int:
+    """Print what is wrong with a store. Returns 0 where nothing is, else 1; raises StoreError where there is none."""
+    store = LabelStore(uri)
+    found = 0
+    for problem in problems(store):
+        found += 1
+        if found <= SHOWN_PROBLEMS:
+            terminal.say(f"- {problem}")
+    if found:
+        terminal.say(f"{uri}: {found:,} problems")
+        return 1
+    progress = store.progress()
+    terminal.say(
+        f"{uri}: whole; {progress.shards:,} shards, {progress.labels:,} labels and {progress.errors.total():,} errors of "
+        f"{progress.rows:,} input rows, every id once, every checksum right"
+    )
+    return 0

@@ -1,0 +1,80 @@
+"""What a person sees while a run works: a line of progress, and tables."""
+
+import time
+from collections.abc import Iterable
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(highlight=False, soft_wrap=True, stderr=True)
+
+LOG_EVERY_S = 10.0
+
+
+class LabelProgress:
+    """Rows done, response tokens per second and time left: a bar on a terminal, a line every ten seconds in a log."""
+
+    def __init__(self, rows: int, done_rows: int):
+        self.rows, self.done_rows = rows, done_rows
+        self.first_rows, self.tokens = done_rows, 0
+        self.started = self.logged = time.perf_counter()
+        self.bar = Progress(
+            TextColumn("label"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows  {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=errors,
+            disable=not errors.is_terminal,
+        )
+        self.task = self.bar.add_task("label", total=rows, completed=done_rows, rate="starting")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def advance(self, rows: int, tokens: int) -> None:
+        self.done_rows += rows
+        self.tokens += tokens
+        rate = self.tokens / self.seconds
+        self.bar.update(self.task, completed=self.done_rows, rate=f"{rate:,.0f} tokens/s")
+        now = time.perf_counter()
+        if not errors.is_terminal and (now - self.logged > LOG_EVERY_S or self.done_rows == self.rows):
+            self.logged = now
+            left = (self.rows - self.done_rows) * self.seconds / max(1, self.done_rows - self.first_rows)
+            errors.print(
+                f"labelled {self.done_rows:,} of {self.rows:,} rows, {rate:,.0f} tokens/s, about {left:,.0f} s left"
+            )
+
+
+def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(justify="left")
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+
+
+def warn(text: str) -> None:
+    errors.print(f"[yellow]warning:[/yellow] {_plain(text)}")
+
+
+def say(text: str) -> None:
+    console.print(_plain(text))
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")

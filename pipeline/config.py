@@ -1,0 +1,236 @@
+"""What a run is, as data: every field documented, every mistake reported at once with its dotted path.
+
+Sources, later ones win: defaults, one TOML file, command-line flags, `--set a.b=value`. Reading a configuration imports
+neither torch nor Ray.
+"""
+
+import tomllib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import ConfigError
+
+Keys = Annotated[list[str], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputConfig(Section):
+    """The corpus and how to read it. Keys are column names; `a.b` reaches into a nested column."""
+
+    paths: list[str] = Field(default=[], description="files, folders, globs, s3://, gs://, hf://datasets/...")
+    format: Literal["auto", "json", "jsonl", "parquet", "arrow"] = Field(
+        default="auto", description="by file name; .gz and .zst are unpacked"
+    )
+    prompt_key: str | None = Field(default=None, description="column of the prompt: text or a list of messages")
+    response_key: str | list[str] | None = Field(
+        default=None, description="column of the response or responses; several columns give several responses"
+    )
+    chosen_key: str | None = Field(default=None, description="column of the preferred response or responses")
+    rejected_key: str | None = Field(default=None, description="column of the other response or responses")
+    messages_key: str | None = Field(default=None, description="column of a whole conversation")
+    turns: Literal["last", "all"] = Field(
+        default="last", description="score the last assistant turn of a response, or every one (a label each)"
+    )
+    shard_rows: int = Field(default=128, ge=1, description="input rows in one unit of commit")
+
+
+class ModelConfig(Section):
+    name: str = Field(default="", description="a local folder or a model hub's name")
+    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        default="auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    trust_remote_code: bool = Field(default=False, description="run Python code that the model folder brings")
+    allow_pickle: bool = Field(
+        default=False, description="load .bin weights, which can run code, where no safetensors are"
+    )
+
+
+class TokensConfig(Section):
+    """Which tokens the model sees and which of them are scored."""
+
+    template: str = Field(
+        default="auto", description="auto: the tokenizer's chat template if it has one; none; or a path to a Jinja file"
+    )
+    system_prompt: str | None = Field(default=None, description="a rubric put before every prompt")
+    rubrics: str | None = Field(default=None, description='TOML file of `name = "system prompt"`; one label per rubric')
+    max_length: int | None = Field(
+        default=None, ge=2, description="tokens of prompt and response; default: the model's"
+    )
+    over_length: Literal["cut_response", "cut_prompt", "reject"] = Field(
+        default="cut_response",
+        description="cut the response on the right, cut the prompt on the left, or make it an error row",
+    )
+    append_eos: bool = Field(default=True, description="without a template: score an end token after the response")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.system_prompt is not None and self.rubrics is not None:
+            raise ValueError("give system_prompt or rubrics, not both")
+        return self
+
+
+class RewardConfig(Section):
+    """r(s_h,a_h) = Q(s_h,a_h) - gamma * V(s_{h+1}), V(s) = alpha*logsumexp(Q(s,.)/alpha) (arXiv 2506.23235, eq. 11)."""
+
+    alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="temperature of the soft value")
+    gamma: float = Field(default=1.0, ge=0, le=1, description="discount")
+    aggregation: Literal["sum", "mean", "discounted_sum"] = Field(
+        default="sum", description="sum_h r_h; alpha * mean_h log pi; sum_h gamma^(h-1) r_h"
+    )
+    subtract_initial_value: bool = Field(
+        default=False, description="take V(s_1) off the sums, to compare responses to different prompts"
+    )
+    min_weight: float = Field(default=0.0, ge=0, le=1, description="floor of gamma^(h-1) in discounted_sum")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.aggregation == "mean" and self.subtract_initial_value:
+            raise ValueError("mean holds no V(s_1) to subtract")
+        if self.min_weight and self.aggregation != "discounted_sum":
+            raise ValueError("min_weight is for aggregation = discounted_sum")
+        return self
+
+    def warnings(self) -> list[str]:
+        """What a person should know about this reward before trusting it."""
+        said = []
+        if self.aggregation == "sum" and self.gamma != 1:
+            said.append(
+                f"reward.aggregation = sum with reward.gamma = {self.gamma:g} leaks the level of the logits, which training "
+                "does not fix; use discounted_sum, or gamma = 1"
+            )
+        if self.min_weight:
+            said.append(
+                f"reward.min_weight = {self.min_weight:g} stops the discounted sum from telescoping: values leak where the "
+                "floor holds"
+            )
+        return said
+
+
+class ScorerConfig(Section):
+    """Actors that hold the model. None of these move a reward by more than rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where the cluster has GPUs")
+    min_actors: int = Field(default=1, ge=1, description="smallest size of the actor pool")
+    max_actors: int | None = Field(
+        default=None,
+        ge=1,
+        description="largest size; default: one per GPU, or one on CPUs; larger on an autoscaling cluster",
+    )
+    gpus_per_actor: int = Field(default=1, ge=1, description="a model too large for one GPU is spread over these")
+    cpus_per_actor: int | None = Field(
+        default=None, ge=1, description="threads of an actor; default: 1 with a GPU, else all CPUs but one"
+    )
+    budget_tokens: int = Field(default=16384, ge=1, description="tokens forwarded at once; halved when memory runs out")
+    head_chunk_mb: int = Field(
+        default=64, ge=1, description="largest slice of [tokens, vocabulary] held, in MiB of float32"
+    )
+    max_task_retries: int = Field(default=3, ge=0, description="how often a shard is tried again when its actor dies")
+
+
+class OutputConfig(Section):
+    path: str = Field(default="", description="directory of the label store")
+
+
+class RunConfig(Section):
+    """How the job behaves. Nothing here changes a label."""
+
+    ray_address: str | None = Field(
+        default=None, description="cluster to join; default: $RAY_ADDRESS, else a local Ray"
+    )
+    num_cpus: int | None = Field(default=None, ge=1, description="CPUs of a local Ray; default: all")
+    max_error_rate: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="the job stops when more than this share of the responses is in error; over-length ones do not count, "
+        "nor is anything judged before 500 responses",
+    )
+    verbose: bool = Field(default=False, description="show the logs of Ray and of libraries")
+
+
+class LabelConfig(Section):
+    """Everything `label` can be told."""
+
+    input: InputConfig = InputConfig()
+    model: ModelConfig = ModelConfig()
+    tokens: TokensConfig = TokensConfig()
+    reward: RewardConfig = RewardConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    output: OutputConfig = OutputConfig()
+    run: RunConfig = RunConfig()
+
+
+def load_config(toml_path: str | None, overrides: list[tuple[str, Any]], assignments: list[str]) -> LabelConfig:
+    """Build the configuration of a run.
+
+    Args:
+        toml_path: a TOML file with the sections of `LabelConfig`, or None.
+        overrides: (dotted path, value) from command-line flags.
+        assignments: `a.b=value` from `--set`; the value is read as TOML, else taken as text.
+
+    Raises:
+        ConfigError: with every mistake on a line of its own, each under its dotted path.
+    """
+    tree: dict[str, Any] = _read_toml(toml_path) if toml_path else {}
+    for path, value in overrides + [_parse_assignment(text) for text in assignments]:
+        _put(tree, path, value)
+    try:
+        return LabelConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"  {_dotted(e['loc'])}: {_sentence(e)}" for e in error.errors()]
+        raise ConfigError("the configuration has mistakes:\n" + "\n".join(lines)) from None
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _parse_assignment(text: str) -> tuple[str, Any]:
+    path, mark, value = text.partition("=")
+    if not mark or not path.strip():
+        raise ConfigError(f"--set {text}: expected section.field=value, such as reward.alpha=0.5")
+    try:
+        return path.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), value
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, field = path.split(".")
+    for name in sections:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {path}: {name} is a value, not a section")
+    tree[field] = value
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _sentence(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        section, *rest = error["loc"]
+        fields = section_fields(str(section)) if rest else LabelConfig.model_fields
+        return f"no such field; there are {', '.join(fields)}"
+    given = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return error["msg"].removeprefix("Value error, ") + given
+
+
+def section_fields(section: str) -> dict[str, FieldInfo]:
+    """The fields of one section of `LabelConfig`."""
+    kind = LabelConfig.model_fields[section].annotation
+    assert isinstance(kind, type) and issubclass(kind, Section)
+    return kind.model_fields

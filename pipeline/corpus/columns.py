@@ -1,0 +1,72 @@
+"""Columns of a row by dotted path: `a.b` is `b` within column `a`, unless a column is itself called `a.b`."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.errors import RowError
+
+Row = dict[str, Any]
+
+
+def lookup(row: Row, path: str) -> Any:
+    """The value at a dotted path; a column whose own name has dots goes first. Raises RowError `missing_column`."""
+    value: Any = row
+    rest = path
+    while isinstance(value, dict):
+        if rest in value:
+            return value[rest]
+        name, dot, rest = rest.partition(".")
+        if not dot or name not in value:
+            break
+        value = value[name]
+    raise RowError("missing_column", f"the row has no column {path!r}, only {', '.join(list(row)[:40]) or 'nothing'}")
+
+
+def has(row: Row, path: str) -> bool:
+    try:
+        lookup(row, path)
+    except RowError:
+        return False
+    return True
+
+
+def without(row: Row, path: str) -> Row:
+    """The row less what is at a dotted path, siblings kept; a column left empty goes too."""
+    name, _, rest = (path, "", "") if path in row else path.partition(".")
+    inner = row.get(name)
+    if not rest:
+        return {column: value for column, value in row.items() if column != name}
+    if not isinstance(inner, dict):
+        return row
+    left = without(inner, rest)
+    return {**row, name: left} if left else without(row, name)
+
+
+def jsonable(value: Any) -> Any:
+    """What JSON can hold: bytes as text or, where they are none, base64; dates in ISO form; other things by `str`."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(each) for each in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def paths(rows: Sequence[Row], types: tuple[type, ...] = (object,)) -> list[str]:
+    """Dotted paths of all values of these types; a message is a value."""
+    return list(dict.fromkeys(path for row in rows for path, value in _leaves(row) if isinstance(value, types)))
+
+
+def _leaves(row: Row, above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, dict) and value and not {"role", "from"} & value.keys():
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value

@@ -1,0 +1,116 @@
+"""One shard's way from raw rows to labels: the steps between reading and writing, without Ray.
+
+prepare   rows -> turns with their tokens, and the failures so far
+finish    turns with their scores -> labels and failures
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.config import RewardConfig
+from pipeline.corpus import RawRow, Shape, Shard, turns
+from pipeline.errors import RowError
+from pipeline.reward import aggregate, token_rewards
+from pipeline.samples import Turn, response_id
+from pipeline.scores import Scores
+from pipeline.store.schema import Failure, Label, extra_json
+from pipeline.tokens import Renderer, TokenizedTurn
+
+
+@dataclass
+class Prepared:
+    """A shard with everything that can be known of it without the model."""
+
+    shard: Shard
+    generation: int
+    turns: list[Turn] = field(default_factory=list)
+    tokens: list[TokenizedTurn] = field(default_factory=list)  # one per turn
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape, renderer: Renderer, which: str
+) -> Prepared:
+    """Normalise and tokenise a shard's rows. Every response ends in `turns` or in `failures`; nothing raises RowError."""
+    out = Prepared(shard, generation)
+    for number, row in rows:
+        for found in _expand(shard.file, number, row, shape, renderer, which):
+            if isinstance(found, Failure):
+                out.failures.append(found)
+            else:
+                out.turns.append(found[0])
+                out.tokens.append(found[1])
+    out.notes = list(renderer.notes)
+    return out
+
+
+def _expand(
+    file: str, number: int, row: object, shape: Shape, renderer: Renderer, which: str
+) -> Iterator[Failure | tuple[Turn, TokenizedTurn]]:
+    prompt_id = f"{file}:{number}"
+    try:
+        if isinstance(row, RowError):
+            raise row
+        sample = shape.normalise(file, number, row)  # type: ignore[arg-type]
+    except RowError as error:
+        yield _failure(prompt_id, prompt_id, error)
+        return
+    for failed in sample.failed:
+        yield _failure(response_id(prompt_id, failed.preference, failed.index), prompt_id, failed.error)
+    found = False
+    for turn in turns(sample, which):  # type: ignore[arg-type]
+        found = True
+        for each in renderer.under_rubrics(turn):
+            try:
+                yield each, renderer.tokenize(each)
+            except RowError as error:
+                yield _failure(each.id, prompt_id, error)
+    if not found and not sample.failed:
+        yield _failure(prompt_id, prompt_id, RowError("no_response", "the row has no response to score"))
+
+
+def finish(
+    prepared: Prepared, scores: Sequence[Scores | RowError], reward: RewardConfig
+) -> tuple[list[Label], list[Failure]]:
+    """Labels and failures of a shard, in the order of its rows; `scores` has one entry per turn."""
+    labels: list[Label] = []
+    failures = list(prepared.failures)
+    for turn, tokens, scored in zip(prepared.turns, prepared.tokens, scores, strict=True):
+        if isinstance(scored, RowError):
+            failures.append(_failure(turn.id, turn.prompt_id, scored))
+        else:
+            labels.append(label(turn, tokens, scored, reward))
+    return labels, failures
+
+
+def label(turn: Turn, tokens: TokenizedTurn, scores: Scores, reward: RewardConfig) -> Label:
+    """The label of one turn. `reward` follows from the stored columns alone, so that it can be computed anew from them."""
+    values = scores.values.astype(np.float32)
+    rewards = token_rewards(scores.q, scores.values, reward.gamma).astype(np.float32)
+    return Label(
+        id=turn.id,
+        prompt_id=turn.prompt_id,
+        preference=turn.preference,
+        response_index=turn.response_index,
+        prompt=tokens.prompt,
+        response=turn.response,
+        reward=aggregate(rewards, values, reward),
+        num_tokens=len(tokens.response_ids),
+        num_prompt_tokens=len(tokens.prompt_ids),
+        truncated=tokens.truncated,
+        token_ids=tokens.response_ids,
+        turn=turn.turn,
+        token_logprobs=scores.logprobs.astype(np.float32),
+        token_values=values,
+        token_rewards=rewards,
+        rubric=turn.rubric,
+        extra_info=extra_json(turn.extra),
+    )
+
+
+def _failure(identity: str, prompt_id: str, error: RowError) -> Failure:
+    file, _, row = prompt_id.rpartition(":")
+    return Failure(identity, prompt_id, file, int(row), error.reason, error.detail)

@@ -1,0 +1,113 @@
+"""From a model's name to its tokenizer, weights and identity. Local folders and the Hugging Face hub alike.
+
+Code that a model folder brings and pickled weights are refused unless asked for.
+"""
+
+import os
+from typing import Any
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
+from pipeline.store.fingerprint import folder_digest
+
+UNBOUNDED = 2**20  # what to take for a context where a model states none
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Raises ConfigError where there is none to load."""
+    from transformers import AutoTokenizer
+
+    with _explained(config):
+        return AutoTokenizer.from_pretrained(config.name, **_source(config))
+
+
+def load_settings(config: ModelConfig) -> Any:
+    """The model's own configuration. Raises ConfigError where there is none to load."""
+    from transformers import AutoConfig
+
+    with _explained(config):
+        return AutoConfig.from_pretrained(config.name, **_source(config))
+
+
+def load_model(config: ModelConfig, device: str, gpus: int = 1) -> Any:
+    """The causal LM on its device, in evaluation mode; over `gpus` GPUs of this process when that is more than one.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": getattr(torch, resolve_dtype(config.dtype, device))}
+    if device == "cuda":
+        options["device_map"] = "auto" if gpus > 1 else {"": 0}
+    if not config.allow_pickle:
+        options["use_safetensors"] = True
+    with _explained(config):
+        return AutoModelForCausalLM.from_pretrained(config.name, **_source(config), **options).eval()
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+def context_length(settings: Any, tokenizer: Any) -> int:
+    """The most tokens the model takes, prompt and response together."""
+    text = settings.get_text_config()
+    stated = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    limits = [
+        n for n in [*stated, getattr(tokenizer, "model_max_length", None)] if isinstance(n, int) and 0 < n < UNBOUNDED
+    ]
+    return min(limits, default=UNBOUNDED)
+
+
+def identify_model(config: ModelConfig, settings: Any, dtype: str) -> dict[str, Any]:
+    """What the fingerprint says of the weights: the content of a local folder, the commit of a hub model.
+
+    The folder's own name is left out: the same weights at another place are the same model.
+    """
+    if os.path.isdir(config.name):
+        return {"content": folder_digest(config.name), "dtype": dtype}
+    return {"name": config.name, "commit": getattr(settings, "_commit_hash", None) or config.revision, "dtype": dtype}
+
+
+def _source(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+class _explained:
+    """Turns whatever loading raises into one sentence that names the model and the remedy."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+
+    def __enter__(self) -> None:
+        name = self.config.name
+        if not name:
+            raise ConfigError("no model: give --model, a local folder or a model hub's name")
+        if os.path.exists(name) and not os.path.isdir(name):
+            raise ConfigError(
+                f"model.name = {name} is a file; give the folder that holds config.json and *.safetensors"
+            )
+        if os.path.isdir(name) and not os.access(os.path.join(name, "config.json"), os.R_OK):
+            raise ConfigError(
+                f"the model folder {name} has no config.json that can be read; is it a Hugging Face model?"
+            )
+        looks_local = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+        if looks_local and not os.path.isdir(name):
+            raise ConfigError(f"there is no model folder {name}")
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, ConfigError):
+            return
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        remedy = (
+            "is it a folder with config.json, tokenizer and *.safetensors, or a model hub's name that can be reached?"
+        )
+        if "trust_remote_code" in str(error):
+            remedy = "it brings code of its own; read it, then allow it with --set model.trust_remote_code=true"
+        elif "safetensors" in str(error) and not self.config.allow_pickle:
+            remedy = "pickled weights can run code; convert them, or allow them with --set model.allow_pickle=true"
+        raise ConfigError(f"cannot load the model {self.config.name}: {first}; {remedy}") from error

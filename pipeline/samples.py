@@ -1,0 +1,91 @@
+"""What one input row becomes: a prompt and the responses to it. Plain data, no behaviour beyond naming.
+
+The words used everywhere:
+
+- **row**: one record of an input file, counted from 0.
+- **sample**: one row, normalised: a prompt and its responses.
+- **turn**: one assistant message that is to be scored, with everything before it as its prompt. A response has one
+  scored turn (its last) unless `input.turns = "all"`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from pipeline.errors import RowError
+
+Preference = Literal["chosen", "rejected"]
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to a prompt: the messages that follow it, the last of which the assistant wrote."""
+
+    messages: list[Message]
+    preference: Preference | None = None
+    index: int = 0  # position among the responses of this prompt and preference
+    extra: dict[str, Any] = field(default_factory=dict)  # what the input says of this response alone (a domain, a key)
+
+
+@dataclass(frozen=True)
+class FailedResponse:
+    """A response that cannot be scored, though its siblings may be."""
+
+    preference: Preference | None
+    index: int
+    error: RowError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input row, normalised. Each of its responses is in `responses` or in `failed`.
+
+    `conversational` is False where the input gave the prompt as bare text: a base model then sees that text as it is,
+    not a transcript of turns.
+    """
+
+    file: str  # the input's name, as in ids
+    row: int
+    prompt: list[Message]  # may be empty: a corpus of plain text
+    responses: list[Response]
+    conversational: bool
+    extra: dict[str, Any] = field(default_factory=dict)  # input columns that have no other place
+    failed: list[FailedResponse] = field(default_factory=list)
+
+    @property
+    def prompt_id(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One assistant turn to score. `turn` counts the assistant messages before it in the conversation."""
+
+    id: str
+    prompt_id: str
+    preference: Preference | None
+    response_index: int
+    turn: int
+    prompt: list[Message]
+    response: str
+    conversational: bool
+    rubric: str | None
+    extra: dict[str, Any]
+
+
+def response_id(prompt_id: str, preference: Preference | None, index: int) -> str:
+    return f"{prompt_id}:{preference or 'response'}:{index}"
+
+
+def turn_id(prompt_id: str, preference: Preference | None, index: int, turn: int, rubric: str | None = None) -> str:
+    """The id of a label: the same on every run over the same input.
+
+    >>> turn_id("a.jsonl:7", "chosen", 0, 2, "safety")
+    'a.jsonl:7:chosen:0:2@safety'
+    """
+    name = f"{response_id(prompt_id, preference, index)}:{turn}"
+    return f"{name}@{rubric}" if rubric else name

@@ -1,0 +1,100 @@
+"""From hidden states to Q(s_h,a_h), V(s_h) and log pi, without ever holding [tokens, vocabulary].
+
+The output matrix is applied to a slice of positions at a time; each slice is reduced to its taken logit and its
+logsumexp in float32 (float64 for a float64 model) and overwritten. Rounding logits to bfloat16 would cost up to 0.1 in
+Q and V, so a low-precision matrix product accumulates and returns float32.
+
+Shapes: P scored positions, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class HeadScores:
+    """Per scored token, each [P]: the taken logit, V at alpha, and log pi at temperature 1."""
+
+    q: torch.Tensor
+    values: torch.Tensor
+    logprobs: torch.Tensor
+
+
+class Head:
+    """The output matrix of a causal LM and what its architecture does to the logits afterwards.
+
+    Args:
+        model: any Hugging Face causal LM with output embeddings.
+        chunk_mb: largest slice of logits, in MiB of float32.
+
+    Raises:
+        LookupError: where the model has no output embeddings.
+    """
+
+    def __init__(self, model: Any, chunk_mb: int):
+        layer = model.get_output_embeddings()
+        if layer is None or not hasattr(layer, "weight"):
+            raise LookupError(f"{type(model).__name__} has no output embeddings")
+        self.weight: torch.Tensor = layer.weight  # [V, D]
+        self.bias: torch.Tensor | None = getattr(layer, "bias", None)  # [V]
+        self.reshape = _reshape_of(model.config)
+        self.rows = max(1, chunk_mb * 2**20 // 4 // self.weight.shape[0])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[P, D] -> [P, V] in float32 or better. Callers keep P small."""
+        weight = self.weight
+        hidden = hidden.to(weight.device)
+        if weight.dtype in (torch.float32, torch.float64):
+            logits = hidden.to(weight.dtype) @ weight.T
+        elif weight.is_cuda:
+            logits = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
+        else:  # a CPU has no such product: widen a part of the matrix at a time
+            parts = weight.split(max(1, 2**24 // weight.shape[1]))
+            logits = torch.cat([hidden.float() @ part.float().T for part in parts], dim=1)
+        if self.bias is not None:
+            logits += self.bias
+        return self.reshape(logits)
+
+    def score(self, hidden: torch.Tensor, taken: torch.Tensor, alpha: float) -> HeadScores:
+        """Hidden states [P, D] and the tokens taken after them [P] -> scores, each [P]."""
+        return concatenate(
+            [
+                reduce_logits(self.logits(h), a, alpha)
+                for h, a in zip(hidden.split(self.rows), taken.split(self.rows), strict=True)
+            ]
+        )
+
+
+def reduce_logits(logits: torch.Tensor, taken: torch.Tensor, alpha: float) -> HeadScores:
+    """Logits [P, V], which are overwritten, and the tokens taken [P] -> scores, each [P]."""
+    q = logits.gather(1, taken.to(logits.device)[:, None])[:, 0]
+    top = logits.amax(dim=1, keepdim=True)
+    logits -= top
+    scaled = None if alpha == 1 else (logits / alpha).exp_().sum(dim=1).log_() * alpha + top[:, 0]
+    logsum = logits.exp_().sum(dim=1).log_() + top[:, 0]
+    values = logsum if scaled is None else scaled
+    # V >= Q holds exactly; in floating point both come from sums that round on their own.
+    return HeadScores(q=q, values=torch.maximum(values, q), logprobs=(q - logsum).clamp_(max=0.0))
+
+
+def concatenate(parts: list[HeadScores]) -> HeadScores:
+    """Scores one after another."""
+    return HeadScores(*(torch.cat([getattr(p, name) for p in parts]) for name in ("q", "values", "logprobs")))
+
+
+def _reshape_of(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What known architectures do to logits after the output matrix; the scorer's probe says whether it is all."""
+    text = config.get_text_config()
+    cap = getattr(text, "final_logit_softcapping", None)  # Gemma 2 and later
+    divisor = getattr(text, "logits_scaling", None)  # Granite
+    factor = getattr(text, "logit_scale", None)  # Cohere
+    if cap:
+        return lambda logits: logits.div_(cap).tanh_().mul_(cap)
+    if divisor:
+        return lambda logits: logits.div_(divisor)
+    if factor:
+        return lambda logits: logits.mul_(factor)
+    return lambda logits: logits

@@ -1,0 +1,271 @@
+"""Score tokenised responses with one model: log pi, V and Q of every response token. Needs torch, not Ray.
+
+    from pipeline.scoring import Scorer
+    scorer = Scorer(model)                       # any Hugging Face causal LM, already on its device
+    scores = scorer.score(turns)                 # one Scores, or a RowError, per turn
+
+How a model is run is found out once, on a probe, against its own plain forward:
+
+- **packed**: families of responses lie one after another in a single row, no padding (`pipeline.scoring.attention`);
+- **cached**: for models whose attention cannot be replaced: a family's prompt fills the key-value cache, its responses
+  continue it; single responses are padded on the right;
+- **plain**: right-padded rows, prompts repeated. True for any causal model.
+
+and whether the output matrix applied in slices gives the model's logits (`pipeline.scoring.head`); where it does not,
+the model's own logits are asked for, a response at a time, at the scored positions only.
+
+A reward does not depend on what else is in the batch beyond rounding (1e-6 in float32).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from pipeline.errors import RowError
+from pipeline.scores import Scores
+from pipeline.scoring import attention
+from pipeline.scoring.batches import Family, families, packed, padded
+from pipeline.scoring.head import Head, concatenate, reduce_logits
+from pipeline.tokens import TokenizedTurn
+
+log = logging.getLogger(__name__)
+
+Forward = Callable[[list[Family]], torch.Tensor]
+
+
+class Scorer:
+    """Holds one model and scores responses with it.
+
+    Args:
+        model: a Hugging Face causal LM on its device or devices; put in eval mode.
+        alpha: temperature of V.
+        budget_tokens: tokens forwarded at once; halved, for good, whenever memory runs out.
+        head_chunk_mb: largest slice of logits held, in MiB of float32.
+
+    Attributes:
+        layout: "packed", "cached" or "plain".
+        forwarded_tokens: tokens given to the model so far, padding included.
+    """
+
+    def __init__(self, model: Any, *, alpha: float = 1.0, budget_tokens: int = 16384, head_chunk_mb: int = 64):
+        self.model = model.eval().requires_grad_(False)
+        self.alpha = alpha
+        self.budget_tokens = budget_tokens
+        self.forwarded_tokens = 0
+        self.device = model.get_input_embeddings().weight.device
+        self.plain_attention = model.config._attn_implementation
+        self.layout = "plain"
+        self.head: Head | None = None
+        self._probe(head_chunk_mb)
+
+    @torch.inference_mode()
+    def score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
+        """Scores of each turn's response tokens, in the order given. Every turn has a prompt and a response token."""
+        results: list[Scores | RowError | None] = [None] * len(turns)
+        waiting = list(range(len(turns)))
+        while waiting:
+            found = families(turns, waiting, self.budget_tokens)
+            cut = packed if self.layout == "packed" else padded
+            for batch in cut(found if self.layout != "plain" else _singles(found), self.budget_tokens):
+                members = [m for family in batch for m in family.members]
+                try:
+                    scored = self._score_batch(batch)
+                except RuntimeError as error:
+                    if not _out_of_memory(error):
+                        raise
+                    self._shrink(members, batch, results)
+                    break
+                for member, scores in zip(members, scored, strict=True):
+                    results[member] = scores
+            waiting = [i for i in waiting if results[i] is None]
+        return [r for r in results if r is not None]
+
+    def _shrink(self, members: list[int], batch: list[Family], results: list[Scores | RowError | None]) -> None:
+        """Halve the budget after an out-of-memory error; a response that was alone cannot be helped."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(members) == 1:
+            results[members[0]] = RowError(
+                "out_of_memory", f"a response of {batch[0].tokens} tokens alone does not fit; lower tokens.max_length"
+            )
+            return
+        self.budget_tokens = max(1, min(self.budget_tokens, sum(f.tokens for f in batch)) // 2)
+        log.warning("out of memory: scorer.budget_tokens is now %d", self.budget_tokens)
+
+    def _score_batch(self, batch: list[Family]) -> list[Scores | RowError]:
+        taken = [torch.tensor(r) for family in batch for r in family.responses]
+        lengths = [len(t) for t in taken]
+        flat = torch.cat(taken).to(self.device)
+        if self.head is not None:
+            scores = self.head.score(self._forward(batch), flat, self.alpha)
+        else:
+            own = zip(_singles(batch), flat.split(lengths), strict=True)
+            scores = concatenate([reduce_logits(self._own_logits(f), a, self.alpha) for f, a in own])
+        parts = [part.split(lengths) for part in (scores.q.cpu(), scores.values.cpu(), scores.logprobs.cpu())]
+        return [_finite(Scores(*(p.to(torch.float64).numpy() for p in three))) for three in zip(*parts, strict=True)]
+
+    # Forward passes: each gives one state per response token, [P, D], in the order of the batch.
+
+    def _forward(self, batch: list[Family]) -> torch.Tensor:
+        if self.layout == "packed":
+            return self._packed(batch)
+        if self.layout == "cached" and len(batch[0].members) > 1:
+            return torch.cat([self._cached(family) for family in batch])
+        return self._plain(batch)
+
+    def _trunk(self, ids: torch.Tensor, **options: Any) -> Any:
+        self.forwarded_tokens += ids.numel()
+        return self.model.base_model(input_ids=ids.to(self.device), **options)
+
+    def _packed(self, batch: list[Family], **options: Any) -> torch.Tensor:
+        ids, positions, chosen, packing = _pack(batch)
+        out = self._trunk(
+            ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing, **options
+        )
+        return out.last_hidden_state[0, chosen.to(self.device)]
+
+    def _cached(self, family: Family) -> torch.Tensor:
+        prompt = torch.tensor([family.prompt_ids])
+        first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config))
+        state = first.last_hidden_state[:, -1]
+        count, width = len(family.responses), max(len(r) for r in family.responses) - 1
+        if width == 0:
+            return state.expand(count, -1)
+        cache = first.past_key_values
+        cache.batch_repeat_interleave(count)
+        ids = torch.zeros((count, width), dtype=torch.long)
+        for row, response in enumerate(family.responses):
+            ids[row, : len(response) - 1] = torch.tensor(response[:-1], dtype=torch.long)
+        positions = torch.arange(prompt.shape[1], prompt.shape[1] + width, device=self.device).expand(count, -1)
+        rest = self._trunk(ids, past_key_values=cache, use_cache=True, position_ids=positions).last_hidden_state
+        return torch.cat([torch.cat([state, rest[row, : len(r) - 1]]) for row, r in enumerate(family.responses)])
+
+    def _rows(self, batch: list[Family]) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
+        """Right-padded rows: ids and mask [B, L], and where each row's scored states begin and end."""
+        rows = [(family.prompt_ids, r) for family in batch for r in family.responses]
+        width = max(len(prompt) + len(r) - 1 for prompt, r in rows)
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        spans = []
+        for row, (prompt, response) in enumerate(rows):
+            whole = [*prompt, *response[:-1]]
+            ids[row, : len(whole)] = torch.tensor(whole)
+            mask[row, : len(whole)] = 1
+            spans.append((len(prompt) - 1, len(whole)))
+        return ids, mask, spans
+
+    def _plain(self, batch: list[Family]) -> torch.Tensor:
+        ids, mask, spans = self._rows(batch)
+        states = self._trunk(ids, attention_mask=mask.to(self.device), use_cache=False).last_hidden_state
+        return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
+
+    def _own_logits(self, single: Family) -> torch.Tensor:
+        """The model's own logits at the scored positions of a single response, [H, V]."""
+        ids, _, [(begin, end)] = self._rows([single])
+        self.forwarded_tokens += ids.numel()
+        keep = torch.arange(begin, end, device=self.device)
+        logits = self.model(input_ids=ids.to(self.device), use_cache=False, logits_to_keep=keep).logits[0]
+        logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    # The probe: what of the above is true of this model.
+
+    @torch.inference_mode()
+    def _probe(self, head_chunk_mb: int) -> None:
+        probe = _probe_families(self.model.config.get_text_config().vocab_size)
+        own = torch.cat([self._own_logits(single) for single in _singles(probe)])
+        scale = own.abs().amax().clamp_min(1e-3)
+        tolerance = 2e-2 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+
+        def agrees(states: torch.Tensor, head: Head) -> bool:
+            return bool((head.logits(states).to(own.device) - own).abs().amax() <= tolerance * scale)
+
+        try:
+            head = Head(self.model, head_chunk_mb)
+            if not agrees(self._plain(probe), head):
+                raise LookupError("the output matrix alone does not give the model's logits")
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            log.warning("%s: scoring from the model's own logits, which needs more memory (%s)", self._name, error)
+            self.forwarded_tokens = 0
+            return
+        self.head = head
+        for layout in ("packed", "cached"):
+            why = self._try(layout, lambda states: agrees(states, head), probe)
+            if why is None:
+                self.layout = layout
+                break
+            log.info("%s: not %s (%s)", self._name, layout, why)
+        self.forwarded_tokens = 0
+
+    def _try(self, layout: str, agrees: Callable[[torch.Tensor], bool], probe: list[Family]) -> str | None:
+        """None when the layout gives the plain forward's logits, else why it does not."""
+        try:
+            if layout == "packed":
+                _refuse_unknown_masks(self.model.config.get_text_config())
+                self.model.set_attn_implementation(attention.NAME)
+                states = self._packed(probe)
+            else:
+                states = torch.cat([self._cached(family) for family in probe])
+            if agrees(states):
+                return None
+            why = "its logits differ"
+        except Exception as error:  # whatever an unknown architecture raises means the same: not this way
+            why = f"{type(error).__name__}: {error}"
+        if layout == "packed":
+            self.model.set_attn_implementation(self.plain_attention)
+        return why
+
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
+
+
+def _finite(scores: Scores) -> Scores | RowError:
+    if scores.finite:
+        return scores
+    return RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _singles(batch: list[Family]) -> list[Family]:
+    return [Family(f.prompt_ids, (m,), (r,)) for f in batch for m, r in zip(f.members, f.responses, strict=True)]
+
+
+def _pack(batch: list[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, attention.Packing]:
+    """Ids and positions [T] of the packed row, the index of every scored state [P], and the row's structure."""
+    ids: list[int] = []
+    positions: list[int] = []
+    chosen: list[int] = []
+    structure = []
+    for family in batch:
+        start, prefix = len(ids), len(family.prompt_ids)
+        structure.append((start, prefix, [len(r) - 1 for r in family.responses]))
+        ids += family.prompt_ids
+        positions += range(prefix)
+        for response in family.responses:
+            chosen.append(start + prefix - 1)
+            chosen += range(len(ids), len(ids) + len(response) - 1)
+            ids += response[:-1]
+            positions += range(prefix, prefix + len(response) - 1)
+    return torch.tensor(ids), torch.tensor(positions), torch.tensor(chosen), attention.Packing(structure)
+
+
+def _probe_families(vocabulary: int) -> list[Family]:
+    """Two prompts with three responses, of different lengths and widely spread tokens."""
+    tokens = [(7 + 7919 * i) % vocabulary for i in range(64)]
+    return [
+        Family(tuple(tokens[:9]), (0, 1), (tuple(tokens[9:16]), tuple(tokens[16:28]))),
+        Family(tuple(tokens[28:34]), (2,), (tuple(tokens[34:44]),)),
+    ]
+
+
+def _refuse_unknown_masks(config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise attention.CannotPack(f"layers of kind {', '.join(sorted(kinds))}")

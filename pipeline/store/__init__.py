@@ -1,0 +1,27 @@
+"""The label store: schema, commit, lock, fingerprint, validation."""
+
+from pipeline.store.commit import Record, commit, find_record, part_uri, shard_name
+from pipeline.store.lock import WriterLock, holder_of
+from pipeline.store.schema import ERRORS, LABELS, Failure, Label, extra_json
+from pipeline.store.store import LabelStore, Progress, StoredInput, read_part
+from pipeline.store.validate import problems
+
+__all__ = [
+    "ERRORS",
+    "LABELS",
+    "Failure",
+    "Label",
+    "LabelStore",
+    "Progress",
+    "Record",
+    "StoredInput",
+    "WriterLock",
+    "commit",
+    "extra_json",
+    "find_record",
+    "holder_of",
+    "part_uri",
+    "problems",
+    "read_part",
+    "shard_name",
+]

@@ -1,0 +1,147 @@
+"""The commit of one shard: its parts first, then the record that makes them count.
+
+    labels/part-<shard>.parquet      written under a hidden name, flushed, renamed
+    errors/part-<shard>.parquet      likewise, only where there are errors
+    records/<shard>.json             created if absent: rows, digests, reasons, statistics
+
+A part's name is fixed by its shard and its bytes by the shard's content, so a writer that survives its driver and writes
+once more changes nothing. Killed anywhere before the record, the shard is simply not done and is labelled again.
+A retry takes the old record away before it replaces the parts, by the same steps: killed in between, the same holds.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.corpus import Shard
+from pipeline.store import documents
+from pipeline.store.schema import Failure, Label, errors_table, labels_table
+from pipeline.summary import ShardStats
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a record says of one Parquet file; no file where there are no rows."""
+
+    rows: int
+    sha256: str | None
+    ids_sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One committed shard. All of it follows from the shard's content and the fingerprint, but for the generation."""
+
+    shard: Shard
+    fingerprint: str
+    generation: int
+    labels: Part
+    errors: Part
+    reasons: dict[str, int]
+    stats: ShardStats
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shard": self.shard.to_json(),
+            "fingerprint": self.fingerprint,
+            "generation": self.generation,
+            "labels": asdict(self.labels),
+            "errors": asdict(self.errors),
+            "reasons": self.reasons,
+            "stats": self.stats.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Record":
+        return cls(
+            shard=Shard.from_json(data["shard"]),
+            fingerprint=data["fingerprint"],
+            generation=data["generation"],
+            labels=Part(**data["labels"]),
+            errors=Part(**data["errors"]),
+            reasons=data["reasons"],
+            stats=ShardStats.from_json(data["stats"]),
+        )
+
+
+def shard_name(shard: Shard) -> str:
+    """`<file>-<index>`, the file by a digest of its name: safe in any file system, the same on every run."""
+    return f"{file_key(shard.file)}-{shard.index:06d}"
+
+
+def file_key(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def part_uri(store: str, kind: str, shard: Shard) -> str:
+    return storage.join(store, kind, f"part-{shard_name(shard)}.parquet")
+
+
+def record_uri(store: str, shard: Shard) -> str:
+    return storage.join(store, "records", f"{shard_name(shard)}.json")
+
+
+def ids_digest(ids: Sequence[str]) -> str:
+    """sha256 over the ids in order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def commit(
+    store: str, shard: Shard, fingerprint: str, generation: int, labels: Sequence[Label], failures: Sequence[Failure]
+) -> Record:
+    """Write a shard's rows and record them. Returns the record that stands, another writer's if that came first.
+
+    Raises:
+        RunError: when the disk is full or cannot be written; nothing is recorded then.
+    """
+    label_rows, label_data = _parquet(labels_table(labels))
+    error_rows, error_data = _parquet(errors_table(failures))
+    stats = ShardStats.of(label_rows)
+    reasons = dict(sorted(Counter(f.reason for f in failures).items()))
+    record = Record(
+        shard, fingerprint, generation, _part(label_rows, label_data), _part(error_rows, error_data), reasons, stats
+    )
+    standing = find_record(store, shard)
+    if standing is not None and standing.generation >= generation:
+        return standing
+    if standing is not None:
+        documents.remove(record_uri(store, shard))
+    for kind, data in (("labels", label_data), ("errors", error_data)):
+        uri = part_uri(store, kind, shard)
+        if data is None:
+            documents.remove(uri)
+        else:
+            documents.write_bytes(uri, data)
+    if documents.create(record_uri(store, shard), record.to_json()):
+        return record
+    standing = find_record(store, shard)
+    assert standing is not None, "a record vanished while its store was locked"
+    return standing
+
+
+def find_record(store: str, shard: Shard) -> Record | None:
+    """The record of a shard, None when it is not done. Raises StoreError for a damaged one."""
+    try:
+        return Record.from_json(documents.read(record_uri(store, shard)))
+    except FileNotFoundError:
+        return None
+
+
+def _parquet(table: pa.Table) -> tuple[pa.Table, bytes | None]:
+    if not table.num_rows:
+        return table, None
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return table, buffer.getvalue()
+
+
+def _part(table: pa.Table, data: bytes | None) -> Part:
+    sha = None if data is None else hashlib.sha256(data).hexdigest()
+    return Part(table.num_rows, sha, ids_digest(table["id"].to_pylist()))

@@ -1,0 +1,70 @@
+"""What makes two runs the same: everything that changes a number, and nothing else."""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipeline.config import LabelConfig
+
+FORMAT = 1  # raised when the meaning of a stored column changes
+
+
+def describe(
+    config: LabelConfig, model: dict[str, Any], template: str | None, rubrics: dict[Any, Any]
+) -> dict[str, Any]:
+    """The description of a run's labels, flat: dotted name to value.
+
+    Args:
+        model: what `identify_model` says of the weights.
+        template: the chat template's text, None without one.
+        rubrics: system prompt by rubric name.
+    """
+    return {
+        "format": FORMAT,
+        **{f"model.{name}": value for name, value in model.items()},
+        "tokens.template": template,
+        "tokens.rubrics": {str(name): text for name, text in rubrics.items()},
+        "tokens.over_length": config.tokens.over_length,
+        "tokens.append_eos": config.tokens.append_eos,
+        **{f"reward.{name}": value for name, value in config.reward.model_dump().items()},
+        "input.turns": config.input.turns,
+        **{f"input.{name}": value for name, value in config.input.model_dump().items() if name.endswith("_key")},
+    }
+
+
+def digest(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """A line for each entry that differs, for people."""
+    names = sorted(stored.keys() | wanted.keys())
+    return [
+        f"{name}: the store has {_short(stored.get(name))}, this run {_short(wanted.get(name))}"
+        for name in names
+        if stored.get(name) != wanted.get(name)
+    ]
+
+
+def folder_digest(path: str) -> str:
+    """sha256 over the files of a model folder that decide its numbers: weights, configuration, tokenizer."""
+    names = sorted(
+        n for n in os.listdir(path) if n.endswith((".safetensors", ".json", ".model", ".bin", ".jinja", ".py"))
+    )
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda name: _file_digest(os.path.join(path, name)), names)
+    return hashlib.sha256("\n".join(f"{n} {d}" for n, d in zip(names, digests, strict=True)).encode()).hexdigest()
+
+
+def _file_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    if len(text) <= 60:
+        return text
+    return f"{text[:40]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"

@@ -1,0 +1,194 @@
+"""The label store: one directory, resumable, that can say of itself whether it is whole.
+
+OUTPUT/labels/part-*.parquet     one row per scored response
+OUTPUT/errors/part-*.parquet     one row per response or input row that could not be scored
+OUTPUT/records/run.json          the fingerprint and what it stands for
+OUTPUT/records/input-*.json      one per input file: its content digest, its shape, its shards
+OUTPUT/records/<shard>.json      one per committed shard; only these count
+OUTPUT/manifest.json             what a finished run says of itself
+OUTPUT/report.html               what a person looks at
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipeline import storage
+from pipeline.corpus import FilePlan, InputFile, Shape, Shard
+from pipeline.errors import StoreError
+from pipeline.store import documents, fingerprint
+from pipeline.store.commit import Record, file_key, part_uri, record_uri, shard_name
+from pipeline.store.lock import holder_of
+
+OWN_NAMES = {"labels", "errors", "records", "manifest.json", "report.html"}
+
+
+@dataclass(frozen=True)
+class StoredInput:
+    """What the store knows of one input file."""
+
+    file: InputFile
+    shape: Shape
+    plan: FilePlan
+
+    def to_json(self) -> dict[str, Any]:
+        return {"file": asdict(self.file), "shape": self.shape.to_json(), "plan": self.plan.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "StoredInput":
+        return cls(InputFile(**data["file"]), Shape.from_json(data["shape"]), FilePlan.from_json(data["plan"]))
+
+
+@dataclass
+class Progress:
+    """How far a store is."""
+
+    shards: int = 0
+    done_shards: int = 0
+    rows: int = 0
+    done_rows: int = 0
+    labels: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    writer: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.done_shards == self.shards
+
+
+class LabelStore:
+    """A store at a location; nothing is read or written before it is asked for."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+
+    def at(self, *names: str) -> str:
+        return storage.join(self.uri, *names)
+
+    # Opening
+
+    def check_place(self) -> None:
+        """Raises StoreError where the directory holds something that is not a label store."""
+        filesystem, path = storage.locate(self.uri)
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.File:
+            raise StoreError(f"{self.uri} is a file; give a directory for the label store")
+        if info.type == fs.FileType.NotFound or storage.exists(self.at("records", "run.json")):
+            return
+        names = {i.base_name for i in filesystem.get_file_info(fs.FileSelector(path))}
+        foreign = sorted(names - {"records", "labels", "errors"})
+        if foreign:
+            raise StoreError(
+                f"{self.uri} holds something else ({', '.join(foreign[:5])}) and no label store; give an empty directory"
+            )
+
+    def open_for_writing(self, description: dict[str, Any]) -> str:
+        """Create the store or check that it holds the same run. Call it with the writer's lock held.
+
+        Returns:
+            The fingerprint.
+
+        Raises:
+            StoreError: where the store was made under another description; says what differs.
+        """
+        wanted = fingerprint.digest(description)
+        try:
+            stored = self.description()
+        except FileNotFoundError:
+            documents.write(self.at("records", "run.json"), {"fingerprint": wanted, "description": description})
+            return wanted
+        lines = fingerprint.differences(stored, description)
+        if lines:
+            raise StoreError(
+                f"{self.uri} holds labels of another run and is left as it is; give another --output. What differs:\n  "
+                + "\n  ".join(lines)
+            )
+        for kind in ("labels", "errors", "records"):
+            documents.remove_temporaries(self.at(kind))
+        return wanted
+
+    def description(self) -> dict[str, Any]:
+        """What the fingerprint stands for. Raises FileNotFoundError where there is no store."""
+        return documents.read(self.at("records", "run.json"))["description"]
+
+    # Inputs
+
+    def find_input(self, name: str) -> StoredInput | None:
+        try:
+            return StoredInput.from_json(documents.read(self._input_uri(name)))
+        except FileNotFoundError:
+            return None
+
+    def add_input(self, stored: StoredInput) -> None:
+        documents.write(self._input_uri(stored.file.name), stored.to_json())
+
+    def inputs(self) -> list[StoredInput]:
+        names = [n for n in storage.list_names(self.at("records")) if n.startswith("input-") and n.endswith(".json")]
+        found = [StoredInput.from_json(documents.read(self.at("records", n))) for n in names]
+        return sorted(found, key=lambda stored: stored.file.name)
+
+    def _input_uri(self, name: str) -> str:
+        return self.at("records", f"input-{file_key(name)}.json")
+
+    # Records
+
+    def done(self) -> set[str]:
+        """Names of the committed shards: one listing, whatever the number of rows."""
+        names = storage.list_names(self.at("records"))
+        return {n.removesuffix(".json") for n in names if n.endswith(".json") and not n.startswith(("input-", "run."))}
+
+    def records(self) -> Iterator[Record]:
+        """Every record, in the order of their names. Raises StoreError for a damaged one."""
+        uris = [self.at("records", f"{name}.json") for name in sorted(self.done())]
+        with ThreadPoolExecutor(16) as pool:
+            for data in pool.map(documents.read, uris):
+                yield Record.from_json(data)
+
+    def progress(self) -> Progress:
+        """Raises StoreError where there is no store."""
+        self.require()
+        done = self.done()
+        found = Progress(writer=holder_of(self.uri))
+        for stored in self.inputs():
+            found.shards += len(stored.plan.shards)
+            found.rows += stored.plan.rows
+            found.done_shards += sum(shard_name(shard) in done for shard in stored.plan.shards)
+        for record in self.records():
+            found.done_rows += record.shard.rows
+            found.labels += record.labels.rows
+            found.errors.update(record.reasons)
+        return found
+
+    def require(self) -> None:
+        """Raises StoreError where there is no store."""
+        if not storage.exists(self.at("records", "run.json")):
+            raise StoreError(f"{self.uri} is not a label store: it has no records/run.json")
+
+    # Reading
+
+    def sample(self, rows: int, columns: list[str] | None = None) -> pa.Table | None:
+        """Whole parts spread evenly over the store until there are `rows` labels; None where there is none."""
+        parts = [r for r in self.records() if r.labels.rows]
+        if not parts:
+            return None
+        total = sum(r.labels.rows for r in parts)
+        wanted = max(1, min(len(parts), round(len(parts) * rows / total)))
+        picked = [parts[i * len(parts) // wanted] for i in range(wanted)]
+        tables = [read_part(part_uri(self.uri, "labels", r.shard), columns) for r in picked]
+        return pa.concat_tables(tables).slice(0, rows)
+
+    def remove_record(self, shard: Shard) -> None:
+        documents.remove(record_uri(self.uri, shard))
+
+
+def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file of a store, its page checksums verified."""
+    filesystem, path = storage.locate(uri)
+    with filesystem.open_input_file(path) as file:
+        return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)

@@ -1,0 +1,377 @@
+"""The report as a parser, an arithmetic check and a browser see it."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.config import LabelConfig
+from pipeline.report import draw_report, formula, to_toml
+from pipeline.report.charts import MAX_POINTS, Axis, bin_counts, bin_edges, draw_histogram, draw_scatter
+from pipeline.report.markup import compact, esc
+from pipeline.report.reading import accuracy_sentence, length_sentence, pairs_by_length_sentence
+from pipeline.report.responses import HEAD, TAIL, choose_cards
+from pipeline.summary import ShardStats
+
+MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+SCHEMA = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "preference": pa.string(),
+        "response_index": pa.int32(),
+        "prompt": MESSAGES,
+        "response": pa.string(),
+        "reward": pa.float64(),
+        "num_tokens": pa.int32(),
+        "num_prompt_tokens": pa.int32(),
+        "truncated": pa.bool_(),
+        "token_ids": pa.list_(pa.int32()),
+        "turn": pa.int32(),
+        "token_logprobs": pa.list_(pa.float32()),
+        "token_values": pa.list_(pa.float32()),
+        "token_rewards": pa.list_(pa.float32()),
+        "rubric": pa.string(),
+    }
+)
+VOID = {"meta", "input"}
+
+
+def label(prompt_id: str, preference: str | None, tokens: list[int], reward: float, **others: Any) -> dict[str, Any]:
+    count = len(tokens)
+    return {
+        "prompt_id": prompt_id,
+        "preference": preference,
+        "response_index": 0,
+        "prompt": [{"role": "user", "content": prompt_id}],
+        "response": "",
+        "reward": reward,
+        "num_tokens": count,
+        "num_prompt_tokens": 3,
+        "truncated": False,
+        "token_ids": tokens,
+        "turn": 0,
+        "token_logprobs": np.linspace(-3, 0, count),
+        "token_values": np.linspace(12, 15, count),
+        "token_rewards": np.linspace(-2, 2, count),
+        "rubric": None,
+    } | others
+
+
+def table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def pairs(count: int, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        for kind in ("chosen", "rejected"):
+            tokens = rng.integers(2, 60)
+            rows.append(label(f"prompt {i}", kind, list(range(tokens)), float(-tokens + rng.normal(scale=8))))
+    return table(rows)
+
+
+def decode(ids: list[int]) -> list[str]:
+    return [f" w{i}" for i in ids]
+
+
+def manifest(labels: pa.Table, **others: Any) -> dict[str, Any]:
+    config = LabelConfig.model_validate({"model": {"name": "/models/tiny-chat"}, "input": {"paths": ["a.jsonl"]}})
+    return {
+        "fingerprint": "0123456789abcdef",
+        "config": config.model_dump(),
+        "inputs": [{"name": "a.jsonl", "rows": 40, "shape": "preference"}],
+        "summary": ShardStats.of(labels).summary(),
+        "errors": {},
+        "counts": {"rows": 40, "labels": labels.num_rows},
+        "timing": {"seconds": 2.0, "tokens_per_second": 1234.5},
+        "versions": {"endoreward": "0.1.0"},
+        "created": "2025-06-30T12:34:56+00:00",
+    } | others
+
+
+class Page(HTMLParser):
+    """The page as a tree of checks: elements close in order, ids are unique; texts and attributes are kept."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(html)
+        self.close()
+        assert self.open == []
+        ids = [attributes["id"] for _, attributes in self.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+    def having(self, tag: str, of_class: str = "") -> list[dict[str, str | None]]:
+        classes = set(of_class.split())
+        return [a for name, a in self.elements if name == tag and classes <= set((a.get("class") or "").split())]
+
+
+def test_page_has_every_part_in_order_and_loads_nothing():
+    labels = pairs(20)
+    html = draw_report(manifest(labels, errors={"empty_response": 2}), labels, decode)
+    page = Page(html)
+    assert page.text["h1"] == ["Rewards inside tiny-chat"]
+    assert page.text["h2"] == ["Rewards", "Length", "Token by token", "Figures", "Errors", "Reproduce"]
+    assert "empty_response" in page.text["th"]
+    assert len(page.having("article", "card")) == 5
+    assert len(page.having("section", "response")) == 10
+    assert all(drawing["aria-label"] for drawing in page.having("svg", "chart"))
+    assert not page.having("script") and not page.having("link") and not page.having("img")
+    assert not re.search(r"https?:|//\w|url\(|@import|src=|href=", html)
+    assert "2025-06-30 12:34" in html and "0123456789ab" in html
+
+
+def test_chosen_stands_beside_rejected_of_the_same_prompt():
+    labels = pairs(20)
+    cards = choose_cards(labels)
+    margins = []
+    for (chosen, rejected), heading in cards:
+        a, b = labels.slice(chosen, 1).to_pylist()[0], labels.slice(rejected, 1).to_pylist()[0]
+        assert (a["preference"], b["preference"], a["prompt_id"]) == ("chosen", "rejected", b["prompt_id"])
+        margins.append(a["reward"] - b["reward"])
+        assert ("right" in heading) == (margins[-1] > 0)
+    assert margins == sorted(margins, reverse=True)
+
+
+def test_text_from_data_is_never_markup():
+    evil = "</style><script>alert(1)</script>\"'&"
+    pieces = {0: evil, 1: "\ud83d", 2: "\N{GRINNING FACE}", 3: "\N{REPLACEMENT CHARACTER}", 4: "\x00\x1b[0m", 5: ""}
+    rows = [
+        label(evil, kind, [0, 1, 2, 3, 4, 5], reward, rubric=evil, prompt=[{"role": evil, "content": evil}])
+        for kind, reward in (("chosen", 1.0), ("rejected", 0.0))
+    ]
+    labels = table(rows)
+    given = manifest(
+        labels,
+        errors={evil: 1},
+        versions={evil: evil},
+        fingerprint=evil,
+        created=evil,
+        command=evil,
+        inputs=[{"name": evil, "rows": 1, "shape": evil}],
+        config={"model": {"name": evil}, "reward": {"aggregation": evil}, "input": {"paths": [evil]}},
+    )
+    html = draw_report(given, labels, lambda ids: [pieces[i] for i in ids])
+    page = Page(html)
+    assert not page.having("script") and "alert(1)" in html
+    assert len(page.having("style")) == 1
+    html.encode("utf-8")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", html)
+    assert all("on" not in {name[:2] for name in attributes} for _, attributes in page.elements)
+
+
+def test_right_to_left_text_keeps_its_order_and_direction():
+    hebrew = ["\u05e9\u05dc", "\u05d5\u05dd", " \u05e2\u05d5\u05dc\u05dd"]
+    labels = table([label("\u05de\u05d4?", None, [0, 1, 2], 1.0)])
+    html = draw_report(manifest(labels), labels, lambda ids: [hebrew[i] for i in ids])
+    assert re.sub(r"<[^>]+>", "", html).count("".join(hebrew)) == 1
+    assert Page(html).having("p", "tokens")[0]["dir"] == "auto"
+
+
+def test_line_ends_tabs_and_special_tokens_are_visible():
+    pieces = ["a\n\n", "\tb", "<|im_end|>", "", "<b>"]
+    labels = table([label("p", None, [0, 1, 2, 3, 4], 1.0)])
+    html = draw_report(manifest(labels), labels, lambda ids: [pieces[i] for i in ids])
+    page = Page(html)
+    assert [len(page.having("i", kind)) for kind in ("line", "tab", "special", "part")] == [2, 1, 1, 1]
+    assert "&lt;|im_end|&gt;" in html and "&lt;b&gt;" in html
+
+
+def test_token_carries_its_figures_and_a_shade_for_each_view():
+    labels = table([label("p", None, [7, 8, 9], 1.0, token_rewards=[-2.0, 0.0, 40.0])])
+    tokens = Page(draw_report(manifest(labels), labels, decode)).having("span", "t")
+    minus = "\N{MINUS SIGN}"
+    assert tokens[0]["title"] == f"token 1 of 3, id 7\nr {minus}2.0000\nlog π {minus}3.0000\nV 12.0000"
+    # the last token's r is all of Q: it is coloured in full and does not stretch the scale of the others
+    assert [str(token["class"]).split()[1:2] for token in tokens] == [["r-5"], ["l-3"], ["r5"]]
+    radios = Page(draw_report(manifest(labels), labels, decode)).having("input")
+    assert [radio["id"] for radio in radios] == ["view-r", "view-l", "view-v"]
+    assert ["checked" in radio for radio in radios] == [True, False, False]
+
+
+def test_long_response_shows_its_beginning_and_end():
+    count = HEAD + TAIL + 100
+    labels = table([label("p", None, list(range(count)), 1.0)])
+    html = draw_report(manifest(labels), labels, decode)
+    assert len(Page(html).having("span", "t")) == HEAD + TAIL
+    assert "100 more tokens" in html and f" w{HEAD - 1}<" in html and f" w{count - TAIL}<" in html
+
+
+def test_long_prompt_is_folded():
+    labels = table([label("word " * 400, None, [1], 1.0)])
+    page = Page(draw_report(manifest(labels), labels, decode))
+    assert [text for text in page.text["summary"] if text.startswith("Prompt, 2,000 characters")]
+    assert not Page(draw_report(manifest(pairs(1)), pairs(1), decode)).having("p", "none")
+    bare = table([label("p", None, [1], 1.0, prompt=[])])
+    assert Page(draw_report(manifest(bare), bare, decode)).text["p"].count("No prompt.") == 1
+
+
+@pytest.mark.parametrize("kind", ["chosen", None])
+def test_one_label(kind):
+    labels = table([label("p", kind, [1], -2.0)])
+    page = Page(draw_report(manifest(labels), labels, decode))
+    assert len(page.having("path", "area")) == 2  # the swatch and the only bar
+    assert len(page.having("circle")) == 2
+    assert len(page.having("article", "card")) == 1
+
+
+def test_no_label():
+    labels = table([])
+    page = Page(draw_report(manifest(labels, errors={"empty_response": 9}), labels, decode))
+    assert "No response was labelled." in page.text["p"]
+    assert page.text["h2"] == ["Errors", "Reproduce"]
+
+
+def test_only_the_summary_is_needed_of_the_manifest():
+    labels = pairs(3)
+    assert Page(draw_report({"summary": ShardStats.of(labels).summary()}, labels, decode)).text["h2"][-1] == "Reproduce"
+
+
+def test_a_sample_is_called_a_sample():
+    whole = pairs(30)
+    html = draw_report(manifest(whole), whole.slice(0, 20), decode)
+    assert "Drawn from 20 of 60 labels." in html
+    assert "Drawn from" not in draw_report(manifest(whole), whole, decode)
+
+
+@pytest.mark.parametrize("count", [1, 2, 30, 3000])
+def test_histogram_counts_are_numpys(count):
+    rewards = np.random.default_rng(count).standard_t(2, count) * 50
+    edges = bin_edges(rewards)
+    counts = bin_counts(rewards, edges)
+    assert np.allclose(np.diff(edges), edges[1] - edges[0]) and len(counts) <= 40
+    inside = rewards[(rewards >= edges[0]) & (rewards <= edges[-1])]
+    assert (counts[1:-1] == np.histogram(inside, edges)[0][1:-1]).all()
+    assert counts.sum() == count
+    assert len(inside) >= 0.99 * count if count > 200 else len(inside) == count
+    drawn = draw_histogram({"chosen": rewards, "rejected": rewards[:1]})
+    assert [int(n) for n in re.findall(r": (\d+) chosen, ", drawn)] == counts.tolist()
+
+
+def test_histogram_of_one_value_and_of_one_kind():
+    assert bin_counts(np.zeros(5), bin_edges(np.zeros(5))).sum() == 5
+    drawn = draw_histogram({"other": np.full(3, -1e9)})
+    assert "rejected" not in drawn and "nan" not in drawn
+
+
+def test_axis_has_round_ends_around_the_values():
+    axis = Axis.framing(np.array([0.13, 9.4]), 5)
+    assert axis.values().tolist() == [0, 2, 4, 6, 8, 10]
+    assert Axis.framing(np.array([-0.003, 0.001]), 4).text(-0.002) == "\N{MINUS SIGN}0.002"
+
+
+def test_scatter_draws_a_bounded_number_of_points_and_owns_up_to_the_rest():
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=3 * MAX_POINTS)
+    rewards[:7] = 1e6
+    drawn = draw_scatter({"chosen": rng.integers(1, 50, len(rewards))}, {"chosen": rewards})
+    assert 0.9 * MAX_POINTS < drawn.count("<circle") <= MAX_POINTS + 1
+    beyond = re.search(r"([\d,]+) labels lie beyond the frame", drawn)
+    assert beyond and int(beyond[1].replace(",", "")) >= 7
+
+
+def summary_with(r: float | None, labels: int = 1000, **length: float) -> dict[str, Any]:
+    unknown = dict.fromkeys(("longer_wins", "chosen_longer", "accuracy_chosen_longer", "accuracy_chosen_shorter"))
+    return {"labels": labels, "length": unknown | {"reward_length_correlation": r} | length}
+
+
+@pytest.mark.parametrize(
+    ("r", "reward", "said"),
+    [
+        (-0.93, {"aggregation": "sum"}, r"^Longer answers get lower rewards \(r.=..0\.93\): .* favours short answers"),
+        (-0.3, {"aggregation": "sum"}, "^Longer answers get somewhat lower"),
+        (-0.8, {"aggregation": "discounted_sum", "gamma": 0.9}, "gamma = 0.9 a token weighs little after about 10"),
+        (-0.8, {"aggregation": "discounted_sum", "gamma": 1.0}, "favours short answers"),
+        (-0.6, {"aggregation": "mean"}, "mean does not count tokens, so"),
+        (0.6, {"aggregation": "mean"}, r"^Longer answers get higher rewards .* easier to predict"),
+        (0.6, {"aggregation": "sum"}, "comes from"),
+        (0.6, {"aggregation": "sum", "gamma": 0.5}, "use discounted_sum"),
+        (-0.07, {"aggregation": "sum"}, "^Length hardly matters"),
+        (None, {}, "do not vary together"),
+    ],
+)
+def test_length_sentence_depends_on_the_figures(r, reward, said):
+    assert re.search(said, length_sentence(summary_with(r), reward))
+
+
+def test_few_labels_say_nothing_of_length():
+    assert length_sentence(summary_with(-0.8, labels=5), {}).startswith("No relation")
+    assert length_sentence(summary_with(-0.8, labels=50), {}).startswith("Longer answers")
+
+
+def test_pairs_by_length_sentence():
+    sides = {"longer_wins": 0.2, "chosen_longer": 0.5, "accuracy_chosen_longer": 0.3, "accuracy_chosen_shorter": 0.9}
+    assert ", but on 90%" in pairs_by_length_sentence(summary_with(-0.5, **sides))
+    assert ", and on 90%" in pairs_by_length_sentence(summary_with(0.0, **sides | {"accuracy_chosen_longer": 0.88}))
+    assert pairs_by_length_sentence(summary_with(0.0)) == ""
+
+
+@pytest.mark.parametrize(("right", "said"), [(90, "more often than"), (50, "chance alone might"), (10, "less often")])
+def test_accuracy_sentence_depends_on_the_interval(right, said):
+    counts = {"pairs": 100, "right": right, "ties": 2, "accuracy": right / 100, "margin": {"mean": -1.0, "std": 2.0}}
+    assert said in accuracy_sentence({"pairs": counts})
+    assert "2 pairs are ties" in accuracy_sentence({"pairs": counts})
+    assert accuracy_sentence({"pairs": None}) == ""
+
+
+def test_formula_is_the_aggregation_in_use():
+    assert len(formula({"aggregation": "mean"})) == 2
+    assert "V" not in formula({"aggregation": "sum"})[0]
+    assert "V" in formula({"aggregation": "sum", "subtract_initial_value": True})[0]
+    assert "max(&gamma;" in formula({"aggregation": "discounted_sum", "gamma": 0.9, "min_weight": 0.1})[0]
+    assert formula({"alpha": 0.5, "gamma": 0.9})[-1] == "&alpha; = 0.5, &gamma; = 0.9"
+
+
+def test_configuration_comes_back_from_the_page():
+    config = LabelConfig.model_validate(
+        {"model": {"name": 'a "b"\n\\ \N{GRINNING FACE}\x7f'}, "input": {"paths": ["x", "y"]}, "reward": {"gamma": 0.9}}
+    )
+    assert LabelConfig.model_validate(tomllib.loads(to_toml(config.model_dump()))) == config
+
+
+def test_markup():
+    assert esc("<a href='x'>\r\x85") == "&lt;a href=&#x27;x&#x27;&gt;\u240d\N{REPLACEMENT CHARACTER}"
+    assert [compact(n).split() for n in (9_999_999, 12_345_678, 4.5e9)] == [["9,999,999"], ["12.3", "M"], ["4.5", "B"]]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
+def test_page_in_a_browser(tmp_path):
+    labels = pairs(20)
+    page = tmp_path / "report.html"
+    page.write_text(draw_report(manifest(labels), labels, decode), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
+    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in seen.stderr
+    dom = Page(seen.stdout)
+    assert len(dom.having("svg", "chart")) == 2
+    assert len(dom.having("circle")) == labels.num_rows + 2
+    assert f"{labels.num_rows:,} responses" in seen.stdout
