@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, RowError
 from pipeline.samples import Message, Turn
 
 RUBRIC_NAME = re.compile(r"[\w.-]+")
+LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
 SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
 
@@ -262,9 +263,21 @@ Decode = Callable[[list[int]], list[str]]
 
 
 def pieces(tokenizer: Any) -> Decode:
-    """A function from token ids to the text of each, for people to look at."""
+    """A function from token ids to the text of each, for people to look at, one piece per id.
+
+    A character that several tokens make up is given to the last of them, the others get nothing.
+    """
 
     def decode(ids: list[int]) -> list[str]:
-        return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+        found: list[str] = []
+        pending: list[int] = []
+        for position, token in enumerate(ids):
+            pending.append(token)
+            text = tokenizer.decode(pending, clean_up_tokenization_spaces=False)
+            unfinished = text.endswith("\ufffd") and len(pending) < LONGEST_CHARACTER and position + 1 < len(ids)
+            found.append("" if unfinished else text)
+            if not unfinished:
+                pending = []
+        return found
 
     return decode

@@ -141,8 +141,8 @@ def _explained(name: str, rows: Sequence[Row], names: Sequence[str], nearest: li
     response = next((path for path in others if path.split(".")[-1] in RESPONSES), next(iter(others), "COLUMN"))
     return (
         f"{name}: its columns do not say what is the prompt and what the response: {near}. Columns: {_listed(rows)}. "
-        f"Say it with keys, for example --set input.prompt_key={first} --set input.response_key={response} (there are also "
-        "input.chosen_key, input.rejected_key and input.messages_key; a dot reaches into a column)"
+        f"Say it with keys, for example --set input.prompt_key={first} --set input.response_key={response} (there are "
+        "also input.chosen_key, input.rejected_key and input.messages_key; a dot reaches into a column)"
     )
 
 

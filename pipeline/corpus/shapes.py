@@ -50,7 +50,7 @@ class Shape:
     def _normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
         used = [column for column, _ in self.responses]
         prompt, conversational = self._prompt(row, used)
-        drafts: list[tuple[Response, bool]] = []
+        drafts: list[Response] = []
         failed: list[FailedResponse] = []
         counts: dict[Preference | None, int] = {}
         for where, preference, value, extra in self._values(row):
@@ -60,24 +60,15 @@ class Shape:
                 if isinstance(value, RowError):
                     raise value
                 messages, as_messages = self._response(value, where, preference)
-                drafts.append((Response(messages, preference, index, extra), as_messages))
+                drafts.append(Response(messages, preference, index, extra))
+                conversational = conversational or len(messages) > 1 or (as_messages and self.prompt is None)
             except RowError as error:
                 failed.append(FailedResponse(preference, index, error))
-        conversations = [response.messages for response, _ in drafts]
-        if self.prompt is None or any(messages[0]["role"] != "assistant" for messages in conversations):
-            shared = self._shared(conversations) if conversations else 0
-            carried = conversations[0][:shared] if conversations else []
-            if any(message not in carried for message in prompt) and conversations:
-                raise RowError(
-                    "prompt_mismatch", f"the responses begin with turns that are not those of {self.prompt!r}"
-                )
-            prompt = carried
-            drafts = [(replace(response, messages=response.messages[shared:]), said) for response, said in drafts]
-            conversational = any(as_messages for _, as_messages in drafts)
-        conversational = conversational or any(len(response.messages) > 1 for response, _ in drafts)
+        if any(self.prompt is None or response.messages[0]["role"] != "assistant" for response in drafts):
+            prompt, drafts = self._split(prompt, drafts)
         prompt = self._instructed(prompt, row, used)
         responses = []
-        for response, _ in drafts:
+        for response in drafts:
             scored = [message["content"] for message in response.messages if message["role"] == "assistant"]
             if all(scored if self.turns == "all" else scored[-1:]):
                 responses.append(response)
@@ -94,10 +85,11 @@ class Shape:
             return [], False
         used.append(self.prompt)
         prompt, conversational = read.to_prompt(columns.lookup(row, self.prompt), f"column {self.prompt!r}")
-        if self.context and prompt and not conversational and row.get(self.context):
+        if self.context and prompt and not conversational:
             used.append(self.context)
-            about = read.to_text(row[self.context], f"column {self.context!r}")
-            prompt = [Message(role="user", content=f"{prompt[0]['content']}\n\n{about}")]
+            if row.get(self.context):
+                about = read.to_text(row[self.context], f"column {self.context!r}")
+                prompt = [Message(role="user", content=f"{prompt[0]['content']}\n\n{about}")]
         return prompt, conversational
 
     def _instructed(self, prompt: list[Message], row: Row, used: list[str]) -> list[Message]:
@@ -136,6 +128,14 @@ class Shape:
         if preference and messages[0]["role"] == "assistant":
             raise RowError("no_prompt", f"{where} begins with the assistant's turn and no column holds a prompt")
         return messages, as_messages
+
+    def _split(self, prompt: list[Message], whole: list[Response]) -> tuple[list[Message], list[Response]]:
+        """Conversations that carry their prompt, as that prompt and the responses to it."""
+        shared = self._shared([response.messages for response in whole])
+        carried = whole[0].messages[:shared]
+        if any(message not in carried for message in prompt):
+            raise RowError("prompt_mismatch", f"the responses begin with turns that are not those of {self.prompt!r}")
+        return carried, [replace(response, messages=response.messages[shared:]) for response in whole]
 
     def _shared(self, conversations: list[list[Message]]) -> int:
         """How many leading turns are the prompt: those that all share, leaving each its last. A conversation that is no

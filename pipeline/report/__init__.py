@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.report.charts import draw_histogram, draw_scatter
 from pipeline.report.markup import compact, esc, minus
-from pipeline.report.reading import accuracy_sentence, length_sentence, pairs_by_length_sentence
+from pipeline.report.reading import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.responses import Decode, draw_responses
 from pipeline.summary import accuracy_text, plain, signed, summary_rows
 
@@ -34,7 +34,7 @@ def draw_report(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
     model = str(_section(config, "model").get("name") or "a language model").rstrip("/").rpartition("/")[2]
     sections = [_header(manifest, model), _tiles(manifest)]
     if labels.num_rows:
-        sections += [*_charts(manifest, labels), _responses(labels, decode)]
+        sections += [*_charts(manifest, labels), _responses(manifest, labels, decode)]
     if manifest["summary"]["labels"]:
         sections.append(_figures(manifest))
     else:
@@ -121,7 +121,7 @@ def _tiles(manifest: Manifest) -> str:
     pace = f"{speed:,.0f} tokens a second" if speed else ""
     tiles.append((compact(summary["tokens"]["response"]), "tokens scored", pace))
     if errors:
-        tiles.append((compact(errors), "errors", "responses without a label"))
+        tiles.append((compact(errors), "errors", "not labelled"))
     drawn = "".join(
         f"<div><dt>{name}</dt><dd><b>{minus(value)}</b><small>{minus(note)}</small></dd></div>"
         for value, name, note in tiles
@@ -151,7 +151,7 @@ def _charts(manifest: Manifest, labels: pa.Table) -> list[str]:
     if section.get("aggregation", "sum") != "mean" and not section.get("subtract_initial_value"):
         across = ["The sum holds V(s₁), which differs between prompts and cancels within a pair."]
     return [
-        _section_of("Rewards", [accuracy_sentence(summary), *drawn], draw_histogram(rewards)),
+        _section_of("Rewards", [reward_sentence(summary), *drawn], draw_histogram(rewards)),
         _section_of(
             "Length",
             [length_sentence(summary, section), pairs_by_length_sentence(summary), *across, *drawn],
@@ -160,12 +160,14 @@ def _charts(manifest: Manifest, labels: pa.Table) -> list[str]:
     ]
 
 
-def _responses(labels: pa.Table, decode: Decode) -> str:
+def _responses(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
     said = (
-        "<h2>Token by token</h2><p class='said'>Some responses, taken evenly by rank. Point at a token to read its "
+        '<h2>Token by token</h2><p class="said">Some responses, taken evenly by rank. Point at a token to read its '
         "figures. No value follows the last token, so its r is all of Q and stands out.</p>"
     )
-    return f'<section class="wide">{said}{draw_responses(labels, decode)}</section>'
+    aggregation = _section(manifest.get("config") or {}, "reward").get("aggregation")
+    drawn = draw_responses(labels, decode, "l" if aggregation == "mean" else "r")
+    return f'<section class="wide">{said}{drawn}</section>'
 
 
 def _errors(manifest: Manifest) -> str:
@@ -176,13 +178,13 @@ def _errors(manifest: Manifest) -> str:
         f'<tr><th scope="row">{esc(reason)}</th><td>{count:,}</td></tr>'
         for reason, count in sorted(errors.items(), key=lambda item: (-item[1], item[0]))
     )
-    said = "Responses that could not be scored, by reason. Each is a row of errors/ with the sentence that explains it."
+    said = "Responses and input rows that could not be scored, by reason. errors/ holds each with its explanation."
     return _section_of("Errors", [said], f"<table>{rows}</table>")
 
 
 def _reproduce(manifest: Manifest) -> str:
     config = manifest.get("config") or {}
-    command = manifest.get("command") or "endoreward label --config run.toml"
+    command = manifest.get("command") or "endoreward label run.toml"
     versions = ", ".join(f"{name} {version}" for name, version in (manifest.get("versions") or {}).items())
     parts = [f"<pre><code>{esc(command)}</code></pre>"]
     if config:

@@ -31,14 +31,17 @@ class Axis:
     step: float
 
     @classmethod
-    def framing(cls, values: np.ndarray, steps: float) -> "Axis":
-        """The middle 99% of `values` ([n], n >= 1; fewer than 200 are all framed) in about `steps` round steps."""
+    def framing(cls, values: np.ndarray, steps: float, least: float = 0.0) -> "Axis":
+        """The middle 99% of `values` ([n], n >= 1; fewer than 200 are all framed) in about `steps` round steps.
+
+        No step is smaller than `least`, which is 0, 1, 2 or 5 times a power of ten.
+        """
         low = float(np.quantile(values, 0.005, method="lower"))
         high = float(np.quantile(values, 0.995, method="higher"))
         if low == high:
             pad = abs(low) / 10 or 1.0
             low, high = low - pad, high + pad
-        step = _round_step((high - low) / steps)
+        step = max(least, _round_step((high - low) / steps))
         return cls(math.floor(low / step) * step, math.ceil(high / step) * step, step)
 
     def values(self) -> np.ndarray:
@@ -72,8 +75,7 @@ def draw_histogram(rewards: Series) -> str:
     counts = {kind: bin_counts(values, edges) for kind, values in rewards.items()}
     ticks = Axis.framing(edges, 6)
     x = Axis(edges[0], edges[-1], ticks.step).scale(LEFT, WIDTH - RIGHT)
-    heights = Axis.framing(np.array([0, max(c.max() for c in counts.values())]), 4)
-    heights = Axis(heights.low, heights.high, max(1.0, heights.step))
+    heights = Axis.framing(np.array([0, max(c.max() for c in counts.values())]), 4, least=1)
     y = heights.scale(HEIGHT - BOTTOM, TOP)
     within = [value for value in ticks.values() if edges[0] <= value <= edges[-1]]
     parts = [_rows(heights, y), _columns(within, ticks, x, grid=False)]
@@ -103,8 +105,7 @@ def draw_scatter(tokens: Series, rewards: Series) -> str:
     Lengths are whole numbers, so points are spread within a third of a token to either side of theirs.
     """
     all_x, all_y = np.concatenate(list(tokens.values())), np.concatenate(list(rewards.values()))
-    x_axis, y_axis = Axis.framing(all_x, 6), Axis.framing(all_y, 5)
-    x_axis = Axis(max(0.0, x_axis.low), x_axis.high, max(1.0, x_axis.step))
+    x_axis, y_axis = Axis.framing(all_x, 6, least=1), Axis.framing(all_y, 5)
     x, y = x_axis.scale(LEFT, WIDTH - RIGHT), y_axis.scale(HEIGHT - BOTTOM, TOP)
     parts = [_rows(y_axis, y), _columns(x_axis.values(), x_axis, x, grid=True)]
     every = math.ceil(len(all_x) / MAX_POINTS)
@@ -115,7 +116,7 @@ def draw_scatter(tokens: Series, rewards: Series) -> str:
             if not (x_axis.low <= length <= x_axis.high and y_axis.low <= reward <= y_axis.high):
                 beyond += 1
             elif i % every == 0:
-                spread = length + (i * 0.618 % 1 - 0.5) * 0.66
+                spread = length + ((i * 0.618 + 0.5) % 1 - 0.5) * 0.66
                 points.append((i, f'<circle class="{kind}" cx="{x(spread):.1f}" cy="{y(reward):.1f}" r="3"/>'))
     parts += ['<g class="points">', *(mark for _, mark in sorted(points, key=lambda point: point[0])), "</g>"]
     parts.append(_axis_names("response length, tokens", "reward"))

@@ -8,11 +8,15 @@ from pipeline.summary import Summary, plain, signed, wilson_interval
 WEAK, STRONG = 0.1, 0.5  # |r| that is no trend to speak of, and one that governs the reward
 
 
-def accuracy_sentence(summary: Summary) -> str:
-    """What the reward's agreement with the preferences amounts to. Empty without pairs."""
-    pairs = summary["pairs"]
+def reward_sentence(summary: Summary) -> str:
+    """What the reward's agreement with the preferences amounts to; without pairs, where the rewards lie.
+
+    Needs a label.
+    """
+    pairs, reward = summary["pairs"], summary["reward"]
     if not pairs:
-        return ""
+        mean, std = minus(signed(reward["mean"])), plain(reward["std"])
+        return f"The mean reward is {mean}, with a standard deviation of {std}."
     low, high = wilson_interval(pairs["right"], pairs["pairs"])
     said = f"The reward prefers the chosen response in {pairs['right']:,} of {pairs['pairs']:,} pairs"
     if low > 0.5:

@@ -49,11 +49,11 @@ class View:
         return round(SHADES * max(-1.0, min(1.0, (value - self.middle) / self.limit)))
 
 
-def draw_responses(labels: pa.Table, decode: Decode) -> str:
+def draw_responses(labels: pa.Table, decode: Decode, first: str) -> str:
     """Some responses of `labels` (at least one row), chosen beside rejected where there are pairs; else one by one.
 
     Pairs (the first of each prompt) and responses are taken evenly by rank: the widest margin or highest reward first,
-    the narrowest last.
+    the narrowest last. `first` is the letter of the view that shows at once.
     """
     cards = choose_cards(labels)
     rows = [row for shown, _ in cards for row in shown]
@@ -61,7 +61,7 @@ def draw_responses(labels: pa.Table, decode: Decode) -> str:
     views = _views(list(records.values()))
     drawn = "".join(_card([records[row] for row in shown], heading, views, decode) for shown, heading in cards)
     radios = "".join(
-        f'<input type="radio" name="view" id="view-{view.letter}"{" checked" if view is views[0] else ""}>'
+        f'<input type="radio" name="view" id="view-{view.letter}"{" checked" if view.letter == first else ""}>'
         f'<label for="view-{view.letter}">{view.name}</label>'
         for view in views
     )
@@ -110,11 +110,11 @@ def _views(records: list[dict[str, Any]]) -> list[View]:
     def values(column: str, last: int | None = None) -> np.ndarray:
         return np.concatenate([np.asarray(record[column][:last], np.float64) for record in records])
 
-    level = values("token_values")
+    rewards, logprobs, level = values("token_rewards", -1), values("token_logprobs"), values("token_values")
     middle = float(np.median(level)) if len(level) else 0.0
     return [
-        View.of("r", "token_rewards", "r", "what a token adds to the reward", values("token_rewards", -1), 0.0),
-        View.of("l", "token_logprobs", "log π", "how likely the model finds a token", values("token_logprobs"), 0.0),
+        View.of("r", "token_rewards", "r", "Q of a token less the value of what follows", rewards, 0.0),
+        View.of("l", "token_logprobs", "log π", "how likely the model finds a token", logprobs, 0.0),
         View.of("v", "token_values", "V", "value of the text before a token; its level is arbitrary", level, middle),
     ]
 
@@ -132,7 +132,7 @@ def _legend(view: View) -> str:
 
 def _card(records: list[dict[str, Any]], heading: str, views: list[View], decode: Decode) -> str:
     rubric = records[0]["rubric"]
-    named = f' <small>rubric {esc(rubric)}</small>' if rubric else ""
+    named = f" <small>rubric {esc(rubric)}</small>" if rubric else ""
     return (
         f'<article class="card"><h3>{heading}{named}</h3>{_prompt(records[0]["prompt"])}'
         f'<div class="sides">{"".join(_response(record, views, decode) for record in records)}</div></article>'

@@ -17,8 +17,9 @@ the model's own logits are asked for, a response at a time, at the scored positi
 A reward does not depend on what else is in the batch beyond rounding (1e-6 in float32).
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +57,6 @@ class Scorer:
         self.budget_tokens = budget_tokens
         self.forwarded_tokens = 0
         self.device = model.get_input_embeddings().weight.device
-        self.plain_attention = model.config._attn_implementation
         self.layout = "plain"
         self.head: Head | None = None
         self._probe(head_chunk_mb)
@@ -64,6 +64,10 @@ class Scorer:
     @torch.inference_mode()
     def score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         """Scores of each turn's response tokens, in the order given. Every turn has a prompt and a response token."""
+        with self._attention():
+            return self._score(turns)
+
+    def _score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         results: list[Scores | RowError | None] = [None] * len(turns)
         waiting = list(range(len(turns)))
         while waiting:
@@ -171,6 +175,19 @@ class Scorer:
         logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    @contextlib.contextmanager
+    def _attention(self) -> Iterator[None]:
+        """The model's attention replaced for as long as it is called packed: others may use the model too."""
+        if self.layout != "packed":
+            yield
+            return
+        own = self.model.config._attn_implementation
+        self.model.set_attn_implementation(attention.NAME)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(own)
+
     # The probe: what of the above is true of this model.
 
     @torch.inference_mode()
@@ -201,22 +218,18 @@ class Scorer:
         self.forwarded_tokens = 0
 
     def _try(self, layout: str, agrees: Callable[[torch.Tensor], bool], probe: list[Family]) -> str | None:
-        """None when the layout gives the plain forward's logits, else why it does not."""
+        """None when the layout gives the plain forward's logits, else why it does not. Leaves `layout` as it was found."""
+        before, self.layout = self.layout, layout
         try:
             if layout == "packed":
                 _refuse_unknown_masks(self.model.config.get_text_config())
-                self.model.set_attn_implementation(attention.NAME)
-                states = self._packed(probe)
-            else:
-                states = torch.cat([self._cached(family) for family in probe])
-            if agrees(states):
-                return None
-            why = "its logits differ"
+            with self._attention():
+                states = self._packed(probe) if layout == "packed" else torch.cat([self._cached(f) for f in probe])
+            return None if agrees(states) else "its logits differ"
         except Exception as error:  # whatever an unknown architecture raises means the same: not this way
-            why = f"{type(error).__name__}: {error}"
-        if layout == "packed":
-            self.model.set_attn_implementation(self.plain_attention)
-        return why
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self.layout = before
 
     @property
     def _name(self) -> str:

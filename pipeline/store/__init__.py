@@ -1,5 +1,6 @@
 """The label store: schema, commit, lock, fingerprint, validation."""
 
+from pipeline.store import documents, fingerprint
 from pipeline.store.commit import Record, commit, find_record, part_uri, shard_name
 from pipeline.store.lock import WriterLock, holder_of
 from pipeline.store.schema import ERRORS, LABELS, Failure, Label, extra_json
@@ -17,8 +18,10 @@ __all__ = [
     "StoredInput",
     "WriterLock",
     "commit",
+    "documents",
     "extra_json",
     "find_record",
+    "fingerprint",
     "holder_of",
     "part_uri",
     "problems",

@@ -173,7 +173,7 @@ class LabelStore:
     # Reading
 
     def sample(self, rows: int, columns: list[str] | None = None) -> pa.Table | None:
-        """Whole parts spread evenly over the store until there are `rows` labels; None where there is none."""
+        """About `rows` labels: whole parts, spread evenly over the store, so that siblings stay together; None of none."""
         parts = [r for r in self.records() if r.labels.rows]
         if not parts:
             return None
@@ -181,7 +181,7 @@ class LabelStore:
         wanted = max(1, min(len(parts), round(len(parts) * rows / total)))
         picked = [parts[i * len(parts) // wanted] for i in range(wanted)]
         tables = [read_part(part_uri(self.uri, "labels", r.shard), columns) for r in picked]
-        return pa.concat_tables(tables).slice(0, rows)
+        return pa.concat_tables(tables)
 
     def remove_record(self, shard: Shard) -> None:
         documents.remove(record_uri(self.uri, shard))

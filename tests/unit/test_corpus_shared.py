@@ -29,7 +29,8 @@ CORPORA = {
 
 def load(path):
     """Independently of the code under test."""
-    data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read().decode()
+    data = path.read_bytes()
+    data = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     try:
         return json.loads(data)
     except ValueError:

@@ -15,7 +15,7 @@ from pipeline.config import LabelConfig
 from pipeline.report import draw_report, formula, to_toml
 from pipeline.report.charts import MAX_POINTS, Axis, bin_counts, bin_edges, draw_histogram, draw_scatter
 from pipeline.report.markup import compact, esc
-from pipeline.report.reading import accuracy_sentence, length_sentence, pairs_by_length_sentence
+from pipeline.report.reading import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.responses import HEAD, TAIL, choose_cards
 from pipeline.summary import ShardStats
 
@@ -213,6 +213,13 @@ def test_token_carries_its_figures_and_a_shade_for_each_view():
     assert ["checked" in radio for radio in radios] == [True, False, False]
 
 
+def test_mean_shows_the_log_probabilities_it_is_made_of():
+    labels = pairs(2)
+    given = manifest(labels, config={"reward": {"aggregation": "mean"}})
+    radios = Page(draw_report(given, labels, decode)).having("input")
+    assert ["checked" in radio for radio in radios] == [False, True, False]
+
+
 def test_long_response_shows_its_beginning_and_end():
     count = HEAD + TAIL + 100
     labels = table([label("p", None, list(range(count)), 1.0)])
@@ -281,6 +288,7 @@ def test_histogram_of_one_value_and_of_one_kind():
 def test_axis_has_round_ends_around_the_values():
     axis = Axis.framing(np.array([0.13, 9.4]), 5)
     assert axis.values().tolist() == [0, 2, 4, 6, 8, 10]
+    assert Axis.framing(np.array([12, 12]), 6, least=1).values().tolist() == [10, 11, 12, 13, 14]
     assert Axis.framing(np.array([-0.003, 0.001]), 4).text(-0.002) == "\N{MINUS SIGN}0.002"
 
 
@@ -331,11 +339,12 @@ def test_pairs_by_length_sentence():
 
 
 @pytest.mark.parametrize(("right", "said"), [(90, "more often than"), (50, "chance alone might"), (10, "less often")])
-def test_accuracy_sentence_depends_on_the_interval(right, said):
+def test_reward_sentence_depends_on_the_interval(right, said):
+    reward = {"mean": -1.5, "std": 2.0, "min": -4.0, "max": 1.0}
     counts = {"pairs": 100, "right": right, "ties": 2, "accuracy": right / 100, "margin": {"mean": -1.0, "std": 2.0}}
-    assert said in accuracy_sentence({"pairs": counts})
-    assert "2 pairs are ties" in accuracy_sentence({"pairs": counts})
-    assert accuracy_sentence({"pairs": None}) == ""
+    assert said in reward_sentence({"pairs": counts, "reward": reward})
+    assert "2 pairs are ties" in reward_sentence({"pairs": counts, "reward": reward})
+    assert "mean reward" in reward_sentence({"pairs": None, "reward": reward})
 
 
 def test_formula_is_the_aggregation_in_use():

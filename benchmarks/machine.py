@@ -1,0 +1,52 @@
+"""What every benchmark needs around its own work: the machine's name, the real models and corpora, a verdict.
+
+Leaves out everything that measures.
+"""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+SHARED = Path(__file__).parents[2] / "shared"
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def describe() -> str:
+    """Cores, processor, torch and its threads, on one line."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        cores = len(os.sched_getaffinity(0))
+    except (OSError, StopIteration, AttributeError):  # not Linux
+        cores = os.cpu_count() or 1
+    return f"{cores} cores, {model}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table under the title and the machine; the first column is text, the others are figures."""
+    made = Table(title=f"{title}\n{describe()}", title_justify="left")
+    for number, name in enumerate(columns):
+        made.add_column(name, justify="right" if number else "left")
+    return made
+
+
+def shared(*parts: str) -> Path:
+    """A path in ../shared; ends the command, successfully, where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        CONSOLE.print(f"skipped: ../shared/{'/'.join(parts)}, the real models and corpora, is not here")
+        sys.exit(0)
+    return path
+
+
+def verdict(claims: dict[str, bool]) -> None:
+    """Print each claim with its outcome and end the command: 0 where all hold, else 1."""
+    for claim, holds in claims.items():
+        CONSOLE.print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+    sys.exit(0 if all(claims.values()) else 1)
