@@ -1,0 +1,127 @@
+"""Peak memory of scoring with a large vocabulary, over the loaded model.
+
+A tiny Llama with 152,000 tokens in its vocabulary scores 4,096 response tokens, as one response and as eight, each time
+in a fresh process. Its resident memory after loading is compared with the peak of building a `Scorer` and scoring. The
+full logits alone would take 2.5 GB in float32.
+
+`--hidden 896 --layers 24` is the shape of a 0.5B model. Left out: GPUs, where the peak is the allocator's, and the memory
+of the model itself.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from machine import CONSOLE, table, verdict
+
+MB = 1e6
+LIMIT_MB = 400
+SHAPES = {"one response of 4,096": (1, 4096), "8 responses of 512": (8, 512)}
+
+
+def raise_of_peak(
+    responses: int, length: int, *, vocabulary: int = 152_000, hidden: int = 64, layers: int = 2
+) -> dict[str, float]:
+    """Measure in a fresh process. Needs Linux.
+
+    Returns:
+        `loaded_mb`, resident memory with the model loaded; `peak_mb`, the highest while scoring; `raised_mb`, the
+        difference; `tokens`, the number that was scored.
+    """
+    arguments = [str(n) for n in (responses, length, vocabulary, hidden, layers)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _child(responses: int, length: int, vocabulary: int, hidden: int, layers: int) -> dict[str, float]:
+    import torch
+    import transformers
+
+    from pipeline.scoring import Scorer
+    from pipeline.tokens import TokenizedTurn
+
+    heads = max(1, hidden // 64)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=length + 64,
+        tie_word_embeddings=True,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(3, vocabulary, (responses, length + 16)).tolist()
+    turns = [TokenizedTurn(row[:16], row[16:], []) for row in ids]
+    _trim()
+    _reset_peak()
+    loaded = _status_bytes("VmRSS")
+    scores = Scorer(model).score(turns)
+    peak = _status_bytes("VmHWM")
+    tokens = sum(len(s.q) for s in scores)
+    return {"loaded_mb": loaded / MB, "peak_mb": peak / MB, "raised_mb": (peak - loaded) / MB, "tokens": tokens}
+
+
+def _trim() -> None:
+    """Give freed memory back, so that reusing it counts as a raise."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
+
+
+def _reset_peak() -> None:
+    """Make the peak start at what is resident now. Where that is not allowed it includes loading, which is stricter."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_bytes(field: str) -> int:
+    """A field of /proc/self/status: VmRSS is what is resident now, VmHWM the most that was."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabulary", type=int, default=152_000)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
+    options = parser.parse_args()
+    if not Path("/proc/self/status").exists():
+        CONSOLE.print("skipped: peak memory is read from /proc, which this system does not have")
+        return
+
+    model = {"vocabulary": options.vocabulary, "hidden": options.hidden, "layers": options.layers}
+    found = {name: raise_of_peak(*shape, **model) for name, shape in SHAPES.items()}
+    shown = table(
+        f"Llama of {options.layers} layers, hidden size {options.hidden}, vocabulary {options.vocabulary:,}, float32",
+        "", "loaded MB", "peak MB", "raised by MB", "full logits MB", "full logits / raise",
+    )  # fmt: skip
+    for name, (responses, length) in SHAPES.items():
+        one, full = found[name], responses * length * options.vocabulary * 4 / MB
+        shown.add_row(
+            name, f"{one['loaded_mb']:,.0f}", f"{one['peak_mb']:,.0f}", f"{one['raised_mb']:,.0f}", f"{full:,.0f}",
+            f"{full / one['raised_mb']:.1f}",
+        )  # fmt: skip
+    CONSOLE.print(shown)
+    verdict(
+        {
+            f"{name} raise the peak by less than {LIMIT_MB} MB ({one['raised_mb']:.0f})": one["raised_mb"] < LIMIT_MB
+            for name, one in found.items()
+        }
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(_child(*map(int, sys.argv[2:]))))
+    else:
+        main()

@@ -1,0 +1,103 @@
+"""Kill a labelling run at random moments and start it again, with a reader that polls the store all the while."""
+
+import glob
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Reader(threading.Thread):
+    """Reads every part that a plain glob shows, over and over; `trouble` is what it could not read."""
+
+    def __init__(self, store: Path):
+        super().__init__(daemon=True)
+        self.store, self.stop, self.reads = store, threading.Event(), 0
+        self.trouble: list[str] = []
+
+    def run(self) -> None:
+        while not self.stop.wait(0.05):
+            for path in glob.glob(f"{self.store}/labels/*.parquet") + glob.glob(f"{self.store}/errors/*.parquet"):
+                try:
+                    pq.read_table(path)
+                    self.reads += 1
+                except Exception as error:
+                    self.trouble.append(f"{path}: {error}")
+
+
+def label_with_kills(arguments: Sequence[str], store: Path, kills: int, seed: int) -> Counter[str]:
+    """Run `label` until it ends by itself; SIGKILL its driver or one of its Ray workers `kills` times on the way.
+
+    Returns what was killed, by kind.
+    """
+    chance = random.Random(seed)
+    killed: Counter[str] = Counter()
+    while True:
+        log = open(store.parent / f"run-{killed.total()}.log", "w")  # noqa: SIM115 - closed with the process
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "jobs", "label", *arguments], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            while driver.poll() is None and killed.total() < kills:
+                before = _done(store)
+                while driver.poll() is None and _done(store) == before:  # somewhere in the work, not before it
+                    time.sleep(0.05)
+                time.sleep(chance.uniform(0, 0.3))
+                victims = _victims(driver.pid)
+                if driver.poll() is None and victims:
+                    kind = chance.choice(sorted(victims))
+                    victim = chance.choice(victims[kind])
+                    try:
+                        victim.kill()
+                        killed[kind] += 1
+                    except psutil.NoSuchProcess:
+                        continue
+                    if kind == "driver":
+                        break
+            code = driver.wait(timeout=300)
+        finally:
+            log.close()
+            _reap(driver)
+        if code == 0:
+            return killed
+        if code != -9:
+            raise AssertionError(f"label ended with {code}:\n{Path(log.name).read_text()[-3000:]}")
+
+
+def _done(store: Path) -> int:
+    return len(glob.glob(f"{store}/records/*-0*.json"))
+
+
+def _victims(pid: int) -> dict[str, list[psutil.Process]]:
+    """The driver, the actors that score and the workers that run tasks."""
+    found: dict[str, list[psutil.Process]] = {}
+    try:
+        driver = psutil.Process(pid)
+        found["driver"] = [driver]
+        for child in driver.children(recursive=True):
+            title = " ".join(child.cmdline()[:1])
+            if title.startswith("ray::") and "IDLE" not in title and "StatsActor" not in title:
+                found.setdefault("actor" if "Score" in title else "worker", []).append(child)
+    except psutil.NoSuchProcess:
+        return {}
+    return found
+
+
+def _reap(driver: "subprocess.Popen[bytes]") -> None:
+    """Whatever a killed driver leaves behind in its session."""
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == driver.pid:
+                process.kill()
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue

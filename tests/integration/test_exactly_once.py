@@ -1,0 +1,83 @@
+"""Every response exactly once, whatever was killed: with a real local Ray of two CPUs, killed for real."""
+
+import glob
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from chaos import Reader, label_with_kills
+from tiny import CHATML, save_model
+
+from pipeline.store import LabelStore, problems
+
+
+def corpus(path: Path, rows: int) -> Path:
+    """Pairs of differing lengths; every 50th has an empty answer, every 70th line is no JSON."""
+    with path.open("w") as file:
+        for i in range(rows):
+            row = {
+                "prompt": f"question {i}",
+                "chosen": f"answer {i} " * (i % 5 + 1),
+                "rejected": "" if i % 50 == 7 else f"no {i}",
+            }
+            file.write((json.dumps(row) if i % 70 != 3 else "{broken") + "\n")
+    return path
+
+
+def everything(store: Path) -> tuple[pa.Table, pa.Table]:
+    tables = []
+    for kind in ("labels", "errors"):
+        parts = sorted(glob.glob(f"{store}/{kind}/*.parquet"))
+        tables.append(pa.concat_tables([pq.read_table(part) for part in parts]).sort_by("id"))
+    return tables[0], tables[1]
+
+
+def check(store: Path, undisturbed: Path, rows: int) -> None:
+    labels, errors = everything(store)
+    expected_labels, expected_errors = everything(undisturbed)
+    ids = labels["id"].to_pylist() + errors["id"].to_pylist()
+    assert len(ids) == len(set(ids))
+    broken = sum(i % 70 == 3 for i in range(rows))
+    empty = sum(i % 50 == 7 and i % 70 != 3 for i in range(rows))
+    assert len(ids) == 2 * (rows - broken) + broken and errors.num_rows == broken + empty
+    assert labels.equals(expected_labels) and errors.equals(expected_errors)  # the rewards bit for bit
+    assert list(problems(LabelStore(str(store)))) == []
+
+
+def run(tmp_path: Path, rows: int, kills: int, seed: int) -> None:
+    model = save_model(tmp_path / "model", CHATML)
+    source = corpus(tmp_path / "rows.jsonl", rows)
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+
+    def arguments(store: Path) -> list[str]:
+        settings = ["input.shard_rows=16", "run.num_cpus=2", "scorer.cpus_per_actor=1", "scorer.max_actors=2"]
+        flags = ["--model", str(model), "--input", str(source), "--output", str(store)]
+        return flags + [part for setting in settings for part in ("--set", setting)]
+
+    assert label_with_kills(arguments(undisturbed), undisturbed, 0, 0).total() == 0
+    reader = Reader(disturbed)
+    reader.start()
+    killed = label_with_kills(arguments(disturbed), disturbed, kills, seed)
+    reader.stop.set()
+    reader.join()
+    assert reader.trouble == [] and reader.reads > 0
+    assert killed.total() == kills, f"the run ended after {killed}"
+    check(disturbed, undisturbed, rows)
+    before = {p: os.stat(p).st_mtime_ns for p in glob.glob(f"{disturbed}/**", recursive=True) if os.path.isfile(p)}
+    label_with_kills(arguments(disturbed), disturbed, 0, 0)  # a third run does nothing
+    lock = str(disturbed / "records" / "lock")
+    assert {p: t for p, t in before.items() if p != lock} == {p: os.stat(p).st_mtime_ns for p in before if p != lock}
+    print("killed", dict(killed))
+
+
+def test_a_few_kills(tmp_path: Path) -> None:
+    run(tmp_path, rows=800, kills=4, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_thirty_kills(tmp_path: Path) -> None:
+    run(tmp_path, rows=4000, kills=30, seed=2)
