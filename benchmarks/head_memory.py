@@ -4,8 +4,8 @@ A tiny Llama with 152,000 tokens in its vocabulary scores 4,096 response tokens,
 in a fresh process. Its resident memory after loading is compared with the peak of building a `Scorer` and scoring. The
 full logits alone would take 2.5 GB in float32.
 
-`--hidden 896 --layers 24` is the shape of a 0.5B model. Left out: GPUs, where the peak is the allocator's, and the memory
-of the model itself.
+`--hidden 896 --layers 24` is about a 0.5B model. Left out: GPUs, where the peak is the allocator's, and the model's own
+memory.
 """
 
 import argparse

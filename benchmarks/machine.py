@@ -11,9 +11,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging
 
 SHARED = Path(__file__).parents[2] / "shared"
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()
 
 
 def describe() -> str:

@@ -5,8 +5,8 @@ attention mask, the model's full logits, log_softmax over the vocabulary in floa
 sides score the same tokens with the same weights, threads and allocator settings, in turns, and must agree.
 
 The model is a Llama with random weights: speed does not depend on what they are. Transcripts are drawn with the length
-statistics of HH (harmless-base, test) under a byte-level BPE of 14,019 tokens: two responses to a shared prompt, lengths
-lognormal. With --corpus they are read from a file. Only response tokens count.
+statistics of HH (harmless-base, test) under a byte-level BPE of 14,019 tokens: two responses to a shared prompt,
+lengths lognormal. With --corpus they are read from a file. Only response tokens count.
 
 Two rows between the loop and the scorer, and one within it, say where the gain comes from. Left out: GPUs, reading and
 writing; `endoreward label` reports the whole run's tokens per second.
@@ -20,14 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 
-ALLOCATOR = {  # large buffers are kept and mapped in huge pages: no side pays for page faults
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
-if __name__ == "__main__" and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})  # read at a process's start
-
 import numpy as np
 import torch
 import transformers
@@ -39,6 +31,11 @@ from pipeline.labelling import prepare
 from pipeline.scoring import Scorer
 from pipeline.tokens import Renderer, TokenizedTurn
 
+ALLOCATOR = {  # large buffers are kept and mapped in huge pages: no side pays for page faults
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
 LONGEST = 1024  # tokens of a transcript
 PROMPT, RESPONSE = (4.57, 0.95), (3.54, 0.92)  # mean and deviation of log length, measured
 AT_LEAST = 2.5
@@ -87,7 +84,12 @@ def build(options: argparse.Namespace) -> torch.nn.Module:
 
 @torch.inference_mode()
 def loop(
-    model: torch.nn.Module, turns: list[TokenizedTurn], batch: int, *, head_at_scored: bool = False, by_size: bool = False
+    model: torch.nn.Module,
+    turns: list[TokenizedTurn],
+    batch: int,
+    *,
+    head_at_scored: bool = False,
+    by_size: bool = False,
 ) -> LogProbs:
     """The ordinary loop; the two switches are the ablation."""
     order = sorted(range(len(turns)), key=lambda i: len(turns[i].prompt_ids) + len(turns[i].response_ids))
@@ -126,12 +128,13 @@ def scored(scorer: Scorer, turns: list[TokenizedTurn], shared_prompts: bool = Tr
     return found
 
 
-def timed(work: Callable[[], LogProbs]) -> tuple[float, int, LogProbs]:
-    """Seconds, page faults, result."""
+def timed(work: Callable[[], LogProbs]) -> tuple[float, float, int, LogProbs]:
+    """Seconds, seconds of CPU, page faults, result."""
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     found = work()
-    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults, found
+    took, took_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return took, took_cpu, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults, found
 
 
 def main() -> None:
@@ -147,15 +150,20 @@ def main() -> None:
     parser.add_argument("--corpus", help="a file of pairs, such as ../shared/data/hh-rlhf/harmless-base-test.jsonl.gz")
     parser.add_argument("--no-ablation", action="store_true", help="the loop and the scorer alone")
     options = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):  # they are read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     torch.set_num_threads(options.threads)
 
     turns = corpus_turns(options.corpus, options.pairs) if options.corpus else None
     turns = turns or synthetic_turns(options.pairs, options.vocabulary, options.seed)
-    prompt, response = (sum(len(ids) for ids in found) for found in zip(*[(t.prompt_ids, t.response_ids) for t in turns]))
+    prompt = sum(len(turn.prompt_ids) for turn in turns)
+    response = sum(len(turn.response_ids) for turn in turns)
     model, scorer = build(options), Scorer(build(options))
     head = options.hidden * options.vocabulary
     trunk = sum(p.numel() for p in model.parameters()) - head
-    ways: dict[str, Callable[[], LogProbs]] = {f"loop, batch {options.batch}": lambda: loop(model, turns, options.batch)}
+    ways: dict[str, Callable[[], LogProbs]] = {
+        f"loop, batch {options.batch}": lambda: loop(model, turns, options.batch)
+    }
     if not options.no_ablation:
         ways["... output matrix at scored positions only"] = lambda: loop(
             model, turns, options.batch, head_at_scored=True
@@ -169,33 +177,41 @@ def main() -> None:
     loop(model, turns[: options.batch], options.batch)  # the first calls of a process are slower
     scorer.score(turns[: options.batch])
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
     faults: dict[str, int] = {}
     worst: dict[str, float] = {}
     reference: LogProbs | None = None
     for repeat in range(options.repeats):
         for name in list(ways) if repeat % 2 == 0 else list(ways)[::-1]:
-            took, faults[name], found = timed(ways[name])
+            took, took_cpu, faults[name], found = timed(ways[name])
             seconds[name].append(took)
+            cpu[name].append(took_cpu)
             reference = reference or found
             worst[name] = max(float((a - b).abs().max()) for a, b in zip(found, reference, strict=True))
     first = next(iter(ways))
-    ratio = {n: statistics.median(a / b for a, b in zip(seconds[first], seconds[n], strict=True)) for n in ways}
 
+    def ratios(of: dict[str, list[float]], name: str) -> list[float]:
+        return [a / b for a, b in zip(of[first], of[name], strict=True)]
+
+    ratio = {name: statistics.median(ratios(seconds, name)) for name in ways}
     shown = table(
         f"{len(turns)} responses, {prompt:,} prompt and {response:,} response tokens; Llama of {trunk / 1e6:.0f}M in "
         f"{options.layers} layers and {head / 1e6:.0f}M in the output matrix, vocabulary {options.vocabulary:,}; "
         f"median of {options.repeats}",
-        "", "seconds", "response tokens/s", "times the loop", "page faults", "log pi differs by",
+        "", "seconds", "CPU seconds", "response tokens/s", "times the loop", "page faults", "log pi differs by",
     )  # fmt: skip
     for name in ways:
         middle = statistics.median(seconds[name])
         shown.add_row(
-            name, f"{middle:.2f}", f"{response / middle:,.0f}", f"{ratio[name]:.2f}", f"{faults[name]:,}",
-            f"{worst[name]:.1e}",
+            name, f"{middle:.2f}", f"{statistics.median(cpu[name]):.2f}", f"{response / middle:,.0f}",
+            f"{ratio[name]:.2f}", f"{faults[name]:,}", f"{worst[name]:.1e}",
         )  # fmt: skip
     CONSOLE.print(shown)
-    spread = [a / b for a, b in zip(seconds[first], seconds["scorer"], strict=True)]
-    CONSOLE.print(f"scorer: layout {scorer.layout}; its ratio lay between {min(spread):.2f} and {max(spread):.2f}")
+    spread = ratios(seconds, "scorer")
+    CONSOLE.print(
+        f"scorer: layout {scorer.layout}; its ratio lay between {min(spread):.2f} and {max(spread):.2f}; "
+        f"in seconds of CPU, {statistics.median(ratios(cpu, 'scorer')):.2f}"
+    )
     verdict(
         {
             f"at least {AT_LEAST} times the loop ({ratio['scorer']:.2f})": ratio["scorer"] >= AT_LEAST,

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 a wrong description or a refused fingerprint (nothing star
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,8 @@ from pipeline.errors import EndorewardError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(words, argparse.Namespace(words=words))
     try:
         return arguments.command(arguments)
     except EndorewardError as error:
@@ -85,7 +87,8 @@ def _label(arguments: argparse.Namespace) -> int:
     _quiet(config.run.verbose)
     from jobs.label import label
 
-    return label(config, dry_run=arguments.dry_run, retry_errors=arguments.retry_errors)
+    command = shlex.join(["endoreward", *arguments.words])
+    return label(config, dry_run=arguments.dry_run, retry_errors=arguments.retry_errors, command=command)
 
 
 def _status(arguments: argparse.Namespace) -> int:

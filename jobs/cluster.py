@@ -3,10 +3,13 @@
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+from jobs import terminal
 from jobs.flow import Pool
+from pipeline import storage
 from pipeline.config import LabelConfig
 from pipeline.errors import ConfigError
 
@@ -23,16 +26,52 @@ def cluster(config: LabelConfig) -> Iterator[None]:
     else:
         options |= {"address": address}
     if not config.run.verbose:
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").addFilter(lambda record: False)  # its errors reach us as exceptions
     try:
-        ray.init(**options)
+        with _quiet_stderr(config.run.verbose):
+            ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot reach a Ray cluster at {address or 'this machine'}: {error}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_stderr(verbose: bool) -> Iterator[None]:
+    """Keep what Ray's C++ core prints of itself while it starts out of the terminal."""
+    if verbose:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def warn_of_local_store(config: LabelConfig) -> None:
+    """Commits run on any node, so a local output must be a disk that all nodes share. Call it connected."""
+    import ray
+
+    if not storage.is_local(config.output.path):
+        return
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        terminal.warn(
+            f"output.path = {config.output.path} is local and this cluster has several nodes: unless they share that "
+            "disk, every node keeps its own part of the store; give s3:// or gs://"
+        )
+    if "/runtime_resources/" in config.output.path:
+        terminal.warn(
+            f"output.path = {config.output.path} lies in the job's working directory, which goes with the job; give an "
+            "absolute path"
+        )
 
 
 def joins_cluster(config: LabelConfig) -> bool:
@@ -63,7 +102,7 @@ def pick_pool(config: LabelConfig, device: str) -> Pool:
     scorer, resources = config.scorer, ray.cluster_resources()
     gpus = scorer.gpus_per_actor if device == "cuda" else 0
     node_cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
-    cpus = scorer.cpus_per_actor or (1 if gpus else max([1, *node_cpus]))
+    cpus = scorer.cpus_per_actor or (1 if gpus else min([c for c in node_cpus if c], default=1))
     most = scorer.max_actors or max(scorer.min_actors, int(resources.get("GPU", 0)) // gpus if gpus else 1)
     if most < scorer.min_actors:
         raise ConfigError(f"scorer.max_actors = {most} is less than scorer.min_actors = {scorer.min_actors}")

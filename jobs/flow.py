@@ -40,6 +40,7 @@ class Work:
     """Shards of one file that one task reads, with the generation that each is committed as."""
 
     file: InputFile
+    format: str
     shape: Shape
     shards: list[Shard]
     generations: list[int]
@@ -73,6 +74,7 @@ def label_shards(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = config.run.verbose
     context.target_max_block_size = 1  # a block per shard
+    context.max_consecutive_actor_init_deaths = config.scorer.max_task_retries  # killed while loading: try again
     # Ray's defaults try a call that kills its process for ever. It has no named parameters for this yet.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     tries = config.scorer.max_task_retries
@@ -137,7 +139,7 @@ def _read_and_prepare(row: Row, config: LabelConfig) -> Iterator[Row]:
     renderer = _worker_renderer(config.model_dump_json())
     generations = dict(zip(work.shards, work.generations, strict=True))
     try:
-        for shard, rows in read_shards(work.file, config.input.format, work.shards):
+        for shard, rows in read_shards(work.file, work.format, work.shards):
             yield _pack(prepare(shard, generations[shard], rows, work.shape, renderer, config.input.turns))
     except EndorewardError as error:
         yield _pack(error)

@@ -1,5 +1,7 @@
 """`endoreward status` and `endoreward validate`: what a label store says of itself. Neither needs Ray or a model."""
 
+from collections import Counter
+
 from jobs import terminal
 from pipeline.store import LabelStore, problems
 
@@ -11,16 +13,15 @@ def status(uri: str) -> int:
     progress = LabelStore(uri).progress()
     state = "complete" if progress.complete else "incomplete: run the same label command again to go on"
     rows = [
-        ("state", f"being written by {progress.writer}" if progress.writer else state),
+        ("State", f"being written by {progress.writer}" if progress.writer else state),
         (
             "done",
             f"{progress.done_rows:,} of {progress.rows:,} rows, {progress.done_shards:,} of {progress.shards:,} shards",
         ),
-        ("remaining", f"{progress.rows - progress.done_rows:,} rows"),
-        ("labels", f"{progress.labels:,}"),
-        ("errors", f"{progress.errors.total():,}"),
+        ("Remaining", f"{progress.rows - progress.done_rows:,} rows"),
+        ("Labels", f"{progress.labels:,}"),
+        *error_rows(progress.errors),
     ]
-    rows += [(f"  {reason}", f"{count:,}") for reason, count in progress.errors.most_common()]
     terminal.print_table(uri, rows)
     return 0
 
@@ -42,3 +43,11 @@ def validate(uri: str) -> int:
         f"{progress.rows:,} input rows, every id once, every checksum right"
     )
     return 0
+
+
+def error_rows(errors: Counter[str]) -> list[tuple[str, str]]:
+    """Rows of a table: how many errors, and how many by reason."""
+    return [
+        ("Errors", f"{errors.total():,}"),
+        *((f"  {reason}", f"{count:,}") for reason, count in errors.most_common()),
+    ]

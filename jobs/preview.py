@@ -10,15 +10,28 @@ from pipeline.store import StoredInput
 from pipeline.tokens import Renderer, pieces
 
 SHOWN_CHARACTERS = 600
+SHOWN_FILES = 10
 
 
-def show_example(stored: StoredInput, renderer: Renderer, config: LabelConfig) -> bool:
-    """Print the first response of a file that can be scored, its scored tokens marked off; False where none can."""
-    prepared = _first_shard(stored, renderer, config)
+def show_inputs(inputs: list[StoredInput]) -> None:
+    """Print what was found in each file."""
+    for stored in inputs[:SHOWN_FILES]:
+        terminal.say(f"input {stored.file.name}: {stored.plan.rows:,} rows of {stored.shape.describe()}")
+    if len(inputs) > SHOWN_FILES:
+        rows = sum(stored.plan.rows for stored in inputs)
+        terminal.say(f"... and {len(inputs) - SHOWN_FILES} more files, {rows:,} rows in all")
+
+
+def show_example(inputs: list[StoredInput], renderer: Renderer, config: LabelConfig) -> None:
+    """Print the first response that can be scored, its scored tokens marked off; nothing where there is none."""
+    for stored in inputs:
+        prepared = _first_shard(stored, renderer, config)
+        if prepared.turns:
+            break
+    else:
+        return
     for note in prepared.notes:
         terminal.warn(note)
-    if not prepared.turns:
-        return False
     turn, tokens = prepared.turns[0], prepared.tokens[0]
     decode = pieces(renderer.tokenizer)
     prompt = "".join(decode(tokens.prompt_ids))
@@ -28,7 +41,6 @@ def show_example(stored: StoredInput, renderer: Renderer, config: LabelConfig) -
     terminal.say(
         f"  scored, {len(tokens.response_ids)} tokens{cut}, one between each |:\n{_indented(_shortened(scored))}\n"
     )
-    return True
 
 
 def estimate(inputs: list[StoredInput], renderer: Renderer, config: LabelConfig) -> list[tuple[str, str]]:
@@ -46,18 +58,18 @@ def estimate(inputs: list[StoredInput], renderer: Renderer, config: LabelConfig)
     total = sum(stored.plan.rows for stored in inputs)
     scale = total / max(1, rows)
     found = [
-        ("rows", f"{total:,} in {len(inputs):,} files, {sum(len(i.plan.shards) for i in inputs):,} shards"),
-        ("sampled rows", f"{rows:,}"),
-        ("responses", f"{turns * scale:,.0f}"),
-        ("response tokens", f"{response * scale:,.0f}"),
-        ("tokens to forward", f"{(prompt + response) * scale:,.0f} (a shared prompt once)"),
-        ("truncated", f"{truncated * scale:,.0f}"),
+        ("Rows", f"{total:,} in {len(inputs):,} files, {sum(len(i.plan.shards) for i in inputs):,} shards"),
+        ("Sampled rows", f"{rows:,}"),
+        ("Responses", f"{turns * scale:,.0f}"),
+        ("Response tokens", f"{response * scale:,.0f}"),
+        ("Tokens to forward", f"{(prompt + response) * scale:,.0f} (a shared prompt once)"),
+        ("Truncated", f"{truncated * scale:,.0f}"),
     ]
-    return found + [(f"error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
+    return found + [(f"Error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
 
 
 def _first_shard(stored: StoredInput, renderer: Renderer, config: LabelConfig) -> Prepared:
-    shard, rows = next(read_shards(stored.file, config.input.format, stored.plan.shards[:1]))
+    shard, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
     return prepare(shard, 0, rows, stored.shape, renderer, config.input.turns)
 
 

@@ -4,15 +4,22 @@ Sources, later ones win: defaults, one TOML file, command-line flags, `--set a.b
 neither torch nor Ray.
 """
 
+import re
 import tomllib
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
 
-Keys = Annotated[list[str], Field(min_length=1)]
+
+def refuse_secrets(place: str) -> str:
+    """Locations are logged and stored. Raises ValueError for one with credentials in it."""
+    address, _, query = place.partition("://")[2].partition("?")
+    if "@" in address.partition("/")[0] or re.search(r"(secret|access)_key|session_token", query):
+        raise ValueError("holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID")
+    return place
 
 
 class Section(BaseModel):
@@ -37,6 +44,13 @@ class InputConfig(Section):
         default="last", description="score the last assistant turn of a response, or every one (a label each)"
     )
     shard_rows: int = Field(default=128, ge=1, description="input rows in one unit of commit")
+
+    @field_validator("paths")
+    @classmethod
+    def _without_secrets(cls, paths: list[str]) -> list[str]:
+        for path in paths:
+            refuse_secrets(path)
+        return paths
 
 
 class ModelConfig(Section):
@@ -115,16 +129,18 @@ class RewardConfig(Section):
 class ScorerConfig(Section):
     """Actors that hold the model. None of these move a reward by more than rounding."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where the cluster has GPUs")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where there are GPUs now; say cuda where a cluster starts without any"
+    )
     min_actors: int = Field(default=1, ge=1, description="smallest size of the actor pool")
     max_actors: int | None = Field(
         default=None,
         ge=1,
-        description="largest size; default: one per GPU, or one on CPUs; larger on an autoscaling cluster",
+        description="largest size; default: one per GPU there is now, or one on CPUs; set it where the cluster grows",
     )
     gpus_per_actor: int = Field(default=1, ge=1, description="a model too large for one GPU is spread over these")
     cpus_per_actor: int | None = Field(
-        default=None, ge=1, description="threads of an actor; default: 1 with a GPU, else all CPUs but one"
+        default=None, ge=1, description="threads of an actor; default: 1 with a GPU, else all of the smallest node"
     )
     budget_tokens: int = Field(default=16384, ge=1, description="tokens forwarded at once; halved when memory runs out")
     head_chunk_mb: int = Field(
@@ -135,6 +151,11 @@ class ScorerConfig(Section):
 
 class OutputConfig(Section):
     path: str = Field(default="", description="directory of the label store")
+
+    @field_validator("path")
+    @classmethod
+    def _without_secrets(cls, path: str) -> str:
+        return refuse_secrets(path)
 
 
 class RunConfig(Section):
@@ -225,7 +246,8 @@ def _sentence(error: Any) -> str:
         section, *rest = error["loc"]
         fields = section_fields(str(section)) if rest else LabelConfig.model_fields
         return f"no such field; there are {', '.join(fields)}"
-    given = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    hidden = error["type"] == "missing" or isinstance(error["input"], dict) or "credentials" in error["msg"]
+    given = "" if hidden else f" (given: {error['input']!r})"
     return error["msg"].removeprefix("Value error, ") + given
 
 

@@ -26,7 +26,10 @@ def load_settings(config: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     with _explained(config):
-        return AutoConfig.from_pretrained(config.name, **_source(config))
+        settings = AutoConfig.from_pretrained(config.name, **_source(config))
+        if os.path.isdir(config.name):
+            _check_weights(config)
+        return settings
 
 
 def load_model(config: ModelConfig, device: str, gpus: int = 1) -> Any:
@@ -63,14 +66,26 @@ def context_length(settings: Any, tokenizer: Any) -> int:
     return min(limits, default=UNBOUNDED)
 
 
-def identify_model(config: ModelConfig, settings: Any, dtype: str) -> dict[str, Any]:
-    """What the fingerprint says of the weights: the content of a local folder, the commit of a hub model.
+def identify_model(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """What the fingerprint says of the weights: the content of a local folder, name and commit of a hub model.
 
     The folder's own name is left out: the same weights at another place are the same model.
     """
     if os.path.isdir(config.name):
         return {"content": folder_digest(config.name), "dtype": dtype}
-    return {"name": config.name, "commit": getattr(settings, "_commit_hash", None) or config.revision, "dtype": dtype}
+    return {"name": config.name, "revision": config.revision, "dtype": dtype}
+
+
+def _check_weights(config: ModelConfig) -> None:
+    """Raises where a folder's weights cannot be loaded: before any actor tries. Reads only the files' headers."""
+    from safetensors import safe_open
+
+    names = [name for name in os.listdir(config.name) if name.endswith(".safetensors")]
+    for name in names:
+        with safe_open(os.path.join(config.name, name), "numpy"):
+            pass
+    if not names and not config.allow_pickle:
+        raise OSError("it has no *.safetensors")
 
 
 def _source(config: ModelConfig) -> dict[str, Any]:

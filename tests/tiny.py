@@ -36,14 +36,14 @@ def tokenizer(
     return fast
 
 
-def save_model(folder: Path, template: str | None = None, context: int = 256, seed: int = 0) -> Path:
+def save_model(folder: Path, template: str | None = None, context: int = 256, seed: int = 0, hidden: int = 16) -> Path:
     """A random Llama of a few thousand parameters with `tokenizer`, in Hugging Face layout."""
     tok = tokenizer(template)
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=len(tok),
-        hidden_size=16,
-        intermediate_size=24,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,

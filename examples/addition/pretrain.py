@@ -1,14 +1,14 @@
 """Pretrains the embedded default: a small Llama that does column addition, from demonstrations that are often wrong.
 
-Plain next-token prediction over prompt, worked answer and EOS; a third of the worked answers contain one wrong step (see
-problems.py), so that sampling from the model is often wrong while its log-probabilities know better. At the end the model is
-measured on held-out problems and written as a Hugging Face folder that AutoModelForCausalLM and AutoTokenizer load.
+Plain next-token prediction over prompt, worked answer and EOS. A third of the worked answers contain one wrong step
+(problems.py), so a sample is often wrong although the log-probabilities know better. At the end the model is written as
+a Hugging Face folder, which AutoModelForCausalLM and AutoTokenizer load, and measured on held-out problems.
 
-The tokenizer is one token per character and puts one BOS in front, as Llama's does; it never adds EOS. EOS and padding are
-different tokens, and a character that the format does not have is one `<unk>` each.
+One character is one token. The tokenizer puts one BOS in front, as Llama's does, and adds no EOS; EOS and padding are
+different tokens, and each character that the format does not have is one `<unk>`.
 
-Float32 on CPU, a few minutes on two cores. The same seed and thread count give the same weights on the same machine; on another
-machine the last bits may differ. Left out: checkpoints, resuming, GPUs, mixed precision.
+Float32 on CPU, a few minutes on two cores. Seed and thread count fix the weights on one machine; another machine may
+round otherwise and end a few points away. Left out: checkpoints, resuming, GPUs, mixed precision.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", default=os.path.join(here, "model"), help="folder to write")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=650)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak of the cosine")
     parser.add_argument("--seed", type=int, default=0)
@@ -86,13 +86,17 @@ def build_model(tokenizer):
 
 
 def train(model, tokenizer, args) -> None:
-    """Minimise the mean of -log p(token | tokens before it) by AdamW, the learning rate warmed up and then a cosine to 0."""
+    """Minimise the mean of -log p(token | tokens before it) by AdamW: a warm-up, then a cosine to 0.
+
+    AdamW's default betas on purpose: with beta2 0.95 the model came out surer of right steps than its demonstrations
+    are, 69% right at temperature 1 where they are 67%.
+    """
     import torch
 
     def schedule(step: int) -> float:
         return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     stream = problems.problem_stream(args.seed, held_out=False)
     rng = random.Random(f"demonstrations {args.seed}")
@@ -105,7 +109,6 @@ def train(model, tokenizer, args) -> None:
         labels = inputs.input_ids.masked_fill(inputs.attention_mask == 0, -100)
         loss = model(**inputs, labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -174,7 +177,9 @@ def report(model, tokenizer) -> None:
 def main() -> None:
     args = parse_arguments()
     import torch  # after the arguments, so that --help and a typing error answer at once
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(args.seed)

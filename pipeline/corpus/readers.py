@@ -59,7 +59,7 @@ class _Draft:
         )
 
 
-def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 256) -> FilePlan:
+def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128) -> FilePlan:
     """Read all of a file once, and say what its shards are.
 
     `shard_rows` is the most rows of a shard. An empty file has no shards. Raises InputError, before anything is

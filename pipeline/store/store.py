@@ -34,15 +34,22 @@ class StoredInput:
     """What the store knows of one input file."""
 
     file: InputFile
+    format: str  # input.format, as configured when it was read
     shape: Shape
     plan: FilePlan
 
     def to_json(self) -> dict[str, Any]:
-        return {"file": asdict(self.file), "shape": self.shape.to_json(), "plan": self.plan.to_json()}
+        return {
+            "file": asdict(self.file),
+            "format": self.format,
+            "shape": self.shape.to_json(),
+            "plan": self.plan.to_json(),
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "StoredInput":
-        return cls(InputFile(**data["file"]), Shape.from_json(data["shape"]), FilePlan.from_json(data["plan"]))
+        shape, plan = Shape.from_json(data["shape"]), FilePlan.from_json(data["plan"])
+        return cls(InputFile(**data["file"]), data["format"], shape, plan)
 
 
 @dataclass
@@ -88,30 +95,31 @@ class LabelStore:
                 f"{self.uri} holds something else ({', '.join(foreign[:5])}) and no label store; give an empty directory"
             )
 
-    def open_for_writing(self, description: dict[str, Any]) -> str:
-        """Create the store or check that it holds the same run. Call it with the writer's lock held.
-
-        Returns:
-            The fingerprint.
-
-        Raises:
-            StoreError: where the store was made under another description; says what differs.
-        """
-        wanted = fingerprint.digest(description)
+    def check_description(self, description: dict[str, Any]) -> None:
+        """Raises StoreError where the store was made under another description; says what differs."""
         try:
             stored = self.description()
         except FileNotFoundError:
-            documents.write(self.at("records", "run.json"), {"fingerprint": wanted, "description": description})
-            return wanted
+            return
         lines = fingerprint.differences(stored, description)
         if lines:
             raise StoreError(
                 f"{self.uri} holds labels of another run and is left as it is; give another --output. What differs:\n  "
                 + "\n  ".join(lines)
             )
+
+    def open_for_writing(self, description: dict[str, Any]) -> None:
+        """Create the store, or check that it is of the same run and clear what killed writers left. Needs the lock."""
+        self.check_description(description)
+        if not storage.exists(self.at("records", "run.json")):
+            content = {"fingerprint": fingerprint.digest(description), "description": description}
+            documents.write(self.at("records", "run.json"), content)
         for kind in ("labels", "errors", "records"):
             documents.remove_temporaries(self.at(kind))
-        return wanted
+
+    def fingerprint(self) -> str:
+        """Raises FileNotFoundError where there is no store."""
+        return documents.read(self.at("records", "run.json"))["fingerprint"]
 
     def description(self) -> dict[str, Any]:
         """What the fingerprint stands for. Raises FileNotFoundError where there is no store."""
@@ -126,7 +134,9 @@ class LabelStore:
             return None
 
     def add_input(self, stored: StoredInput) -> None:
-        documents.write(self._input_uri(stored.file.name), stored.to_json())
+        """Keep what is known of an input file; nothing is written where nothing is new."""
+        if self.find_input(stored.file.name) != stored:
+            documents.write(self._input_uri(stored.file.name), stored.to_json())
 
     def inputs(self) -> list[StoredInput]:
         names = [n for n in storage.list_names(self.at("records")) if n.startswith("input-") and n.endswith(".json")]

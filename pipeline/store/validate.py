@@ -3,16 +3,17 @@
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.corpus import Shard
-from pipeline.errors import StoreError
+from pipeline.corpus import Shard, find_files, plan_file
+from pipeline.errors import EndorewardError, InputError, StoreError
 from pipeline.store import documents, fingerprint
 from pipeline.store.commit import Record, ids_digest, part_uri, shard_name
 from pipeline.store.schema import ERRORS, LABELS
-from pipeline.store.store import LabelStore
+from pipeline.store.store import LabelStore, StoredInput
 
 MEND = "delete its record in records/ and run label again"
 
@@ -118,17 +119,20 @@ def _rows_of(store: LabelStore, record: Record) -> set[int]:
 
 
 def _check_input_files(store: LabelStore) -> Iterator[str]:
+    """Input files that can be reached and are not what was labelled; read again only where they were touched."""
     for name in storage.list_names(store.at("records")):
         if not name.startswith("input-"):
             continue
         try:
-            file = documents.read(store.at("records", name))["file"]
-        except StoreError:
+            stored = StoredInput.from_json(documents.read(store.at("records", name)))
+            [file] = find_files([stored.file.uri])
+        except (EndorewardError, OSError):
+            continue  # damaged, and reported already; or out of reach from here
+        if file.stamp and (file.size, file.stamp) == (stored.file.size, stored.file.stamp):
             continue
-        filesystem, path = storage.locate(file["uri"])
         try:
-            info = filesystem.get_file_info(path)
-        except OSError:
-            continue
-        if info.is_file and info.size != file["size"]:
-            yield f"{file['uri']}: changed since it was labelled ({file['size']} bytes then, {info.size} now)"
+            unchanged = plan_file(replace(file, name=stored.file.name), stored.format).digest == stored.plan.digest
+        except InputError:
+            unchanged = False
+        if not unchanged:
+            yield f"{file.uri}: its content changed since it was labelled"

@@ -45,7 +45,11 @@ def label_with_kills(arguments: Sequence[str], store: Path, kills: int, seed: in
     while True:
         log = open(store.parent / f"run-{killed.total()}.log", "w")  # noqa: SIM115 - closed with the process
         driver = subprocess.Popen(
-            [sys.executable, "-m", "jobs", "label", *arguments], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            [sys.executable, "-m", "jobs", "label", *arguments],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             while driver.poll() is None and killed.total() < kills:

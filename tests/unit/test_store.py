@@ -88,7 +88,7 @@ def store(tmp_path: Path) -> LabelStore:
     plan = plan_file(file, shard_rows=2)
     store = LabelStore(str(tmp_path / "store"))
     store.open_for_writing(DESCRIPTION)
-    store.add_input(StoredInput(file, detect(list(plan.head), InputConfig()), plan))
+    store.add_input(StoredInput(file, "auto", detect(list(plan.head), InputConfig()), plan))
     return store
 
 

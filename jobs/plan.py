@@ -1,0 +1,57 @@
+"""What there is to label: the shards of every input file, and those of them that are not done."""
+
+from collections.abc import Iterable
+
+from jobs import terminal
+from jobs.flow import Work
+from pipeline.config import LabelConfig
+from pipeline.corpus import InputFile, detect, plan_file, read_together
+from pipeline.errors import InputError, StoreError
+from pipeline.store import LabelStore, Record, StoredInput, shard_name
+
+
+def plan_inputs(store: LabelStore | None, files: Iterable[InputFile], config: LabelConfig) -> list[StoredInput]:
+    """The shards of every file: from the store where it knows the file and the file is untouched, else by reading it
+    once. Writes nothing.
+
+    Raises:
+        InputError: where a file is broken, of no known shape, or all are empty.
+        StoreError: where a file's content changed since the store labelled it.
+    """
+    planned = []
+    for file in files:
+        stored = store.find_input(file.name) if store is not None else None
+        if stored is not None and file.stamp and (stored.file.size, stored.file.stamp) == (file.size, file.stamp):
+            planned.append(StoredInput(file, stored.format, stored.shape, stored.plan))
+            continue
+        plan = plan_file(file, config.input.format, config.input.shard_rows)
+        if plan.rows == 0:
+            terminal.warn(f"{file.uri} is empty")
+        elif stored is None:
+            shape = detect(list(plan.head), config.input, file.name)
+            planned.append(StoredInput(file, config.input.format, shape, plan))
+        elif stored.plan.digest == plan.digest:
+            planned.append(StoredInput(file, stored.format, stored.shape, stored.plan))
+        else:
+            raise StoreError(
+                f"{file.uri}: its content changed since it was labelled; restore it, or label the new content into "
+                "another --output"
+            )
+    if not planned:
+        raise InputError("the input holds no rows: every file is empty")
+    return planned
+
+
+def pending(store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool) -> list[Work]:
+    """Shards that are not done, and with `retry_errors` those with error rows; by the bytes that one task reads."""
+    done = store.done()
+    again: dict[str, Record] = {}
+    if retry_errors:
+        again = {shard_name(record.shard): record for record in store.records() if record.errors.rows}
+    work = []
+    for stored in inputs:
+        shards = [s for s in stored.plan.shards if (name := shard_name(s)) not in done or name in again]
+        for together in read_together(shards):
+            generations = [again[n].generation + 1 if (n := shard_name(s)) in again else 0 for s in together]
+            work.append(Work(stored.file, stored.format, stored.shape, together, generations))
+    return work

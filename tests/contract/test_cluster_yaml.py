@@ -1,0 +1,69 @@
+"""cluster.yaml is valid for the Ray cluster launcher, says what we claim of it, and holds no secret."""
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+PATH = Path(__file__).parents[2] / "cluster.yaml"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    return yaml.safe_load(PATH.read_text())
+
+
+def test_it_is_valid(cluster: dict[str, Any]) -> None:
+    validate_config(prepare_config(copy.deepcopy(cluster)))
+
+
+def test_the_check_would_notice(cluster: dict[str, Any]) -> None:
+    broken = copy.deepcopy(cluster)
+    broken["max_worker"] = 1
+    with pytest.raises(Exception, match="max_worker"):
+        validate_config(prepare_config(broken))
+
+
+def test_a_cpu_head_and_gpu_workers_that_come_and_go(cluster: dict[str, Any]) -> None:
+    types = dict(cluster["available_node_types"])
+    head = types.pop(cluster["head_node_type"])
+    assert not head["resources"].get("GPU")
+    gpu = [t for t in types.values() if t["resources"].get("GPU", 0) > 0]
+    assert gpu
+    assert all(t["min_workers"] == 0 < t["max_workers"] <= cluster["max_workers"] for t in gpu)
+
+
+def test_token_authentication_is_on_on_every_node(cluster: dict[str, Any]) -> None:
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert any("RAY_AUTH_MODE=token" in c and "ray start" in c for c in cluster[commands])
+    assert "RAY_AUTH_MODE=disabled" not in PATH.read_text()
+    assert any(target.endswith("/.ray/auth_token") for target in cluster["file_mounts"])
+
+
+def test_no_secret_in_it(cluster: dict[str, Any]) -> None:
+    secret = re.compile(r"password|passwd|secret|access_?key|api_?key|credential|private_?key|^token", re.IGNORECASE)
+    assert not [key for key, _ in _entries(cluster) if secret.search(key)]
+    long = re.compile(r"[A-Za-z0-9+/=_-]{32,}")
+    assert not [value for _, value in _entries(cluster) if isinstance(value, str) and long.fullmatch(value)]
+
+
+def test_the_images_carry_our_ray(cluster: dict[str, Any]) -> None:
+    for image in ("head_image", "worker_image"):
+        assert f":{ray.__version__}-" in cluster["docker"][image]
+
+
+def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _entries(each, str(name))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _entries(each, key)
+    else:
+        yield key, value

@@ -1,0 +1,124 @@
+"""What the documents say holds: examples parse, links lead somewhere, commands and fields exist, snippets are Python."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import _parser
+from pipeline.config import LabelConfig, load_config, section_fields
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    p
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md", "deploy/**/*.md")
+    for p in ROOT.glob(pattern)
+)
+EXAMPLES = sorted((ROOT / "examples").glob("**/*.toml"))
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FIELD = re.compile(rf"(?<![\w./])({'|'.join(LabelConfig.model_fields)})\.([a-z_]+)(?![\w(])")
+FILE_ENDINGS = {"py", "toml", "json", "md", "parquet", "jsonl", "html"}
+COMMAND = re.compile(r"(?:^|-- )(?:endoreward|python -m jobs)((?: +.*)?)$")
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def test_there_is_something_to_check() -> None:
+    assert {"README.md", "running.md", "store.md"} <= {p.name for p in DOCUMENTS}
+    assert EXAMPLES
+
+
+@each_example
+def test_examples_parse(example: Path) -> None:
+    config = load_config(str(example), [], [])
+    assert config.model.name and config.input.paths and config.output.path
+
+
+@each_example
+def test_examples_name_what_is_in_the_repository(example: Path) -> None:
+    config = load_config(str(example), [], [])
+    for place in [config.model.name, *config.input.paths]:
+        assert (ROOT / place).exists(), f"{example.name} names {place}"
+    assert config.output.path.startswith("out/"), "an example writes where .gitignore says"
+
+
+@each_document
+def test_toml_blocks_parse(document: Path, tmp_path: Path) -> None:
+    for language, block in FENCE.findall(document.read_text()):
+        if language == "toml":
+            (tmp_path / "block.toml").write_text(block)
+            load_config(str(tmp_path / "block.toml"), [], [])
+
+
+@each_document
+def test_python_blocks_compile(document: Path) -> None:
+    for language, block in FENCE.findall(document.read_text()):
+        if language == "python":
+            compile(block, str(document), "exec")
+
+
+@each_document
+def test_links_resolve(document: Path) -> None:
+    text = FENCE.sub("", document.read_text())
+    for link in LINK.findall(text):
+        if "://" in link:
+            continue
+        place, _, anchor = link.partition("#")
+        target = (document.parent / place).resolve() if place else document
+        assert target.exists(), f"{document.name} links to {link}"
+        if anchor:
+            assert anchor in _anchors(target), f"{document.name} links to {link}"
+
+
+def _anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", document.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_commands_parse(document: Path) -> None:
+    text = document.read_text()
+    lines = [line for _, block in FENCE.findall(text) for line in block.splitlines()]
+    lines += [line[4:] for line in text.splitlines() if line.startswith("    ")]
+    for line in lines:
+        found = COMMAND.search(line.strip())
+        if found:
+            arguments = shlex.split(found.group(1), comments=True)
+            try:
+                parsed = _parser().parse_args(arguments)
+            except SystemExit as stop:
+                pytest.fail(f"{document.name}: {line.strip()} is refused ({stop.code})")
+            load_config(None, [], getattr(parsed, "set", []))
+
+
+@each_document
+def test_fields_exist(document: Path) -> None:
+    for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", document.read_text())):
+        for section, name in FIELD.findall(code):
+            if name not in FILE_ENDINGS:
+                assert name in section_fields(section), f"{document.name} speaks of {section}.{name}"
+
+
+def test_every_reason_of_an_error_row_is_explained() -> None:
+    source = "".join(p.read_text() for p in (ROOT / "pipeline").glob("**/*.py"))
+    reasons = set(re.findall(r'RowError\(\s*"([a-z_0-9]+)"', source))
+    assert {"empty_response", "out_of_memory"} <= reasons
+    table = (ROOT / "docs/running.md").read_text()
+    assert not {reason for reason in reasons if f"`{reason}`" not in table}
+
+
+def test_every_column_of_the_store_is_explained() -> None:
+    from pipeline.store import ERRORS, LABELS
+
+    text = (ROOT / "docs/store.md").read_text()
+    assert not {name for name in [*LABELS.names, *ERRORS.names] if f"`{name}`" not in text}
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text.partition("## errors")[0], re.MULTILINE))
+    assert {name: rows[name] for name in LABELS.names} == {f.name: _named(f.type) for f in LABELS}
+
+
+def _named(arrow_type: object) -> str:
+    return str(arrow_type).replace("element: ", "").replace("item: ", "")

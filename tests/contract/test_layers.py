@@ -1,0 +1,89 @@
+"""The layers hold, the command line answers before torch and Ray are imported, and what crosses a process pickles."""
+
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from actors.scorer import Scored, ScorerSpec
+from pipeline import errors
+from pipeline.config import LabelConfig, ModelConfig
+from pipeline.corpus import InputFile, Shape, Shard
+from pipeline.labelling import Prepared
+from pipeline.tokens import TokenizedTurn
+
+ROOT = Path(__file__).parents[2]
+HELP = """
+import sys
+from jobs.__main__ import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+print("HEAVY", *sorted({"torch", "ray", "transformers", "pyarrow", "numpy"} & sys.modules.keys()))
+"""
+
+
+def test_imports_point_right() -> None:
+    from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
+
+
+def test_no_package_for_leftovers() -> None:
+    parts = {part for top in ("jobs", "actors", "pipeline") for p in (ROOT / top).glob("**/*.py") for part in p.parts}
+    assert not {"utils", "utils.py", "common", "common.py", "helpers", "helpers.py"} & parts
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"]], ids=" ".join)
+def test_help_imports_nothing_heavy_and_is_quick(arguments: list[str]) -> None:
+    took = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", HELP, *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        )
+        took.append(time.perf_counter() - started)
+        assert "usage: endoreward" in done.stdout
+        assert done.stdout.splitlines()[-1] == "HEAVY"
+    assert min(took) < 1
+
+
+def test_a_wrong_description_is_refused_without_torch_and_ray() -> None:
+    code = HELP.replace("    main(sys.argv[1:])", "    assert main(sys.argv[1:]) == 2")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "label", "--set", "reward.alpa=1", "--set", "reward.gamma=7"],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["HEAVY"]
+    assert "reward.alpa" in done.stderr and "reward.gamma" in done.stderr  # every mistake at once
+
+
+def test_what_crosses_a_process_pickles() -> None:
+    from jobs.flow import Work
+
+    shard = Shard("a.jsonl", 0, 0, 2, 2, "0" * 64, 0, 10)
+    shape = Shape((("chosen", "chosen"), ("rejected", "rejected")), prompt="prompt")
+    tokens = TokenizedTurn([1], [2, 3], [{"role": "user", "content": "x"}])
+    for thing in (
+        LabelConfig(),
+        ScorerSpec(ModelConfig(name="m"), "cpu", 0, 1, 1.0, 16384, 64),
+        Work(InputFile("a.jsonl", "/a.jsonl", 10, 1), "auto", shape, [shard], [0]),
+        Prepared(shard, 0, tokens=[tokens]),
+        Scored([errors.RowError("out_of_memory", "too long")], 3, 0.1, "packed", []),
+    ):
+        again = pickle.loads(pickle.dumps(thing))
+        assert type(again) is type(thing)
+        assert repr(again) == repr(thing)
+
+
+@pytest.mark.parametrize("kind", [k for k in vars(errors).values() if isinstance(k, type)], ids=lambda k: k.__name__)
+def test_errors_pickle_with_their_sentence(kind: type[Exception]) -> None:
+    error = kind("empty_response", "give it one") if kind is errors.RowError else kind("what to do")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert again.exit_code == error.exit_code  # type: ignore[attr-defined]

@@ -1,0 +1,209 @@
+"""On a cluster: a submitted job with token authentication, a pool that grows and shrinks, a store on S3."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+from conftest import ROOT
+from pyarrow import fs
+from tiny import CHATML, save_model
+
+from pipeline.store import LabelStore, problems
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def corpus(path: Path, rows: int, words: int = 3) -> Path:
+    row = {"chosen": "good " * words, "rejected": "bad " * words}
+    path.write_text("".join(json.dumps({"prompt": f"question {i}", **row}) + "\n" for i in range(rows)))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def kill_session(leader: "subprocess.Popen[str]") -> None:
+    """Stop a process and all that it started, and nothing else on this machine."""
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader.pid:
+                process.send_signal(signal.SIGKILL)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    leader.wait(timeout=30)
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Ray head of two CPUs with token authentication on; gives the environment that reaches it."""
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    port, dashboard = free_port(), free_port()
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
+    log = tmp_path / "head.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [
+                RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+                "--disable-usage-stats", "--node-ip-address=127.0.0.1",
+            ],
+            env={**os.environ, **environment},
+            stdout=out, stderr=out, text=True, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield environment
+    finally:
+        kill_session(process)
+
+
+def submit(environment: dict[str, str], *entry: str, tries: int = 30) -> subprocess.CompletedProcess[str]:
+    """`ray job submit`, which follows the job's log; again while the head is still starting."""
+    for _ in range(tries):
+        ran = subprocess.run(
+            [RAY, "job", "submit", "--working-dir", ".", "--", *entry],
+            cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        if "submitted successfully" in ran.stdout:
+            return ran
+        time.sleep(2)
+    raise AssertionError(f"the head never took a job:\n{ran.stdout[-1000:]}{ran.stderr[-2000:]}")
+
+
+@pytest.mark.timeout(600)
+def test_a_submitted_job_on_a_head_with_tokens(head: dict[str, str], tmp_path: Path) -> None:
+    model, source, store = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 40), tmp_path / "out"
+    entry = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "label",
+        "--model",
+        str(model),
+        "--input",
+        str(source),
+        "--output",
+        str(store),
+    ]
+    ran = submit(head, *entry)
+    assert ran.returncode == 0, ran.stdout[-3000:]
+    assert "labelled 40 of 40 rows" in ran.stdout and "Accuracy" in ran.stdout and "succeeded" in ran.stdout
+    assert list(problems(LabelStore(str(store)))) == [] and LabelStore(str(store)).progress().labels == 80
+
+    refused = submit(head, *entry, "--set", "reward.alpha=2")
+    assert refused.returncode != 0 and "reward.alpha" in refused.stdout and "failed" in refused.stdout.lower()
+
+    intruder = urllib.request.Request(head["RAY_API_SERVER_ADDRESS"] + "/api/jobs/")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(intruder, timeout=10)
+
+
+@pytest.mark.timeout(600)
+def test_the_pool_grows_and_shrinks(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", CHATML, hidden=128)
+    corpus(tmp_path / "a.jsonl", 1000, words=40)
+    settings = ["run.num_cpus=4", "scorer.cpus_per_actor=1", "scorer.min_actors=1", "scorer.max_actors=3"]
+    settings += ["input.shard_rows=20"]
+    flags = ["--model", model, "--input", tmp_path / "a.jsonl", "--output", tmp_path / "out"]
+    flags += [part for setting in settings for part in ("--set", setting)]
+    command = [sys.executable, "-m", "jobs", "label", *map(str, flags)]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    sizes = [0]
+    while driver.poll() is None:
+        size = 0
+        for child in psutil.Process(driver.pid).children(recursive=True):
+            try:
+                size += "_Score" in "".join(child.cmdline()[:1])
+            except psutil.NoSuchProcess:
+                continue
+        if size != sizes[-1]:
+            sizes.append(size)
+        time.sleep(0.1)
+    assert driver.returncode == 0
+    assert 1 in sizes and max(sizes) == 3, f"sizes of the pool: {sizes}"
+    assert sizes.index(1) < sizes.index(3), f"it did not start at its minimum: {sizes}"
+    assert any(size < 3 for size in sizes[sizes.index(3) :]), f"it never shrank: {sizes}"
+    assert LabelStore(str(tmp_path / "out")).progress().labels == 2000
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real S3 endpoint on loopback with one bucket; gives the bucket's uri."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    local = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
+    local.create_dir("corpora")
+    yield "s3://corpora"
+    server.stop()
+
+
+@pytest.mark.timeout(600)
+def test_a_corpus_and_a_store_on_s3(s3: str, tmp_path: Path, cli: Cli) -> None:
+    model, source = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 60)
+    filesystem = fs.FileSystem.from_uri(s3)[0]
+    with filesystem.open_output_stream("corpora/in/a.jsonl") as out:
+        out.write(source.read_bytes())
+    arguments = ("label", "--model", model, "--input", f"{s3}/in", "--output", f"{s3}/out", "--set", "run.num_cpus=2")
+    ran = cli(*arguments, "--set", "input.shard_rows=20", "--set", "scorer.cpus_per_actor=1")
+    assert ran.returncode == 0, ran.stderr
+    assert "test-secret" not in ran.stdout + ran.stderr
+    table = pa.dataset.dataset("corpora/out/labels", filesystem=filesystem).to_table()
+    assert table.num_rows == 120 and len(set(table["id"].to_pylist())) == 120
+    assert cli("validate", f"{s3}/out").returncode == 0 and "complete" in cli("status", f"{s3}/out").stdout
+    again = cli(*arguments)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    refused = cli(*arguments, "--set", "reward.alpha=2")
+    assert refused.returncode == 2 and "reward.alpha" in refused.stderr
+
+
+def test_a_lease_on_s3_keeps_a_second_driver_out(s3: str, cli: Cli, tmp_path: Path) -> None:
+    from pipeline.errors import StoreError
+    from pipeline.store import WriterLock
+
+    taken, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with WriterLock(f"{s3}/leased"):
+            taken.set()
+            leave.wait(30)
+
+    holder = threading.Thread(target=first)
+    holder.start()
+    assert taken.wait(30)
+    with pytest.raises(StoreError, match=f"process {os.getpid()}"), WriterLock(f"{s3}/leased"):
+        pass
+    leave.set()
+    holder.join()
+    with WriterLock(f"{s3}/leased"):
+        pass
