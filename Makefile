@@ -30,5 +30,13 @@ check: setup ## style, types, layers: seconds
 chaos: setup ## the full count of kills
 	$(BIN)/pytest -m slow
 
+bench: setup ## what the figures in the docs come from (benchmarks/README.md); lm_eval has an environment of its own
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/head_memory.py
+	$(BIN)/python benchmarks/soda_chat.py
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	.venv-bench/bin/python benchmarks/lm_eval_agreement.py
+
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) .venv-bench out build *.egg-info
