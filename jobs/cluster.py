@@ -27,7 +27,7 @@ def cluster(config: LabelConfig) -> Iterator[None]:
         options |= {"address": address}
     if not config.run.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.data").addFilter(lambda record: False)  # its errors reach us as exceptions
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
     try:
         with _quiet_stderr(config.run.verbose):
             ray.init(**options)
