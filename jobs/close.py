@@ -71,7 +71,7 @@ def close(store: LabelStore, config: LabelConfig, renderer: Renderer, timing: Ti
     errors = Counter(manifest["errors"])
     rows = [*summary_rows(manifest["summary"]), *error_rows(errors)]
     if timing is not None:
-        rows.append(("Speed", f"{timing.scoring_rate:,.0f} response tokens/s an actor, {timing.seconds:,.1f} s in all"))
+        rows.append(("Speed", f"{timing.scoring_rate:,.0f} tokens/s an actor, {timing.seconds:,.1f} s in all"))
     terminal.print_table(store.uri, rows)
     if sample is None:
         raise RunError(f"not one response could be labelled ({counted(errors)}); see {store.at('errors')}")

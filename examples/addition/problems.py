@@ -1,14 +1,14 @@
 """Three-digit column addition with its steps written out: problems, right and wrong worked answers, and a checker.
 
-A worked answer takes the columns from the right, each as digit + digit + carry = two-digit total (the next carry and the
-digit to write down), and ends with the sum. There is nothing in it but digits and `+`, `=`, `;`:
+A worked answer takes the columns from the right, each as digit + digit + carry = two-digit total (the next carry, then
+the digit to write down), and ends with the sum. There is nothing in it but digits and `+`, `=`, `;`:
 
     prompt   345+678=
     right    5+8+0=13;4+7+1=12;3+6+1=10;1023
     wrong    5+8+0=13;4+7+1=02;3+6+0=09;923      one total is wrong, and what follows is consistent with it
 
-Everything is a function of a seed. Whether a problem is held out depends on nothing but its two numbers, in either order,
-so no seed can put a training problem among the held-out ones.
+Everything is a function of a seed. Whether a problem is held out depends on nothing but its two numbers, in either
+order, so no seed can put a training problem among the held-out ones.
 
 Left out: other lengths, other operations, and other kinds of error, such as a digit copied wrongly.
 """
