@@ -42,12 +42,13 @@ def load_model(config: ModelConfig, device: str, gpus: int = 1) -> Any:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": getattr(torch, resolve_dtype(config.dtype, device))}
-    if device == "cuda":
-        options["device_map"] = "auto" if gpus > 1 else {"": 0}
+    if gpus > 1:
+        options["device_map"] = "auto"  # needs accelerate
     if not config.allow_pickle:
         options["use_safetensors"] = True
     with _explained(config):
-        return AutoModelForCausalLM.from_pretrained(config.name, **_source(config), **options).eval()
+        model = AutoModelForCausalLM.from_pretrained(config.name, **_source(config), **options)
+        return (model if gpus > 1 else model.to(device)).eval()
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
@@ -123,6 +124,8 @@ class _explained:
         )
         if "trust_remote_code" in str(error):
             remedy = "it brings code of its own; read it, then allow it with --set model.trust_remote_code=true"
+        elif "accelerate" in str(error).lower():
+            remedy = "a model over several GPUs needs accelerate: pip install 'endoreward[multi-gpu]'"
         elif "safetensors" in str(error) and not self.config.allow_pickle:
             remedy = "pickled weights can run code; convert them, or allow them with --set model.allow_pickle=true"
         raise ConfigError(f"cannot load the model {self.config.name}: {first}; {remedy}") from error

@@ -7,8 +7,8 @@ a Hugging Face folder, which AutoModelForCausalLM and AutoTokenizer load, and me
 One character is one token. The tokenizer puts one BOS in front, as Llama's does, and adds no EOS; EOS and padding are
 different tokens, and each character that the format does not have is one `<unk>`.
 
-Float32 on one CPU thread, a few minutes. Seed and thread count fix the weights on one machine; another machine may round
-otherwise and, like another seed, end a few points away. Left out: checkpoints, resuming, GPUs, mixed precision.
+Float32 on one CPU thread, a few minutes. Seed and thread count fix the weights on one machine; another machine may
+round otherwise and, like another seed, end a few points away. Left out: checkpoints, resuming, GPUs, mixed precision.
 """
 
 import argparse

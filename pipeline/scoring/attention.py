@@ -30,11 +30,11 @@ class Packing:
     """Families of a packed row: `(start, prefix length, lengths of the continuations)`, in tokens."""
 
     families: list[tuple[int, int, list[int]]]
-    _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int, int, int | None, torch.device], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
         """True where a query may look: [queries, keys], causal and aligned at the last token; built once a batch."""
-        key = (queries, keys, window)
+        key = (queries, keys, window, device)
         if key not in self._masks:
             q = torch.arange(keys - queries, keys, device=device)[:, None]
             k = torch.arange(keys, device=device)[None, :]

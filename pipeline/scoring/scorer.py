@@ -129,7 +129,8 @@ class Scorer:
         out = self._trunk(
             ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing, **options
         )
-        return out.last_hidden_state[0, chosen.to(self.device)]
+        states = out.last_hidden_state[0]  # on the last device of a model that is spread over several
+        return states[chosen.to(states.device)]
 
     def _cached(self, family: Family) -> torch.Tensor:
         prompt = torch.tensor([family.prompt_ids])
