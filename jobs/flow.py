@@ -9,6 +9,7 @@ One row of the dataset is one shard, pickled, and a block of its own: nothing wa
 stay together, memory is bounded by the shards in flight.
 """
 
+import logging
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from ray.util.annotations import RayDeprecationWarning
 from actors.scorer import Scored, ScorerSpec, ShardScorer
 from pipeline.config import LabelConfig
 from pipeline.corpus import InputFile, Shape, Shard, read_shards
-from pipeline.errors import EndorewardError
+from pipeline.errors import EndorewardError, RunError
 from pipeline.labelling import Prepared, finish, prepare
 from pipeline.models import context_length, load_settings, load_tokenizer
 from pipeline.store import Record, commit
@@ -33,6 +34,8 @@ TASK_CPUS = 0.25
 CPUs with two actors as on a large cluster."""
 
 Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def label_shards(
         .flat_map(_read_and_prepare, fn_args=(config,), num_cpus=TASK_CPUS, max_retries=tries)  # type: ignore[arg-type]
         .map(
             _Score,  # type: ignore[arg-type]
-            fn_constructor_args=(spec, config),
+            fn_constructor_args=(spec,),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_actors, max_size=pool.max_actors, max_tasks_in_flight_per_actor=2
             ),
@@ -128,10 +131,17 @@ def _unpack(row: Row) -> Any:
 
 def _passing_errors(step: Callable[[Any], Any], row: Row) -> Row:
     value = _unpack(row)
+    if isinstance(value, EndorewardError):
+        return row
     try:
-        return _pack(value if isinstance(value, EndorewardError) else step(value))
+        return _pack(step(value))
     except EndorewardError as error:
         return _pack(error)
+    except Exception as error:
+        log.exception("a step failed")
+        shard: Shard = getattr(value, "prepared", value).shard
+        rows = f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
+        return _pack(RunError(f"{rows} could not be labelled: {type(error).__name__}: {error}"))
 
 
 def _read_and_prepare(row: Row, config: LabelConfig) -> Iterator[Row]:
@@ -151,7 +161,7 @@ def _worker_renderer(config_json: str) -> Renderer:
 
 
 class _Score:
-    def __init__(self, spec: ScorerSpec, config: LabelConfig):
+    def __init__(self, spec: ScorerSpec):
         self.actor = ShardScorer(spec)
 
     def __call__(self, row: Row) -> Row:

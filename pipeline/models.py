@@ -47,7 +47,7 @@ def load_model(config: ModelConfig, device: str, gpus: int = 1) -> Any:
     if not config.allow_pickle:
         options["use_safetensors"] = True
     with _explained(config):
-        model = AutoModelForCausalLM.from_pretrained(config.name, **_source(config), **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(config.name, **_source(config), **options)
         return (model if gpus > 1 else model.to(device)).eval()
 
 
