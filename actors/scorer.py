@@ -1,6 +1,5 @@
 """The actor that holds a model in memory and scores shards. Arithmetic lives in `pipeline`."""
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class Scored:
     forwarded_tokens: int
     seconds: float
     layout: str
-    warnings: list[str]
+    notes: list[str]
 
 
 class ShardScorer:
@@ -45,8 +44,6 @@ class ShardScorer:
         from pipeline.scoring import Scorer
 
         torch.set_num_threads(spec.threads)
-        self.heard = _Warnings()
-        logging.getLogger("pipeline").addHandler(self.heard)
         self.scorer = Scorer(
             load_model(spec.model, spec.device, spec.gpus),
             alpha=spec.alpha,
@@ -58,20 +55,5 @@ class ShardScorer:
         started, before = time.perf_counter(), self.scorer.forwarded_tokens
         scores = self.scorer.score(turns)
         seconds = time.perf_counter() - started
-        forwarded = self.scorer.forwarded_tokens - before
-        return Scored(scores, forwarded, seconds, self.scorer.layout, self.heard.take())
-
-
-class _Warnings(logging.Handler):
-    """Keeps warnings until the driver hears of them: a worker's log is not where a person looks."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-    def take(self) -> list[str]:
-        taken, self.messages = self.messages, []
-        return taken
+        notes, self.scorer.notes = self.scorer.notes, []
+        return Scored(scores, self.scorer.forwarded_tokens - before, seconds, self.scorer.layout, notes)

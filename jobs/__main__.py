@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EndorewardError as error:
         print(f"endoreward: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"endoreward: {error}; what is committed is kept, run the same again to go on", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("endoreward: interrupted; what is committed is kept, run the same again to go on", file=sys.stderr)
         return 1

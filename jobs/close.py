@@ -55,7 +55,9 @@ class Timing:
         }
 
 
-def close(store: LabelStore, config: LabelConfig, renderer: Renderer, timing: Timing | None, command: str) -> int:
+def close(
+    store: LabelStore, config: LabelConfig, renderer: Renderer, timing: Timing | None, notes: list[str], command: str
+) -> int:
     """Write manifest and report, show the table. A run that found nothing to do leaves a closed store as it is.
 
     Returns the exit code. Raises RunError where not one response could be labelled.
@@ -63,7 +65,7 @@ def close(store: LabelStore, config: LabelConfig, renderer: Renderer, timing: Ti
     manifest_uri, report_uri = store.at("manifest.json"), store.at("report.html")
     if timing is None and storage.exists(manifest_uri) and storage.exists(report_uri):
         return 0
-    manifest = make_manifest(store, config, renderer, timing, command)
+    manifest = make_manifest(store, config, timing, notes, command)
     documents.write_bytes(manifest_uri, documents.readable(manifest))
     sample = store.sample(REPORT_ROWS)
     if sample is not None:
@@ -80,7 +82,7 @@ def close(store: LabelStore, config: LabelConfig, renderer: Renderer, timing: Ti
 
 
 def make_manifest(
-    store: LabelStore, config: LabelConfig, renderer: Renderer, timing: Timing | None, command: str
+    store: LabelStore, config: LabelConfig, timing: Timing | None, notes: list[str], command: str
 ) -> dict[str, Any]:
     """What a finished run says of the whole store; see docs/store.md."""
     records: list[Record] = list(store.records())
@@ -113,7 +115,7 @@ def make_manifest(
         },
         "errors": dict(errors.most_common()),
         "summary": merge(record.stats for record in records).summary(),
-        "notes": renderer.notes,
+        "notes": notes,
         "timing": timing.to_json() if timing is not None else None,
         "versions": {"endoreward": __version__, **{n: version(n) for n in ("ray", "torch", "transformers", "pyarrow")}},
     }

@@ -25,6 +25,7 @@ def cluster(config: LabelConfig) -> Iterator[None]:
         options |= {"address": "local", "num_cpus": config.run.num_cpus, "include_dashboard": False}
     else:
         options |= {"address": address}
+        terminal.say(f"connecting to Ray at {address} ...")
     if not config.run.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
@@ -104,8 +105,6 @@ def pick_pool(config: LabelConfig, device: str) -> Pool:
     node_cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
     cpus = scorer.cpus_per_actor or (1 if gpus else min([c for c in node_cpus if c], default=1))
     most = scorer.max_actors or max(scorer.min_actors, int(resources.get("GPU", 0)) // gpus if gpus else 1)
-    if most < scorer.min_actors:
-        raise ConfigError(f"scorer.max_actors = {most} is less than scorer.min_actors = {scorer.min_actors}")
     if not joins_cluster(config):
         room = int(resources.get("CPU", 0)) // cpus
         if gpus:

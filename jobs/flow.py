@@ -77,7 +77,6 @@ def label_shards(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = config.run.verbose
     context.target_max_block_size = 1  # a block per shard
-    context.max_consecutive_actor_init_deaths = config.scorer.max_task_retries  # killed while loading: try again
     # Ray's defaults try a call that kills its process for ever. It has no named parameters for this yet.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     tries = config.scorer.max_task_retries
@@ -92,7 +91,7 @@ def label_shards(
             ),
             num_cpus=pool.cpus - TASK_CPUS,
             num_gpus=pool.gpus,
-            max_restarts=-1,
+            max_restarts=config.scorer.max_restarts,
             max_task_retries=tries,
         )
         .map(_commit, fn_args=(config, fingerprint), num_cpus=TASK_CPUS, max_retries=tries)  # type: ignore[arg-type]
@@ -153,6 +152,9 @@ def _read_and_prepare(row: Row, config: LabelConfig) -> Iterator[Row]:
             yield _pack(prepare(shard, generations[shard], rows, work.shape, renderer, config.input.turns))
     except EndorewardError as error:
         yield _pack(error)
+    except Exception as error:
+        log.exception("reading failed")
+        yield _pack(RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}"))
 
 
 @lru_cache(maxsize=1)
@@ -162,9 +164,15 @@ def _worker_renderer(config_json: str) -> Renderer:
 
 class _Score:
     def __init__(self, spec: ScorerSpec):
-        self.actor = ShardScorer(spec)
+        self.broken: EndorewardError | None = None
+        try:
+            self.actor = ShardScorer(spec)
+        except EndorewardError as error:  # as a row it reaches the driver whole, from here it would not
+            self.broken = error
 
     def __call__(self, row: Row) -> Row:
+        if self.broken is not None:
+            return _pack(self.broken)
         return _passing_errors(lambda prepared: _Finished(prepared, self.actor.score(prepared.tokens)), row)
 
 
@@ -173,7 +181,7 @@ def _commit(row: Row, config: LabelConfig, fingerprint: str) -> Row:
         prepared, scored = finished.prepared, finished.scored
         labels, failures = finish(prepared, scored.scores, config.reward)
         record = commit(config.output.path, prepared.shard, fingerprint, prepared.generation, labels, failures)
-        notes = prepared.notes + scored.warnings
+        notes = prepared.notes + scored.notes
         return Done(record, scored.forwarded_tokens, scored.seconds, scored.layout, notes)
 
     return _passing_errors(step, row)

@@ -31,7 +31,7 @@ from pipeline.store import LabelStore, Record, StoredInput, WriterLock, fingerpr
 from pipeline.tokens import Renderer
 
 OVER_LENGTH = {"prompt_too_long", "too_long"}  # answers to tokens.over_length, not faults of the corpus
-JUDGED_AFTER = 500  # responses before the error rate is judged
+JUDGED_AFTER = 100  # responses before the error rate is judged
 
 
 def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = False, command: str = "") -> int:
@@ -64,17 +64,18 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         store.open_for_writing(description)
         for stored in inputs:
             store.add_input(stored)
-        timing = None
+        timing, notes = None, list(renderer.notes)
         work = pending(store, inputs, retry_errors)
         if work:
+            store.reopen()
             terminal.say("starting Ray and loading the model ...")
             if not joins_cluster(config):
                 held.enter_context(cluster(config))
-            timing = _run(config, device, work, inputs, fingerprint.digest(description))
+            timing = _run(config, device, work, inputs, fingerprint.digest(description), notes)
         else:
             rows = sum(stored.plan.rows for stored in inputs)
             terminal.say(f"{store.uri}: all {rows:,} rows are labelled already; nothing to do")
-        return close(store, config, renderer, timing, command)
+        return close(store, config, renderer, timing, notes, command)
 
 
 def _with_absolute_places(config: LabelConfig) -> LabelConfig:
@@ -114,8 +115,15 @@ def _describe(config: LabelConfig, device: str) -> tuple[LabelConfig, Renderer, 
     return config, renderer, fingerprint.describe(config, model, renderer.template, renderer.rubrics)
 
 
-def _run(config: LabelConfig, device: str, work: list[Work], inputs: list[StoredInput], run_fingerprint: str) -> Timing:
-    """Label what is left, and show how it goes."""
+def _run(
+    config: LabelConfig,
+    device: str,
+    work: list[Work],
+    inputs: list[StoredInput],
+    run_fingerprint: str,
+    notes: list[str],
+) -> Timing:
+    """Label what is left, and show how it goes; adds what comes up on the way to `notes`."""
     pool = pick_pool(config, device)
     spec = ScorerSpec(
         model=config.model,
@@ -128,13 +136,13 @@ def _run(config: LabelConfig, device: str, work: list[Work], inputs: list[Stored
     )
     total = sum(stored.plan.rows for stored in inputs)
     todo = sum(shard.rows for each in work for shard in each.shards)
-    rate, timing, said = _ErrorRate(config.run.max_error_rate), Timing(), set[str]()
+    rate, timing = _ErrorRate(config.run.max_error_rate), Timing()
     with terminal.LabelProgress(total, total - todo) as progress:
         for done in _explained(label_shards(work, config, run_fingerprint, spec, pool)):
             timing.add(done.record.stats.tokens, done.forwarded_tokens, done.score_seconds, done.layout)
             for note in done.notes:
-                if note not in said:
-                    said.add(note)
+                if note not in notes:
+                    notes.append(note)
                     terminal.warn(note)
             progress.advance(done.record.shard.rows, done.record.stats.tokens)
             rate.add(done.record)
@@ -169,10 +177,12 @@ def _explained(results: Iterable[Done]) -> Iterable[Done]:
         raise RunError(f"{error}\n{kept}") from error
     except (RayError, RuntimeError) as error:
         raise RunError(
-            f"the flow stopped: {_last_line(error)}\n{kept}, with --set run.verbose=true to see the workers' logs"
+            f"the flow stopped: {_first_line(error)}\n{kept}, with --set run.verbose=true to see the workers' logs"
         ) from error
 
 
-def _last_line(error: Exception) -> str:
-    lines = str(getattr(error, "cause", None) or error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+def _first_line(error: BaseException) -> str:
+    """Of the innermost cause: Ray wraps what happened into what it did about it."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None and cause is not error:
+        error = cause
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

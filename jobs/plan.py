@@ -28,6 +28,8 @@ def plan_inputs(store: LabelStore | None, files: Iterable[InputFile], config: La
         if plan.rows == 0:
             terminal.warn(f"{file.uri} is empty")
         elif stored is None:
+            if not plan.head and plan.trouble:
+                raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
             shape = detect(list(plan.head), config.input, file.name)
             planned.append(StoredInput(file, config.input.format, shape, plan))
         elif stored.plan.digest == plan.digest:

@@ -7,6 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -60,21 +61,19 @@ class LabelProgress:
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False
+    )
     table.add_column(style="dim")
     table.add_column(justify="left")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))
     console.print(table)
 
 
 def warn(text: str) -> None:
-    errors.print(f"[yellow]warning:[/yellow] {_plain(text)}")
+    errors.print(Text.assemble(("warning: ", "yellow"), text))
 
 
 def say(text: str) -> None:
-    console.print(_plain(text))
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+    console.print(text, markup=False)

@@ -146,7 +146,14 @@ class ScorerConfig(Section):
     head_chunk_mb: int = Field(
         default=64, ge=1, description="largest slice of [tokens, vocabulary] held, in MiB of float32"
     )
+    max_restarts: int = Field(default=10, ge=0, description="how often a dead actor is started again")
     max_task_retries: int = Field(default=3, ge=0, description="how often a shard is tried again when its actor dies")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors = {self.max_actors} is less than min_actors = {self.min_actors}")
+        return self
 
 
 class OutputConfig(Section):
@@ -170,7 +177,7 @@ class RunConfig(Section):
         ge=0,
         le=1,
         description="the job stops when more than this share of the responses is in error; over-length ones do not count, "
-        "nor is anything judged before 500 responses",
+        "nor is anything judged before 100 responses",
     )
     verbose: bool = Field(default=False, description="show the logs of Ray and of libraries")
 

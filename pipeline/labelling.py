@@ -113,4 +113,5 @@ def label(turn: Turn, tokens: TokenizedTurn, scores: Scores, reward: RewardConfi
 
 def _failure(identity: str, prompt_id: str, error: RowError) -> Failure:
     file, _, row = prompt_id.rpartition(":")
-    return Failure(identity, prompt_id, file, int(row), error.reason, error.detail)
+    detail = error.detail.encode(errors="backslashreplace").decode()  # it may quote half a character from the row
+    return Failure(identity, prompt_id, file, int(row), error.reason, detail)

@@ -47,7 +47,14 @@ def load_model(config: ModelConfig, device: str, gpus: int = 1) -> Any:
     if not config.allow_pickle:
         options["use_safetensors"] = True
     with _explained(config):
-        model: Any = AutoModelForCausalLM.from_pretrained(config.name, **_source(config), **options)
+        loader: Any = AutoModelForCausalLM
+        model, told = loader.from_pretrained(config.name, **_source(config), **options, output_loading_info=True)
+        lacking = sorted(told["missing_keys"]) + sorted(str(key) for key in told["mismatched_keys"])
+        if lacking:
+            raise ConfigError(
+                f"the weights of {config.name} are not those of its causal LM: {len(lacking)} tensors would be made up "
+                f"({', '.join(lacking[:3])} ...); is it an encoder, a classifier, or an incomplete download?"
+            )
         return (model if gpus > 1 else model.to(device)).eval()
 
 

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from pyarrow import fs
 
+from pipeline.errors import ConfigError
+
 
 def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
@@ -25,7 +27,10 @@ def _filesystem(root: str) -> fs.FileSystem:
         from huggingface_hub import HfFileSystem
 
         return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
-    return fs.FileSystem.from_uri(root)[0]
+    try:
+        return fs.FileSystem.from_uri(root)[0]
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{root}: no storage can be opened under this address: {error}") from None
 
 
 def locate(uri: str) -> tuple[fs.FileSystem, str]:

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, RowError
 from pipeline.samples import Message, Turn
 
 RUBRIC_NAME = re.compile(r"[\w.-]+")
+STAND_IN = "q7Zx9KpW"  # a response that no template changes and no conversation holds
 LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
 SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
@@ -81,7 +82,7 @@ class Renderer:
             )
         special = set(tokenizer.all_special_tokens)
         special |= {str(t) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special}
-        self.special_ids = set(tokenizer.convert_tokens_to_ids(sorted(special)))
+        self.special_ids = set(tokenizer.convert_tokens_to_ids(sorted(special))) - {tokenizer.unk_token_id}
         self.special_texts = sorted(special, key=len, reverse=True)
         bos = tokenizer.bos_token_id
         self.bos_habit = bos is not None and _ids(tokenizer, "x", True)[:1] == [bos]
@@ -113,8 +114,9 @@ class Renderer:
             prompt_ids = [self._first_token()]
         if all(i in self.special_ids for i in response_ids):
             raise RowError("only_special_tokens", f"nothing but special tokens to score in {turn.response[:40]!r}")
-        if ended and self.template is None and self.tokenizer.eos_token_id is not None:
-            response_ids = [*response_ids, self.tokenizer.eos_token_id]
+        eos = self.tokenizer.eos_token_id
+        if ended and self.template is None and eos is not None and response_ids[-1] != eos:
+            response_ids = [*response_ids, eos]
         return self._fit(TokenizedTurn(prompt_ids, response_ids, messages))
 
     # Rendering
@@ -140,16 +142,12 @@ class Renderer:
             rendered = self._apply(messages, turn.response)
         assert rendered is not None
         before, after = rendered
-        start = after.find(turn.response)
-        text = turn.response
-        if start < 0:
-            text = turn.response.strip()
-            start = after.find(text)
-        if start < 0:
+        lead, tail = self._around(messages)
+        text = turn.response if after == lead + turn.response + tail else turn.response.strip()
+        if after != lead + text + tail:
             raise RowError(
                 "template_error", "the chat template does not show the response as it is; set tokens.template"
             )
-        lead, tail = after[:start], after[start + len(text) :]
         if lead.strip():
             before, lead = before + lead, ""
         end = self._end_of_turn(tail)
@@ -169,6 +167,12 @@ class Renderer:
         if not before and messages:
             raise RowError("template_error", "the chat template renders the prompt differently once a response follows")
         return before, whole[len(before) :]
+
+    def _around(self, messages: list[Message]) -> tuple[str, str]:
+        """What the template puts before and behind a response to these messages: its place is found by a stand-in."""
+        _, after = self._apply(messages, STAND_IN)
+        lead, _, tail = after.partition(STAND_IN)
+        return lead, tail
 
     def _render(self, messages: list[Message], generation: bool) -> str:
         if not messages:
@@ -223,11 +227,12 @@ class Renderer:
         size = f"{len(prompt)} prompt and {len(response)} response tokens, at most {limit} fit"
         if self.config.over_length == "reject":
             raise RowError("too_long", f"{size}; raise tokens.max_length or cut with tokens.over_length")
-        if self.config.over_length == "cut_prompt" and len(response) < limit:
+        if self.config.over_length == "cut_prompt":
+            response = response[: limit - 1]
             begin = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
             room = limit - len(response) - len(begin)
             kept = begin + prompt[len(prompt) - room :] if room > 0 else prompt[len(prompt) - (limit - len(response)) :]
-            return replace(turn, prompt_ids=kept, truncated=True)
+            return replace(turn, prompt_ids=kept, response_ids=response, truncated=True)
         if len(prompt) >= limit:
             raise RowError("prompt_too_long", f"{size}; raise tokens.max_length or set tokens.over_length = cut_prompt")
         return replace(turn, response_ids=response[: limit - len(prompt)], truncated=True)
@@ -269,15 +274,19 @@ def pieces(tokenizer: Any) -> Decode:
     """
 
     def decode(ids: list[int]) -> list[str]:
+        def text_of(tokens: list[int]) -> str:
+            return tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+
         found: list[str] = []
+        before: list[int] = []  # some tokenizers drop a space in front of the first token
         pending: list[int] = []
         for position, token in enumerate(ids):
             pending.append(token)
-            text = tokenizer.decode(pending, clean_up_tokenization_spaces=False)
+            text = text_of(before + pending)[len(text_of(before)) :]
             unfinished = text.endswith("\ufffd") and len(pending) < LONGEST_CHARACTER and position + 1 < len(ids)
             found.append("" if unfinished else text)
             if not unfinished:
-                pending = []
+                before, pending = pending, []
         return found
 
     return decode

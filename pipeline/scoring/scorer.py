@@ -49,6 +49,7 @@ class Scorer:
     Attributes:
         layout: "packed", "cached" or "plain".
         forwarded_tokens: tokens given to the model so far, padding included.
+        notes: what a person should know of how the model is run, as it comes up; also logged as warnings.
     """
 
     def __init__(self, model: Any, *, alpha: float = 1.0, budget_tokens: int = 16384, head_chunk_mb: int = 64):
@@ -56,6 +57,10 @@ class Scorer:
         self.alpha = alpha
         self.budget_tokens = budget_tokens
         self.forwarded_tokens = 0
+        self.notes: list[str] = []
+        self.plain_attention = model.config._attn_implementation
+        self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
+        self.rope_limit = _rope_limit(model.config.get_text_config())
         self.device = model.get_input_embeddings().weight.device
         self.layout = "plain"
         self.head: Head | None = None
@@ -70,10 +75,12 @@ class Scorer:
     def _score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         results: list[Scores | RowError | None] = [None] * len(turns)
         waiting = list(range(len(turns)))
+        for position, turn in enumerate(turns):
+            if max(*turn.prompt_ids, *turn.response_ids) >= self.vocabulary:
+                results[position] = RowError("unknown_token", "the tokenizer has more tokens than the model; fit them")
+        waiting = [i for i in waiting if results[i] is None]
         while waiting:
-            found = families(turns, waiting, self.budget_tokens)
-            cut = packed if self.layout == "packed" else padded
-            for batch in cut(found if self.layout != "plain" else _singles(found), self.budget_tokens):
+            for batch in self._batches(families(turns, waiting, self.budget_tokens)):
                 members = [m for family in batch for m in family.members]
                 try:
                     scored = self._score_batch(batch)
@@ -87,6 +94,14 @@ class Scorer:
             waiting = [i for i in waiting if results[i] is None]
         return [r for r in results if r is not None]
 
+    def _batches(self, found: list[Family]) -> list[list[Family]]:
+        """What is forwarded together. Beyond `rope_limit` positions depend on the longest of a batch: no company there."""
+        long = [] if self.rope_limit is None else [f for f in found if f.longest >= self.rope_limit]
+        rest = [f for f in found if f not in long]
+        cut = packed if self.layout == "packed" else padded
+        together = cut(_singles(rest) if self.layout == "plain" else rest, self.budget_tokens)
+        return together + [[single] for single in _singles(long)]
+
     def _shrink(self, members: list[int], batch: list[Family], results: list[Scores | RowError | None]) -> None:
         """Halve the budget after an out-of-memory error; a response that was alone cannot be helped."""
         if self.device.type == "cuda":
@@ -97,7 +112,7 @@ class Scorer:
             )
             return
         self.budget_tokens = max(1, min(self.budget_tokens, sum(f.tokens for f in batch)) // 2)
-        log.warning("out of memory: scorer.budget_tokens is now %d", self.budget_tokens)
+        self._note(f"out of memory: scorer.budget_tokens is now {self.budget_tokens}")
 
     def _score_batch(self, batch: list[Family]) -> list[Scores | RowError]:
         taken = [torch.tensor(r) for family in batch for r in family.responses]
@@ -114,6 +129,8 @@ class Scorer:
     # Forward passes: each gives one state per response token, [P, D], in the order of the batch.
 
     def _forward(self, batch: list[Family]) -> torch.Tensor:
+        if self.rope_limit is not None and batch[0].longest >= self.rope_limit:
+            return self._alone(batch)
         if self.layout == "packed":
             return self._packed(batch)
         if self.layout == "cached" and len(batch[0].members) > 1:
@@ -148,24 +165,34 @@ class Scorer:
         rest = self._trunk(ids, past_key_values=cache, use_cache=True, position_ids=positions).last_hidden_state
         return torch.cat([torch.cat([state, rest[row, : len(r) - 1]]) for row, r in enumerate(family.responses)])
 
-    def _rows(self, batch: list[Family]) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
+    def _rows(
+        self, batch: list[Family], whole: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
         """Right-padded rows: ids and mask [B, L], and where each row's scored states begin and end."""
         rows = [(family.prompt_ids, r) for family in batch for r in family.responses]
-        width = max(len(prompt) + len(r) - 1 for prompt, r in rows)
+        dropped = 0 if whole else 1  # the last token predicts nothing that is scored
+        width = max(len(prompt) + len(r) - dropped for prompt, r in rows)
         ids = torch.zeros((len(rows), width), dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
         spans = []
         for row, (prompt, response) in enumerate(rows):
-            whole = [*prompt, *response[:-1]]
-            ids[row, : len(whole)] = torch.tensor(whole)
-            mask[row, : len(whole)] = 1
-            spans.append((len(prompt) - 1, len(whole)))
+            tokens = [*prompt, *response][: len(prompt) + len(response) - dropped]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+            spans.append((len(prompt) - 1, len(prompt) + len(response) - 1))
         return ids, mask, spans
 
-    def _plain(self, batch: list[Family]) -> torch.Tensor:
-        ids, mask, spans = self._rows(batch)
+    def _plain(self, batch: list[Family], whole: bool = False) -> torch.Tensor:
+        ids, mask, spans = self._rows(batch, whole)
         states = self._trunk(ids, attention_mask=mask.to(self.device), use_cache=False).last_hidden_state
         return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
+
+    def _alone(self, single: list[Family]) -> torch.Tensor:
+        """One response beyond the rope limit, to its last token, on which the scaling depends too; after a short call,
+        because dynamic scaling remembers the longest that it has seen."""
+        with self._attention(plain=True):
+            self._trunk(torch.tensor([single[0].prompt_ids[:1]]), use_cache=False)
+            return self._plain(single, whole=True)
 
     def _own_logits(self, single: Family) -> torch.Tensor:
         """The model's own logits at the scored positions of a single response, [H, V]."""
@@ -177,13 +204,13 @@ class Scorer:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     @contextlib.contextmanager
-    def _attention(self) -> Iterator[None]:
+    def _attention(self, plain: bool = False) -> Iterator[None]:
         """The model's attention replaced for as long as it is called packed: others may use the model too."""
         if self.layout != "packed":
             yield
             return
         own = self.model.config._attn_implementation
-        self.model.set_attn_implementation(attention.NAME)
+        self.model.set_attn_implementation(self.plain_attention if plain else attention.NAME)
         try:
             yield
         finally:
@@ -193,7 +220,7 @@ class Scorer:
 
     @torch.inference_mode()
     def _probe(self, head_chunk_mb: int) -> None:
-        probe = _probe_families(self.model.config.get_text_config().vocab_size)
+        probe = _probe_families(self.model.config.get_text_config())
         own = torch.cat([self._own_logits(single) for single in _singles(probe)])
         scale = own.abs().amax().clamp_min(1e-3)
         tolerance = 2e-2 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
@@ -206,7 +233,7 @@ class Scorer:
             if not agrees(self._plain(probe), head):
                 raise LookupError("the output matrix alone does not give the model's logits")
         except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-            log.warning("%s: scoring from the model's own logits, which needs more memory (%s)", self._name, error)
+            self._note(f"{self._name}: scoring from the model's own logits, which needs more memory ({error})")
             self.forwarded_tokens = 0
             return
         self.head = head
@@ -231,6 +258,10 @@ class Scorer:
             return f"{type(error).__name__}: {error}"
         finally:
             self.layout = before
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        log.warning(text)
 
     @property
     def _name(self) -> str:
@@ -270,13 +301,29 @@ def _pack(batch: list[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return torch.tensor(ids), torch.tensor(positions), torch.tensor(chosen), attention.Packing(structure)
 
 
-def _probe_families(vocabulary: int) -> list[Family]:
-    """Two prompts with three responses, of different lengths and widely spread tokens."""
-    tokens = [(7 + 7919 * i) % vocabulary for i in range(64)]
+def _probe_families(config: Any) -> list[Family]:
+    """Two prompts with three responses, of different lengths and widely spread tokens; and where the model has a sliding
+    window that matters, a prompt that is longer than it."""
+    window, context = getattr(config, "sliding_window", None), getattr(config, "max_position_embeddings", 0)
+    beyond = window + 4 if isinstance(window, int) and window + 16 <= context else 6
+    tokens = [(7 + 7919 * i) % config.vocab_size for i in range(40 + beyond)]
     return [
         Family(tuple(tokens[:9]), (0, 1), (tuple(tokens[9:16]), tuple(tokens[16:28]))),
-        Family(tuple(tokens[28:34]), (2,), (tuple(tokens[34:44]),)),
+        Family(tuple(tokens[28 : 28 + beyond]), (2,), (tuple(tokens[28 + beyond : 38 + beyond]),)),
     ]
+
+
+def _rope_limit(config: Any) -> int | None:
+    """The length beyond which rotary positions are scaled by the longest sequence of a call; None where they never are."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [r for r in (rope, *rope.values()) if isinstance(r, dict)]
+    for kind in kinds:
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            own = kind.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            return own or config.max_position_embeddings
+    return None
 
 
 def _refuse_unknown_masks(config: Any) -> None:

@@ -3,6 +3,7 @@
 A flipped bit anywhere in such a file is found on reading. They are written whole or not at all.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -93,6 +94,10 @@ def write_bytes(uri: str, data: bytes, *, replace: bool = True) -> bool:
 
 def remove(uri: str) -> None:
     """Delete a file if it is there."""
+    if storage.is_local(uri):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(storage.locate(uri)[1])
+        return
     filesystem, path = storage.locate(uri)
     if filesystem.get_file_info(path).type == fs.FileType.File:
         filesystem.delete_file(path)

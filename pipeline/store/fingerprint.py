@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config import LabelConfig
 
+WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
 FORMAT = 1  # raised when the meaning of a stored column changes
 
 
@@ -50,9 +51,7 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 def folder_digest(path: str) -> str:
     """sha256 over the files of a model folder that decide its numbers: weights, configuration, tokenizer."""
-    names = sorted(
-        n for n in os.listdir(path) if n.endswith((".safetensors", ".json", ".model", ".bin", ".jinja", ".py"))
-    )
+    names = sorted(n for n in os.listdir(path) if n.endswith(WEIGHED))
     with ThreadPoolExecutor() as pool:
         digests = pool.map(lambda name: _file_digest(os.path.join(path, name)), names)
     return hashlib.sha256("\n".join(f"{n} {d}" for n, d in zip(names, digests, strict=True)).encode()).hexdigest()

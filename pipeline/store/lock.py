@@ -19,6 +19,7 @@ from pipeline.store import documents
 
 LEASE_S = 60.0
 RENEW_S = 15.0
+LOOKS = 10
 
 
 class WriterLock:
@@ -26,7 +27,7 @@ class WriterLock:
 
     def __init__(self, store: str):
         self.store = store
-        self.uri = storage.join(store, "records", "lock")
+        self.uri = storage.join(store, ".lock")
         self._lock: _FileLock | _Lease = _FileLock(self.uri) if storage.is_local(store) else _Lease(self.uri)
 
     def __enter__(self) -> Self:
@@ -43,7 +44,7 @@ class WriterLock:
 
 def holder_of(store: str) -> str | None:
     """Who writes the store now, for people; None when nobody does."""
-    uri = storage.join(store, "records", "lock")
+    uri = storage.join(store, ".lock")
     if not storage.exists(uri):
         return None
     lock: _FileLock | _Lease = _FileLock(uri) if storage.is_local(store) else _Lease(uri)
@@ -69,11 +70,18 @@ class _FileLock:
         self.file: IO[str] | None = None
 
     def take(self) -> dict[str, Any] | None:
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        file = open(self.path, "a+")  # noqa: SIM115 - held for as long as the lock is
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            file = open(self.path, "a+")  # noqa: SIM115 - held for as long as the lock is
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}; give another --output") from error
+        for _ in range(LOOKS):  # somebody may just be looking, which takes a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
             holder = _parse(_read(file))
             file.close()
             return holder
@@ -130,7 +138,11 @@ class _Lease:
 
     def _keep(self) -> None:
         while not self.stop.wait(RENEW_S):
-            self._renew()
+            try:
+                if self._read().get("token") == self.token:
+                    self._renew()
+            except OSError:
+                continue  # the store is out of reach for a moment; the lease lasts for several tries
 
     def _renew(self) -> None:
         content = {**_me(), "token": self.token, "expires": time.time() + LEASE_S}

@@ -1,6 +1,7 @@
 """The columns of the label store: the names are a contract with everyone who reads it."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,4 +95,13 @@ def _table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 
 def extra_json(extra: dict[str, Any]) -> str:
     """Deterministic JSON of the input columns that have no column of their own."""
-    return json.dumps(extra, ensure_ascii=True, sort_keys=True, default=str)
+    return json.dumps(_finite(extra), ensure_ascii=True, sort_keys=True, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinities: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

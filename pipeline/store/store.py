@@ -20,13 +20,11 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline import storage
-from pipeline.corpus import FilePlan, InputFile, Shape, Shard
+from pipeline.corpus import FilePlan, InputFile, Shape
 from pipeline.errors import StoreError
 from pipeline.store import documents, fingerprint
-from pipeline.store.commit import Record, file_key, part_uri, record_uri, shard_name
+from pipeline.store.commit import Record, file_key, part_uri, shard_name
 from pipeline.store.lock import holder_of
-
-OWN_NAMES = {"labels", "errors", "records", "manifest.json", "report.html"}
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,16 @@ class LabelStore:
     def check_place(self) -> None:
         """Raises StoreError where the directory holds something that is not a label store."""
         filesystem, path = storage.locate(self.uri)
-        info = filesystem.get_file_info(path)
+        try:
+            info = filesystem.get_file_info(path)
+        except OSError as error:
+            raise StoreError(f"{self.uri} cannot be reached: {error}") from error
         if info.type == fs.FileType.File:
             raise StoreError(f"{self.uri} is a file; give a directory for the label store")
         if info.type == fs.FileType.NotFound or storage.exists(self.at("records", "run.json")):
             return
         names = {i.base_name for i in filesystem.get_file_info(fs.FileSelector(path))}
-        foreign = sorted(names - {"records", "labels", "errors"})
+        foreign = sorted(names - {"records", ".lock"})
         if foreign:
             raise StoreError(
                 f"{self.uri} holds something else ({', '.join(foreign[:5])}) and no label store; give an empty directory"
@@ -114,8 +115,13 @@ class LabelStore:
         if not storage.exists(self.at("records", "run.json")):
             content = {"fingerprint": fingerprint.digest(description), "description": description}
             documents.write(self.at("records", "run.json"), content)
-        for kind in ("labels", "errors", "records"):
-            documents.remove_temporaries(self.at(kind))
+        for folder in (self.uri, *(self.at(kind) for kind in ("labels", "errors", "records"))):
+            documents.remove_temporaries(folder)
+
+    def reopen(self) -> None:
+        """Take away manifest and report, which speak of a finished store, before more is committed."""
+        documents.remove(self.at("manifest.json"))
+        documents.remove(self.at("report.html"))
 
     def fingerprint(self) -> str:
         """Raises FileNotFoundError where there is no store."""
@@ -192,9 +198,6 @@ class LabelStore:
         picked = [parts[i * len(parts) // wanted] for i in range(wanted)]
         tables = [read_part(part_uri(self.uri, "labels", r.shard), columns) for r in picked]
         return pa.concat_tables(tables)
-
-    def remove_record(self, shard: Shard) -> None:
-        documents.remove(record_uri(self.uri, shard))
 
 
 def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:

@@ -46,7 +46,7 @@ def problems(store: LabelStore) -> Iterator[str]:
             planned.update((shard_name(shard), shard) for shard in shards)
             if sum(shard.rows for shard in shards) != plan["rows"]:
                 yield f"{uri}: its shards do not add up to the {plan['rows']} rows of {plan['file']}"
-        elif not name.endswith((".json", ".tmp")) and name != "lock":
+        elif not name.endswith((".json", ".tmp")):
             yield f"{uri}: not a file of a label store"
     yield from _check_shards(store, planned, run["fingerprint"])
     yield from _check_input_files(store)

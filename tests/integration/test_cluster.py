@@ -167,8 +167,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }.items():
         monkeypatch.setenv(name, value)
     local = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-    local.create_dir("corpora")
-    yield "s3://corpora"
+    local.create_dir("label-stores")
+    yield "s3://label-stores"
     server.stop()
 
 
@@ -176,13 +176,13 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_corpus_and_a_store_on_s3(s3: str, tmp_path: Path, cli: Cli) -> None:
     model, source = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 60)
     filesystem = fs.FileSystem.from_uri(s3)[0]
-    with filesystem.open_output_stream("corpora/in/a.jsonl") as out:
+    with filesystem.open_output_stream("label-stores/in/a.jsonl") as out:
         out.write(source.read_bytes())
     arguments = ("label", "--model", model, "--input", f"{s3}/in", "--output", f"{s3}/out", "--set", "run.num_cpus=2")
     ran = cli(*arguments, "--set", "input.shard_rows=20", "--set", "scorer.cpus_per_actor=1")
     assert ran.returncode == 0, ran.stderr
     assert "test-secret" not in ran.stdout + ran.stderr
-    table = pa.dataset.dataset("corpora/out/labels", filesystem=filesystem).to_table()
+    table = pa.dataset.dataset("label-stores/out/labels", filesystem=filesystem).to_table()
     assert table.num_rows == 120 and len(set(table["id"].to_pylist())) == 120
     assert cli("validate", f"{s3}/out").returncode == 0 and "complete" in cli("status", f"{s3}/out").stdout
     again = cli(*arguments)

@@ -68,7 +68,7 @@ def run(tmp_path: Path, rows: int, kills: int, seed: int) -> None:
     check(disturbed, undisturbed, rows)
     before = {p: os.stat(p).st_mtime_ns for p in glob.glob(f"{disturbed}/**", recursive=True) if os.path.isfile(p)}
     label_with_kills(arguments(disturbed), disturbed, 0, 0)  # a third run does nothing
-    lock = str(disturbed / "records" / "lock")
+    lock = str(disturbed / ".lock")
     assert {p: t for p, t in before.items() if p != lock} == {p: os.stat(p).st_mtime_ns for p in before if p != lock}
     print("killed", dict(killed))
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from safetensors.numpy import load_file, save_file
 from tiny import CHATML, save_model
 
 from pipeline.config import RewardConfig
@@ -44,7 +45,10 @@ PAIR = {"prompt": "What is it?", "chosen": "This.", "rejected": "That."}
 
 
 def test_label_resume_refuse_validate(model: Path, tmp_path: Path, cli: Cli) -> None:
-    source = write(tmp_path / "a.jsonl", *[{**PAIR, "prompt": f"Number {i}?", "source": "test"} for i in range(20)])
+    source = write(
+        tmp_path / "a.jsonl",
+        *[{**PAIR, "prompt": rf"Number {i}? \[/b] [red]", "source": "test"} for i in range(20)],
+    )
     store = tmp_path / "out"
     ran = cli("label", "--model", model, "--input", source, "--output", store, *FAST)
     assert ran.returncode == 0, ran.stderr
@@ -99,6 +103,7 @@ def test_bad_rows_become_error_rows_and_the_rest_is_labelled(model: Path, tmp_pa
         "prompt_too_long": {**PAIR, "prompt": "long " * 200},
         "lone_surrogate": {**PAIR, "rejected": "\ud800"},
         "not_text": {**PAIR, "rejected": 12},
+        "missing_column ": {"\ud800x": 1},  # its message quotes the half character
     }
     huge = {**PAIR, "chosen": "a" * 5_000_000}  # a 5 MB line is no error: its response is cut to fit
     source = write(tmp_path / "bad.jsonl", PAIR, *bad.values(), huge, PAIR, PAIR)
@@ -106,13 +111,15 @@ def test_bad_rows_become_error_rows_and_the_rest_is_labelled(model: Path, tmp_pa
     ran = cli("label", "--model", model, "--input", source, "--output", store, *FAST)
     assert ran.returncode == 0, ran.stderr
     errors = {(e["row"], e["reason"]): e for e in rows(store, "errors")}
-    assert {(1 + i, reason) for i, reason in enumerate(bad)} <= errors.keys()
+    assert {(1 + i, reason.strip()) for i, reason in enumerate(bad)} <= errors.keys()
     for error in errors.values():
         assert error["file"] == "bad.jsonl" and len(error["detail"]) > 10
     good = {label["id"]: label for label in rows(store)}
-    assert {f"bad.jsonl:{row}:{p}:0:0" for row in (0, 9, 10, 11) for p in ("chosen", "rejected")} <= good.keys()
-    assert good["bad.jsonl:9:chosen:0:0"]["truncated"] and good["bad.jsonl:9:chosen:0:0"]["response"] == huge["chosen"]
-    assert good["bad.jsonl:10:chosen:0:0"]["reward"] == good["bad.jsonl:11:chosen:0:0"]["reward"]  # duplicate rows stay
+    assert {f"bad.jsonl:{row}:{p}:0:0" for row in (0, 10, 11, 12) for p in ("chosen", "rejected")} <= good.keys()
+    assert (
+        good["bad.jsonl:10:chosen:0:0"]["truncated"] and good["bad.jsonl:10:chosen:0:0"]["response"] == huge["chosen"]
+    )
+    assert good["bad.jsonl:11:chosen:0:0"]["reward"] == good["bad.jsonl:12:chosen:0:0"]["reward"]  # duplicate rows stay
     assert not good.keys() & {e["id"] for e in errors.values()}
     assert re.search(r"not_json +1", ran.stdout)
     assert cli("validate", store).returncode == 0
@@ -178,6 +185,13 @@ def test_unusable_models(tmp_path: Path, cli: Cli) -> None:
     for folder in (tmp_path / "absent", empty, damaged):
         ran = cli("label", "--model", folder, "--input", source, "--output", tmp_path / "out")
         assert ran.returncode == 2 and str(folder) in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
+    partial = save_model(tmp_path / "partial", CHATML)
+    tensors = load_file(partial / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    ran = cli("label", "--model", partial, "--input", source, "--output", tmp_path / "out1", *FAST)
+    assert ran.returncode == 1 and "model.norm.weight" in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
+    assert not (tmp_path / "out1/manifest.json").exists()
     weightless = save_model(tmp_path / "weightless", CHATML)
     os.truncate(weightless / "model.safetensors", 100)
     ran = cli("label", "--model", weightless, "--input", source, "--output", tmp_path / "out2", *FAST)
@@ -188,6 +202,13 @@ def test_an_output_that_holds_something_else(model: Path, tmp_path: Path, cli: C
     source = write(tmp_path / "a.jsonl", PAIR)
     ran = cli("label", "--model", model, "--input", source, "--output", tmp_path)
     assert ran.returncode == 2 and "holds something else" in ran.stderr
+    (tmp_path / "foreign/labels").mkdir(parents=True)
+    ran = cli("label", "--model", model, "--input", source, "--output", tmp_path / "foreign")
+    assert ran.returncode == 2 and "holds something else (labels)" in ran.stderr
+    for place in ("/proc/nowhere", "abc://x/y"):
+        ran = cli("label", "--model", model, "--input", source, "--output", place)
+        assert ran.returncode == 2 and place.partition("/x")[0] in ran.stderr, ran.stderr
+        assert "Traceback" not in ran.stderr, ran.stderr
 
 
 def test_two_drivers_on_one_store(model: Path, tmp_path: Path, cli: Cli) -> None:

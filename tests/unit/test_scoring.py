@@ -154,7 +154,7 @@ def test_head_slices_do_not_move_scores() -> None:
         np.testing.assert_allclose(a.values, b.values, atol=1e-5)
 
 
-def test_an_unknown_transformation_of_logits_falls_back_to_the_models_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_transformation_of_logits_falls_back_to_the_models_own() -> None:
     class Odd(transformers.LlamaForCausalLM):
         def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
             out = super().forward(*args, **kwargs)
@@ -166,7 +166,7 @@ def test_an_unknown_transformation_of_logits_falls_back_to_the_models_own(caplog
     model.eval()
     expected = [reference(model, turn, 1.0) for turn in turns()]
     scorer = Scorer(model)
-    assert scorer.head is None and "own logits" in caplog.text
+    assert scorer.head is None and "own logits" in scorer.notes[0]
     for got, (q, values, _) in zip(scorer.score(turns()), expected, strict=True):
         np.testing.assert_allclose(got.q, q, atol=1e-4)
         np.testing.assert_allclose(got.values, values, atol=1e-4)
@@ -183,7 +183,7 @@ class _Limited(transformers.LlamaModel):
         return super().forward(input_ids=input_ids, **kwargs)
 
 
-def test_running_out_of_memory_halves_the_budget_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_running_out_of_memory_halves_the_budget_and_goes_on() -> None:
     model = build("llama")
     batch = turns()
     expected = Scorer(copy.deepcopy(model)).score(batch)
@@ -192,7 +192,7 @@ def test_running_out_of_memory_halves_the_budget_and_goes_on(caplog: pytest.LogC
     model.model.limit = 60
     for got, wanted in zip(scorer.score(batch), expected, strict=True):
         np.testing.assert_allclose(got.q, wanted.q, atol=1e-5)
-    assert scorer.budget_tokens < 128 and "out of memory" in caplog.text
+    assert scorer.budget_tokens < 128 and "out of memory" in scorer.notes[0]
 
 
 def test_a_response_too_large_for_the_memory_is_a_row_error_and_its_siblings_are_scored() -> None:
@@ -213,6 +213,48 @@ def test_a_logit_that_is_no_number_is_a_row_error() -> None:
     bad, good = scorer.score([TokenizedTurn([1, 50], [3, 4], []), TokenizedTurn([1, 2], [3, 4], [])])
     assert isinstance(bad, RowError) and bad.reason == "not_finite"
     assert np.isfinite(good.q).all()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_longest_of_a_call_are_given_none(kind: str) -> None:
+    """Each response as if it were scored alone, whatever was scored beside or before it."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 32}
+    small = {**SMALL, "max_position_embeddings": 128 if kind == "longrope" else 32}
+    torch.manual_seed(7)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small, rope_parameters=rope)).eval()
+    batch = [TokenizedTurn(list(range(1, 9)), list(range(20, 20 + n)), []) for n in (60, 10, 40, 24)]
+    expected = []
+    for turn in batch:
+        expected.append(reference(model, turn, 1.0))  # a fresh copy each, so no call remembers another
+    for got, (q, values, _) in zip(Scorer(model).score(batch), expected, strict=True):
+        np.testing.assert_allclose(got.q, q, atol=1e-4)
+        np.testing.assert_allclose(got.values, values, atol=1e-4)
+
+
+def test_a_sliding_window_that_the_attention_is_not_told_of_is_found_by_the_probe() -> None:
+    """Some architectures window by a mask alone, which packing would lose."""
+
+    class Untold(transformers.MistralForCausalLM):
+        pass
+
+    model = Untold(transformers.MistralConfig(**SMALL, sliding_window=40)).eval()
+    for layer in model.model.layers:
+        layer.self_attn.config = copy.copy(model.config)
+        layer.self_attn.config.sliding_window = None
+    assert Scorer(model).layout != "packed"
+    told = transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL, sliding_window=40)).eval()
+    scorer = Scorer(told)
+    assert scorer.layout == "packed"
+    turn = TokenizedTurn(list(range(1, 60)), list(range(5, 40)), [])
+    [got] = scorer.score([turn])
+    np.testing.assert_allclose(got.q, reference(told, turn, 1.0)[0], atol=1e-4)
+
+
+def test_a_token_beyond_the_embedding_is_a_row_error() -> None:
+    bad, good = Scorer(build("llama")).score([TokenizedTurn([1], [VOCABULARY], []), TokenizedTurn([1], [2], [])])
+    assert isinstance(bad, RowError) and bad.reason == "unknown_token" and len(good.q) == 1
 
 
 def test_low_precision_weights_accumulate_in_float32() -> None:

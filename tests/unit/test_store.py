@@ -104,9 +104,7 @@ def commit_all(store: LabelStore) -> None:
 def contents(store: LabelStore) -> dict[str, bytes]:
     """Every file that counts, by its path below the store."""
     names = glob.glob("**", root_dir=store.uri, recursive=True, include_hidden=True)
-    return {
-        n: Path(store.uri, n).read_bytes() for n in sorted(names) if Path(store.uri, n).is_file() and "lock" not in n
-    }
+    return {n: Path(store.uri, n).read_bytes() for n in sorted(names) if Path(store.uri, n).is_file() and n != ".lock"}
 
 
 def test_a_committed_store_is_whole_and_says_what_it_holds(store: LabelStore) -> None:

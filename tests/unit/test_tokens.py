@@ -200,3 +200,31 @@ def test_pieces_are_the_text_of_each_token() -> None:
     tok = tokenizer()
     assert pieces(tok)(tok("abx</s>")["input_ids"]) == ["ab", "x", "</s>"]
     assert pieces(tok)(tok("é!")["input_ids"]) == ["", "é", "!"]
+
+
+@pytest.mark.parametrize("response", ["a", "t", "user", "assistant\n"])
+def test_a_response_that_stands_in_the_template_too(response: str) -> None:
+    prompt, scored = render(tokenizer(CHATML), "user", response)
+    assert prompt.endswith("<|im_start|>assistant\n") and scored == response + "<|im_end|>"
+    thinking = CHATML.replace(
+        "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}"
+    )
+    assert render(tokenizer(thinking), "user", response)[1] == response + "<|im_end|>"
+
+
+def test_an_end_token_in_the_response_is_not_doubled() -> None:
+    assert render(tokenizer(), "hi", "yes</s>")[1] == "yes</s>"
+
+
+def test_an_unknown_token_is_not_a_special_one() -> None:
+    tok = tokenizer()
+    tok.unk_token = "<|im_end|>"
+    assert render(tok, "hi", "<|im_end|>", append_eos=False)[1] == "<|im_end|>"
+
+
+def test_spaces_in_front_of_words_are_shown(shared: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tok = AutoTokenizer.from_pretrained(shared / "models/stories260K")
+    ids = tok("Lily and Ben went to the park.", add_special_tokens=False)["input_ids"]
+    assert "".join(pieces(tok)(ids)).strip() == "Lily and Ben went to the park."
