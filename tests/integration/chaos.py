@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
+STEPS = {"actor": ("(_Score)",), "worker": ("(_read_and_prepare)", "(_commit)")}  # as Ray titles its processes
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -90,8 +91,9 @@ def _victims(pid: int) -> dict[str, list[psutil.Process]]:
         found["driver"] = [driver]
         for child in driver.children(recursive=True):
             title = " ".join(child.cmdline()[:1])
-            if title.startswith("ray::") and "IDLE" not in title and "StatsActor" not in title:
-                found.setdefault("actor" if "Score" in title else "worker", []).append(child)
+            for kind, steps in STEPS.items():
+                if any(step in title for step in steps):
+                    found.setdefault(kind, []).append(child)
     except psutil.NoSuchProcess:
         return {}
     return found

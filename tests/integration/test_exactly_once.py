@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,7 +48,7 @@ def check(store: Path, undisturbed: Path, rows: int) -> None:
     assert list(problems(LabelStore(str(store)))) == []
 
 
-def run(tmp_path: Path, rows: int, kills: int, seed: int) -> None:
+def run(tmp_path: Path, rows: int, kills: int, seed: int) -> Counter[str]:
     model = save_model(tmp_path / "model", CHATML)
     source = corpus(tmp_path / "rows.jsonl", rows)
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
@@ -70,7 +71,7 @@ def run(tmp_path: Path, rows: int, kills: int, seed: int) -> None:
     label_with_kills(arguments(disturbed), disturbed, 0, 0)  # a third run does nothing
     lock = str(disturbed / ".lock")
     assert {p: t for p, t in before.items() if p != lock} == {p: os.stat(p).st_mtime_ns for p in before if p != lock}
-    print("killed", dict(killed))
+    return killed
 
 
 def test_a_few_kills(tmp_path: Path) -> None:
@@ -80,4 +81,5 @@ def test_a_few_kills(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_thirty_kills(tmp_path: Path) -> None:
-    run(tmp_path, rows=4000, kills=30, seed=2)
+    killed = run(tmp_path, rows=4000, kills=30, seed=2)
+    assert set(killed) == {"driver", "actor", "worker"}
