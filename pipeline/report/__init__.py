@@ -31,7 +31,8 @@ def draw_report(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
         decode: the text piece of each token id, as many pieces as ids.
     """
     config = manifest.get("config") or {}
-    model = str(_section(config, "model").get("name") or "a language model").rstrip("/").rpartition("/")[2]
+    name = str(_section(config, "model").get("name") or "a language model").rstrip("/")
+    model = "/".join(name.split("/")[-2:]) if name.endswith("/model") else name.rpartition("/")[2]
     sections = [_header(manifest, model), _tiles(manifest)]
     if labels.num_rows:
         sections += [*_charts(manifest, labels), _responses(manifest, labels, decode)]

@@ -106,7 +106,10 @@ def draw_scatter(tokens: Series, rewards: Series) -> str:
     """
     all_x, all_y = np.concatenate(list(tokens.values())), np.concatenate(list(rewards.values()))
     x_axis, y_axis = Axis.framing(all_x, 6, least=1), Axis.framing(all_y, 5)
-    x, y = x_axis.scale(LEFT, WIDTH - RIGHT), y_axis.scale(HEIGHT - BOTTOM, TOP)
+    half = (
+        (WIDTH - RIGHT - LEFT) / (x_axis.high - x_axis.low + 1) / 2
+    )  # of a token, so that spread points stay in the frame
+    x, y = x_axis.scale(LEFT + half, WIDTH - RIGHT - half), y_axis.scale(HEIGHT - BOTTOM, TOP)
     parts = [_rows(y_axis, y), _columns(x_axis.values(), x_axis, x, grid=True)]
     every = math.ceil(len(all_x) / MAX_POINTS)
     points: list[tuple[int, str]] = []  # layers take turns, so that none lies on top of the other

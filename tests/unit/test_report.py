@@ -13,7 +13,17 @@ import pytest
 
 from pipeline.config import LabelConfig
 from pipeline.report import draw_report, formula, to_toml
-from pipeline.report.charts import MAX_POINTS, Axis, bin_counts, bin_edges, draw_histogram, draw_scatter
+from pipeline.report.charts import (
+    LEFT,
+    MAX_POINTS,
+    RIGHT,
+    WIDTH,
+    Axis,
+    bin_counts,
+    bin_edges,
+    draw_histogram,
+    draw_scatter,
+)
 from pipeline.report.markup import compact, esc
 from pipeline.report.reading import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.responses import HEAD, TAIL, choose_cards
@@ -384,3 +394,11 @@ def test_page_in_a_browser(tmp_path):
     assert len(dom.having("svg", "chart")) == 2
     assert len(dom.having("circle")) == labels.num_rows + 2
     assert f"{labels.num_rows:,} responses" in seen.stdout
+
+
+@pytest.mark.parametrize("lengths", [[5], [30, 31, 32], list(range(1, 200))])
+def test_scatter_keeps_its_points_within_the_frame(lengths: list[int]) -> None:
+    tokens = np.array(lengths * 40)
+    drawn = draw_scatter({"chosen": tokens}, {"chosen": np.linspace(-1, 1, len(tokens))})
+    places = [float(x) for x in re.findall(r'cx="([-0-9.]+)"', drawn)]
+    assert places and min(places) >= LEFT and max(places) <= WIDTH - RIGHT
