@@ -400,5 +400,6 @@ def test_page_in_a_browser(tmp_path):
 def test_scatter_keeps_its_points_within_the_frame(lengths: list[int]) -> None:
     tokens = np.array(lengths * 40)
     drawn = draw_scatter({"chosen": tokens}, {"chosen": np.linspace(-1, 1, len(tokens))})
-    places = [float(x) for x in re.findall(r'cx="([-0-9.]+)"', drawn)]
+    points = drawn.partition('<g class="points">')[2].partition("</g>")[0]
+    places = [float(x) for x in re.findall(r'cx="([-0-9.]+)"', points)]
     assert places and min(places) >= LEFT and max(places) <= WIDTH - RIGHT
