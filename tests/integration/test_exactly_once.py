@@ -75,7 +75,7 @@ def run(tmp_path: Path, rows: int, kills: int, seed: int) -> Counter[str]:
 
 
 def test_a_few_kills(tmp_path: Path) -> None:
-    run(tmp_path, rows=800, kills=4, seed=1)
+    run(tmp_path, rows=400, kills=3, seed=1)
 
 
 @pytest.mark.slow
