@@ -74,11 +74,10 @@ class Scorer:
 
     def _score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         results: list[Scores | RowError | None] = [None] * len(turns)
-        waiting = list(range(len(turns)))
         for position, turn in enumerate(turns):
             if max(*turn.prompt_ids, *turn.response_ids) >= self.vocabulary:
                 results[position] = RowError("unknown_token", "the tokenizer has more tokens than the model; fit them")
-        waiting = [i for i in waiting if results[i] is None]
+        waiting = [i for i in range(len(turns)) if results[i] is None]
         while waiting:
             for batch in self._batches(families(turns, waiting, self.budget_tokens)):
                 members = [m for family in batch for m in family.members]
@@ -141,11 +140,9 @@ class Scorer:
         self.forwarded_tokens += ids.numel()
         return self.model.base_model(input_ids=ids.to(self.device), **options)
 
-    def _packed(self, batch: list[Family], **options: Any) -> torch.Tensor:
+    def _packed(self, batch: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = _pack(batch)
-        out = self._trunk(
-            ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing, **options
-        )
+        out = self._trunk(ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing)
         states = out.last_hidden_state[0]  # on the last device of a model that is spread over several
         return states[chosen.to(states.device)]
 
