@@ -14,6 +14,7 @@ from pipeline.config import (
     REWARDS,
     EvaluateConfig,
     LabelConfig,
+    Section,
     load_config,
     load_config_as,
     refuse_secrets,
@@ -135,12 +136,12 @@ def _add_run(command: argparse.ArgumentParser, output: str) -> None:
     command.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
 
 
-def _fields(kind: type[LabelConfig]) -> str:
+def _fields(kind: type[Section]) -> str:
     """The configuration's fields, for --help."""
     lines = ["configuration (TOML sections, or --set section.field=value):"]
     for section in kind.model_fields:
         lines.append("")
-        for name, field in section_fields(section).items():
+        for name, field in section_fields(kind, section).items():
             lines.append(f"  {section}.{name} = {field.get_default(call_default_factory=True)!r}")
             lines.append(f"      {field.description}")
     return "\n".join(lines)

@@ -10,27 +10,27 @@ from typing import Any
 from jobs import terminal
 from jobs.flow import Pool
 from pipeline import storage
-from pipeline.config import LabelConfig
+from pipeline.config import ClusterConfig, LabelConfig
 from pipeline.errors import ConfigError
 
 
 @contextlib.contextmanager
-def cluster(config: LabelConfig) -> Iterator[None]:
+def cluster(run: ClusterConfig) -> Iterator[None]:
     """A connected Ray for as long as the block runs; its chatter is kept out of the terminal unless asked for."""
     import ray
 
-    address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": config.run.verbose, "logging_level": logging.ERROR}
+    address = run.ray_address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": run.verbose, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"address": "local", "num_cpus": config.run.num_cpus, "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": run.num_cpus, "include_dashboard": False}
     else:
         options |= {"address": address}
         terminal.say(f"connecting to Ray at {address} ...")
-    if not config.run.verbose:
+    if not run.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
     try:
-        with _quiet_stderr(config.run.verbose):
+        with _quiet_stderr(run.verbose):
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot reach a Ray cluster at {address or 'this machine'}: {error}") from error
@@ -57,34 +57,34 @@ def _quiet_stderr(verbose: bool) -> Iterator[None]:
             os.close(kept)
 
 
-def warn_of_local_store(config: LabelConfig) -> None:
+def warn_of_local_output(output: str) -> None:
     """Commits run on any node, so a local output must be a disk that all nodes share. Call it connected."""
     import ray
 
-    if not storage.is_local(config.output.path):
+    if not storage.is_local(output):
         return
     if sum(node["Alive"] for node in ray.nodes()) > 1:
         terminal.warn(
-            f"output.path = {config.output.path} is local and this cluster has several nodes: unless they share that "
+            f"output.path = {output} is local and this cluster has several nodes: unless they share that "
             "disk, every node keeps its own part of the store; give s3:// or gs://"
         )
-    if "/runtime_resources/" in config.output.path:
+    if "/runtime_resources/" in output:
         terminal.warn(
-            f"output.path = {config.output.path} lies in the job's working directory, which goes with the job; give an "
+            f"output.path = {output} lies in the job's working directory, which goes with the job; give an "
             "absolute path"
         )
 
 
-def joins_cluster(config: LabelConfig) -> bool:
+def joins_cluster(run: ClusterConfig) -> bool:
     """True when the run joins a cluster rather than starting a local Ray."""
-    return bool(config.run.ray_address or os.environ.get("RAY_ADDRESS"))
+    return bool(run.ray_address or os.environ.get("RAY_ADDRESS"))
 
 
 def pick_device(config: LabelConfig) -> str:
     """ "cpu" or "cuda": as configured, else by what there is. Call it connected where the run joins a cluster."""
     if config.scorer.device != "auto":
         return config.scorer.device
-    if joins_cluster(config):
+    if joins_cluster(config.run):
         import ray
 
         return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
@@ -105,7 +105,7 @@ def pick_pool(config: LabelConfig, device: str) -> Pool:
     node_cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
     cpus = scorer.cpus_per_actor or (1 if gpus else min([c for c in node_cpus if c], default=1))
     most = scorer.max_actors or max(scorer.min_actors, int(resources.get("GPU", 0)) // gpus if gpus else 1)
-    if not joins_cluster(config):
+    if not joins_cluster(config.run):
         room = int(resources.get("CPU", 0)) // cpus
         if gpus:
             room = min(room, int(resources.get("GPU", 0)) // gpus)

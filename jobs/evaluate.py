@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from actors.actor import BatchCheck
 from jobs import terminal
 from jobs.close import input_rows, versions
-from jobs.cluster import joins_cluster, pick_device, warn_of_local_store
+from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, TooManyErrors, absolute, require, with_absolute_places
 from pipeline import storage
 from pipeline.benchmarks import find_benchmark
@@ -125,9 +125,9 @@ def _filled(
     labellers = sampler_of(config, benchmark) if isinstance(benchmark, Maths) else labellers_of(config)
     with contextlib.ExitStack() as held:
         ray = LateCluster(config, held)
-        if joins_cluster(config):
+        if joins_cluster(config.run):
             ray.open()
-            warn_of_local_store(config)
+            warn_of_local_output(config.output.path)
         device = pick_device(config)
         fillings = {
             name: Filling.open(labeller, _store_uri(config, name), device, files, benchmark.shape)

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from actors.actor import ActorSpec
 from actors.classifier import ClassifierSpec
@@ -25,7 +25,7 @@ from jobs.cluster import cluster, pick_pool
 from jobs.flow import Done, Pool, Target, Work, label_shards
 from jobs.plan import ShapeOf, pending, plan_inputs
 from pipeline import storage
-from pipeline.config import EvaluateConfig, Kind, LabelConfig
+from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import ConfigError, EndorewardError, RunError
 from pipeline.labellers import UNPARSABLE, Labeller, Sampler
@@ -41,6 +41,9 @@ OVER_LENGTH = {
 JUDGED_AFTER = 100  # responses before the error rate is judged
 
 
+Labelling = TypeVar("Labelling", bound=LabelConfig)
+
+
 class TooManyErrors(RunError):
     """A run that mostly makes error rows; what is labelled is kept."""
 
@@ -54,7 +57,7 @@ class LateCluster:
     def open(self) -> None:
         if not self.opened:
             self.opened = True
-            self.held.enter_context(cluster(self.config))
+            self.held.enter_context(cluster(self.config.run))
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Filling:
         return timing.stop()
 
 
-def with_absolute_places(config: Kind) -> Kind:
+def with_absolute_places(config: Labelling) -> Labelling:
     """Workers have other working directories, so every local place becomes absolute."""
 
     def model(name: str) -> str:

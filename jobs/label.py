@@ -4,7 +4,7 @@ said before anything is written."""
 import contextlib
 
 from jobs import terminal
-from jobs.cluster import joins_cluster, pick_device, warn_of_local_store
+from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, require, with_absolute_places
 from jobs.plan import plan_inputs
 from jobs.preview import estimate, show_example, show_inputs
@@ -32,9 +32,9 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         terminal.warn(warning)
     with contextlib.ExitStack() as held:
         ray = LateCluster(config, held)
-        if joins_cluster(config):  # only the cluster knows its devices
+        if joins_cluster(config.run):  # only the cluster knows its devices
             ray.open()
-            warn_of_local_store(config)
+            warn_of_local_output(config.output.path)
         filling = Filling.open(labeller, config.output.path, pick_device(config), files)
         show_inputs(filling.inputs)
         show_example(filling.inputs, filling.labeller.renderer, filling.labeller.config)

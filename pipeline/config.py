@@ -174,13 +174,19 @@ class OutputConfig(Section):
     path: Place = Field(default="", description="directory of the label store, or of the evaluation")
 
 
-class RunConfig(Section):
-    """How the job behaves. Nothing here changes a label."""
+class ClusterConfig(Section):
+    """Where the job runs. Nothing here changes a number."""
 
     ray_address: str | None = Field(
         default=None, description="cluster to join; default: $RAY_ADDRESS, else a local Ray"
     )
     num_cpus: int | None = Field(default=None, ge=1, description="CPUs of a local Ray; default: all")
+    verbose: bool = Field(default=False, description="show the logs of Ray and of libraries")
+
+
+class RunConfig(ClusterConfig):
+    """How the job behaves. Nothing here changes a label."""
+
     max_error_rate: float = Field(
         default=0.5,
         ge=0,
@@ -188,7 +194,6 @@ class RunConfig(Section):
         description="the job stops when more than this share of the responses is in error; over-length ones do not count "
         "unless all are, nor is anything judged before 100 responses; 1 never stops",
     )
-    verbose: bool = Field(default=False, description="show the logs of Ray and of libraries")
 
 
 class ImplicitConfig(Section):
@@ -368,7 +373,7 @@ def load_config(toml_path: str | None, overrides: list[tuple[str, Any]], assignm
     return load_config_as(LabelConfig, toml_path, overrides, assignments)
 
 
-Kind = TypeVar("Kind", bound=LabelConfig)
+Kind = TypeVar("Kind", bound=Section)
 
 
 def load_config_as(
@@ -377,7 +382,7 @@ def load_config_as(
     """Build the configuration of a run.
 
     Args:
-        kind: `LabelConfig` or `EvaluateConfig`.
+        kind: what the command is told: `LabelConfig`, `EvaluateConfig`, ...
         toml_path: a TOML file with the sections of `kind`, or None.
         overrides: (dotted path, value) from command-line flags.
         assignments: `a.b=value` from `--set`; the value is read as TOML, else taken as text.
@@ -428,18 +433,18 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location)
 
 
-def _sentence(error: Any, kind: type[LabelConfig]) -> str:
+def _sentence(error: Any, kind: type[Section]) -> str:
     if error["type"] == "extra_forbidden":
         section, *rest = error["loc"]
-        fields = section_fields(str(section)) if rest else kind.model_fields
+        fields = section_fields(kind, str(section)) if rest else kind.model_fields
         return f"no such field; there are {', '.join(fields)}"
     hidden = error["type"] == "missing" or isinstance(error["input"], dict) or "credentials" in error["msg"]
     given = "" if hidden else f" (given: {error['input']!r})"
     return error["msg"].removeprefix("Value error, ") + given
 
 
-def section_fields(section: str) -> dict[str, FieldInfo]:
-    """The fields of one section of the configuration."""
-    kind = EvaluateConfig.model_fields[section].annotation
-    assert isinstance(kind, type) and issubclass(kind, Section)
-    return kind.model_fields
+def section_fields(kind: type[Section], section: str) -> dict[str, FieldInfo]:
+    """The fields of one section of a configuration."""
+    annotation = kind.model_fields[section].annotation
+    assert isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation.model_fields

@@ -106,7 +106,7 @@ def test_fields_exist(document: Path) -> None:
     for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", document.read_text())):
         for section, name in FIELD.findall(code):
             if name not in FILE_ENDINGS:
-                assert name in section_fields(section), f"{document.name} speaks of {section}.{name}"
+                assert name in section_fields(EvaluateConfig, section), f"{document.name} speaks of {section}.{name}"
 
 
 def test_every_reason_of_an_error_row_is_explained() -> None:
