@@ -60,10 +60,10 @@ def packed_attention(
     extra = [name for name in ("s_aux", "position_bias", "sinks") if others.get(name) is not None]
     if packing is None or attention_mask is not None or extra or not getattr(module, "is_causal", True):
         raise CannotPack(f"{type(module).__name__} asks for more than causal attention ({extra or 'a mask'})")
-    out = torch.empty_like(query[..., : value.shape[-1]])
+    parts: list[torch.Tensor] = []
 
     def attend(lo: int, hi: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        out[:, :, lo:hi] = _attend(query[:, :, lo:hi], k, v, packing, scaling, sliding_window, softcap)
+        parts.append(_attend(query[:, :, lo:hi], k, v, packing, scaling, sliding_window, softcap))
 
     for start, prefix, continuations in packing.families:
         lo, hi = start, start + prefix
@@ -78,7 +78,7 @@ def packed_attention(
                     torch.cat([prefix_key, key[:, :, lo:hi]], dim=2),
                     torch.cat([prefix_value, value[:, :, lo:hi]], dim=2),
                 )
-    return out.transpose(1, 2), None
+    return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
 def _attend(

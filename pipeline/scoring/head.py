@@ -7,7 +7,6 @@ Q and V, so a low-precision matrix product accumulates and returns float32.
 Shapes: P scored positions, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,23 +39,12 @@ class Head:
             raise LookupError(f"{type(model).__name__} has no output embeddings")
         self.weight: torch.Tensor = layer.weight  # [V, D]
         self.bias: torch.Tensor | None = getattr(layer, "bias", None)  # [V]
-        self.reshape = _reshape_of(model.config)
+        self.reshape = reshape_of(model.config)
         self.rows = max(1, chunk_mb * 2**20 // 4 // self.weight.shape[0])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[P, D] -> [P, V] in float32 or better. Callers keep P small."""
-        weight = self.weight
-        hidden = hidden.to(weight.device)
-        if weight.dtype in (torch.float32, torch.float64):
-            logits = hidden.to(weight.dtype) @ weight.T
-        elif weight.is_cuda:
-            logits = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
-        else:  # a CPU has no such product: widen a part of the matrix at a time
-            parts = weight.split(max(1, 2**24 // weight.shape[1]))
-            logits = torch.cat([hidden.float() @ part.float().T for part in parts], dim=1)
-        if self.bias is not None:
-            logits += self.bias
-        return self.reshape(logits)
+        return self.reshape(raw_logits(hidden.to(self.weight.device), self.weight, self.bias))
 
     def score(self, hidden: torch.Tensor, taken: torch.Tensor, alpha: float) -> HeadScores:
         """Hidden states [P, D] and the tokens taken after them [P] -> scores, each [P]."""
@@ -66,6 +54,18 @@ class Head:
                 for h, a in zip(hidden.split(self.rows), taken.split(self.rows), strict=True)
             ]
         )
+
+
+def raw_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """[P, D] x [V, D] -> [P, V] in float32 or better, whatever the weights are."""
+    if weight.dtype in (torch.float32, torch.float64):
+        logits = hidden.to(weight.dtype) @ weight.T
+    elif weight.is_cuda:
+        logits = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
+    else:  # a CPU has no such product: widen a part of the matrix at a time
+        parts = weight.split(max(1, 2**24 // weight.shape[1]))
+        logits = torch.cat([hidden.float() @ part.float().T for part in parts], dim=1)
+    return logits if bias is None else logits.add_(bias)
 
 
 def reduce_logits(logits: torch.Tensor, taken: torch.Tensor, alpha: float) -> HeadScores:
@@ -85,16 +85,30 @@ def concatenate(parts: list[HeadScores]) -> HeadScores:
     return HeadScores(*(torch.cat([getattr(p, name) for p in parts]) for name in ("q", "values", "logprobs")))
 
 
-def _reshape_of(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What known architectures do to logits after the output matrix; the scorer's probe says whether it is all."""
+@dataclass(frozen=True)
+class Reshape:
+    """What an architecture does to its logits after the output matrix: cap * tanh(logits / cap), or factor * logits."""
+
+    cap: float | None = None
+    factor: float = 1.0
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """In place."""
+        if self.cap:
+            return logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits if self.factor == 1 else logits.mul_(self.factor)
+
+    def pull_back(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The gradient before, of the gradient behind, which is overwritten; `logits` are those behind."""
+        if self.cap:
+            return gradient.mul_(1 - (logits / self.cap).square_())
+        return gradient if self.factor == 1 else gradient.mul_(self.factor)
+
+
+def reshape_of(config: Any) -> Reshape:
+    """What is known of this architecture; a probe says whether it is all."""
     text = config.get_text_config()
     cap = getattr(text, "final_logit_softcapping", None)  # Gemma 2 and later
     divisor = getattr(text, "logits_scaling", None)  # Granite
     factor = getattr(text, "logit_scale", None)  # Cohere
-    if cap:
-        return lambda logits: logits.div_(cap).tanh_().mul_(cap)
-    if divisor:
-        return lambda logits: logits.div_(divisor)
-    if factor:
-        return lambda logits: logits.mul_(factor)
-    return lambda logits: logits
+    return Reshape(cap or None, 1.0 if cap else 1 / divisor if divisor else factor or 1.0)

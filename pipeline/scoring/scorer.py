@@ -30,6 +30,7 @@ from pipeline.scores import Scores
 from pipeline.scoring import attention
 from pipeline.scoring.batches import Family, families, packed, padded
 from pipeline.scoring.head import Head, concatenate, reduce_logits
+from pipeline.scoring.layouts import pack, pad, probe_families
 from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class Scorer:
         return self.model.base_model(input_ids=ids.to(self.device), **options)
 
     def _packed(self, batch: list[Family]) -> torch.Tensor:
-        ids, positions, chosen, packing = _pack(batch)
+        ids, positions, chosen, packing = pack(batch)
         out = self._trunk(ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing)
         states = out.last_hidden_state[0]  # on the last device of a model that is spread over several
         return states[chosen.to(states.device)]
@@ -162,25 +163,8 @@ class Scorer:
         rest = self._trunk(ids, past_key_values=cache, use_cache=True, position_ids=positions).last_hidden_state
         return torch.cat([torch.cat([state, rest[row, : len(r) - 1]]) for row, r in enumerate(family.responses)])
 
-    def _rows(
-        self, batch: list[Family], whole: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
-        """Right-padded rows: ids and mask [B, L], and where each row's scored states begin and end."""
-        rows = [(family.prompt_ids, r) for family in batch for r in family.responses]
-        dropped = 0 if whole else 1  # the last token predicts nothing that is scored
-        width = max(len(prompt) + len(r) - dropped for prompt, r in rows)
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        spans = []
-        for row, (prompt, response) in enumerate(rows):
-            tokens = [*prompt, *response][: len(prompt) + len(response) - dropped]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-            spans.append((len(prompt) - 1, len(prompt) + len(response) - 1))
-        return ids, mask, spans
-
     def _plain(self, batch: list[Family], whole: bool = False) -> torch.Tensor:
-        ids, mask, spans = self._rows(batch, whole)
+        ids, mask, spans = pad(batch, whole)
         states = self._trunk(ids, attention_mask=mask.to(self.device), use_cache=False).last_hidden_state
         return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
 
@@ -193,7 +177,7 @@ class Scorer:
 
     def _own_logits(self, single: Family) -> torch.Tensor:
         """The model's own logits at the scored positions of a single response, [H, V]."""
-        ids, _, [(begin, end)] = self._rows([single])
+        ids, _, [(begin, end)] = pad([single])
         self.forwarded_tokens += ids.numel()
         keep = torch.arange(begin, end, device=self.device)
         logits = self.model(input_ids=ids.to(self.device), use_cache=False, logits_to_keep=keep).logits[0]
@@ -217,7 +201,7 @@ class Scorer:
 
     @torch.inference_mode()
     def _probe(self, head_chunk_mb: int) -> None:
-        probe = _probe_families(self.model.config.get_text_config())
+        probe = probe_families(self.model.config.get_text_config())
         own = torch.cat([self._own_logits(single) for single in _singles(probe)])
         scale = own.abs().amax().clamp_min(1e-3)
         tolerance = 2e-2 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
@@ -277,37 +261,6 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def _singles(batch: list[Family]) -> list[Family]:
     return [Family(f.prompt_ids, (m,), (r,)) for f in batch for m, r in zip(f.members, f.responses, strict=True)]
-
-
-def _pack(batch: list[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, attention.Packing]:
-    """Ids and positions [T] of the packed row, the index of every scored state [P], and the row's structure."""
-    ids: list[int] = []
-    positions: list[int] = []
-    chosen: list[int] = []
-    structure = []
-    for family in batch:
-        start, prefix = len(ids), len(family.prompt_ids)
-        structure.append((start, prefix, [len(r) - 1 for r in family.responses]))
-        ids += family.prompt_ids
-        positions += range(prefix)
-        for response in family.responses:
-            chosen.append(start + prefix - 1)
-            chosen += range(len(ids), len(ids) + len(response) - 1)
-            ids += response[:-1]
-            positions += range(prefix, prefix + len(response) - 1)
-    return torch.tensor(ids), torch.tensor(positions), torch.tensor(chosen), attention.Packing(structure)
-
-
-def _probe_families(config: Any) -> list[Family]:
-    """Two prompts with three responses, of different lengths and widely spread tokens; and where the model has a sliding
-    window that matters, a prompt that is longer than it."""
-    window, context = getattr(config, "sliding_window", None), getattr(config, "max_position_embeddings", 0)
-    beyond = window + 4 if isinstance(window, int) and window + 16 <= context else 6
-    tokens = [(7 + 7919 * i) % config.vocab_size for i in range(40 + beyond)]
-    return [
-        Family(tuple(tokens[:9]), (0, 1), (tuple(tokens[9:16]), tuple(tokens[16:28]))),
-        Family(tuple(tokens[28 : 28 + beyond]), (2,), (tuple(tokens[28 + beyond : 38 + beyond]),)),
-    ]
 
 
 def rope_limit(config: Any) -> int | None:
