@@ -1,8 +1,8 @@
 """What a person sees while a run works: a line of progress, and tables."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Self, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -58,6 +58,69 @@ class LabelProgress:
             self.logged = now
             left = (self.rows - self.done_rows) * self.seconds / max(1, self.done_rows - self.first_rows)
             errors.print(f"labelled {self.done_rows:,} of {self.rows:,} rows, {rate}, about {left:,.0f} s left")
+
+
+class TrainProgress:
+    """Optimiser steps done and what they measured: a bar on a terminal, a line every ten seconds in a log.
+
+    Args:
+        steps: of the whole run.
+        done_steps: the step of the checkpoint that the run goes on from.
+    """
+
+    def __init__(self, steps: int, done_steps: int = 0, name: str = "train"):
+        self.steps = steps
+        self.bar = Progress(
+            TextColumn(name),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps  {task.fields[said]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=errors,
+            disable=not errors.is_terminal,
+        )
+        self.task = self.bar.add_task(name, total=steps, completed=done_steps, said="starting")
+        self.first_step = self.done_steps = done_steps
+        self.started = self.logged = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.bar.stop()
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl. One of an earlier step than the last means that the workers were started again."""
+        step = row["step"]
+        now = time.perf_counter()
+        if step <= self.done_steps:
+            self.first_step, self.started = step, now
+            self.bar.reset(self.task, total=self.steps, completed=step, said="starting")
+        self.done_steps = step
+        said = figures_of(row)
+        self.bar.update(self.task, completed=step, said=said)
+        kept = figures_of({name.removeprefix("eval_"): v for name, v in row.items() if name.startswith("eval_")})
+        if kept:
+            errors.print(f"step {step:,}, kept prompts: {kept}")
+        if not errors.is_terminal and (now - self.logged > LOG_EVERY_S or step == self.steps):
+            self.logged = now
+            left = (self.steps - step) * (now - self.started) / max(1, step - self.first_step)
+            errors.print(f"step {step:,} of {self.steps:,}, {said}, about {left:,.0f} s left")
+
+
+def figures_of(row: Mapping[str, Any]) -> str:
+    """`epoch 0.42, loss 0.6123, accuracy 64.1%, 12,345 tokens/s`, of what there is."""
+    shown = (
+        ("epoch", "epoch {:.2f}"),
+        ("loss", "loss {:.4f}"),
+        ("rewards/accuracies", "accuracy {:.1%}"),
+        ("reward", "reward {:.3g}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+    )
+    return ", ".join(said.format(row[name]) for name, said in shown if row.get(name) is not None)
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:

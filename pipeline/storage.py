@@ -63,3 +63,10 @@ def list_names(uri: str) -> list[str]:
     filesystem, path = locate(uri)
     found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+
+
+def put_folder(folder: str, uri: str) -> None:
+    """Copy a local folder to `uri`; files of the same names are replaced."""
+    filesystem, path = locate(uri)
+    filesystem.create_dir(path, recursive=True)
+    fs.copy_files(folder, path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)

@@ -8,9 +8,11 @@ Shapes: n responses of a micro-batch, P response tokens of all of them one after
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
+
+from pipeline.training.config import TrainConfig
 
 Unit = Literal["pairs", "responses", "tokens"]
 
@@ -19,11 +21,12 @@ Unit = Literal["pairs", "responses", "tokens"]
 class Batch:
     """The responses of a micro-batch. For objectives of pairs: chosen, rejected, chosen, rejected, ...
 
-    Log-probabilities are float32 (float64 for a float64 policy) and natural logarithms.
+    Log-probabilities are float32 (float64 for a float64 policy) and natural logarithms. A column that the objective does
+    not ask for may be absent; `reference` may be there all the same, for the metric `kl`.
     """
 
     logprobs: torch.Tensor  # [P], log pi of the policy; the only one with a gradient
-    lengths: torch.Tensor  # [n] int64, tokens of each response; they sum to P
+    lengths: torch.Tensor  # [n] int64, tokens of each response, at least 1; they sum to P
     rewards: torch.Tensor  # [n] float64, as stored
     reference: torch.Tensor | None = None  # [P], log pi_ref
     behaviour: torch.Tensor | None = None  # [P], log pi of who wrote the responses
@@ -34,14 +37,35 @@ class Batch:
         out = torch.zeros(len(self.lengths), dtype=values.dtype, device=values.device)
         return out.index_add(0, self.owners, values)
 
-    def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """Each response's value at each of its tokens: [n] -> [P]."""
-        return values[self.owners]
-
     @property
     def owners(self) -> torch.Tensor:
         """[P], which response a token is of."""
-        return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
+        responses = torch.arange(len(self.lengths), device=self.lengths.device)
+        return torch.repeat_interleave(responses, self.lengths, output_size=len(self.logprobs))
+
+    @property
+    def ratios(self) -> torch.Tensor:
+        """pi / pi_behaviour of each token, [P], with a gradient."""
+        assert self.behaviour is not None
+        return torch.exp(self.logprobs - self.behaviour)
+
+    @property
+    def kl(self) -> torch.Tensor:
+        """An estimate of KL(pi || pi_ref) in each token's state, [P] float64, with a gradient; not negative but for rounding.
+
+        With d = log pi_ref - log pi, exp(d) - 1 - d is known as k3 (Schulman 2020, "Approximating KL divergence"), whose mean
+        over tokens drawn from pi is the KL. With `behaviour` this is k3 multiplied by pi / pi_behaviour (DeepSeek-V3.2,
+        arXiv 2512.02556): over tokens drawn from pi_behaviour, its mean is the KL in the states that these responses went
+        through, and the gradient of its mean is the KL's. Without `behaviour` nobody knows who drew the tokens: it is
+        d * d / 2 (k2), which says how far pi has moved on them, and is the KL only while pi is near who wrote them.
+        """
+        assert self.reference is not None
+        logprobs = self.logprobs.double()
+        log_ratios = self.reference - logprobs
+        if self.behaviour is None:
+            return log_ratios.square() / 2
+        # multiplied out: a token that pi has ruled out would else be 0 * inf
+        return torch.exp(self.reference - self.behaviour) - torch.exp(logprobs - self.behaviour) * (1 + log_ratios)
 
 
 @dataclass(frozen=True)
@@ -51,7 +75,7 @@ class Terms:
     Args:
         losses: [n/2], [n] or [P] by the objective's `unit`.
         metrics: name (TRL's where TRL has one) to a value for each pair, response or token, without a gradient; the
-            learner reports the mean over the step.
+            learner reports the mean over the step. A metric need not be of the losses' unit.
     """
 
     losses: torch.Tensor
@@ -64,10 +88,33 @@ class Objective:
 
     name: ClassVar[str]
     pairs: ClassVar[bool] = False  # examples are pairs; else a prompt's responses
-    unit: Unit = "responses"
-    uses_reference: ClassVar[bool] = False
     uses_behaviour: ClassVar[bool] = False
     uses_advantages: ClassVar[bool] = False
 
+    @classmethod
+    def of(cls, config: TrainConfig) -> Self:
+        """The objective under the settings of a run."""
+        raise NotImplementedError
+
+    @property
+    def unit(self) -> Unit:
+        """What a loss is of, and so what the step's sum is divided by the number of."""
+        return "tokens"
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the losses need `Batch.reference`."""
+        return False
+
     def terms(self, batch: Batch) -> Terms:
         raise NotImplementedError
+
+
+def observed(batch: Batch) -> dict[str, torch.Tensor]:
+    """Metrics of any objective of responses: `reward` [n], as stored, and `kl` [P] where there is a reference."""
+    return {"reward": batch.rewards, **divergence(batch)}
+
+
+def divergence(batch: Batch) -> dict[str, torch.Tensor]:
+    """`kl` [P] where there is a reference: `Batch.kl` says what it estimates."""
+    return {} if batch.reference is None else {"kl": batch.kl.detach()}

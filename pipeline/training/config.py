@@ -159,7 +159,7 @@ class LearnerConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the forward pass; optimiser and weights are float32. auto: bfloat16 on a GPU"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(
+    zero_stage: Literal[1, 2, 3] = Field(
         default=1, description="what is split over workers: 1 optimiser, 2 and gradients, 3 and weights"
     )
     offload: Literal["none", "optimizer", "all"] = Field(
@@ -179,9 +179,7 @@ class LearnerConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.offload == "all" and self.zero_stage != 3:
-            raise ValueError("offload = all needs zero_stage = 3; offload = optimizer works with 1 and 2")
-        if self.offload == "optimizer" and self.zero_stage == 0:
-            raise ValueError("offload needs a zero_stage of 1, 2 or 3")
+            raise ValueError("offload = all needs zero_stage = 3; offload = optimizer works with every stage")
         return self
 
 

@@ -1,0 +1,277 @@
+"""The learner: a policy, its optimizer and their part of a step, on one of several workers under DeepSpeed's ZeRO.
+
+    learner = Learner(spec)                     # on every worker, in an initialised torch.distributed
+    row = learner.step(micro_batches, totals, learning_rate)
+    learner.save(folder); learner.restore(folder); learner.export(folder)
+
+One step, on every worker at once:
+
+    for each of its micro-batches, as many on every worker
+        log pi of the responses                 pipeline.training.policy
+        the objective's terms                   pipeline.objectives
+        their sum / how many the step has       whatever workers and micro-batches it was cut into
+        backward
+    clip, AdamW
+
+Knows no Ray: anything that initialises torch.distributed can drive it.
+"""
+
+import contextlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, RunError
+from pipeline.models import load_model, load_tokenizer, resolve_dtype
+from pipeline.objectives import objective_of
+from pipeline.objectives.base import Unit
+from pipeline.tokens import TokenizedTurn
+from pipeline.training.batch import Response, collate
+from pipeline.training.config import TrainConfig
+from pipeline.training.deepspeed import deepspeed_config
+from pipeline.training.policy import Policy, choose_layout
+
+NOTHING = TokenizedTurn([0], [0], [])  # what a worker without responses forwards, so that all do the same
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """What a worker needs to build its learner; it pickles."""
+
+    config: TrainConfig
+    device: str  # "cpu" or "cuda"
+    deepspeed: str | None = None  # the content of `learner.deepspeed`
+
+
+@dataclass
+class Sums:
+    """Metrics of a step as they come up: sum and count under each name."""
+
+    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
+
+    def add(self, name: str, values: torch.Tensor) -> None:
+        kept = self.values[name]
+        kept[0] += float(values.detach().double().sum())
+        kept[1] += values.numel()
+
+    def means(self) -> dict[str, float]:
+        """Over all workers, who call it together."""
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, {name: tuple(pair) for name, pair in self.values.items()})
+        names = sorted({name for part in parts for name in part})
+        totals = {name: [sum(part.get(name, (0.0, 0.0))[i] for part in parts) for i in (0, 1)] for name in names}
+        return {name: total / count for name, (total, count) in totals.items() if count}
+
+
+class Learner:
+    """Raises ConfigError where the policy or its DeepSpeed configuration cannot be used."""
+
+    def __init__(self, spec: LearnerSpec):
+        config = spec.config
+        self.config = config
+        self.objective = objective_of(config)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        deepspeed = _deepspeed(spec.device)
+        settings = deepspeed_config(config, resolve_dtype(config.learner.dtype, spec.device), spec.deepspeed)
+        self.adapted: Any = None  # the policy as peft's, where it has adapters
+        model = self._load(spec, settings)
+        self.policy = Policy(model, config.learner.head_chunk_mb)
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=0.0,
+            betas=(config.train.beta1, config.train.beta2),
+            weight_decay=config.train.weight_decay,
+        )
+        with _quiet():
+            self.engine, *_ = deepspeed.initialize(model=self.policy, optimizer=optimizer, config=settings)
+        self.engine.train()
+        self.gathered = deepspeed.zero.GatheredParameters
+        self.notes = choose_layout(self.policy, self.engine, config.learner.layout)
+
+    def _load(self, spec: LearnerSpec, settings: dict[str, Any]) -> Any:
+        """The policy's model, its adapters included. With ZeRO-3 each worker holds its part from the first."""
+        config = spec.config
+        with _partitioned(settings):
+            dtype = resolve_dtype(config.learner.dtype, spec.device)
+            named = config.policy.model_copy(update={"dtype": dtype})
+            model = load_model(named, _here(spec.device) if config.learner.offload != "all" else "cpu")
+        if config.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.lora.rank:
+            self.adapted = _with_adapters(model, config)
+            model = self.adapted.get_base_model()
+        return model
+
+    # A step
+
+    def step(
+        self, micro_batches: Sequence[Sequence[Response]], totals: Mapping[Unit, int], learning_rate: float
+    ) -> dict[str, float]:
+        """One step of the optimizer on this worker's part of a batch. All workers call it, with as many micro-batches.
+
+        Args:
+            totals: how many pairs, responses and tokens the step has on all workers.
+
+        Returns:
+            Metrics of the whole step, the same on every worker.
+
+        Raises:
+            RunError: on every worker, where the loss is not a number; nothing is updated then.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        sums = Sums()
+        for number, responses in enumerate(micro_batches, 1):
+            last = number == len(micro_batches)
+            self.engine.set_gradient_accumulation_boundary(last)
+            loss = self._loss(responses, totals, sums)
+            self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over workers, we want the sum
+            if last:
+                row = self._row(sums, totals)
+            self.engine.step()
+        return {**row, "grad_norm": float(self.engine.get_global_grad_norm()), "learning_rate": learning_rate}
+
+    @torch.no_grad()
+    def measure(self, micro_batches: Sequence[Sequence[Response]], totals: Mapping[Unit, int]) -> dict[str, float]:
+        """The metrics that `step` gives, without a step."""
+        sums = Sums()
+        for responses in micro_batches:
+            self._loss(responses, totals, sums)
+        return self._row(sums, totals)
+
+    def _loss(self, responses: Sequence[Response], totals: Mapping[Unit, int], sums: Sums) -> torch.Tensor:
+        """This micro-batch's share of the step's loss."""
+        if not responses:
+            return self.engine([NOTHING]).sum() * 0.0
+        batch = collate(responses, self.engine(responses))
+        terms = self.objective.terms(batch)
+        sums.add("loss", terms.losses)
+        if batch.reference is not None:
+            sums.add("reference_drift", (batch.logprobs.detach() - batch.reference).abs())
+        for name, values in terms.metrics.items():
+            sums.add(name, values)
+        return terms.losses.sum() / totals[self.objective.unit]
+
+    def _row(self, sums: Sums, totals: Mapping[Unit, int]) -> dict[str, float]:
+        """Means over the step. Their loss is the step's, because every loss is counted once."""
+        row = sums.means()
+        if not torch.isfinite(torch.tensor(row["loss"])):
+            raise RunError(
+                f"the loss is {row['loss']} and nothing was updated; lower train.learning_rate (the last was "
+                f"{self.engine.optimizer.param_groups[0]['lr']:.2g}), or look for rewards in the labels that are far out"
+            )
+        return row
+
+    # What is kept
+
+    def save(self, folder: str, step: int) -> None:
+        """Write this worker's part of a checkpoint. All workers call it; their folders may be one or merged later."""
+        with _quiet():
+            self.engine.save_checkpoint(
+                folder, tag=TAG, client_state={"step": step}, exclude_frozen_parameters=bool(self.config.lora.rank)
+            )
+
+    def restore(self, folder: str) -> int:
+        """Take up a checkpoint, merged of all workers' parts. Returns the number of steps that were done by it.
+
+        Raises ConfigError where there is none in the folder.
+        """
+        with _quiet():
+            found, state = self.engine.load_checkpoint(folder, tag=TAG, load_module_strict=not self.config.lora.rank)
+        if found is None:
+            raise ConfigError(f"{folder} holds no checkpoint")
+        return state["step"]
+
+    def export(self, folder: str) -> None:
+        """Write the policy as a Hugging Face model with its tokenizer, whole from whatever it was split into. All workers
+        call it; the first writes. Adapters are merged, and kept in `adapter/` besides."""
+        state = self._whole()
+        if self.rank == 0:
+            load_tokenizer(self.config.policy).save_pretrained(folder)
+            if self.adapted is None:
+                self.policy.model.save_pretrained(folder, state_dict=state)
+            else:
+                self.adapted.save_pretrained(os.path.join(folder, "adapter"), state_dict=state)
+                _merged(self.config.policy, os.path.join(folder, "adapter")).save_pretrained(folder)
+        dist.barrier()
+
+    def _whole(self) -> dict[str, torch.Tensor]:
+        """Weights by name on the first worker's CPU, gathered one at a time; of adapters only theirs."""
+        module = self.policy.model if self.adapted is None else self.adapted
+        state = {}
+        for name, parameter in module.named_parameters():
+            if self.adapted is None or parameter.requires_grad:
+                with self.gathered([parameter]):
+                    if self.rank == 0:
+                        state[name] = parameter.detach().cpu().clone()
+        return state
+
+
+TAG = "state"
+
+
+def _deepspeed(device: str) -> Any:
+    """DeepSpeed, imported for this device, with torch.distributed as it is."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    import deepspeed
+
+    deepspeed.logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a CPU's would be compiled on the spot
+    with _quiet():
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _partitioned(settings: dict[str, Any]) -> Iterator[None]:
+    """With ZeRO-3, models loaded in here are split over the workers as they are read."""
+    if settings["zero_optimization"]["stage"] != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    kept = HfDeepSpeedConfig(settings)  # transformers asks for it as long as it lives
+    yield
+    del kept
+
+
+def _here(device: str) -> str:
+    """The device of this process: a worker sees its own GPU."""
+    return "cuda" if device == "cuda" else "cpu"
+
+
+def _with_adapters(model: Any, config: TrainConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(config.train.seed)
+    lora = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha or 2 * config.lora.rank,  # type: ignore[arg-type]
+        target_modules=config.lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise ConfigError(f"lora.targets = {config.lora.targets!r} does not fit {type(model).__name__}: {error}") from None
+
+
+def _merged(policy: ModelConfig, adapter: str) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_model(policy, "cpu"), adapter).merge_and_unload()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed prints as well as logs."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

@@ -1,0 +1,408 @@
+"""`endoreward train`: label stores and a policy in, a trained policy out.
+
+    examples    which pairs or groups the stores hold               pipeline.training.examples
+    check       rows, policy, DeepSpeed's configuration, OUTPUT     nothing is written before
+    reference   log-probabilities that the labels do not hold       jobs.reference
+    learn       Ray Train runs the workers                          jobs.learn
+    close       manifest, model card, report, table
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from actors.scorer import ScorerSpec
+from jobs import terminal
+from jobs.close import versions
+from jobs.cluster import cluster, joins_cluster, warn_of_local_output
+from jobs.fill import absolute, require
+from jobs.learn import STOPPED, Training, learn
+from jobs.reference import compute_references
+from pipeline import storage
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, RunError, StoreError
+from pipeline.models import load_settings, resolve_dtype
+from pipeline.objectives import objective_of
+from pipeline.report.training import training_page
+from pipeline.store import WriterLock, documents, fingerprint
+from pipeline.training.card import model_card
+from pipeline.training.config import TrainConfig
+from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
+from pipeline.training.examples import Examples, find_examples
+from pipeline.training.metrics import check_tracking, read_metrics
+from pipeline.training.order import Order
+from pipeline.training.rows import RowReader, check_rows, stored_reference
+from pipeline.training.run import RunFolder, describe
+from pipeline.training.schedule import base_rate
+
+POLL_S = 1.0
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is described and checked, and of which nothing is written yet."""
+
+    config: TrainConfig
+    device: str
+    workers: int
+    dtype: str
+    deepspeed: str | None
+    found: Examples
+    examples: Examples  # of these, to learn from
+    held_out: Examples  # and to measure on
+    steps: int
+    rate: float
+    stored_reference: bool  # the labels hold the reference's log-probabilities
+    notes: list[str]
+    description: dict[str, Any]
+
+
+def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> int:
+    """Run the job. Returns the exit code; raises EndorewardError."""
+    require(labels=config.train.labels, policy=config.policy.name, output=config.output.path)
+    config = _with_absolute_places(config)
+    check_tracking(config.tracking)
+    with contextlib.ExitStack() as held:
+        if joins_cluster(config.run):  # only the cluster knows its devices
+            held.enter_context(cluster(config.run))
+            warn_of_local_output(config.output.path)
+        plan = _plan(config)
+        folder = RunFolder(config.output.path)
+        folder.check(plan.description)
+        _show(plan)
+        if folder.read("manifest.json") is not None:
+            terminal.say(f"{folder.uri}: all {plan.steps:,} steps are done already; the policy is {folder.at('hf')}")
+            return 0
+        if dry_run:
+            return 0
+        with WriterLock(folder.uri):
+            run = _begin(folder, plan, command)
+            if not joins_cluster(config.run):
+                terminal.say("starting Ray ...")
+                held.enter_context(cluster(config.run))
+            _require_room(plan)
+            started = time.perf_counter()
+            _learn(folder, plan, run)
+            _close(folder, run, time.perf_counter() - started)
+    return 0
+
+
+# Before
+
+
+def _plan(config: TrainConfig) -> Plan:
+    """Raises ConfigError and StoreError for all that can be known before a worker starts."""
+    device, workers = _pick_workers(config)
+    dtype = resolve_dtype(config.learner.dtype, device)
+    deepspeed = read_deepspeed(config)
+    deepspeed_config(config, dtype, deepspeed)
+    settings = load_settings(config.policy)
+    examples = find_examples(config)
+    reader = RowReader(examples.sources, examples.parts, config.policy, config.train.shuffle_parts)
+    check_rows(reader, examples)
+    learned, held_out = examples.split(config.train.eval_share)
+    order = Order(learned, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
+    reference = config.reference if config.reference.name else config.policy
+    stored, notes = stored_reference(examples.sources, reference, dtype)
+    return Plan(
+        config=config,
+        device=device,
+        workers=workers,
+        dtype=dtype,
+        deepspeed=deepspeed,
+        found=examples,
+        examples=learned,
+        held_out=held_out,
+        steps=config.train.max_steps or order.steps(config.train.epochs),
+        rate=base_rate(config.train, settings.get_text_config().hidden_size, bool(config.lora.rank)),
+        stored_reference=stored,
+        notes=notes + _behaviour_notes(config, examples),
+        description=describe(config, examples.describe(), dtype, device, workers, deepspeed),
+    )
+
+
+def _behaviour_notes(config: TrainConfig, examples: Examples) -> list[str]:
+    if not objective_of(config).uses_behaviour:
+        return []
+    if all(stored_reference([source], config.policy, "")[0] for source in examples.sources):
+        return []
+    return [
+        f"{config.train.objective} takes the model that labelled for the one that wrote the responses, and it is not the "
+        "policy: where another wrote them, the importance ratios are wrong; awr needs none"
+    ]
+
+
+def _pick_workers(config: TrainConfig) -> tuple[str, int]:
+    """Device and number of workers. Call it connected where the run joins a cluster."""
+    learner = config.learner
+    if joins_cluster(config.run):
+        import ray
+
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+    else:
+        import torch
+
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = learner.device if learner.device != "auto" else "cuda" if gpus else "cpu"
+    return device, learner.workers or (max(1, gpus) if device == "cuda" else 1)
+
+
+def _require_room(plan: Plan) -> None:
+    """Raises ConfigError where a local Ray has no room for the workers; a cluster may grow."""
+    import ray
+
+    resources, learner = ray.cluster_resources(), plan.config.learner
+    gpus = plan.workers if plan.device == "cuda" else 0
+    cpus = plan.workers * learner.cpus_per_worker
+    if not joins_cluster(plan.config.run) and (resources.get("CPU", 0) < cpus or resources.get("GPU", 0) < gpus):
+        raise ConfigError(
+            f"{plan.workers} workers of {learner.cpus_per_worker} CPUs{' and a GPU' if gpus else ''} do not fit this machine "
+            f"({resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs); lower learner.workers or "
+            "learner.cpus_per_worker"
+        )
+
+
+def _with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """Workers have other working directories, so every local place becomes absolute."""
+
+    def model(named: ModelConfig) -> ModelConfig:
+        local = os.path.isdir(named.name)
+        commit = None if local or not named.name else getattr(load_settings(named), "_commit_hash", None)
+        return named.model_copy(
+            update={"name": os.path.abspath(named.name) if local else named.name, "revision": commit or named.revision}
+        )
+
+    train, learner = config.train, config.learner
+    return config.model_copy(
+        update={
+            "train": train.model_copy(update={"labels": [absolute(place) for place in train.labels]}),
+            "policy": model(config.policy),
+            "reference": model(config.reference),
+            "output": config.output.model_copy(update={"path": absolute(config.output.path)}),
+            "learner": learner.model_copy(update={"deepspeed": learner.deepspeed and absolute(learner.deepspeed)}),
+        }
+    )
+
+
+def _show(plan: Plan) -> None:
+    config = plan.config
+    rows = [
+        ("Objective", config.train.objective),
+        *plan.examples.counts.rows(),
+        ("Examples to learn from", f"{len(plan.examples):,}"),
+        *([("Examples to measure on", f"{len(plan.held_out):,}")] if len(plan.held_out) else []),
+        ("Steps", f"{plan.steps:,} of {config.train.batch_size:,} examples"),
+        ("Learning rate", f"{plan.rate:.2g}, {config.train.schedule}"),
+        ("Reference", _reference_of(plan)),
+        ("Workers", f"{plan.workers} ({plan.device}, {plan.dtype}, ZeRO-{config.learner.zero_stage})"),
+    ]
+    terminal.print_table(f"Train {config.policy.name}", rows)
+    for note in plan.notes:
+        terminal.warn(note)
+
+
+def _reference_of(plan: Plan) -> str:
+    if plan.stored_reference:
+        return "log-probabilities of the labels"
+    return "computed before the first step" if objective_of(plan.config).uses_reference else "none"
+
+
+# The run
+
+
+def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
+    """What the run says of itself, as documents and the page want it; kept from its beginning on."""
+    found = folder.read("run.json")
+    if found is None:
+        config = plan.config
+        found = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "config": config.model_dump(mode="json"),
+            "description": plan.description,
+            "fingerprint": fingerprint.digest(plan.description),
+            "objective": config.train.objective,
+            "policy": {"name": config.policy.name, "revision": config.policy.revision},
+            "labels": [
+                {
+                    "path": source.uri,
+                    "fingerprint": source.fingerprint,
+                    "reward": _reward_of(source.description),
+                    "model": source.description.get("model.name"),
+                }
+                for source in plan.examples.sources
+            ],
+            "examples": [list(row) for row in plan.examples.counts.rows()]
+            + [["Examples to learn from", f"{len(plan.examples):,}"]],
+            "steps": plan.steps,
+            "device": f"{plan.workers} x {plan.device}, {plan.dtype}",
+            "notes": plan.notes,
+        }
+        documents.create(folder.at("run.json"), found)
+    documents.remove(folder.at(STOPPED))
+    return found
+
+
+def _reward_of(description: dict[str, Any]) -> dict[str, Any]:
+    """What the labels' rewards are: the endogenous one's settings, or the name of another kind."""
+    told = {name: value for name, value in description.items() if name.startswith("reward.")}
+    if "labeller" in description:
+        return {"kind": description["labeller"]}
+    return {name.removeprefix("reward."): value for name, value in told.items()}
+
+
+def _learn(folder: RunFolder, plan: Plan, run: dict[str, Any]) -> None:
+    """Raises RunError where the run cannot go on."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config = plan.config
+    told = Training(
+        config=config,
+        device=plan.device,
+        deepspeed=plan.deepspeed,
+        output=folder.uri,
+        steps=plan.steps,
+        rate=plan.rate,
+        stored_reference=plan.stored_reference,
+        reference=_computed_reference(folder, plan),
+        run={"created": run["created"], "objective": run["objective"], "config": run["config"]},
+        examples=ray.put((plan.examples, plan.held_out)),
+    )
+    filesystem, path = storage.locate(folder.uri)
+    resources: dict[str, float] = {"CPU": config.learner.cpus_per_worker}
+    if plan.device == "cuda":
+        resources["GPU"] = 1
+    trainer = TorchTrainer(
+        learn,
+        train_loop_config={"training": told},
+        torch_config=TorchConfig(backend="nccl" if plan.device == "cuda" else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers, use_gpu=plan.device == "cuda", resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=config.learner.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
+        ),
+    )
+    try:
+        with _watched(folder, plan.steps):
+            trainer.fit()
+    except Exception as error:
+        _raise_stopped(folder)
+        raise RunError(
+            f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {_first_line(error)}\n"
+            "what is in the last checkpoint is kept; run the same again to go on, with --set run.verbose=true to see the "
+            "workers' logs"
+        ) from error
+    _raise_stopped(folder)
+
+
+def _computed_reference(folder: RunFolder, plan: Plan) -> str | None:
+    """Where the reference's log-probabilities are, once they are; None where the labels hold them or none are asked for."""
+    config = plan.config
+    if plan.stored_reference or not objective_of(config).uses_reference:
+        return None
+    reference = config.reference if config.reference.name else config.policy
+    spec = ScorerSpec(
+        model=reference.model_copy(update={"dtype": plan.dtype}),
+        device=plan.device,
+        gpus=int(plan.device == "cuda"),
+        threads=config.learner.cpus_per_worker,
+        budget_tokens=config.learner.budget_tokens,
+        check_responses=0,
+        head_chunk_mb=config.learner.head_chunk_mb,
+    )
+    return compute_references(folder, spec, config.policy, plan.found, plan.workers, config.learner.max_failures)
+
+
+def _raise_stopped(folder: RunFolder) -> None:
+    stopped = folder.read(STOPPED)
+    if stopped is not None:
+        raise RunError(f"{stopped['sentence']}\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _watched(folder: RunFolder, steps: int) -> Iterator[None]:
+    """Shows what the workers write of their steps, for as long as the block runs."""
+    ended = threading.Event()
+
+    def watch(progress: terminal.TrainProgress) -> None:
+        last = None
+        while True:
+            over = ended.wait(POLL_S if storage.is_local(folder.uri) else 5 * POLL_S)
+            with contextlib.suppress(StoreError, OSError):
+                rows = read_metrics(folder.at("metrics.jsonl"))
+                if rows and rows[-1] != last:
+                    last = rows[-1]
+                    progress.update(last)
+            if over:
+                return
+
+    before = read_metrics(folder.at("metrics.jsonl"))
+    with terminal.TrainProgress(steps, before[-1]["step"] if before else 0) as progress:
+        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+
+# After
+
+
+def _close(folder: RunFolder, run: dict[str, Any], seconds: float) -> None:
+    metrics = read_metrics(folder.at("metrics.jsonl"))
+    last = metrics[-1]
+    manifest = {
+        **run,
+        "seconds": round(seconds, 3),
+        "tokens": last["num_tokens"],
+        "figures": {name: value for name, value in last.items() if isinstance(value, int | float)},
+        "versions": {**versions(), **_learner_versions()},
+    }
+    documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics).encode())
+    draw(folder, manifest)
+    documents.create(folder.at("manifest.json"), manifest)
+    terminal.print_table("Trained", [*_figures(metrics), ("Policy", folder.at("hf")), ("Report", folder.at("report.html"))])
+
+
+def draw(folder: RunFolder, manifest: dict[str, Any]) -> None:
+    """Write the run's report.html."""
+    page = training_page(manifest, read_metrics(folder.at("metrics.jsonl")))
+    documents.write_bytes(folder.at("report.html"), page.encode())
+
+
+def _learner_versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("deepspeed", "peft")}
+
+
+SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "eval_loss", "eval_rewards/accuracies")
+
+
+def _figures(metrics: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    from pipeline.training.metrics import ends
+
+    for name in SHOWN:
+        found = ends(metrics, name)
+        if found is not None:
+            yield name, f"{found[0]:.4g} -> {found[1]:.4g}"

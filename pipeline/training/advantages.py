@@ -1,0 +1,132 @@
+"""How the stored rewards of one prompt's responses become advantages, one for each token.
+
+    credit = response    R_h = the response's stored reward, at every token
+    credit = tokens      R_h = sum_{k>=h} gamma^(k-h) r_k, its discounted rewards to go (G_h)
+
+    A_h = (R_h - baseline_h) / scale
+
+For the endogenous reward, gamma being the one the labels were made with, G_h - V(s_h) = alpha * sum_{k>=h} gamma^(k-h)
+log pi(a_k|s_k): with credit = tokens and baseline = value, the level of the logits, which next-token training leaves open,
+is gone. With any other baseline, or another gamma, V(s_h) stays in the advantages of credit = tokens.
+
+Baselines, over the prompt's n responses:
+
+- group: the mean of R_h. A response that has ended has 0 to go, so with credit = tokens the baseline at token h is what is
+  still to come on average at that point of time: known from h and the prompt, and right for long responses too.
+- leave-one-out: the same without the response itself (RLOO, arXiv 2402.14740), which leaves the gradient unbiased; group
+  is (n - 1)/n of it.
+- value: the stored V(s_h). With credit = response it suits a V that forecasts the final reward. The endogenous V(s_h) is of
+  what is still to come, so only the first token's advantage is centred; later ones are credited with what lies behind too.
+- none.
+
+scale = group divides by the standard deviation of R_1 over the responses (n - 1 in the denominator) plus 1e-4, as TRL's
+GRPOTrainer (arXiv 2402.03300, section 4.1.2); where all R_1 are equal, every advantage is 0. NumPy only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import ConfigError
+from pipeline.training.config import AdvantageConfig, TrainConfig
+
+Array = NDArray[np.float64]
+EPSILON = 1e-4  # TRL's, in rewards' units
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """What a store holds of the responses to one prompt under one rubric.
+
+    Args:
+        rewards: [n].
+        lengths: tokens of each, [n].
+        token_rewards, token_values: n arrays [H_i]; empty arrays, or none at all, where rewards are of whole responses.
+    """
+
+    rewards: ArrayLike
+    lengths: Sequence[int]
+    token_rewards: Sequence[ArrayLike] = field(default=())
+    token_values: Sequence[ArrayLike] = field(default=())
+
+
+def advantages(config: TrainConfig, siblings: Siblings, gamma: float) -> list[Array]:
+    """What `Batch.advantages` is to be for the responses to one prompt, under the run's objective: n arrays [H_i].
+
+    For rwr these are weights, n * softmax(R_1 / scale / awr.temperature) at every token: they add up to n over the
+    responses, and baselines, like V(s_1) in sums of rewards, would cancel.
+
+    Args:
+        gamma: the discount of credit = tokens.
+
+    Raises:
+        ConfigError: where the settings ask for tokens' rewards or values and there are none, or for a comparison of a
+            single response.
+    """
+    told = config.advantage
+    returns = _returns(told, siblings, gamma)
+    if config.train.objective == "rwr":
+        weights = _softmax(returns[:, 0] / _scale(told, returns[:, 0]) / config.awr.temperature)
+        found = np.broadcast_to(len(weights) * weights[:, None], returns.shape)
+    else:
+        found = (returns - _baseline(told, siblings, returns)) / _scale(told, returns[:, 0])
+    return [row[:length].copy() for row, length in zip(found, siblings.lengths, strict=True)]
+
+
+def _returns(told: AdvantageConfig, siblings: Siblings, gamma: float) -> Array:
+    """R_h, [n, longest]; after the end of a response 0, or with credit = response its reward."""
+    longest = max(siblings.lengths)
+    if told.credit == "response":
+        return np.repeat(np.asarray(siblings.rewards, np.float64)[:, None], longest, axis=1)
+    returns = _padded(siblings.token_rewards, siblings.lengths, "advantage.credit = tokens", "token_rewards")
+    for h in range(longest - 2, -1, -1):
+        returns[:, h] += gamma * returns[:, h + 1]
+    return returns
+
+
+def _baseline(told: AdvantageConfig, siblings: Siblings, returns: Array) -> Array | float:
+    if told.baseline == "none":
+        return 0.0
+    if told.baseline == "value":
+        return _padded(siblings.token_values, siblings.lengths, "advantage.baseline = value", "token_values")
+    _several(returns, f"advantage.baseline = {told.baseline}")
+    if told.baseline == "group":
+        return returns.mean(axis=0)
+    return (returns.sum(axis=0) - returns) / (len(returns) - 1)
+
+
+def _scale(told: AdvantageConfig, first: Array) -> float:
+    """What is divided by; infinite where the responses are all worth the same. `first`: R_1, [n]."""
+    if told.scale == "none":
+        return 1.0
+    _several(first, "advantage.scale = group")
+    return float("inf") if np.ptp(first) == 0 else float(first.std(ddof=1)) + EPSILON
+
+
+def _softmax(logits: Array) -> Array:
+    raised = np.exp(logits - logits.max())
+    return raised / raised.sum()
+
+
+def _several(rows: Array, setting: str) -> None:
+    if len(rows) < 2:
+        raise ConfigError(
+            f"{setting} compares the responses to a prompt, and a prompt has only one: label several responses to each, or "
+            "set advantage.baseline = none (or value) and advantage.scale = none"
+        )
+
+
+def _padded(columns: Sequence[ArrayLike], lengths: Sequence[int], setting: str, name: str) -> Array:
+    """[n, longest] with 0 after the end of each. Raises ConfigError where a response lacks the column."""
+    rows = [np.asarray(column, np.float64) for column in columns]
+    if [len(row) for row in rows] != list(lengths):
+        raise ConfigError(
+            f"{setting} needs {name} of every token, and these labels have rewards of whole responses: use labels of the "
+            "endogenous reward, or set advantage.credit = response and advantage.baseline = group"
+        )
+    made = np.zeros((len(rows), max(lengths)))
+    for i, row in enumerate(rows):
+        made[i, : len(row)] = row
+    return made

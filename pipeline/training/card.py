@@ -1,0 +1,143 @@
+"""README.md of an exported model: what a model hub reads in its front matter, and what a person should know.
+
+It leaves the machine: no path of a local disk or a bucket is in it, only the last part of each.
+"""
+
+import os
+import re
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from pipeline.report.page import listed, to_toml
+from pipeline.report.training import Run, figure, last_part, observations, ordered, policy_name, sentence, title, words
+from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES
+from pipeline.training.metrics import EVAL, Row, ends
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PLACE = re.compile(r"(?<![\w.~/:-])(?:(?:s3|gs|gcs|abfs|abfss|hdfs|file)://|~?/|[A-Za-z]:[\\/])[^\s\"'`,;()<>]+")
+MACHINE = ("output", "run", "tracking", "checkpoint")  # sections that say where a run was, not what it was
+UNSEEN = (
+    "No benchmark was run on this model here; the figures are those of training. Whether it is better to talk to is not "
+    "known.",
+    "The reward of the labels is a model's opinion. What that model cannot tell apart, this one was not taught.",
+    "Licence and data of the base model and of the prompts apply to this model too.",
+)
+
+
+def model_card(run: Run, metrics: list[Row]) -> str:
+    """The card as text (write it as UTF-8 to README.md beside the weights). `run` and `metrics` as for the page."""
+    blocks = [
+        f"---\n{_front_matter(run)}\n---",
+        f"# {policy_name(run)}, {title(run)}",
+        without_places(sentence(run)),
+        _loading(),
+        "## Labels" if run.get("labels") else "",
+        _labels(run),
+        "## Figures" if metrics else "",
+        _figures(metrics),
+        _given(run),
+        "## What to know",
+        "\n".join(f"- {without_places(said)}" for said in _known(run, metrics)),
+        "## Configuration",
+        f"Places are named by their last part.\n\n```toml\n{to_toml(_config(run))}\n```",
+        _made_by(run),
+    ]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def hub_name(run: Run) -> str | None:
+    """The policy's name on a model hub; None for a folder of a machine, which is known by its digest (`content`)."""
+    policy = run.get("policy") or {}
+    name = policy.get("name") or (run["config"].get("policy") or {}).get("name") or ""
+    local = "content" in policy or os.path.exists(name)
+    return name if HUB_NAME.fullmatch(name) and not local else None
+
+
+def without_places(text: str) -> str:
+    """`text` with every path and address of a machine or a bucket cut down to its last part."""
+    if os.path.isabs(text) or text.startswith("~/"):
+        return last_part(text)
+    return PLACE.sub(lambda found: last_part(found[0]), text)
+
+
+def _front_matter(run: Run) -> str:
+    rank = (run["config"].get("lora") or {}).get("rank")
+    tags = ["endoreward", run["objective"], *(["lora"] if rank else [])]
+    given = ModelCardData(
+        base_model=hub_name(run), library_name="transformers", pipeline_tag="text-generation", tags=tags
+    )
+    return given.to_yaml()
+
+
+def _loading() -> str:
+    return (
+        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```'
+    )
+
+
+def _labels(run: Run) -> str:
+    rows = []
+    for given in run.get("labels") or []:
+        reward = ", ".join(
+            f"{name} = {value}" for name, value in (given.get("reward") or {}).items() if value is not None
+        )
+        model = last_part(str(given.get("model") or ""))
+        rows.append([last_part(given["path"]), model, reward, f"`{given.get('fingerprint') or 'unknown'}`"])
+    return _table(["store", "model", "reward", "fingerprint"], rows)
+
+
+def _figures(metrics: list[Row]) -> str:
+    """The start and the end of every curve, as the page has them."""
+    rows = []
+    for name in ordered(metrics):
+        for key in (name, EVAL + name):
+            if known := ends(metrics, key):
+                rows.append([words(key), *(figure(name, value) for value in known)])
+    return _table(["", "start", "end"], rows)
+
+
+def _given(run: Run) -> str:
+    rows = [[name, value] for name, value in run.get("examples") or []]
+    rows += [[name.replace("_", " "), value] for name, value in (run.get("figures") or {}).items()]
+    return _table(["", "count or value"], [[str(name), f"{v:,}" if isinstance(v, int) else str(v)] for name, v in rows])
+
+
+def _known(run: Run, metrics: list[Row]) -> list[str]:
+    return [*observations(run, metrics), *map(str, run.get("notes") or []), *UNSEEN]
+
+
+def _config(run: Run) -> dict[str, dict[str, Any]]:
+    """The sections that this objective reads, without those that only say where the run was."""
+    objective = run["objective"]
+    foreign = {*OBJECTIVES, "pairs", "advantage"} - {objective}
+    foreign -= {"pairs"} if objective in PAIR_OBJECTIVES else {"awr", "advantage"} if objective == "rwr" else set()
+    foreign -= {"advantage"} if objective in ("awr", "grpo", "reinforce") else set()
+    kept = {name: fields for name, fields in run["config"].items() if name not in {*foreign, *MACHINE}}
+    return _shortened(kept)
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _shortened(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(each) for each in value]
+    return without_places(value) if isinstance(value, str) else value
+
+
+def _made_by(run: Run) -> str:
+    versions = [f"{name} {version}" for name, version in (run.get("versions") or {}).items()]
+    day = str(run.get("created") or "")[:10]
+    fingerprint = f" Fingerprint of the run: `{run['fingerprint']}`." if run.get("fingerprint") else ""
+    made = f"Made by `endoreward train run.toml`{f' on {day}' if day else ''}"
+    return f"{made}{f' with {listed(versions)}' if versions else ''}.{fingerprint}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return ""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in map(without_places, row)] for row in rows]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,102 @@
+"""The DeepSpeed configuration, derived from ours; a user's own JSON is merged into it. Imports no DeepSpeed."""
+
+import json
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import ConfigError
+from pipeline.training.config import TrainConfig
+
+OURS = {
+    "optimizer": "train.*, which describes AdamW",
+    "scheduler": "train.schedule and train.warmup",
+    "fp16": "learner.dtype; float16 is not offered, because rewards of long responses overflow it",
+    "train_batch_size": "train.batch_size and learner.budget_tokens",
+}
+"""What a user's JSON must not hold, and what says it instead."""
+FIELDS = {
+    "train_micro_batch_size_per_gpu": "learner.budget_tokens",
+    "gradient_accumulation_steps": "learner.budget_tokens",
+    "gradient_clipping": "train.max_grad_norm",
+    "bf16.enabled": "learner.dtype",
+    "zero_optimization.stage": "learner.zero_stage",
+    "zero_optimization.offload_optimizer.device": "learner.offload",
+    "zero_optimization.offload_param.device": "learner.offload",
+}
+"""Our fields behind DeepSpeed's."""
+
+
+def deepspeed_config(config: TrainConfig, dtype: str, text: str | None = None) -> dict[str, Any]:
+    """What `deepspeed.initialize` is told.
+
+    Micro-batches differ in number from step to step, so accumulation is the learner's: DeepSpeed sees one at a time and is
+    told which is the last. Losses are divided by the step's own counts.
+
+    Args:
+        dtype: resolved, "float32" or "bfloat16".
+        text: the content of `learner.deepspeed`, None without one.
+
+    Raises:
+        ConfigError: where the user's JSON is none, or contradicts ours; every conflict is named.
+    """
+    zero: dict[str, Any] = {"stage": config.learner.zero_stage}
+    if config.learner.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.learner.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.train.max_grad_norm,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its own would be compiled on the spot
+        "steps_per_print": 2**31,
+    }
+    if text is None:
+        return ours
+    theirs = _read(config.learner.deepspeed or "", text)
+    conflicts = [f"{key}: say it with {ours_too}" for key, ours_too in OURS.items() if key in theirs]
+    _merge(ours, theirs, "", conflicts)
+    if conflicts:
+        raise ConfigError(
+            f"learner.deepspeed = {config.learner.deepspeed} contradicts this configuration:\n  " + "\n  ".join(conflicts)
+        )
+    return ours
+
+
+def read_deepspeed(config: TrainConfig) -> str | None:
+    """The content of `learner.deepspeed`. Raises ConfigError where it cannot be read."""
+    place = config.learner.deepspeed
+    if place is None:
+        return None
+    try:
+        return storage.read_bytes(place).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"learner.deepspeed: cannot read {place}: {error}") from None
+
+
+def _read(place: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"learner.deepspeed: {place} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"learner.deepspeed: {place} holds no JSON object")
+    return found
+
+
+def _merge(ours: dict[str, Any], theirs: dict[str, Any], above: str, conflicts: list[str]) -> None:
+    """Put `theirs` into `ours`; "auto" gives way. A value that differs from ours is a conflict."""
+    for key, value in theirs.items():
+        path = f"{above}{key}"
+        if path in OURS or value == "auto":
+            continue
+        if isinstance(value, dict) and isinstance(ours.setdefault(key, {}), dict):
+            _merge(ours[key], value, f"{path}.", conflicts)
+        elif path in FIELDS and (key not in ours or ours[key] != value):
+            mine = f"is {ours[key]!r} here" if key in ours else "is not set here"
+            conflicts.append(f"{path}: {value!r} there, {mine}; say it with {FIELDS[path]}")
+        else:
+            ours[key] = value

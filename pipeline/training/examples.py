@@ -1,0 +1,355 @@
+"""Which examples label stores hold: pairs of responses, or a prompt's responses. Rows by number, no text and no tokens.
+
+The light columns of every part are read once, several parts at a time; what stays is a few numbers for each row. The
+order is that of the stores as they are given, then of the names of their parts, then of the rows: the same for everyone
+who reads the same stores. All responses to a prompt are in one part, so an example is too.
+
+The last labelled turn of a response stands for it, as in `pairs.choose_pairs`; only `sft` with `sft.select` = "all"
+learns from every labelled turn.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.pairs import CHOICE_COLUMNS, PairCounts, choose_pairs, last_turns
+from pipeline.store import LabelStore, part_uri, read_part, shard_name
+from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
+
+COLUMNS = [*CHOICE_COLUMNS, "num_tokens", "num_prompt_tokens"]
+READERS = 16  # parts read at the same time
+SAME_TOKENS = ("tokens.template", "tokens.append_eos", "labeller")  # what stores have to agree on to be learnt together
+RELATIVE = ("awr", "grpo", "reinforce")  # objectives of advantages
+
+Integers = NDArray[np.integer[Any]]
+
+
+class Source(NamedTuple):
+    """A finished label store."""
+
+    uri: str
+    fingerprint: str
+    description: dict[str, Any]  # what the fingerprint stands for
+    records: str  # sha256 over the digests of its parts
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether it holds log pi, V and r of every token; rewards of whole responses have none."""
+        return "labeller" not in self.description
+
+
+class LabelPart(NamedTuple):
+    """One Parquet file of a store."""
+
+    source: int
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What was found, and what was left out and why. A prompt counts once under each rubric."""
+
+    labels: int = 0
+    turns: int = 0  # labels left out, because a later turn stands for their response
+    prompts: int = 0
+    rubrics: frozenset[str] = frozenset()
+    pairs: PairCounts = field(default_factory=PairCounts)
+    alone: int = 0  # prompts left out, because they have one response and it takes two
+    ties: int = 0  # prompts kept whose responses all have the same reward
+
+    def __add__(self, other: "Counts") -> "Counts":
+        rubrics = self.rubrics | other.rubrics
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts) if f.name != "rubrics"}
+        return Counts(**sums, rubrics=rubrics)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The lines of a table: (name, number), those of nothing left out."""
+        pairs = self.pairs
+        lines = {
+            "Labels": self.labels,
+            "Prompts": self.prompts,
+            "Pairs of known preference": pairs.known,
+            "Of these against the reward": pairs.against,
+            "Pairs by reward": pairs.by_reward,
+            "Prompts of one reward throughout": self.ties,
+            "Left out: prompts without two responses": self.alone + pairs.alone,
+            "Left out: prompts of one reward throughout": pairs.ties,
+            "Left out: pairs of too small a margin": pairs.close,
+            "Left out: labels of earlier turns": self.turns,
+        }
+        named = [("Rubrics", ", ".join(sorted(self.rubrics)))] if self.rubrics else []
+        return [(name, f"{number:,}") for name, number in lines.items() if number] + named
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """E examples of R rows in all. Rows of example e: positions offsets[e] to offsets[e + 1] of the arrays of [R].
+
+    A pair is (chosen, rejected). Examples stand in the order of their parts.
+    """
+
+    sources: Sequence[Source]
+    parts: Sequence[LabelPart]
+    counts: Counts
+    pairs: bool
+    part: NDArray[np.int32]  # [E], number in `parts`
+    group: NDArray[np.int64]  # [E], number of its prompt under its rubric
+    draw: NDArray[np.float64]  # [E], in [0, 1), of its prompt whatever the rubric: `split`
+    offsets: NDArray[np.int64]  # [E + 1]
+    rows: NDArray[np.int32]  # [R], within the part
+    prompt_tokens: NDArray[np.int32]  # [R]
+    tokens: NDArray[np.int32]  # [R]
+    rewards: NDArray[np.float64]  # [R]
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def positions(self, numbers: Sequence[int] | Integers) -> NDArray[np.int64]:
+        """Where the rows of some examples stand in the arrays of [R], one example after another."""
+        chosen = np.asarray(numbers, np.int64)
+        sizes = self.offsets[chosen + 1] - self.offsets[chosen]
+        return np.repeat(self.offsets[chosen] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+
+    def places(self, positions: Integers) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Part, and row within it, of some of the R rows."""
+        owners = np.searchsorted(self.offsets, positions, side="right") - 1
+        return self.part[owners], self.rows[positions]
+
+    def take(self, numbers: Sequence[int] | Integers) -> "Examples":
+        """Some of the examples, in this order. `counts` stay those of all."""
+        chosen = np.asarray(numbers, np.int64)
+        positions = self.positions(chosen)
+        of_rows = {name: getattr(self, name)[positions] for name in ("rows", "prompt_tokens", "tokens", "rewards")}
+        of_examples = {name: getattr(self, name)[chosen] for name in ("part", "group", "draw")}
+        sizes = self.offsets[chosen + 1] - self.offsets[chosen]
+        return replace(self, **of_rows, **of_examples, offsets=np.append(0, np.cumsum(sizes)))
+
+    def split(self, eval_share: float) -> tuple["Examples", "Examples"]:
+        """The examples to learn from, and those of about `eval_share` of the prompts, which are kept from learning.
+
+        A prompt is on one side with all its rubrics, whatever else the stores hold. Raises ConfigError where a side of
+        the two stays empty.
+        """
+        held = self.draw < eval_share
+        if eval_share and (held.all() or not held.any()):
+            side = "training" if held.all() else "measuring"
+            raise ConfigError(
+                f"train.eval_share = {eval_share:g} of {len(self):,} examples leaves none for {side}; give another share, "
+                "or another train.seed"
+            )
+        return self.take(np.flatnonzero(~held)), self.take(np.flatnonzero(held))
+
+    def describe(self) -> dict[str, Any]:
+        """What decides which rows the examples are: a run goes on only where this is the same. Places do not count."""
+        stores = [{"fingerprint": source.fingerprint, "records": source.records} for source in self.sources]
+        return {"stores": stores, "examples": len(self)}
+
+
+class _Found(NamedTuple):
+    """The examples of one part."""
+
+    counts: Counts
+    rows: list[list[int]]  # of each example
+    groups: list[int]  # of each example, from 0
+    prompts: list[str]  # of each example
+    columns: tuple[NDArray[Any], ...]  # num_prompt_tokens, num_tokens, reward of the examples' rows
+
+
+def find_examples(config: TrainConfig) -> Examples:
+    """All examples of `train.labels` for `train.objective`.
+
+    Raises:
+        StoreError: where a store is missing, not finished, damaged or empty.
+        ConfigError: where the stores do not go together, lack what the objective needs, or give no example.
+    """
+    sources, parts = _open(config)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(partial(_of_part, config=config), [part.uri for part in parts]))
+    counts = sum((each.counts for each in found), Counts())
+    sizes = [len(rows) for each in found for rows in each.rows]
+    _require_examples(config, counts, sizes)
+    begins = np.cumsum([0, *(max(each.groups, default=-1) + 1 for each in found)])
+    columns = [np.concatenate(each) for each in zip(*(each.columns for each in found), strict=True)]
+    return Examples(
+        sources=sources,
+        parts=parts,
+        counts=counts,
+        pairs=config.train.objective in PAIR_OBJECTIVES,
+        part=np.repeat(np.arange(len(found), dtype=np.int32), [len(each.rows) for each in found]),
+        group=np.concatenate([begin + np.array(e.groups, np.int64) for begin, e in zip(begins, found, strict=False)]),
+        draw=np.array([_draw(prompt, config.train.seed) for each in found for prompt in each.prompts], np.float64),
+        offsets=np.cumsum([0, *sizes]),
+        rows=np.array([row for each in found for rows in each.rows for row in rows], np.int32),
+        prompt_tokens=columns[0],
+        tokens=columns[1],
+        rewards=columns[2],
+    )
+
+
+def comparisons(config: TrainConfig) -> list[str]:
+    """What compares the responses to a prompt with each other, so that one alone teaches nothing; none: nothing does."""
+    told = config.advantage
+    if config.train.objective == "rwr":
+        return ["train.objective = rwr"]
+    if config.train.objective not in RELATIVE:
+        return []
+    found = [f"advantage.baseline = {told.baseline}"] if told.baseline in ("group", "leave-one-out") else []
+    return found + (["advantage.scale = group"] if told.scale == "group" else [])
+
+
+def read_columns(uri: str, columns: list[str]) -> pa.Table:
+    """Some columns of a part. Raises StoreError where it is gone or damaged."""
+    try:
+        return read_part(uri, columns)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{uri} cannot be read: {error}; see endoreward validate") from error
+
+
+# Stores
+
+
+def _open(config: TrainConfig) -> tuple[list[Source], list[LabelPart]]:
+    if not config.train.labels:
+        raise ConfigError("train.labels: no labels to learn from; give a label store that endoreward label made")
+    sources: list[Source] = []
+    parts: list[LabelPart] = []
+    for number, uri in enumerate(config.train.labels):
+        source, uris = _open_store(uri)
+        _require_tokens(config, source)
+        for other in sources:
+            _require_same(other, source)
+        sources.append(source)
+        parts += [LabelPart(number, each) for each in uris]
+    return sources, parts
+
+
+def _open_store(uri: str) -> tuple[Source, list[str]]:
+    """A store and the places of its parts, in the order of their names."""
+    store = LabelStore(uri)
+    progress = store.progress()
+    if not progress.complete:
+        raise StoreError(
+            f"{uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled; run its label "
+            "command again, then train"
+        )
+    records = [record for record in store.records() if record.labels.rows]
+    if not records:
+        raise StoreError(f"{uri} holds no label: there is nothing to learn from; endoreward report says why")
+    digest = hashlib.sha256("".join(f"{shard_name(r.shard)} {r.labels.sha256}\n" for r in records).encode())
+    source = Source(uri, store.fingerprint(), store.description(), digest.hexdigest())
+    return source, [part_uri(uri, "labels", record.shard) for record in records]
+
+
+def _require_tokens(config: TrainConfig, source: Source) -> None:
+    objective, advantage = config.train.objective, config.advantage
+    weighs = objective in (*RELATIVE, "rwr")
+    wanted = [
+        ("advantage.credit = tokens", "rewards", weighs and advantage.credit == "tokens"),
+        ("advantage.baseline = value", "values", objective in RELATIVE and advantage.baseline == "value"),
+        (f"train.objective = {objective}", "log-probabilities", objective in ("grpo", "reinforce")),
+    ]
+    for setting, column, needed in wanted:
+        if needed and not source.of_tokens:
+            raise ConfigError(
+                f"{setting} needs the {column} of tokens, and {source.uri} holds none: its rewards "
+                f"({source.description['labeller']}) are of whole responses; take labels that endoreward label made, or "
+                "another setting"
+            )
+
+
+def _require_same(first: Source, second: Source) -> None:
+    if (first.fingerprint, first.records) == (second.fingerprint, second.records):
+        raise ConfigError(f"train.labels: {first.uri} and {second.uri} hold the same labels; give them once")
+    differ = [name for name in SAME_TOKENS if first.description.get(name) != second.description.get(name)]
+    if differ:
+        raise ConfigError(
+            f"train.labels: {first.uri} and {second.uri} cannot be learnt from together: they differ in {', '.join(differ)}, "
+            "so one policy would see two kinds of text; label both alike, or train on one after the other"
+        )
+
+
+# Rows
+
+
+def _of_part(uri: str, config: TrainConfig) -> _Found:
+    labels = read_columns(uri, COLUMNS)
+    rewards = labels["reward"].to_numpy()
+    last = last_turns(labels)
+    rubrics = frozenset(rubric for _, rubric in last if rubric is not None)
+    every = config.train.objective == "sft" and config.sft.select == "all"
+    turns = 0 if every else labels.num_rows - sum(len(rows) for rows, _ in last.values())
+    counts = Counts(labels.num_rows, turns, len(last), rubrics)
+    if config.train.objective in PAIR_OBJECTIVES:
+        pairs = config.pairs
+        found, paired = choose_pairs(labels, pairs.preference, pairs.select, pairs.min_margin)
+        rows, counts = found.tolist(), replace(counts, pairs=paired)
+    elif every:
+        rows = list(_all_turns(labels).values())
+    else:
+        rows = [rows for rows, _ in last.values()]
+        if comparisons(config):
+            whole = [each for each in rows if len(each) > 1]
+            ties = sum(bool((rewards[each] == rewards[each[0]]).all()) for each in whole)
+            rows, counts = whole, replace(counts, alone=len(rows) - len(whole), ties=ties)
+        elif config.train.objective == "sft":
+            counts = replace(counts, alone=sum(len(each) < 2 for each in rows))
+            rows = [[max(each, key=lambda row: rewards[row])] for each in rows]
+    flat = np.array([row for each in rows for row in each], np.int64)
+    columns = tuple(labels[name].to_numpy()[flat] for name in ("num_prompt_tokens", "num_tokens", "reward"))
+    numbers = {group: number for number, group in enumerate(last)}
+    names = list(zip(labels["prompt_id"].to_pylist(), labels["rubric"].to_pylist(), strict=True))
+    groups = [names[each[0]] for each in rows]
+    return _Found(counts, rows, [numbers[group] for group in groups], [prompt for prompt, _ in groups], columns)
+
+
+def _all_turns(labels: pa.Table) -> dict[tuple[str, str | None], list[int]]:
+    """Every row of each (prompt_id, rubric)."""
+    found: dict[tuple[str, str | None], list[int]] = {}
+    for row, group in enumerate(zip(labels["prompt_id"].to_pylist(), labels["rubric"].to_pylist(), strict=True)):
+        found.setdefault(group, []).append(row)
+    return found
+
+
+def _draw(prompt_id: str, seed: int) -> float:
+    """A number in [0, 1) that is the prompt's own."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()[:6], "big") / 2**48
+
+
+# Nothing to learn from
+
+
+def _require_examples(config: TrainConfig, counts: Counts, sizes: Sequence[int]) -> None:
+    objective = config.train.objective
+    if objective in PAIR_OBJECTIVES and not sizes:
+        reasons = "; ".join(_why_no_pairs(counts.pairs, config.pairs.min_margin))
+        raise ConfigError(f"train.objective = {objective}: no pair is left of {counts.prompts:,} prompts: {reasons}")
+    if objective == "sft" and config.sft.select == "best" and counts.alone == counts.prompts:
+        raise ConfigError(
+            "sft.select = best: each prompt has one response, so nothing is selected; label several responses to a "
+            "prompt, or set sft.select = all"
+        )
+    if not sizes:
+        needs = comparisons(config)
+        verb = "compares" if len(needs) == 1 else "compare"
+        remedy = "" if objective == "rwr" else ", or set advantage.baseline = value or none, and advantage.scale = none"
+        raise ConfigError(
+            f"{' and '.join(needs)} {verb} the responses to a prompt, and each of the {counts.prompts:,} prompts has one; "
+            f"label several responses to a prompt{remedy}"
+        )
+
+
+def _why_no_pairs(pairs: PairCounts, min_margin: float) -> Iterator[str]:
+    why: Mapping[str, int] = {
+        "prompts have no two responses to compare (label several, or set pairs.preference = reward)": pairs.alone,
+        "prompts have responses of one reward throughout": pairs.ties,
+        f"pairs have a margin of at most {min_margin:g} (lower pairs.min_margin)": pairs.close,
+    }
+    return (f"{number:,} {reason}" for reason, number in why.items() if number)

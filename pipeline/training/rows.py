@@ -1,0 +1,219 @@
+"""Rows of label stores as tokens for a policy: what a step computes on.
+
+A store keeps a response's tokens and its prompt's messages. The prompt's tokens are rendered anew, by the tokenizer of
+the policy under the settings that the store records, and every row that is read is held against what the store says of
+it: the number of prompt tokens, and the response's own tokens. A policy that would see other tokens than those that were
+labelled is refused at the first such row, never trained.
+
+Without a template a store does not say whether a prompt was bare text or a conversation. Both are rendered; the one
+that has the stored tokens is it.
+
+Parts are read whole and kept, the last used ones, so that a window of `order.Order` is read once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import ModelConfig, TokensConfig
+from pipeline.derive import TOKEN_COLUMNS
+from pipeline.errors import ConfigError, RowError
+from pipeline.labellers import Classified, Endogenous, Labeller, PairwiseJudge, PointwiseJudge, Sampler, Verifier
+from pipeline.models import UNBOUNDED, context_length, identify_model, load_settings, load_tokenizer
+from pipeline.samples import Turn
+from pipeline.tokens import STAND_IN, Renderer, TokenizedTurn
+from pipeline.training.examples import Examples, Integers, LabelPart, Source, read_columns
+
+COLUMNS = ["id", "prompt", "response", "reward", "num_prompt_tokens", "truncated", "token_ids", *TOKEN_COLUMNS]
+STORED = "stored"  # stands for the file of the template, whose text is in the store
+KINDS: dict[str, type[Labeller]] = {
+    kind.name: kind for kind in (Endogenous, Classified, PointwiseJudge, PairwiseJudge, Sampler, Verifier)
+}
+PLAIN = (PointwiseJudge, PairwiseJudge, Verifier)  # they ask about a response, whose own tokens are of its plain text
+REMEDY = (
+    "label with the policy's own tokenizer (endoreward label --model with the policy), or train a policy that has the "
+    "tokenizer of the labels"
+)
+
+Column = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Row:
+    """One response as the policy sees it. The columns of tokens are None where rewards are of whole responses."""
+
+    id: str
+    prompt_ids: list[int]  # at least one
+    response_ids: list[int]  # [H], as labelled
+    reward: float
+    logprobs: Column | None  # [H], log pi of the model that labelled, nats
+    values: Column | None  # [H], V(s_h)
+    token_rewards: Column | None  # [H], r_h
+
+
+class RowReader:
+    """Reads rows of some stores' parts.
+
+    Args:
+        sources, parts: those of the examples.
+        policy: whose tokenizer renders, and whose vocabulary and context the rows have to fit.
+        hold: how many parts are kept in memory, `train.shuffle_parts`.
+
+    Raises:
+        ConfigError: where the policy's tokenizer or configuration cannot be loaded.
+    """
+
+    def __init__(self, sources: Sequence[Source], parts: Sequence[LabelPart], policy: ModelConfig, hold: int):
+        self.sources, self.parts, self.policy, self.hold = sources, parts, policy, hold
+        self.tokenizer, settings = load_tokenizer(policy), load_settings(policy)
+        self.context = context_length(settings, self.tokenizer)
+        self.vocabulary: int = settings.get_text_config().vocab_size
+        self.renderers = [stored_renderer(self.tokenizer, source.description) for source in sources]
+        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def read(self, examples: Examples, positions: Sequence[int] | Integers) -> list[Row]:
+        """The rows at these positions of the examples' arrays of [R], in this order. Each part is read once at most.
+
+        Raises:
+            StoreError: where a part is gone or damaged.
+            ConfigError: where the policy would see other tokens than those that were labelled.
+        """
+        numbers, rows = examples.places(np.asarray(positions, np.int64))
+        found: dict[int, Row] = {}
+        for position in np.argsort(numbers, kind="stable").tolist():
+            number = int(numbers[position])
+            found[position] = self._row(number, self._part(number), int(rows[position]))
+        return [found[position] for position in range(len(found))]
+
+    def _part(self, number: int) -> pa.Table:
+        if number not in self._held:
+            while len(self._held) >= self.hold:
+                self._held.popitem(last=False)
+            self._held[number] = read_columns(self.parts[number].uri, COLUMNS).combine_chunks()
+        self._held.move_to_end(number)
+        return self._held[number]
+
+    def _row(self, number: int, labels: pa.Table, row: int) -> Row:
+        [stored] = labels.slice(row, 1).select(COLUMNS[:-3]).to_pylist()
+        ids: list[int] = stored["token_ids"]
+        where = f"{self.sources[self.parts[number].source].uri}, row {stored['id']}"
+        if max(ids, default=0) >= self.vocabulary:
+            raise ConfigError(
+                f"{where}: token {max(ids)} is outside the vocabulary of {self.policy.name}, which has {self.vocabulary:,} "
+                f"tokens: a policy whose vocabulary differs from the stored token ids; {REMEDY}"
+            )
+        prompt_ids = self._prompt(self.renderers[self.parts[number].source], stored, where)
+        if len(prompt_ids) + len(ids) > self.context:
+            raise ConfigError(
+                f"{where}: {len(prompt_ids)} prompt and {len(ids)} response tokens, and {self.policy.name} takes "
+                f"{self.context}; label with tokens.max_length = {self.context}, or train a policy with a longer context"
+            )
+        columns = [_tokens(labels[name], row) for name in TOKEN_COLUMNS]
+        return Row(stored["id"], prompt_ids, ids, stored["reward"], *columns)
+
+    def _prompt(self, renderer: Renderer, stored: Mapping[str, Any], where: str) -> list[int]:
+        """The prompt's tokens, which are those that were labelled. Raises ConfigError where none are."""
+        length, ids = stored["num_prompt_tokens"], stored["token_ids"]
+        rendered = [self._rendered(renderer, stored, talk, where) for talk in _readings(renderer)]
+        fitting = [each for each in rendered if len(each.prompt_ids) == length]
+        for each in fitting:
+            if each.response_ids == ids:
+                return each.prompt_ids
+        if not fitting:
+            lengths = " or ".join(str(len(each.prompt_ids)) for each in rendered)
+            raise ConfigError(
+                f"{where}: its prompt has {length} tokens in the labels and {lengths} under the tokenizer of "
+                f"{self.policy.name}, which is not the one that the labels were made with; {REMEDY}"
+            )
+        if not self._says(ids, stored["response"], stored["truncated"]):
+            raise ConfigError(
+                f"{where}: its tokens read {self._decoded(ids)[:60]!r} under the tokenizer of {self.policy.name}, and its "
+                f"text is {stored['response'][:60]!r}: a policy whose vocabulary differs from the stored token ids; {REMEDY}"
+            )
+        return fitting[0].prompt_ids
+
+    def _rendered(self, renderer: Renderer, stored: Mapping[str, Any], talk: bool, where: str) -> TokenizedTurn:
+        response = stored["response"] if stored["response"].strip() else STAND_IN  # a sampled answer may be empty
+        turn = Turn(stored["id"], "", None, 0, 0, stored["prompt"], response, talk, None, {})
+        try:
+            return renderer.tokenize(turn)
+        except RowError as error:
+            raise ConfigError(
+                f"{where}: cannot be rendered for {self.policy.name} as it was labelled: {error.detail}; {REMEDY}"
+            ) from None
+
+    def _says(self, ids: list[int], response: str, truncated: bool) -> bool:
+        """Whether tokens that another cut gave (a sampled answer) spell the response."""
+        said, text = self._decoded(ids), response.strip()
+        return text.startswith(said.rstrip("\ufffd")) if truncated else text == said
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+
+def check_rows(reader: RowReader, examples: Examples, count: int = 64) -> None:
+    """Reads about `count` rows, spread over all, and holds the longest against the context: so a run that cannot go
+    on fails before it starts. Raises what `RowReader.read` raises."""
+    total = len(examples.rows)
+    longest = int(np.argmax(examples.prompt_tokens.astype(np.int64) + examples.tokens))
+    reader.read(examples, np.unique([*np.linspace(0, total - 1, min(count, total)).astype(np.int64), longest]))
+
+
+def stored_renderer(tokenizer: Any, description: Mapping[str, Any]) -> Renderer:
+    """Renders what a store's rows hold as they were rendered: a rubric is in their prompts already."""
+    kind = KINDS[description.get("labeller", Endogenous.name)]
+    template = description["tokens.template"]
+    config = TokensConfig(
+        template=STORED, over_length=description["tokens.over_length"], append_eos=description["tokens.append_eos"]
+    )
+    if issubclass(kind, PLAIN):
+        plain = config.model_copy(update={"template": "none", "append_eos": False})
+        return Renderer(tokenizer, plain, UNBOUNDED, {}, "none")
+    texts = {} if template is None else {STORED: template}
+    if template is None:
+        config = config.model_copy(update={"template": "none"})
+    if kind is Sampler:  # its answers were generated, to any length
+        return Renderer(tokenizer, config, UNBOUNDED, texts)
+    return Renderer(tokenizer, config, description["model.max_length"], texts, kind.ending)
+
+
+def stored_reference(sources: Sequence[Source], policy: ModelConfig, dtype: str) -> tuple[bool, list[str]]:
+    """Whether the stored log-probabilities are those of the policy before training, and so its reference's.
+
+    They are where the same weights labelled: the content of a local folder, name and revision of a hub model.
+
+    Args:
+        dtype: that the policy computes in.
+
+    Returns:
+        And what a person should know: where labels were made in another dtype, they differ from the policy's own by
+        rounding.
+    """
+    own = {name: value for name, value in identify_model(policy, dtype).items() if name != "dtype"}
+    notes = []
+    for source in sources:
+        model = {name: source.description.get(f"model.{name}") for name in own}
+        if model != own or not source.of_tokens:
+            return False, []
+        made = source.description["model.dtype"]
+        if made != dtype:
+            notes.append(
+                f"the reference is the log-probabilities of {source.uri}, made in {made}; the policy computes in {dtype}, so "
+                "they differ by rounding before the first step"
+            )
+    return True, notes
+
+
+def _readings(renderer: Renderer) -> tuple[bool, ...]:
+    """What a prompt may have been: a conversation or not. With a template there is no difference."""
+    return (True,) if renderer.template is not None else (False, True)
+
+
+def _tokens(column: pa.ChunkedArray, row: int) -> Column | None:
+    values = column[row].values.to_numpy(zero_copy_only=False)
+    return values if len(values) else None

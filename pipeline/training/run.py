@@ -1,0 +1,93 @@
+"""A training run's directory: what the run is, how far it is, and whether another may go on in it.
+
+OUTPUT/run.json          all that changes a number, and what a person asked for
+OUTPUT/metrics.jsonl     a row for each optimiser step
+OUTPUT/checkpoints/      Ray Train's, the last few
+OUTPUT/reference/        log-probabilities of the reference, where the labels do not hold them
+OUTPUT/best/             the policy of the lowest eval_loss, where prompts were kept from training
+OUTPUT/hf/               the trained policy, a Hugging Face model
+OUTPUT/manifest.json     what a finished run says of itself
+OUTPUT/report.html       what a person looks at
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import StoreError
+from pipeline.models import identify_model
+from pipeline.objectives import objective_of
+from pipeline.store import documents, fingerprint
+from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
+
+FORMAT = 1
+SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
+WITHOUT_EFFECT = {"cpus_per_worker", "max_failures", "deepspeed", "device", "dtype", "workers"}  # or told in another way
+MUST_AGREE = {
+    "learner.workers": "a checkpoint fits only as many workers as wrote it",
+    "labels.records": "the labels changed since the run began",
+}
+
+
+def describe(
+    config: TrainConfig, labels: Mapping[str, Any], dtype: str, device: str, workers: int, deepspeed: str | None
+) -> dict[str, Any]:
+    """All that decides the bits of a run, flat: dotted name to value. Raises ConfigError where a model cannot be read.
+
+    Args:
+        labels: what `Examples.describe` says.
+        deepspeed: the content of `learner.deepspeed`.
+    """
+    objective = config.train.objective
+    sections = ["train", "lora", "learner", SETTINGS.get(objective, objective)]
+    sections += ["pairs"] if objective in PAIR_OBJECTIVES else []
+    sections += ["advantage"] if objective_of(config).uses_advantages else []
+    told = config.model_dump(include=set(sections))
+    del told["train"]["labels"]
+    told["learner"] = {name: value for name, value in told["learner"].items() if name not in WITHOUT_EFFECT}
+    reference = identify_model(config.reference, dtype) if config.reference.name else {}
+    return {
+        "format": FORMAT,
+        **{f"{section}.{name}": value for section, fields in told.items() for name, value in fields.items()},
+        **{f"policy.{name}": value for name, value in identify_model(config.policy, dtype).items()},
+        **{f"reference.{name}": value for name, value in reference.items()},
+        "labels.fingerprints": [store["fingerprint"] for store in labels["stores"]],
+        "labels.records": [store["records"] for store in labels["stores"]],
+        "labels.examples": labels["examples"],
+        "learner.device": device,
+        "learner.workers": workers,
+        "learner.deepspeed": deepspeed and hashlib.sha256(deepspeed.encode()).hexdigest(),
+    }
+
+
+class RunFolder:
+    """OUTPUT of a training run, which may not be there yet."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+
+    def at(self, *names: str) -> str:
+        return storage.join(self.uri, *names)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A document of the run, None where it is not there."""
+        try:
+            return documents.read(self.at(name))
+        except FileNotFoundError:
+            return None
+
+    def check(self, description: Mapping[str, Any]) -> None:
+        """Raises StoreError where the directory holds another run, or something else."""
+        found = self.read("run.json")
+        if found is None:
+            if set(storage.list_names(self.uri)) - {".lock"}:
+                raise StoreError(f"{self.uri} holds files, and no training run; give another --output")
+            return
+        differ = fingerprint.differences(found["description"], dict(description))
+        if differ:
+            known = [f"{why}. " for name, why in MUST_AGREE.items() if any(line.startswith(name) for line in differ)]
+            raise StoreError(
+                f"{self.uri} holds another run: {''.join(known)}Give another --output, or go on as it was begun:\n  "
+                + "\n  ".join(differ)
+            )
