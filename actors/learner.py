@@ -18,6 +18,7 @@ Knows no Ray: anything that initialises torch.distributed can drive it.
 
 import contextlib
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ class Learner:
             Metrics of the whole step, the same on every worker.
 
         Raises:
-            RunError: on every worker, where the loss is not a number; nothing is updated then.
+            RunError: on every worker, where the loss or the gradient is not a number.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -135,9 +136,12 @@ class Learner:
             loss = self._loss(responses, totals, sums)
             self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over workers, we want the sum
             if last:
-                row = self._row(sums, totals)
+                row = sums.means()
+                self._require_number(row["loss"], "loss", learning_rate)
             self.engine.step()
-        return {**row, "grad_norm": float(self.engine.get_global_grad_norm()), "learning_rate": learning_rate}
+        norm = float(self.engine.get_global_grad_norm())
+        self._require_number(norm, "gradient's norm", learning_rate)
+        return {**row, "grad_norm": norm, "learning_rate": learning_rate}
 
     @torch.no_grad()
     def measure(self, micro_batches: Sequence[Sequence[Response]], totals: Mapping[Unit, int]) -> dict[str, float]:
@@ -145,7 +149,7 @@ class Learner:
         sums = Sums()
         for responses in micro_batches:
             self._loss(responses, totals, sums)
-        return self._row(sums, totals)
+        return sums.means()
 
     def _loss(self, responses: Sequence[Response], totals: Mapping[Unit, int], sums: Sums) -> torch.Tensor:
         """This micro-batch's share of the step's loss."""
@@ -160,15 +164,12 @@ class Learner:
             sums.add(name, values)
         return terms.losses.sum() / totals[self.objective.unit]
 
-    def _row(self, sums: Sums, totals: Mapping[Unit, int]) -> dict[str, float]:
-        """Means over the step. Their loss is the step's, because every loss is counted once."""
-        row = sums.means()
-        if not torch.isfinite(torch.tensor(row["loss"])):
+    def _require_number(self, value: float, name: str, learning_rate: float) -> None:
+        if not math.isfinite(value):
             raise RunError(
-                f"the loss is {row['loss']} and nothing was updated; lower train.learning_rate (the last was "
-                f"{self.engine.optimizer.param_groups[0]['lr']:.2g}), or look for rewards in the labels that are far out"
+                f"the {name} is {value}; lower train.learning_rate (this step's is {learning_rate:.2g}), or look for "
+                "rewards in the labels that are far out; with bfloat16, try learner.dtype = float32"
             )
-        return row
 
     # What is kept
 
@@ -261,7 +262,9 @@ def _with_adapters(model: Any, config: TrainConfig) -> Any:
     try:
         return get_peft_model(model, lora)
     except ValueError as error:
-        raise ConfigError(f"lora.targets = {config.lora.targets!r} does not fit {type(model).__name__}: {error}") from None
+        raise ConfigError(
+            f"lora.targets = {config.lora.targets!r} does not fit {type(model).__name__}: {error}"
+        ) from None
 
 
 def _merged(policy: ModelConfig, adapter: str) -> Any:

@@ -14,6 +14,7 @@ from pipeline.config import (
     REWARDS,
     EvaluateConfig,
     LabelConfig,
+    SampleConfig,
     Section,
     load_config,
     load_config_as,
@@ -21,6 +22,7 @@ from pipeline.config import (
     section_fields,
 )
 from pipeline.errors import EndorewardError
+from pipeline.training.config import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="endoreward",
-        description="Label preference corpora with the reward model inside a language model, and evaluate it.",
+        description="Label preference corpora with the reward model inside a language model, evaluate it, and train on it.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -58,6 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("--dry-run", action="store_true", help="show configuration, shape, an example and an estimate")
     label.add_argument("--retry-errors", action="store_true", help="label shards that hold error rows once more")
     label.set_defaults(command=_label)
+
+    sample = commands.add_parser(
+        "sample",
+        help="let a policy write several responses to each prompt",
+        description="Sample several responses to every prompt of a corpus, and write them as a corpus for `label`.",
+        epilog=_fields(SampleConfig, without=("reward",)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_run(sample, "directory of the samples", model="--policy", source="--prompts")
+    sample.add_argument("--retry-errors", action="store_true", help="ask once more where there are error rows")
+    sample.set_defaults(command=_sample)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -75,6 +88,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--rubrics", metavar="FILE.toml", help="system prompts, one evaluation each")
     evaluate.add_argument("--retry-errors", action="store_true", help="ask once more where there are error rows")
     evaluate.set_defaults(command=_evaluate)
+
+    train = commands.add_parser(
+        "train",
+        help="train a policy on stored labels",
+        description="Optimise a policy on label stores, with Ray Train and DeepSpeed, and write it as a Hugging Face model.",
+        epilog=_fields(TrainConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the run's configuration; flags win over it")
+    train.add_argument("--labels", action="append", metavar="STORE", help="a finished label store; repeatable")
+    train.add_argument("--policy", metavar="MODEL", help="what is trained: a local folder or a model hub's name")
+    train.add_argument("--output", metavar="DIR", help="directory of the run, its checkpoints and the trained policy")
+    train.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
+    train.add_argument("--dry-run", action="store_true", help="check everything and show what would be trained")
+    train.set_defaults(command=_train)
 
     report = commands.add_parser("report", help="draw a finished label store's report once more; needs no model")
     report.add_argument("store", metavar="DIR", type=_place)
@@ -121,13 +149,14 @@ def _place(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _add_run(command: argparse.ArgumentParser, output: str) -> None:
-    """The flags of a command that takes a configuration."""
+def _add_run(command: argparse.ArgumentParser, output: str, *, model: str = "--model", source: str = "--input") -> None:
+    """The flags of a command that takes a configuration; `model` and `source` are what it calls its model and input."""
     command.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the run's configuration; flags win over it")
-    command.add_argument("--model", help="a local folder or a model hub's name")
+    command.add_argument(model, dest="model", metavar="MODEL", help="a local folder or a model hub's name")
     command.add_argument("--revision", help="branch, tag or commit of a hub model")
     command.add_argument(
-        "--input",
+        source,
+        dest="input",
         action="append",
         metavar="PATH",
         help="file, folder, glob, s3://, gs:// or hf://datasets/...; repeatable",
@@ -136,10 +165,12 @@ def _add_run(command: argparse.ArgumentParser, output: str) -> None:
     command.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
 
 
-def _fields(kind: type[Section]) -> str:
-    """The configuration's fields, for --help."""
+def _fields(kind: type[Section], without: Sequence[str] = ()) -> str:
+    """The configuration's fields, for --help, but for the sections that the command refuses."""
     lines = ["configuration (TOML sections, or --set section.field=value):"]
     for section in kind.model_fields:
+        if section in without:
+            continue
         lines.append("")
         for name, field in section_fields(kind, section).items():
             lines.append(f"  {section}.{name} = {field.get_default(call_default_factory=True)!r}")
@@ -155,12 +186,32 @@ def _label(arguments: argparse.Namespace) -> int:
     return label(config, dry_run=arguments.dry_run, retry_errors=arguments.retry_errors, command=_command(arguments))
 
 
+def _sample(arguments: argparse.Namespace) -> int:
+    config = load_config_as(SampleConfig, arguments.config, _flags(arguments), arguments.set)
+    _quiet(config.run.verbose)
+    from jobs.sample import sample
+
+    return sample(config, retry_errors=arguments.retry_errors, command=_command(arguments))
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config_as(EvaluateConfig, arguments.config, _flags(arguments), arguments.set)
     _quiet(config.run.verbose)
     from jobs.evaluate import evaluate
 
     return evaluate(config, retry_errors=arguments.retry_errors, command=_command(arguments))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    fields = {"labels": "train.labels", "policy": "policy.name", "output": "output.path"}
+    given = [
+        (field, getattr(arguments, flag)) for flag, field in fields.items() if getattr(arguments, flag) is not None
+    ]
+    config = load_config_as(TrainConfig, arguments.config, given, arguments.set)
+    _quiet(config.run.verbose)
+    from jobs.train import train
+
+    return train(config, dry_run=arguments.dry_run, command=_command(arguments))
 
 
 def _flags(arguments: argparse.Namespace) -> list[tuple[str, Any]]:

@@ -28,7 +28,7 @@ from pipeline import storage
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import ConfigError, EndorewardError, RunError
-from pipeline.labellers import UNPARSABLE, Labeller, Sampler
+from pipeline.labellers import UNPARSABLE, Labeller, Sampling
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.store import LabelStore, Record, StoredInput, WriterLock, fingerprint
 from pipeline.tokens import read_texts
@@ -184,13 +184,14 @@ def _spec(labeller: Labeller, device: str, pool: Pool) -> ActorSpec:
     }
     if labeller.engine == "scorer":
         return ScorerSpec(**common, alpha=config.reward.alpha, head_chunk_mb=config.scorer.head_chunk_mb)
+    if isinstance(labeller, Sampling):
+        options = labeller.drawn.model_dump(include={"max_new_tokens", "temperature", "top_p"})
+        return GeneratorSpec(**common, **options, end_tokens=labeller.renderer.end_tokens())
     assert isinstance(config, EvaluateConfig)
     if labeller.engine == "classifier":
         return ClassifierSpec(**common, output=config.classifier.output)
-    options: dict[str, Any] = {"max_new_tokens": config.judge.max_new_tokens}
-    if isinstance(labeller, Sampler):
-        options = config.answers.model_dump(include={"max_new_tokens", "temperature", "top_p"})
-    return GeneratorSpec(**common, **options, end_tokens=labeller.renderer.end_tokens())
+    end_tokens = labeller.renderer.end_tokens()
+    return GeneratorSpec(**common, max_new_tokens=config.judge.max_new_tokens, end_tokens=end_tokens)
 
 
 class _ErrorRate:

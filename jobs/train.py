@@ -1,10 +1,10 @@
 """`endoreward train`: label stores and a policy in, a trained policy out.
 
-    examples    which pairs or groups the stores hold               pipeline.training.examples
-    check       rows, policy, DeepSpeed's configuration, OUTPUT     nothing is written before
-    reference   log-probabilities that the labels do not hold       jobs.reference
-    learn       Ray Train runs the workers                          jobs.learn
-    close       manifest, model card, report, table
+examples    which pairs or groups the stores hold               pipeline.training.examples
+check       rows, policy, DeepSpeed's configuration, OUTPUT     nothing is written before
+reference   log-probabilities that the labels do not hold       jobs.reference
+learn       Ray Train runs the workers                          jobs.learn
+close       manifest, model card, report, table
 """
 
 import contextlib
@@ -375,13 +375,15 @@ def _close(folder: RunFolder, run: dict[str, Any], seconds: float) -> None:
         **run,
         "seconds": round(seconds, 3),
         "tokens": last["num_tokens"],
-        "figures": {name: value for name, value in last.items() if isinstance(value, int | float)},
+        "last": last,
         "versions": {**versions(), **_learner_versions()},
     }
     documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics).encode())
     draw(folder, manifest)
     documents.create(folder.at("manifest.json"), manifest)
-    terminal.print_table("Trained", [*_figures(metrics), ("Policy", folder.at("hf")), ("Report", folder.at("report.html"))])
+    terminal.print_table(
+        "Trained", [*_figures(metrics), ("Policy", folder.at("hf")), ("Report", folder.at("report.html"))]
+    )
 
 
 def draw(folder: RunFolder, manifest: dict[str, Any]) -> None:

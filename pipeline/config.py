@@ -344,6 +344,27 @@ class EvaluateSection(Section):
     )
 
 
+class SampleSection(Section):
+    """How a policy answers prompts."""
+
+    num_responses: int = Field(default=8, ge=1, description="responses to each prompt")
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="0 is greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus; 1 is the whole distribution")
+    max_new_tokens: int = Field(
+        default=512, ge=1, description="longest response, its end token included; a longer one is cut off and marked"
+    )
+    seed: int = Field(default=0, ge=0, description="of the samples")
+
+    @model_validator(mode="after")
+    def _varied(self) -> Self:
+        if self.num_responses > 1 and self.temperature == 0:
+            raise ValueError(
+                f"num_responses = {self.num_responses} of greedy responses are all the same; set temperature, or "
+                "num_responses = 1"
+            )
+        return self
+
+
 class LabelConfig(Section):
     """Everything `label` can be told."""
 
@@ -366,6 +387,24 @@ class EvaluateConfig(LabelConfig):
     classifier: ClassifierConfig = ClassifierConfig()
     answers: AnswersConfig = AnswersConfig()
     best_of_n: BestOfNConfig = BestOfNConfig()
+
+
+class SampleConfig(LabelConfig):
+    """Everything `sample` can be told: what `label` can of input, model, tokens and actors, and how responses are drawn."""
+
+    sample: SampleSection = SampleSection()
+
+    @field_validator("reward")
+    @classmethod
+    def _no_reward(cls, reward: RewardConfig) -> RewardConfig:
+        raise ValueError("sampling gives no reward; leave the section out, and give it to label")
+
+    @field_validator("tokens")
+    @classmethod
+    def _one_prompt(cls, tokens: TokensConfig) -> TokensConfig:
+        if tokens.rubrics is not None:
+            raise ValueError("a policy answers under one system prompt: give tokens.system_prompt, not tokens.rubrics")
+        return tokens
 
 
 def load_config(toml_path: str | None, overrides: list[tuple[str, Any]], assignments: list[str]) -> LabelConfig:

@@ -25,7 +25,7 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m jobs ARGUMENTS` as a user would; keyword `env` adds variables."""
 

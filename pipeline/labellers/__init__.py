@@ -5,6 +5,7 @@
     classifier   a trained scalar reward model reads prompt and response
     judge        a model writes a verdict, of one response or of two in both orders
     sampler      a policy answers a question, and a rule checks the answer
+    prompts      a policy responds to a corpus's prompts, and nobody checks
 
 A labeller knows no actor and no Ray: `prepare` gives the requests of a shard, an engine answers each of them, `finish`
 makes labels and failures of the answers.
@@ -14,7 +15,9 @@ from pipeline.labellers.base import Labeller, open_renderer
 from pipeline.labellers.classifier import Classified
 from pipeline.labellers.endogenous import Endogenous
 from pipeline.labellers.judge import UNPARSABLE, PairwiseJudge, PointwiseJudge
+from pipeline.labellers.prompts import PromptSampler
 from pipeline.labellers.sampler import Sampler
+from pipeline.labellers.sampling import Sampling
 from pipeline.labellers.verifier import Verifier
 
 __all__ = [
@@ -24,7 +27,9 @@ __all__ = [
     "Labeller",
     "PairwiseJudge",
     "PointwiseJudge",
+    "PromptSampler",
     "Sampler",
+    "Sampling",
     "Verifier",
     "open_renderer",
 ]

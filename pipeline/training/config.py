@@ -94,7 +94,10 @@ class AdvantageConfig(Section):
         description="response: every token has the response's reward; tokens: its own discounted rewards to go",
     )
     gamma: float | None = Field(
-        default=None, ge=0, le=1, description="discount of the rewards to go; default: the one the labels were made with"
+        default=None,
+        ge=0,
+        le=1,
+        description="discount of the rewards to go; default: the one the labels were made with",
     )
     baseline: Literal["group", "leave-one-out", "value", "none"] = Field(
         default="group",
@@ -147,13 +150,17 @@ class SftConfig(Section):
 class LoraSection(Section):
     rank: int = Field(default=0, ge=0, description="0: all weights are trained")
     alpha: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="default: twice the rank")
-    targets: str | list[str] = Field(default="all-linear", description="modules that get an adapter, as peft names them")
+    targets: str | list[str] = Field(
+        default="all-linear", description="modules that get an adapter, as peft names them"
+    )
 
 
 class LearnerConfig(Section):
     """The processes that train. None of these move a loss by more than rounding, but for the dtype."""
 
-    workers: int | None = Field(default=None, ge=1, description="processes; default: one per GPU there is, or one on CPUs")
+    workers: int | None = Field(
+        default=None, ge=1, description="processes; default: one per GPU there is, or one on CPUs"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there are GPUs now")
     cpus_per_worker: int = Field(default=1, ge=1, description="threads of a worker")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -173,7 +180,9 @@ class LearnerConfig(Section):
     head_chunk_mb: int = Field(
         default=64, ge=1, description="largest slice of [tokens, vocabulary] held, in MiB of float32"
     )
-    deepspeed: Place | None = Field(default=None, description="a DeepSpeed configuration (JSON) that is merged into ours")
+    deepspeed: Place | None = Field(
+        default=None, description="a DeepSpeed configuration (JSON) that is merged into ours"
+    )
     max_failures: int = Field(default=3, ge=0, description="how often dead workers are started again")
 
     @model_validator(mode="after")
@@ -191,8 +200,12 @@ class CheckpointSection(Section):
 class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
-    tensorboard: bool = Field(default=True, description="event files in OUTPUT/tensorboard, where OUTPUT is a local folder")
-    wandb: str | None = Field(default=None, description="project on Weights & Biases; needs wandb, its key in WANDB_API_KEY")
+    tensorboard: bool = Field(
+        default=True, description="event files in OUTPUT/tensorboard, where OUTPUT is a local folder"
+    )
+    wandb: str | None = Field(
+        default=None, description="project on Weights & Biases; needs wandb, its key in WANDB_API_KEY"
+    )
 
 
 class TrainConfig(Section):

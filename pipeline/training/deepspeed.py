@@ -61,7 +61,8 @@ def deepspeed_config(config: TrainConfig, dtype: str, text: str | None = None) -
     _merge(ours, theirs, "", conflicts)
     if conflicts:
         raise ConfigError(
-            f"learner.deepspeed = {config.learner.deepspeed} contradicts this configuration:\n  " + "\n  ".join(conflicts)
+            f"learner.deepspeed = {config.learner.deepspeed} contradicts this configuration:\n  "
+            + "\n  ".join(conflicts)
         )
     return ours
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.pairs import CHOICE_COLUMNS, PairCounts, choose_pairs, last_turns
+from pipeline.pairs import CHOICE_COLUMNS, Group, PairCounts, choose_pairs, last_turns
 from pipeline.store import LabelStore, part_uri, read_part, shard_name
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
@@ -63,6 +63,7 @@ class Counts:
     rubrics: frozenset[str] = frozenset()
     pairs: PairCounts = field(default_factory=PairCounts)
     alone: int = 0  # prompts left out, because they have one response and it takes two
+    single: int = 0  # prompts kept where the best of one response is taken
     ties: int = 0  # prompts kept whose responses all have the same reward
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -80,6 +81,7 @@ class Counts:
             "Of these against the reward": pairs.against,
             "Pairs by reward": pairs.by_reward,
             "Prompts of one reward throughout": self.ties,
+            "Prompts of one response": self.single,
             "Left out: prompts without two responses": self.alone + pairs.alone,
             "Left out: prompts of one reward throughout": pairs.ties,
             "Left out: pairs of too small a margin": pairs.close,
@@ -154,13 +156,13 @@ class Examples:
 
 
 class _Found(NamedTuple):
-    """The examples of one part."""
+    """The e examples of one part, r rows in all."""
 
     counts: Counts
-    rows: list[list[int]]  # of each example
-    groups: list[int]  # of each example, from 0
-    prompts: list[str]  # of each example
-    columns: tuple[NDArray[Any], ...]  # num_prompt_tokens, num_tokens, reward of the examples' rows
+    sizes: NDArray[np.int64]  # [e], rows of each
+    groups: NDArray[np.int64]  # [e], from 0
+    draws: NDArray[np.float64]  # [e]
+    columns: tuple[NDArray[Any], ...]  # [r]: row, num_prompt_tokens, num_tokens, reward
 
 
 def find_examples(config: TrainConfig) -> Examples:
@@ -174,23 +176,25 @@ def find_examples(config: TrainConfig) -> Examples:
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(partial(_of_part, config=config), [part.uri for part in parts]))
     counts = sum((each.counts for each in found), Counts())
-    sizes = [len(rows) for each in found for rows in each.rows]
-    _require_examples(config, counts, sizes)
-    begins = np.cumsum([0, *(max(each.groups, default=-1) + 1 for each in found)])
-    columns = [np.concatenate(each) for each in zip(*(each.columns for each in found), strict=True)]
+    sizes = np.concatenate([each.sizes for each in found])
+    _require_examples(config, counts, len(sizes))
+    begins = np.cumsum([0, *(each.counts.prompts for each in found[:-1])])
+    rows, prompt_tokens, tokens, rewards = (
+        np.concatenate(column) for column in zip(*(each.columns for each in found), strict=True)
+    )
     return Examples(
         sources=sources,
         parts=parts,
         counts=counts,
         pairs=config.train.objective in PAIR_OBJECTIVES,
-        part=np.repeat(np.arange(len(found), dtype=np.int32), [len(each.rows) for each in found]),
-        group=np.concatenate([begin + np.array(e.groups, np.int64) for begin, e in zip(begins, found, strict=False)]),
-        draw=np.array([_draw(prompt, config.train.seed) for each in found for prompt in each.prompts], np.float64),
-        offsets=np.cumsum([0, *sizes]),
-        rows=np.array([row for each in found for rows in each.rows for row in rows], np.int32),
-        prompt_tokens=columns[0],
-        tokens=columns[1],
-        rewards=columns[2],
+        part=np.repeat(np.arange(len(found), dtype=np.int32), [len(each.sizes) for each in found]),
+        group=np.concatenate([begin + each.groups for begin, each in zip(begins, found, strict=True)]),
+        draw=np.concatenate([each.draws for each in found]),
+        offsets=np.append(0, np.cumsum(sizes)),
+        rows=rows,
+        prompt_tokens=prompt_tokens,
+        tokens=tokens,
+        rewards=rewards,
     )
 
 
@@ -281,41 +285,46 @@ def _require_same(first: Source, second: Source) -> None:
 
 def _of_part(uri: str, config: TrainConfig) -> _Found:
     labels = read_columns(uri, COLUMNS)
-    rewards = labels["reward"].to_numpy()
     last = last_turns(labels)
     rubrics = frozenset(rubric for _, rubric in last if rubric is not None)
     every = config.train.objective == "sft" and config.sft.select == "all"
     turns = 0 if every else labels.num_rows - sum(len(rows) for rows, _ in last.values())
     counts = Counts(labels.num_rows, turns, len(last), rubrics)
+    names = list(zip(labels["prompt_id"].to_pylist(), labels["rubric"].to_pylist(), strict=True))
     if config.train.objective in PAIR_OBJECTIVES:
         pairs = config.pairs
         found, paired = choose_pairs(labels, pairs.preference, pairs.select, pairs.min_margin)
-        rows, counts = found.tolist(), replace(counts, pairs=paired)
-    elif every:
-        rows = list(_all_turns(labels).values())
+        flat, sizes, counts = found.ravel(), np.full(len(found), 2), replace(counts, pairs=paired)
     else:
-        rows = [rows for rows, _ in last.values()]
-        if comparisons(config):
-            whole = [each for each in rows if len(each) > 1]
-            ties = sum(bool((rewards[each] == rewards[each[0]]).all()) for each in whole)
-            rows, counts = whole, replace(counts, alone=len(rows) - len(whole), ties=ties)
-        elif config.train.objective == "sft":
-            counts = replace(counts, alone=sum(len(each) < 2 for each in rows))
-            rows = [[max(each, key=lambda row: rewards[row])] for each in rows]
-    flat = np.array([row for each in rows for row in each], np.int64)
-    columns = tuple(labels[name].to_numpy()[flat] for name in ("num_prompt_tokens", "num_tokens", "reward"))
+        if every:
+            groups: dict[Group, list[int]] = {group: [] for group in last}
+            for row, name in enumerate(names):
+                groups[name].append(row)
+            chosen = list(groups.values())
+        else:
+            chosen, counts = _selected([rows for rows, _ in last.values()], labels["reward"].to_numpy(), config, counts)
+        flat = np.array([row for rows in chosen for row in rows], np.int64)
+        sizes = np.array([len(rows) for rows in chosen], np.int64)
     numbers = {group: number for number, group in enumerate(last)}
-    names = list(zip(labels["prompt_id"].to_pylist(), labels["rubric"].to_pylist(), strict=True))
-    groups = [names[each[0]] for each in rows]
-    return _Found(counts, rows, [numbers[group] for group in groups], [prompt for prompt, _ in groups], columns)
+    groups_of_rows = np.array([numbers[name] for name in names])
+    draws = np.array([_draw(prompt_id, config.train.seed) for prompt_id, _ in last])
+    owners = groups_of_rows[flat[np.cumsum(sizes) - sizes]]
+    light = (labels[name].to_numpy()[flat] for name in ("num_prompt_tokens", "num_tokens", "reward"))
+    return _Found(counts, sizes, owners, draws[owners], (flat.astype(np.int32), *light))
 
 
-def _all_turns(labels: pa.Table) -> dict[tuple[str, str | None], list[int]]:
-    """Every row of each (prompt_id, rubric)."""
-    found: dict[tuple[str, str | None], list[int]] = {}
-    for row, group in enumerate(zip(labels["prompt_id"].to_pylist(), labels["rubric"].to_pylist(), strict=True)):
-        found.setdefault(group, []).append(row)
-    return found
+def _selected(
+    groups: list[list[int]], rewards: NDArray[np.float64], config: TrainConfig, counts: Counts
+) -> tuple[list[list[int]], Counts]:
+    """What is learnt of each prompt's responses, and of how many prompts there is only one."""
+    if comparisons(config):
+        whole = [rows for rows in groups if len(rows) > 1]
+        ties = sum(bool((rewards[rows] == rewards[rows[0]]).all()) for rows in whole)
+        return whole, replace(counts, alone=len(groups) - len(whole), ties=ties)
+    if config.train.objective != "sft":
+        return groups, counts
+    best = [[max(rows, key=lambda row: rewards[row])] for rows in groups]
+    return best, replace(counts, single=sum(len(rows) == 1 for rows in groups))
 
 
 def _draw(prompt_id: str, seed: int) -> float:
@@ -326,17 +335,17 @@ def _draw(prompt_id: str, seed: int) -> float:
 # Nothing to learn from
 
 
-def _require_examples(config: TrainConfig, counts: Counts, sizes: Sequence[int]) -> None:
+def _require_examples(config: TrainConfig, counts: Counts, found: int) -> None:
     objective = config.train.objective
-    if objective in PAIR_OBJECTIVES and not sizes:
+    if objective in PAIR_OBJECTIVES and not found:
         reasons = "; ".join(_why_no_pairs(counts.pairs, config.pairs.min_margin))
         raise ConfigError(f"train.objective = {objective}: no pair is left of {counts.prompts:,} prompts: {reasons}")
-    if objective == "sft" and config.sft.select == "best" and counts.alone == counts.prompts:
+    if objective == "sft" and config.sft.select == "best" and counts.single == counts.prompts:
         raise ConfigError(
             "sft.select = best: each prompt has one response, so nothing is selected; label several responses to a "
             "prompt, or set sft.select = all"
         )
-    if not sizes:
+    if not found:
         needs = comparisons(config)
         verb = "compares" if len(needs) == 1 else "compare"
         remedy = "" if objective == "rwr" else ", or set advantage.baseline = value or none, and advantage.scale = none"

@@ -153,10 +153,10 @@ def _pack(atoms: Sequence[Atom], members: list[int]) -> _Pack:
 
 
 def _cut(atoms: Sequence[Atom], members: Sequence[int], limit: int) -> Iterator[_Pack]:
-    """A family in packs of at most `limit` tokens, the longest atoms first; an atom may exceed it alone."""
+    """A family in packs of at most `limit` tokens; an atom may exceed it alone."""
     part: list[int] = []
     size = 0
-    for member in sorted(members, key=lambda member: -atoms[member].tokens):
+    for member in members:
         size += atoms[member].tokens
         if part and atoms[member].prompt + size > limit:
             yield _pack(atoms, part)

@@ -8,7 +8,8 @@ labelled is refused at the first such row, never trained.
 Without a template a store does not say whether a prompt was bare text or a conversation. Both are rendered; the one
 that has the stored tokens is it.
 
-Parts are read whole and kept, the last used ones, so that a window of `order.Order` is read once.
+Parts are read whole and kept, the last used ones, with the rows that were read of them: a window of `order.Order` is read,
+rendered and checked once.
 """
 
 from collections import OrderedDict
@@ -74,7 +75,7 @@ class RowReader:
         self.context = context_length(settings, self.tokenizer)
         self.vocabulary: int = settings.get_text_config().vocab_size
         self.renderers = [stored_renderer(self.tokenizer, source.description) for source in sources]
-        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        self._held: OrderedDict[int, tuple[pa.Table, dict[int, Row]]] = OrderedDict()
 
     def read(self, examples: Examples, positions: Sequence[int] | Integers) -> list[Row]:
         """The rows at these positions of the examples' arrays of [R], in this order. Each part is read once at most.
@@ -87,14 +88,18 @@ class RowReader:
         found: dict[int, Row] = {}
         for position in np.argsort(numbers, kind="stable").tolist():
             number = int(numbers[position])
-            found[position] = self._row(number, self._part(number), int(rows[position]))
+            labels, known = self._part(number)
+            row = int(rows[position])
+            if row not in known:
+                known[row] = self._row(number, labels, row)
+            found[position] = known[row]
         return [found[position] for position in range(len(found))]
 
-    def _part(self, number: int) -> pa.Table:
+    def _part(self, number: int) -> tuple[pa.Table, dict[int, Row]]:
         if number not in self._held:
             while len(self._held) >= self.hold:
                 self._held.popitem(last=False)
-            self._held[number] = read_columns(self.parts[number].uri, COLUMNS).combine_chunks()
+            self._held[number] = read_columns(self.parts[number].uri, COLUMNS).combine_chunks(), {}
         self._held.move_to_end(number)
         return self._held[number]
 

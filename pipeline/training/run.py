@@ -23,7 +23,14 @@ from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
 FORMAT = 1
 SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
-WITHOUT_EFFECT = {"cpus_per_worker", "max_failures", "deepspeed", "device", "dtype", "workers"}  # or told in another way
+WITHOUT_EFFECT = {
+    "cpus_per_worker",
+    "max_failures",
+    "deepspeed",
+    "device",
+    "dtype",
+    "workers",
+}  # or told in another way
 MUST_AGREE = {
     "learner.workers": "a checkpoint fits only as many workers as wrote it",
     "labels.records": "the labels changed since the run began",

@@ -8,13 +8,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 
-STEPS = {"actor": ("(_Answer)",), "worker": ("(_read_and_prepare)", "(_commit)")}  # as Ray titles its processes
+STEPS = {
+    "actor": ("(_Answer)",),
+    "worker": ("(_read_and_prepare)", "(_commit)"),
+    "learner": ("RayTrainWorker",),
+}  # as Ray titles its processes
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -36,11 +40,25 @@ class Reader(threading.Thread):
                     self.trouble.append(f"{path}: {error}")
 
 
-def run_with_kills(arguments: Sequence[str], output: Path, kills: int, seed: int) -> Counter[str]:
+def records_of(output: Path) -> int:
+    """Shards that are committed."""
+    return sum(len(glob.glob(f"{output}/{place}records/*-0*.json")) for place in ("", "rewards/*/"))
+
+
+def run_with_kills(
+    arguments: Sequence[str],
+    output: Path,
+    kills: int,
+    seed: int,
+    done: Callable[[Path], int] = records_of,
+    kinds: Collection[str] = ("driver", "actor", "worker"),
+) -> Counter[str]:
     """Run a command until it ends by itself; SIGKILL its driver or one of its Ray workers `kills` times on the way.
 
     Args:
-        output: the label store, or the evaluation with several of them, that it writes.
+        output: the label store, or the evaluation with several of them, or the training run, that it writes.
+        done: how far an output is: it is killed after something was done.
+        kinds: what is killed.
 
     Returns what was killed, by kind.
     """
@@ -57,11 +75,11 @@ def run_with_kills(arguments: Sequence[str], output: Path, kills: int, seed: int
         )
         try:
             while driver.poll() is None and killed.total() < kills:
-                before = _done(output)
-                while driver.poll() is None and _done(output) == before:  # somewhere in the work, not before it
+                before = done(output)
+                while driver.poll() is None and done(output) == before:  # somewhere in the work, not before it
                     time.sleep(0.05)
                 time.sleep(chance.uniform(0, 0.3))
-                victims = _victims(driver.pid)
+                victims = {kind: found for kind, found in _victims(driver.pid).items() if kind in kinds}
                 if driver.poll() is None and victims:
                     kind = chance.choice(sorted(victims))
                     victim = chance.choice(victims[kind])
@@ -82,12 +100,8 @@ def run_with_kills(arguments: Sequence[str], output: Path, kills: int, seed: int
             raise AssertionError(f"{arguments[0]} ended with {code}:\n{Path(log.name).read_text()[-3000:]}")
 
 
-def _done(output: Path) -> int:
-    return sum(len(glob.glob(f"{output}/{place}records/*-0*.json")) for place in ("", "rewards/*/"))
-
-
 def _victims(pid: int) -> dict[str, list[psutil.Process]]:
-    """The driver, the actors that score and the workers that run tasks."""
+    """The driver, the actors that score, the workers that run tasks, the workers that train."""
     found: dict[str, list[psutil.Process]] = {}
     try:
         driver = psutil.Process(pid)

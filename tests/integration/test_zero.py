@@ -4,23 +4,26 @@ import datetime
 import json
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import tiny
 from pipeline.config import ModelConfig
 from pipeline.training.batch import Response
 from pipeline.training.config import TrainConfig
 
 STEPS, PAIRS, RATE = 20, 6, 3e-3
 SETTINGS = {
-    "plain": {},
+    "alone": {},
     "zero1": {"learner": {"zero_stage": 1}},
     "zero2": {"learner": {"zero_stage": 2}},
     "zero3": {"learner": {"zero_stage": 3}},
@@ -60,79 +63,112 @@ def part(found: list[list[Response]], rank: int, world: int) -> list[list[Respon
     return [[r for pair in micro for r in pair] for micro in cut[rank::world]]
 
 
-def work(rank: int, world: int, port: int, folder: str, name: str, stop: int | None) -> None:
-    """Train, through a checkpoint at step `stop` that a second learner takes up, and export."""
+def work(rank: int, world: int, port: int, folder: str, names: Sequence[str], stop: int | None) -> None:
+    """Train under each setting, through a checkpoint at step `stop` that a second learner takes up, and export."""
     from actors.learner import Learner, LearnerSpec
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     store = dist.TCPStore("127.0.0.1", port, world, rank == 0, datetime.timedelta(seconds=60))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    config = TrainConfig(policy=ModelConfig(name=f"{folder}/base"), **SETTINGS[name])
-    spec = LearnerSpec(config, "cpu")
-    learner = Learner(spec)
-    rows = []
-    for step in range(STEPS):
-        if step == stop:
-            learner.save(f"{folder}/{name}-checkpoint", step)
-            dist.barrier()
-            learner = Learner(spec)
-            assert learner.restore(f"{folder}/{name}-checkpoint") == step
-        found = pairs(step)
-        rows.append(learner.step(part(found, rank, world), totals(found), RATE))
-    learner.export(f"{folder}/{name}-{world}-{stop}")
-    if rank == 0:
-        Path(f"{folder}/{name}-{world}-{stop}.json").write_text(json.dumps(rows))
+    for name in names:
+        config = TrainConfig(policy=ModelConfig(name=f"{folder}/base"), **SETTINGS[name])
+        spec = LearnerSpec(config, "cpu")
+        learner = Learner(spec)
+        rows = []
+        for step in range(STEPS):
+            if step == stop:
+                learner.save(f"{folder}/{name}-checkpoint", step)
+                dist.barrier()
+                learner = Learner(spec)
+                assert learner.restore(f"{folder}/{name}-checkpoint") == step
+            found = pairs(step)
+            rows.append(learner.step(part(found, rank, world), totals(found), RATE))
+        learner.export(f"{folder}/{name}")
+        if rank == 0:
+            Path(f"{folder}/{name}.json").write_text(json.dumps(rows))
     dist.destroy_process_group()
 
 
-def train(folder: Path, name: str, world: int, stop: int | None = None) -> list[dict]:
+def train(folder: Path, names: Sequence[str], world: int, stop: int | None = None) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(work, (world, port, str(folder), name, stop), world)
-    return json.loads((folder / f"{name}-{world}-{stop}.json").read_text())
+    mp.spawn(work, (world, port, str(folder), names, stop), world)
+
+
+def logprob(model: torch.nn.Module, response: Response) -> torch.Tensor:
+    logits = model(torch.tensor([response.prompt_ids + response.response_ids])).logits[0].log_softmax(-1)
+    begin = len(response.prompt_ids) - 1
+    return sum(logits[begin + h, token] for h, token in enumerate(response.response_ids))
+
+
+def plain_loop(model: torch.nn.Module) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every step by a loop of torch alone: DPO's equation on the model's own logits."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
+    rows = []
+    for step in range(STEPS):
+        losses = []
+        for pair in pairs(step):
+            chosen, rejected = (logprob(model, response) - response.reference.sum() for response in pair)
+            losses.append(-torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)))
+        loss = sum(losses) / len(losses)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        rows.append((loss.item(), norm.item()))
+    return rows
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With every setting's losses and exported policy."""
     folder = tmp_path_factory.mktemp("zero")
     tiny.save_model(folder / "base")
+    train(folder, [name for name in SETTINGS if name != "alone"], 2, stop=7)
+    train(folder, ["alone"], 1)
     return folder
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> list[tuple[float, float]]:
-    """Loss and gradient norm of every step by a loop of torch alone: DPO's equation on the model's own logits."""
+def plain(folder: Path) -> tuple[torch.nn.Module, list[tuple[float, float]]]:
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
-
-    def logprob(response: Response) -> torch.Tensor:
-        logits = model(torch.tensor([response.prompt_ids + response.response_ids])).logits[0].log_softmax(-1)
-        begin = len(response.prompt_ids) - 1
-        return sum(logits[begin + h, token] for h, token in enumerate(response.response_ids)) - response.reference.sum()
-
-    rows = []
-    for step in range(STEPS):
-        losses = [
-            -torch.nn.functional.logsigmoid(0.1 * (logprob(chosen) - logprob(rejected))) for chosen, rejected in pairs(step)
-        ]
-        loss = sum(losses) / len(losses)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rows.append((float(loss), float(norm)))
-    return rows
+    return model, plain_loop(model)
 
 
-def test_one_process_is_the_plain_loop(folder: Path, plain: list) -> None:
-    rows = train(folder, "plain", 1)
-    np.testing.assert_allclose([(r["loss"], r["grad_norm"]) for r in rows], plain, rtol=1e-4)
-    assert plain[-1][0] != pytest.approx(plain[0][0], rel=1e-2), "something was learned"
+@pytest.fixture(scope="module")
+def plain_lora(folder: Path) -> tuple[torch.nn.Module, list[tuple[float, float]]]:
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), lora)
+    return model, plain_loop(model)
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "offload", "recomputed"])
-def test_two_workers_are_one_process_and_a_checkpoint_changes_nothing(folder: Path, plain: list, name: str) -> None:
-    rows = train(folder, name, 2, stop=7)
-    np.testing.assert_allclose([(r["loss"], r["grad_norm"]) for r in rows], plain, rtol=1e-4)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_losses_and_policy_are_those_of_a_plain_loop(folder: Path, name: str, request: pytest.FixtureRequest) -> None:
+    """On two workers, through a checkpoint; `alone` on one without."""
+    model, due = request.getfixturevalue("plain_lora" if "lora" in name else "plain")
+    rows = json.loads((folder / f"{name}.json").read_text())
+    np.testing.assert_allclose([(row["loss"], row["grad_norm"]) for row in rows], due, rtol=1e-4)
+    assert due[-1][0] != pytest.approx(due[0][0], rel=1e-2), "something was learned"
+    exported = AutoModelForCausalLM.from_pretrained(folder / name)
+    for pair in pairs(99):
+        for response in pair:
+            torch.testing.assert_close(logprob(exported, response), logprob(model, response), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora3"])
+def test_lora_trains_its_own_weights_only(folder: Path, name: str) -> None:
+    base, merged = (AutoModelForCausalLM.from_pretrained(folder / each).state_dict() for each in ("base", name))
+    adapter = load_file(folder / name / "adapter" / "adapter_model.safetensors")
+    assert all("lora_" in key for key in adapter)
+    for key, weight in base.items():
+        stem = "base_model.model." + key.removesuffix("weight")
+        if f"{stem}lora_A.weight" in adapter:
+            weight = weight + 2 * adapter[f"{stem}lora_B.weight"] @ adapter[f"{stem}lora_A.weight"]
+            assert not torch.equal(merged[key], base[key])
+            torch.testing.assert_close(merged[key], weight, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(merged[key], weight), key

@@ -395,7 +395,9 @@ def test_kl_is_the_enumerated_one() -> None:
 
     near = (reference + 1e-4 * logits[0]).log_softmax(0)  # who drew the tokens is unknown: right where little has moved
     moved = Batch(near, torch.tensor([5]), torch.zeros(1), reference)
-    torch.testing.assert_close((near.exp() * moved.kl).sum(), (near.exp() * (near - reference)).sum(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        (near.exp() * moved.kl).sum(), (near.exp() * (near - reference)).sum(), rtol=1e-3, atol=0
+    )
 
     free = logits[0].clone().requires_grad_()
     policy = free.log_softmax(0)

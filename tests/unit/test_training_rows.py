@@ -196,13 +196,16 @@ def test_parts_are_kept_as_far_as_told(tmp_path: Path, model: Path, monkeypatch:
     reader.read(examples, [0])
     reader.read(examples, [9])
     assert len(opened) == 11
+    for position in (2, 9):  # the part of 0 makes room: that of 9 was used after it
+        reader.read(examples, [position])
+    assert len(opened) == 12
     held, kept = examples.take([3, 0]), reader_of(examples.take([3, 0]), model)
     assert [row.id for row in kept.read(held, [1, 0, 2])] == [first[i] for i in (7, 6, 0)]
 
 
-def refused(examples: Examples, policy: Path) -> str:
+def refused(examples: Examples, policy: Path, count: int = 64) -> str:
     with pytest.raises(ConfigError) as error:
-        check_rows(reader_of(examples, policy), examples)
+        check_rows(reader_of(examples, policy), examples, count)
     return str(error.value)
 
 
@@ -240,7 +243,7 @@ def test_a_context_that_is_too_short_is_refused_by_the_longest_row(tmp_path: Pat
     corpus.insert(50, corpus.pop())
     examples = examples_of(label_store(tmp_path / "store", model, corpus, shard_rows=50))
     short = save_model(tmp_path / "short", CHATML, context=100)
-    assert "row store.jsonl:50:response:0:0" in (said := refused(examples, short))
+    assert "row store.jsonl:50:response:0:0" in (said := refused(examples, short, 2))
     assert "takes 100; label with tokens.max_length = 100" in said
 
 

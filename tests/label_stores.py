@@ -1,0 +1,57 @@
+"""Finished label stores that tests build as a run does it, but for Ray: rows of a file, prepared, scored, committed."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import EvaluateConfig
+from pipeline.corpus import detect, find_files, plan_file, read_shards
+from pipeline.labellers import Endogenous, Labeller
+from pipeline.models import load_model
+from pipeline.scoring import Scorer
+from pipeline.store import LabelStore, StoredInput, commit, fingerprint
+
+
+@lru_cache(maxsize=8)
+def _scorer(model: str) -> Scorer:
+    return Scorer(load_model(EvaluateConfig.model_validate({"model": {"name": model}}).model, "cpu", 0))
+
+
+def label_store(
+    folder: Path,
+    model: Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    kind: type[Labeller] = Endogenous,
+    shard_rows: int = 2,
+    shards: int | None = None,
+    **sections: Any,
+) -> LabelStore:
+    """A store in `folder` of rows that `kind` labels with `model`; of the first `shards` shards, where it is given.
+
+    Args:
+        sections: of the configuration, as `tokens={...}`. A classifier answers with the number of tokens.
+    """
+    config = EvaluateConfig.model_validate({"model": {"name": str(model)}, **sections})
+    labeller = kind(config, config.model)
+    source = folder.with_suffix(".jsonl")
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [file] = find_files([str(source)])
+    plan = plan_file(file, shard_rows=shard_rows)
+    shape = detect(list(plan.head), config.input)
+    store, description = LabelStore(str(folder)), labeller.describe("float32")
+    store.open_for_writing(description)
+    store.add_input(StoredInput(file, "auto", shape, plan))
+    for shard, raw in read_shards(file, "auto", plan.shards[:shards]):
+        prepared = labeller.prepare(shard, 0, raw, shape)
+        labels, failures = labeller.finish(prepared, _answers(labeller, prepared.requests))
+        commit(store.uri, shard, fingerprint.digest(description), 0, labels, failures)
+    return store
+
+
+def _answers(labeller: Labeller, requests: Sequence[Any]) -> list[Any]:
+    if labeller.engine == "classifier":
+        return [float(len(request.response_ids)) for request in requests]
+    return list(_scorer(labeller.model.name).score(requests))
