@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import _parser
-from pipeline.config import EvaluateConfig, LabelConfig, load_config_as, section_fields
+from pipeline.config import EvaluateConfig, LabelConfig, SampleConfig, Section, load_config_as, section_fields
+from pipeline.training.config import OBJECTIVES, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -19,7 +20,14 @@ EXAMPLES = sorted(p for p in (ROOT / "examples").glob("**/*.toml") if "rubrics" 
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-FIELD = re.compile(rf"(?<![\w./])({'|'.join(EvaluateConfig.model_fields)})\.([a-z_]+)(?![\w(])")
+KINDS: dict[str, type[Section]] = {
+    "label": LabelConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+    "train": TrainConfig,
+}  # by command; the last three by a section of that name too
+SECTIONS = {name: kind for kind in KINDS.values() for name in kind.model_fields}
+FIELD = re.compile(rf"(?<![\w./])({'|'.join(SECTIONS)})\.([a-z_0-9]+)(?![\w(])")
 FILE_ENDINGS = {"py", "toml", "json", "md", "parquet", "jsonl", "html"}
 COMMAND = re.compile(r"(?:^|-- )(?:endoreward|python -m jobs)((?: +.*)?)$")
 
@@ -35,21 +43,38 @@ def test_there_is_something_to_check() -> None:
 @each_example
 def test_examples_parse(example: Path) -> None:
     config = _load(example)
-    assert config.model.name and config.input.paths and config.output.path
+    assert all(_reads(config)) and config.output.path
 
 
 @each_example
 def test_examples_name_what_is_in_the_repository(example: Path) -> None:
     config = _load(example)
-    for place in [config.model.name, *config.input.paths]:
-        assert (ROOT / place).exists(), f"{example.name} names {place}"
+    for place in _reads(config):
+        made = isinstance(config, TrainConfig) and place.startswith(
+            "out/"
+        )  # by the commands that the example begins with
+        assert made or (ROOT / place).exists(), f"{example.name} names {place}"
+        assert not made or f"--output {place}" in example.read_text(), f"{example.name} does not say what makes {place}"
     assert config.output.path.startswith("out/"), "an example writes where .gitignore says"
 
 
-def _load(example: Path) -> LabelConfig:
+def _reads(config: LabelConfig | TrainConfig) -> list[str]:
+    """The model and the data that a run is of."""
+    if isinstance(config, TrainConfig):
+        return [config.policy.name, *(config.train.labels or [""])]
+    return [config.model.name, *(config.input.paths or [""])]
+
+
+def _load(example: Path) -> LabelConfig | TrainConfig:
     """As the command that the example is for reads it."""
-    kind = EvaluateConfig if "\n[evaluate]\n" in example.read_text() else LabelConfig
-    return load_config_as(kind, str(example), [], [])
+    config = load_config_as(_kind_of(example.read_text(), LabelConfig), str(example), [], [])
+    assert isinstance(config, LabelConfig | TrainConfig)
+    return config
+
+
+def _kind_of(toml: str, otherwise: type[Section]) -> type[Section]:
+    """Which command a configuration is for: the one that has a section of its own in it."""
+    return next((kind for name, kind in KINDS.items() if f"[{name}]\n" in toml), otherwise)
 
 
 @each_document
@@ -57,7 +82,7 @@ def test_toml_blocks_parse(document: Path, tmp_path: Path) -> None:
     for language, block in FENCE.findall(document.read_text()):
         if language == "toml":
             (tmp_path / "block.toml").write_text(block)
-            load_config_as(EvaluateConfig, str(tmp_path / "block.toml"), [], [])
+            load_config_as(_kind_of(block, EvaluateConfig), str(tmp_path / "block.toml"), [], [])
 
 
 @each_document
@@ -98,7 +123,8 @@ def test_commands_parse(document: Path) -> None:
                 parsed = _parser().parse_args(arguments)
             except SystemExit as stop:
                 pytest.fail(f"{document.name}: {line.strip()} is refused ({stop.code})")
-            load_config_as(EvaluateConfig, None, [], getattr(parsed, "set", []))
+            kind = KINDS.get(arguments[0], EvaluateConfig) if arguments else EvaluateConfig
+            load_config_as(kind, None, [], getattr(parsed, "set", []))
 
 
 @each_document
@@ -106,7 +132,14 @@ def test_fields_exist(document: Path) -> None:
     for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", document.read_text())):
         for section, name in FIELD.findall(code):
             if name not in FILE_ENDINGS:
-                assert name in section_fields(EvaluateConfig, section), f"{document.name} speaks of {section}.{name}"
+                known = {
+                    field for kind in KINDS.values() if section in kind.model_fields for field in _fields(kind, section)
+                }
+                assert name in known, f"{document.name} speaks of {section}.{name}"
+
+
+def _fields(kind: type[Section], section: str) -> set[str]:
+    return set(section_fields(kind, section))
 
 
 def test_every_reason_of_an_error_row_is_explained() -> None:
@@ -115,6 +148,22 @@ def test_every_reason_of_an_error_row_is_explained() -> None:
     assert {"empty_response", "out_of_memory"} <= reasons
     table = (ROOT / "docs/running.md").read_text()
     assert not {reason for reason in reasons if f"`{reason}`" not in table}
+
+
+def test_every_objective_and_its_metrics_are_explained() -> None:
+    import torch
+
+    from pipeline.objectives import Batch, objective_of
+
+    text = (ROOT / "docs/training.md").read_text()
+    table = text.partition("## Metrics")[2].partition("## ")[0]
+    ones = torch.ones(4)
+    batch = Batch(-ones, torch.tensor([2, 2]), torch.zeros(2, dtype=torch.float64), -ones, -ones, ones)
+    for name in OBJECTIVES:
+        assert f"**{name}**" in text, f"no equation of {name}"
+        terms = objective_of(TrainConfig.model_validate({"train": {"objective": name}})).terms(batch)
+        assert terms.metrics
+        assert not {metric for metric in terms.metrics if f"`{metric}`" not in table}, name
 
 
 def test_every_column_of_the_store_is_explained() -> None:

@@ -1,0 +1,128 @@
+"""The learning rate, DeepSpeed's configuration, and what makes two training runs the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import save_model
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.store import documents
+from pipeline.training.config import TrainConfig, TrainSection
+from pipeline.training.deepspeed import deepspeed_config
+from pipeline.training.run import RunFolder, describe
+from pipeline.training.schedule import base_rate, learning_rate
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_rises_and_falls(schedule: str) -> None:
+    train = TrainSection(schedule=schedule, warmup=0.1)
+    rates = [learning_rate(train, 2.0, step, 100) for step in range(100)]
+    assert rates[:11] == pytest.approx([2 * (step + 1) / 11 for step in range(11)])
+    halfway = {"cosine": 1.0, "linear": 1.0, "constant": 2.0}[schedule]
+    assert rates[55] == pytest.approx(halfway)
+    assert rates[-1] == pytest.approx({"cosine": 2 * 0.0003046, "linear": 2 / 90, "constant": 2.0}[schedule], rel=1e-3)
+    assert all(rate > 0 for rate in rates)
+    assert [learning_rate(TrainSection(warmup=0.0), 1.0, step, 1) for step in range(1)] == [1.0]
+
+
+def test_the_default_rate_goes_as_one_over_width() -> None:
+    assert base_rate(TrainSection(), 4096, lora=False) == pytest.approx(1e-6, rel=0.05)
+    assert base_rate(TrainSection(), 128, lora=True) == pytest.approx(10 * base_rate(TrainSection(), 128, lora=False))
+    assert base_rate(TrainSection(learning_rate=7e-6), 128, lora=True) == 7e-6
+
+
+def told(theirs: dict[str, Any], **learner: Any) -> dict[str, Any]:
+    config = TrainConfig.model_validate({"learner": {"deepspeed": "mine.json", **learner}})
+    return deepspeed_config(config, "bfloat16", json.dumps(theirs))
+
+
+def test_a_users_configuration_is_merged() -> None:
+    found = told(
+        {
+            "zero_optimization": {
+                "stage": 2,
+                "overlap_comm": True,
+                "offload_optimizer": {"device": "cpu", "pin_memory": True},
+            },
+            "gradient_clipping": "auto",
+            "wall_clock_breakdown": True,
+        },
+        zero_stage=2,
+        offload="optimizer",
+    )
+    assert found["zero_optimization"] == {
+        "stage": 2,
+        "overlap_comm": True,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+    }
+    assert found["gradient_clipping"] == 1.0 and found["wall_clock_breakdown"] is True
+    assert found["bf16"] == {"enabled": True}
+
+
+def test_every_conflict_is_named() -> None:
+    with pytest.raises(ConfigError) as raised:
+        told(
+            {
+                "train_batch_size": 8,
+                "optimizer": {"type": "Adam"},
+                "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}},
+                "gradient_clipping": 0.5,
+            }
+        )
+    said = str(raised.value)
+    assert "mine.json contradicts this configuration" in said
+    for line in (
+        "train_batch_size: say it with train.batch_size",
+        "optimizer: say it with train.*",
+        "zero_optimization.stage: 3 there, is 1 here; say it with learner.zero_stage",
+        "zero_optimization.offload_optimizer.device: 'nvme' there, is not set here; say it with learner.offload",
+        "gradient_clipping: 0.5 there, is 1.0 here; say it with train.max_grad_norm",
+    ):
+        assert line in said
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_what_is_no_configuration_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.json"):
+        deepspeed_config(TrainConfig.model_validate({"learner": {"deepspeed": "mine.json"}}), "float32", text)
+
+
+def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    labels = {"stores": [{"fingerprint": "f", "records": "r"}], "examples": 5}
+
+    def description(workers: int = 1, deepspeed: str | None = None, **sections: Any) -> dict[str, Any]:
+        config = TrainConfig.model_validate({"policy": {"name": str(model)}, **sections})
+        return describe(config, labels, "float32", "cpu", workers, deepspeed)
+
+    first = description()
+    same = [
+        {"output": {"path": "x"}},
+        {"checkpoint": {"keep": 5}},
+        {"learner": {"max_failures": 9}},
+        {"ipo": {"beta": 1}},
+    ]
+    assert all(description(**sections) == first for sections in same)
+    other = [
+        {"train": {"seed": 1}}, {"dpo": {"beta": 1}}, {"pairs": {"label_smoothing": 0.1}}, {"lora": {"rank": 2}},
+        {"learner": {"zero_stage": 2}}, {"learner": {"budget_tokens": 100}}, {"workers": 2}, {"deepspeed": "{}"},
+    ]  # fmt: skip
+    assert all(description(**sections) != first for sections in other)
+    awr = description(train={"objective": "awr"})
+    assert awr != description(train={"objective": "awr"}, awr={"temperature": 2})
+    assert awr != description(train={"objective": "awr"}, advantage={"baseline": "none"})
+
+    folder = RunFolder(str(tmp_path / "out"))
+    folder.check(first)  # nothing there
+    documents.create(folder.at("run.json"), {"description": first})
+    folder.check(first)
+    with pytest.raises(StoreError, match=r"dpo.beta: the store has 0.1, this run 1.0"):
+        folder.check(description(dpo={"beta": 1}))
+    with pytest.raises(StoreError, match="a checkpoint fits only as many workers as wrote it"):
+        folder.check(description(workers=2))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(StoreError, match="holds files, and no training run"):
+        RunFolder(str(tmp_path / "mine")).check(first)
