@@ -21,7 +21,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,8 +102,8 @@ class Learner:
         config = spec.config
         with _partitioned(settings):
             dtype = resolve_dtype(config.learner.dtype, spec.device)
-            named = config.policy.model_copy(update={"dtype": dtype})
-            model = load_model(named, _here(spec.device) if config.learner.offload != "all" else "cpu")
+            self.named = config.policy.model_copy(update={"dtype": dtype})
+            model = load_model(self.named, _here(spec.device) if config.learner.offload != "all" else "cpu")
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.lora.rank:
@@ -133,7 +133,7 @@ class Learner:
         for number, responses in enumerate(micro_batches, 1):
             last = number == len(micro_batches)
             self.engine.set_gradient_accumulation_boundary(last)
-            loss = self._loss(responses, totals, sums)
+            loss = self._losses(responses, sums).sum() / totals[self.objective.unit]
             self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over workers, we want the sum
             if last:
                 row = sums.means()
@@ -144,17 +144,17 @@ class Learner:
         return {**row, "grad_norm": norm, "learning_rate": learning_rate}
 
     @torch.no_grad()
-    def measure(self, micro_batches: Sequence[Sequence[Response]], totals: Mapping[Unit, int]) -> dict[str, float]:
-        """The metrics that `step` gives, without a step."""
+    def measure(self, micro_batches: Iterable[Sequence[Response]]) -> dict[str, float]:
+        """The metrics of a step over any number of micro-batches, as many on every worker, without a step."""
         sums = Sums()
         for responses in micro_batches:
-            self._loss(responses, totals, sums)
+            self._losses(responses, sums)
         return sums.means()
 
-    def _loss(self, responses: Sequence[Response], totals: Mapping[Unit, int], sums: Sums) -> torch.Tensor:
-        """This micro-batch's share of the step's loss."""
+    def _losses(self, responses: Sequence[Response], sums: Sums) -> torch.Tensor:
+        """The losses of a micro-batch, one for each pair, response or token; their metrics go to `sums`."""
         if not responses:
-            return self.engine([NOTHING]).sum() * 0.0
+            return self.engine([NOTHING]) * 0.0
         batch = collate(responses, self.engine(responses))
         terms = self.objective.terms(batch)
         sums.add("loss", terms.losses)
@@ -162,7 +162,7 @@ class Learner:
             sums.add("reference_drift", (batch.logprobs.detach() - batch.reference).abs())
         for name, values in terms.metrics.items():
             sums.add(name, values)
-        return terms.losses.sum() / totals[self.objective.unit]
+        return terms.losses
 
     def _require_number(self, value: float, name: str, learning_rate: float) -> None:
         if not math.isfinite(value):
@@ -200,8 +200,12 @@ class Learner:
             if self.adapted is None:
                 self.policy.model.save_pretrained(folder, state_dict=state)
             else:
-                self.adapted.save_pretrained(os.path.join(folder, "adapter"), state_dict=state)
-                _merged(self.config.policy, os.path.join(folder, "adapter")).save_pretrained(folder)
+                adapter = os.path.join(folder, "adapter")
+                if os.path.isdir(self.named.name):  # no place of this machine
+                    self.adapted.peft_config["default"].base_model_name_or_path = os.path.basename(self.named.name)
+                self.adapted.save_pretrained(adapter, state_dict=state)
+                os.remove(os.path.join(adapter, "README.md"))  # peft's, with nothing filled in
+                _merged(self.named, adapter).save_pretrained(folder)
         dist.barrier()
 
     def _whole(self) -> dict[str, torch.Tensor]:

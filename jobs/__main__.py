@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="check everything and show what would be trained")
     train.set_defaults(command=_train)
 
-    report = commands.add_parser("report", help="draw a finished label store's report once more; needs no model")
+    report = commands.add_parser("report", help="draw the page of a finished label store or training run once more")
     report.add_argument("store", metavar="DIR", type=_place)
     report.set_defaults(command=_report)
 
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", metavar="FILE", required=True, type=_place, help="a .parquet or .jsonl file")
     export.set_defaults(command=_export)
 
-    status = commands.add_parser("status", help="how far a label store is")
+    status = commands.add_parser("status", help="how far a label store or a training run is")
     status.add_argument("store", metavar="DIR", type=_place)
     status.set_defaults(command=_status)
 

@@ -1,15 +1,21 @@
-"""`endoreward status` and `endoreward validate`: what a label store says of itself. Neither needs Ray or a model."""
+"""`endoreward status` and `endoreward validate`: what a label store (or a training run) says of itself. Neither needs Ray or
+a model."""
 
 from collections import Counter
 
 from jobs import terminal
+from jobs.inspect_run import run_status
 from pipeline.store import LabelStore, problems
+from pipeline.training.run import RunFolder
 
 SHOWN_PROBLEMS = 50
 
 
 def status(uri: str) -> int:
-    """Print how far a store is. Returns 0; raises StoreError where there is none."""
+    """Print how far a store, or a training run, is. Returns 0; raises StoreError where there is none."""
+    folder = RunFolder(uri)
+    if (run := folder.read("run.json")) is not None:
+        return run_status(folder, run)
     progress = LabelStore(uri).progress()
     state = "complete" if progress.complete else "incomplete: run the same label command again to go on"
     rows = [

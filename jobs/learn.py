@@ -43,6 +43,7 @@ class Training:
     steps: int
     rate: float  # after the warm-up
     stored_reference: bool
+    policy_labelled: bool
     reference: str | None  # where it was computed to
     run: dict[str, Any]  # what trackers are told
     examples: Any  # a Ray reference to (examples to learn from, examples to measure on)
@@ -60,7 +61,9 @@ def learn(told: dict[str, Training]) -> None:
         _learn(training)
     except EndorewardError as error:
         documents.create(training.place(STOPPED), {"error": type(error).__name__, "sentence": str(error)})
-        if not isinstance(error, RunError):  # which comes to all workers at once; of others the rest would wait for ever
+        if not isinstance(
+            error, RunError
+        ):  # which comes to all workers at once; of others the rest would wait for ever
             raise
 
 
@@ -99,7 +102,9 @@ def _learn(training: Training) -> None:
             row |= {"epoch": (step + 1) / order.steps_per_epoch, "tokens_per_second": part.tokens / (ended - began)}
             due = (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == training.steps
             if due and len(held_out):
-                row |= {f"{EVAL}{name}": value for name, value in _measure(learner, eval_data).items()}
+                measured = learner.measure(micro for part in eval_data.parts() for micro in part.micro_batches)
+                measured.pop("reference_drift", None)
+                row |= {f"{EVAL}{name}": value for name, value in measured.items()}
                 if row[f"{EVAL}loss"] < state["best"]:
                     state["best"] = row[f"{EVAL}loss"]
                     _export(learner, training.place("best"), rank)
@@ -119,24 +124,11 @@ def _learn(training: Training) -> None:
         trackers.close()
 
 
-def _measure(learner: Learner, data: StepData) -> dict[str, float]:
-    """Metrics over the examples kept from training: means over its batches, weighed by their size."""
-    total: dict[str, float] = {}
-    seen = 0
-    for part in data.parts():
-        size = part.totals[learner.objective.unit]
-        seen += size
-        for name, value in learner.measure(part.micro_batches, part.totals).items():
-            total[name] = total.get(name, 0.0) + value * size
-    return {name: value / seen for name, value in total.items() if name != "reference_drift"}
-
-
 def _check_drift(training: Training, step: int, drift: float | None) -> None:
-    if step == 0 and training.stored_reference and drift is not None and drift > DRIFT:
+    if step == 0 and training.stored_reference and training.policy_labelled and drift is not None and drift > DRIFT:
         raise RunError(
             f"the stored log-probabilities differ from the policy's own by {drift:.2g} nats a token before the first step: "
-            "it does not see what was labelled; label once more with this version and this policy, or name a reference "
-            "(--set reference.name=...)"
+            "it does not see what was labelled; label once more with this version and this policy"
         )
 
 

@@ -1,10 +1,12 @@
-"""`endoreward report`: draw the report of a finished store once more, from its manifest and labels. Needs no model."""
+"""`endoreward report`: draw the page of a finished label store, or of a training run, once more. Needs no model."""
 
 from jobs import terminal
 from jobs.close import find_decode, read_manifest, write_report
+from jobs.inspect_run import redraw_run
 from pipeline.config import ModelConfig
 from pipeline.errors import StoreError
 from pipeline.store import LabelStore, WriterLock
+from pipeline.training.run import RunFolder
 
 
 def redraw(uri: str) -> int:
@@ -12,6 +14,9 @@ def redraw(uri: str) -> int:
 
     Tokens show as text where the tokenizer that the manifest names can be reached, else as their numbers.
     """
+    folder = RunFolder(uri)
+    if folder.read("run.json") is not None:
+        return redraw_run(folder)
     store = LabelStore(uri)
     manifest = read_manifest(store)
     decode = find_decode(ModelConfig.model_validate(manifest["config"]["model"]))

@@ -54,7 +54,12 @@ def compute_references(
     missing = missing_parts(place, examples)
     if missing:
         terminal.say(f"computing the reference's log-probabilities with {spec.model.name} ...")
-        options: dict[str, Any] = {"num_cpus": spec.threads, "num_gpus": spec.gpus, "max_restarts": retries, "max_task_retries": retries}
+        options: dict[str, Any] = {
+            "num_cpus": spec.threads,
+            "num_gpus": spec.gpus,
+            "max_restarts": retries,
+            "max_task_retries": retries,
+        }
         shared = ray.put(examples)
         kind: Any = ray.remote(**options)(_Referee)
         pool = ActorPool([kind.remote(spec, place, shared, policy) for _ in range(min(actors, len(missing)))])

@@ -21,6 +21,7 @@ from jobs import terminal
 from jobs.close import versions
 from jobs.cluster import cluster, joins_cluster, warn_of_local_output
 from jobs.fill import absolute, require
+from jobs.inspect_run import draw_run
 from jobs.learn import STOPPED, Training, learn
 from jobs.reference import compute_references
 from pipeline import storage
@@ -28,7 +29,6 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
-from pipeline.report.training import training_page
 from pipeline.store import WriterLock, documents, fingerprint
 from pipeline.training.card import model_card
 from pipeline.training.config import TrainConfig
@@ -37,11 +37,10 @@ from pipeline.training.examples import Examples, find_examples
 from pipeline.training.metrics import check_tracking, read_metrics
 from pipeline.training.order import Order
 from pipeline.training.rows import RowReader, check_rows, stored_reference
-from pipeline.training.run import RunFolder, describe
+from pipeline.training.run import CHECKPOINTS, RunFolder, describe
 from pipeline.training.schedule import base_rate
 
 POLL_S = 1.0
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Plan:
     steps: int
     rate: float
     stored_reference: bool  # the labels hold the reference's log-probabilities
+    policy_labelled: bool  # the policy, as it was before training, made them
     notes: list[str]
     description: dict[str, Any]
 
@@ -86,7 +86,6 @@ def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> i
             if not joins_cluster(config.run):
                 terminal.say("starting Ray ...")
                 held.enter_context(cluster(config.run))
-            _require_room(plan)
             started = time.perf_counter()
             _learn(folder, plan, run)
             _close(folder, run, time.perf_counter() - started)
@@ -99,6 +98,7 @@ def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> i
 def _plan(config: TrainConfig) -> Plan:
     """Raises ConfigError and StoreError for all that can be known before a worker starts."""
     device, workers = _pick_workers(config)
+    _require_room(config, device, workers)
     dtype = resolve_dtype(config.learner.dtype, device)
     deepspeed = read_deepspeed(config)
     deepspeed_config(config, dtype, deepspeed)
@@ -106,10 +106,12 @@ def _plan(config: TrainConfig) -> Plan:
     examples = find_examples(config)
     reader = RowReader(examples.sources, examples.parts, config.policy, config.train.shuffle_parts)
     check_rows(reader, examples)
+    config = _settled(config, examples)
     learned, held_out = examples.split(config.train.eval_share)
     order = Order(learned, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
     reference = config.reference if config.reference.name else config.policy
     stored, notes = stored_reference(examples.sources, reference, dtype)
+    labelled, _ = stored_reference(examples.sources, config.policy, dtype)
     return Plan(
         config=config,
         device=device,
@@ -122,15 +124,21 @@ def _plan(config: TrainConfig) -> Plan:
         steps=config.train.max_steps or order.steps(config.train.epochs),
         rate=base_rate(config.train, settings.get_text_config().hidden_size, bool(config.lora.rank)),
         stored_reference=stored,
-        notes=notes + _behaviour_notes(config, examples),
+        policy_labelled=labelled,
+        notes=notes + ([] if labelled else _behaviour_notes(config)),
         description=describe(config, examples.describe(), dtype, device, workers, deepspeed),
     )
 
 
-def _behaviour_notes(config: TrainConfig, examples: Examples) -> list[str]:
+def _settled(config: TrainConfig, examples: Examples) -> TrainConfig:
+    """Where no preference is known, pairs are by reward whatever was asked for."""
+    if examples.counts.pairs.known:
+        return config
+    return config.model_copy(update={"pairs": config.pairs.model_copy(update={"preference": "reward"})})
+
+
+def _behaviour_notes(config: TrainConfig) -> list[str]:
     if not objective_of(config).uses_behaviour:
-        return []
-    if all(stored_reference([source], config.policy, "")[0] for source in examples.sources):
         return []
     return [
         f"{config.train.objective} takes the model that labelled for the one that wrote the responses, and it is not the "
@@ -153,18 +161,18 @@ def _pick_workers(config: TrainConfig) -> tuple[str, int]:
     return device, learner.workers or (max(1, gpus) if device == "cuda" else 1)
 
 
-def _require_room(plan: Plan) -> None:
-    """Raises ConfigError where a local Ray has no room for the workers; a cluster may grow."""
-    import ray
+def _require_room(config: TrainConfig, device: str, workers: int) -> None:
+    """Raises ConfigError where this machine has no room for the workers; a cluster may grow."""
+    if joins_cluster(config.run):
+        return
+    import torch
 
-    resources, learner = ray.cluster_resources(), plan.config.learner
-    gpus = plan.workers if plan.device == "cuda" else 0
-    cpus = plan.workers * learner.cpus_per_worker
-    if not joins_cluster(plan.config.run) and (resources.get("CPU", 0) < cpus or resources.get("GPU", 0) < gpus):
+    cpus, per_worker = config.run.num_cpus or os.cpu_count() or 1, config.learner.cpus_per_worker
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if workers * per_worker > cpus or (device == "cuda" and workers > gpus):
         raise ConfigError(
-            f"{plan.workers} workers of {learner.cpus_per_worker} CPUs{' and a GPU' if gpus else ''} do not fit this machine "
-            f"({resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs); lower learner.workers or "
-            "learner.cpus_per_worker"
+            f"{workers} workers of {per_worker} CPUs{' and a GPU' if device == 'cuda' else ''} do not fit this machine "
+            f"({cpus} CPUs, {gpus} GPUs); lower learner.workers or learner.cpus_per_worker"
         )
 
 
@@ -219,7 +227,7 @@ def _reference_of(plan: Plan) -> str:
 def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
     """What the run says of itself, as documents and the page want it; kept from its beginning on."""
     found = folder.read("run.json")
-    if found is None:
+    if found is None or found["description"] != plan.description:  # without a checkpoint, it is as if it had not been
         config = plan.config
         found = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -244,7 +252,7 @@ def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
             "device": f"{plan.workers} x {plan.device}, {plan.dtype}",
             "notes": plan.notes,
         }
-        documents.create(folder.at("run.json"), found)
+        documents.write(folder.at("run.json"), found)
     documents.remove(folder.at(STOPPED))
     return found
 
@@ -272,6 +280,7 @@ def _learn(folder: RunFolder, plan: Plan, run: dict[str, Any]) -> None:
         steps=plan.steps,
         rate=plan.rate,
         stored_reference=plan.stored_reference,
+        policy_labelled=plan.policy_labelled,
         reference=_computed_reference(folder, plan),
         run={"created": run["created"], "objective": run["objective"], "config": run["config"]},
         examples=ray.put((plan.examples, plan.held_out)),
@@ -329,7 +338,8 @@ def _computed_reference(folder: RunFolder, plan: Plan) -> str | None:
 def _raise_stopped(folder: RunFolder) -> None:
     stopped = folder.read(STOPPED)
     if stopped is not None:
-        raise RunError(f"{stopped['sentence']}\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}")
+        kept = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
+        raise RunError(stopped["sentence"] + kept)
 
 
 def _first_line(error: BaseException) -> str:
@@ -379,17 +389,11 @@ def _close(folder: RunFolder, run: dict[str, Any], seconds: float) -> None:
         "versions": {**versions(), **_learner_versions()},
     }
     documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics).encode())
-    draw(folder, manifest)
+    draw_run(folder, manifest)
     documents.create(folder.at("manifest.json"), manifest)
     terminal.print_table(
         "Trained", [*_figures(metrics), ("Policy", folder.at("hf")), ("Report", folder.at("report.html"))]
     )
-
-
-def draw(folder: RunFolder, manifest: dict[str, Any]) -> None:
-    """Write the run's report.html."""
-    page = training_page(manifest, read_metrics(folder.at("metrics.jsonl")))
-    documents.write_bytes(folder.at("report.html"), page.encode())
 
 
 def _learner_versions() -> dict[str, str]:

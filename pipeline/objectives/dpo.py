@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from pipeline.objectives.base import Batch, Terms
-from pipeline.objectives.preference import PreferenceObjective
+from pipeline.objectives.preference import PreferenceObjective, beta_of
 from pipeline.training.config import TrainConfig
 
 
@@ -22,7 +22,7 @@ class Dpo(PreferenceObjective):
 
     @classmethod
     def of(cls, config: TrainConfig) -> Self:
-        return cls(config.dpo.beta, config.pairs.label_smoothing, config.pairs.margin_temperature)
+        return cls(beta_of(config.dpo.beta, config), config.pairs.label_smoothing, config.pairs.margin_temperature)
 
     @property
     def uses_reference(self) -> bool:

@@ -18,6 +18,16 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from pipeline.objectives.base import Batch, Objective, Unit, divergence
+from pipeline.training.config import TrainConfig
+
+BETA = {"known": 0.1, "reward": 1.0}
+"""Default of beta by `pairs.preference`. The rewards that make pairs are nats (at alpha = 1): under Bradley and Terry's model
+of them, beta = 1 learns pi_ref * exp(reward), and 0.1 its tenth power. 0.1 is what is usual for people's preferences."""
+
+
+def beta_of(told: float | None, config: TrainConfig) -> float:
+    """What beta comes to where it may be left open."""
+    return BETA[config.pairs.preference] if told is None else told
 
 
 @dataclass(frozen=True)

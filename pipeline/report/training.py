@@ -370,10 +370,10 @@ def _samples(run: Run) -> str:
     cards = []
     for sample in run.get("samples") or []:
         sides = "".join(
-            f'<section class="response"><h4><b>{when}</b></h4>'
-            f'<div class="answer" dir="auto">{esc(sample[when])}</div></section>'
-            for when in ("before", "after")
-            if sample.get(when) is not None
+            f'<section class="response"><h4><b>{esc(when)}</b></h4>'
+            f'<div class="answer" dir="auto">{esc(answer)}</div></section>'
+            for when, answer in sample.items()
+            if when != "prompt" and answer is not None
         )
         cards.append(f'<article class="card">{_prompt(sample.get("prompt"))}<div class="sides">{sides}</div></article>')
     said = "Answers to prompts that were not trained on, before and after."

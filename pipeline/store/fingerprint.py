@@ -50,11 +50,11 @@ def digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """A line for each entry that differs, for people."""
+def differences(stored: dict[str, Any], wanted: dict[str, Any], whose: str = "the store") -> list[str]:
+    """A line for each entry that differs, for people; `whose` is what has `stored`."""
     names = sorted(stored.keys() | wanted.keys())
     return [
-        f"{name}: the store has {_short(stored.get(name))}, this run {_short(wanted.get(name))}"
+        f"{name}: {whose} has {_short(stored.get(name))}, this run {_short(wanted.get(name))}"
         for name in names
         if stored.get(name) != wanted.get(name)
     ]

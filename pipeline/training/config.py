@@ -25,7 +25,7 @@ class TrainSection(Section):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="default: 0.004 / hidden size of the policy, ten times that with LoRA",
+        description="default: 0.002 / hidden size of the policy, ten times that with LoRA",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="after the warm-up")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
@@ -70,13 +70,20 @@ class PairsConfig(Section):
 class DpoConfig(Section):
     """Direct preference optimization (arXiv 2305.18290, eq. 7)."""
 
-    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="strength of the KL constraint")
+    beta: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="strength of the KL constraint; default: 0.1 for preferences that the input gave, 1 for pairs by reward",
+    )
 
 
 class IpoConfig(Section):
     """Identity preference optimization (arXiv 2310.12036, eq. 17)."""
 
-    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="the paper's tau")
+    beta: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="the paper's tau; default: as for dpo.beta"
+    )
 
 
 class SimpoConfig(Section):
@@ -229,3 +236,10 @@ class TrainConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     output: OutputConfig = OutputConfig()
     run: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _one_dtype(self) -> Self:
+        for name, model in (("policy", self.policy), ("reference", self.reference)):
+            if model.dtype != "auto":
+                raise ValueError(f"{name}.dtype = {model.dtype} has no effect on training; say it with learner.dtype")
+        return self

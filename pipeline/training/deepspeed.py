@@ -57,7 +57,7 @@ def deepspeed_config(config: TrainConfig, dtype: str, text: str | None = None) -
     if text is None:
         return ours
     theirs = _read(config.learner.deepspeed or "", text)
-    conflicts = [f"{key}: say it with {ours_too}" for key, ours_too in OURS.items() if key in theirs]
+    conflicts = [f"{key}: say it with {field}" for key, field in OURS.items() if not _left_open(theirs.get(key))]
     _merge(ours, theirs, "", conflicts)
     if conflicts:
         raise ConfigError(
@@ -78,6 +78,13 @@ def read_deepspeed(config: TrainConfig) -> str | None:
         raise ConfigError(f"learner.deepspeed: cannot read {place}: {error}") from None
 
 
+def _left_open(value: Any) -> bool:
+    """None, "auto", switched off, or nothing but values that are left open."""
+    if isinstance(value, dict):
+        return value.get("enabled") is False or all(_left_open(each) for each in value.values())
+    return value is None or value == "auto"
+
+
 def _read(place: str, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
@@ -92,7 +99,7 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], above: str, conflicts: 
     """Put `theirs` into `ours`; "auto" gives way. A value that differs from ours is a conflict."""
     for key, value in theirs.items():
         path = f"{above}{key}"
-        if path in OURS or value == "auto":
+        if path in OURS or _left_open(value):
             continue
         if isinstance(value, dict) and isinstance(ours.setdefault(key, {}), dict):
             _merge(ours[key], value, f"{path}.", conflicts)

@@ -22,6 +22,7 @@ from pipeline.store import documents, fingerprint
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
 FORMAT = 1
+CHECKPOINTS = "checkpoints"
 SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
 WITHOUT_EFFECT = {
     "cpus_per_worker",
@@ -84,15 +85,20 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from; without one, another run may take this one's place."""
+        return storage.exists(self.at(CHECKPOINTS, "checkpoint_manager_snapshot.json"))
+
     def check(self, description: Mapping[str, Any]) -> None:
-        """Raises StoreError where the directory holds another run, or something else."""
+        """Raises StoreError where the directory holds another run that has a checkpoint, or something else."""
         found = self.read("run.json")
         if found is None:
             if set(storage.list_names(self.uri)) - {".lock"}:
                 raise StoreError(f"{self.uri} holds files, and no training run; give another --output")
             return
-        differ = fingerprint.differences(found["description"], dict(description))
-        if differ:
+        differ = fingerprint.differences(found["description"], dict(description), "the run there")
+        if differ and self.begun:
             known = [f"{why}. " for name, why in MUST_AGREE.items() if any(line.startswith(name) for line in differ)]
             raise StoreError(
                 f"{self.uri} holds another run: {''.join(known)}Give another --output, or go on as it was begun:\n  "

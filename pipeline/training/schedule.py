@@ -4,9 +4,9 @@ import math
 
 from pipeline.training.config import TrainSection
 
-RATE_BY_WIDTH = 0.004
-"""Adam's rate for a hidden matrix goes as 1 / width (Yang et al. 2022, arXiv 2203.03466, table 3): about 1e-6 at 4,096, and
-3e-5 at 128."""
+RATE_BY_WIDTH = 0.002
+"""Adam's rate for a hidden matrix goes as 1 / width (Yang et al. 2022, arXiv 2203.03466, table 3): about 5e-7 at 4,096, and
+1.6e-5 at 128."""
 LORA_FACTOR = 10  # adapters want about ten times the rate of full training (Biderman et al. 2024, arXiv 2405.09673)
 
 

@@ -129,7 +129,9 @@ def test_a_finished_run_is_not_run_again_and_no_other_goes_on_in_its_place(
     assert main(["train", *map(str, same)]) == 0
     assert "all 60 steps are done already" in capsys.readouterr().out
     said = refused(capsys, *same, "--set", "learner.workers=1")
-    assert "a checkpoint fits only as many workers as wrote it" in said and "learner.workers: the store has 2" in said
+    assert (
+        "a checkpoint fits only as many workers as wrote it" in said and "learner.workers: the run there has 2" in said
+    )
     assert "dpo.beta" in refused(capsys, *same, "--set", "dpo.beta=0.2")
     changed = label_store(tmp_path / "store", model, [*rows(39), {**rows(1)[0], "chosen": "no"}], shard_rows=5)
     said = refused(capsys, "--labels", changed.uri, *same[2:])

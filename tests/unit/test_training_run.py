@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from tiny import save_model
 
+from pipeline.config import load_config_as
 from pipeline.errors import ConfigError, StoreError
+from pipeline.objectives import objective_of
 from pipeline.store import documents
-from pipeline.training.config import TrainConfig, TrainSection
+from pipeline.training.config import DpoConfig, TrainConfig, TrainSection
 from pipeline.training.deepspeed import deepspeed_config
 from pipeline.training.run import RunFolder, describe
 from pipeline.training.schedule import base_rate, learning_rate
@@ -28,7 +30,7 @@ def test_the_rate_rises_and_falls(schedule: str) -> None:
 
 
 def test_the_default_rate_goes_as_one_over_width() -> None:
-    assert base_rate(TrainSection(), 4096, lora=False) == pytest.approx(1e-6, rel=0.05)
+    assert base_rate(TrainSection(), 4096, lora=False) == pytest.approx(5e-7, rel=0.05)
     assert base_rate(TrainSection(), 128, lora=True) == pytest.approx(10 * base_rate(TrainSection(), 128, lora=False))
     assert base_rate(TrainSection(learning_rate=7e-6), 128, lora=True) == 7e-6
 
@@ -47,6 +49,9 @@ def test_a_users_configuration_is_merged() -> None:
                 "offload_optimizer": {"device": "cpu", "pin_memory": True},
             },
             "gradient_clipping": "auto",
+            "train_batch_size": "auto",
+            "optimizer": {"params": {"lr": "auto"}},
+            "fp16": {"enabled": False, "loss_scale": 0},
             "wall_clock_breakdown": True,
         },
         zero_stage=2,
@@ -59,6 +64,7 @@ def test_a_users_configuration_is_merged() -> None:
     }
     assert found["gradient_clipping"] == 1.0 and found["wall_clock_breakdown"] is True
     assert found["bf16"] == {"enabled": True}
+    assert not found.keys() & {"train_batch_size", "optimizer", "fp16"}
 
 
 def test_every_conflict_is_named() -> None:
@@ -118,7 +124,10 @@ def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
     folder.check(first)  # nothing there
     documents.create(folder.at("run.json"), {"description": first})
     folder.check(first)
-    with pytest.raises(StoreError, match=r"dpo.beta: the store has 0.1, this run 1.0"):
+    folder.check(description(dpo={"beta": 1}))  # nothing was learned there yet
+    documents.create(folder.at("checkpoints", "checkpoint_manager_snapshot.json"), {})
+    folder.check(first)
+    with pytest.raises(StoreError, match=r"dpo.beta: the run there has None, this run 1.0"):
         folder.check(description(dpo={"beta": 1}))
     with pytest.raises(StoreError, match="a checkpoint fits only as many workers as wrote it"):
         folder.check(description(workers=2))
@@ -126,3 +135,16 @@ def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(StoreError, match="holds files, and no training run"):
         RunFolder(str(tmp_path / "mine")).check(first)
+
+
+def test_beta_is_by_where_preferences_come_from() -> None:
+    known, reward = (TrainConfig.model_validate({"pairs": {"preference": name}}) for name in ("known", "reward"))
+    assert [objective_of(config).beta for config in (known, reward)] == [0.1, 1.0]
+    assert objective_of(reward.model_copy(update={"dpo": DpoConfig(beta=0.3)})).beta == 0.3
+
+
+def test_a_dtype_without_effect_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"reference.dtype = bfloat16 has no effect on training; say it with learner.dtype"
+    ):
+        load_config_as(TrainConfig, None, [], ["reference.dtype=bfloat16"])
