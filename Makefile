@@ -14,10 +14,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
-demo: setup ## label the embedded corpus with the embedded model, then evaluate what was labelled
-	rm -rf out/demo out/demo-evaluation
+demo: setup ## label the embedded corpus with the embedded model, evaluate the labels, train the model on labels of its own answers
+	rm -rf out/demo out/demo-*
 	$(BIN)/endoreward label examples/addition/label.toml --output out/demo
 	$(BIN)/endoreward evaluate --benchmark pairs --labels out/demo --output out/demo-evaluation
+	$(BIN)/python examples/addition/problems.py --problems 256 --split train --output out/demo-problems.jsonl
+	$(BIN)/endoreward sample --policy examples/addition/model --prompts out/demo-problems.jsonl --output out/demo-samples
+	$(BIN)/endoreward label --model examples/addition/model --input out/demo-samples --output out/demo-labels
+	$(BIN)/endoreward train examples/train.toml
+	$(BIN)/python examples/addition/accuracy.py --problems 1000 examples/addition/model out/demo-policy/hf
 
 test: check ## everything that CI runs
 	$(BIN)/pytest
@@ -36,10 +41,14 @@ bench: setup ## what the figures in the docs come from (benchmarks/README.md); l
 	$(BIN)/python benchmarks/head_memory.py
 	$(BIN)/python benchmarks/soda_chat.py
 	$(BIN)/python benchmarks/rewards_on_soda_chat.py
+	$(BIN)/python benchmarks/train_on_addition.py
+	$(BIN)/python benchmarks/train_on_soda_chat.py
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	.venv-bench/bin/python benchmarks/lm_eval_agreement.py
 	.venv-bench/bin/python benchmarks/trl_agreement.py
+	.venv-bench/bin/python benchmarks/trl_training_agreement.py
+	.venv-bench/bin/python benchmarks/training_throughput.py
 
 clean:
 	rm -rf $(VENV) .venv-bench out build *.egg-info

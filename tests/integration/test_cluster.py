@@ -151,27 +151,6 @@ def test_the_pool_grows_and_shrinks(tmp_path: Path) -> None:
     assert LabelStore(str(tmp_path / "out")).progress().labels == 2400 + 1500
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real S3 endpoint on loopback with one bucket; gives the bucket's uri."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():
-        monkeypatch.setenv(name, value)
-    local = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-    local.create_dir("label-stores")
-    yield "s3://label-stores"
-    server.stop()
-
-
 @pytest.mark.timeout(600)
 def test_a_corpus_and_a_store_on_s3(s3: str, tmp_path: Path, cli: Cli) -> None:
     model, source = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 60)

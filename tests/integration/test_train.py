@@ -11,6 +11,7 @@ import pytest
 import torch
 from chaos import run_with_kills
 from label_stores import label_store
+from pyarrow import fs
 from safetensors.torch import load_file
 from tiny import save_model
 from transformers import AutoModelForCausalLM
@@ -163,7 +164,7 @@ def test_mistakes_are_refused_before_anything_starts(
     unfinished = label_store(tmp_path / "half", model, rows(4), shards=1)
     assert "is not finished: 1 of 2 shards" in refused(capsys, "--labels", unfinished.uri, *begin[2:])
     assert "train.objective" in refused(capsys, *begin, "--set", "train.objective=ppo")
-    assert "no label store" in refused(capsys, "--labels", tmp_path / "nothing", *begin[2:])
+    assert "is not a label store" in refused(capsys, "--labels", tmp_path / "nothing", *begin[2:])
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 3}, "fp16": {"enabled": True}}))
     said = refused(capsys, *begin, "--set", f"learner.deepspeed={tmp_path / 'zero.json'}")
     assert "zero_optimization.stage: 3 there, is 1 here; say it with learner.zero_stage" in said and "fp16" in said
@@ -173,3 +174,38 @@ def test_mistakes_are_refused_before_anything_starts(
     short = save_model(tmp_path / "short", context=8)
     assert "takes 8" in refused(capsys, "--labels", labels.uri, "--policy", short, *begin[4:])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.timeout(600)
+def test_groups_adapters_and_a_run_on_s3(model: Path, tmp_path: Path, s3: str, cli: Cli) -> None:
+    groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"], "or so"]} for r in rows(20)]
+    labels = label_store(tmp_path / "store", model, groups, shard_rows=4)
+    ran = cli(
+        "train", "--labels", labels.uri, "--policy", model, "--output", f"{s3}/run",
+        *settings(
+            train__objective="grpo", advantage__credit="tokens", advantage__baseline="value", grpo__beta=0.1,
+            lora__rank=2, train__max_steps=6, checkpoint__every_steps=2, checkpoint__keep=1,
+        ),
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    storage = fs.FileSystem.from_uri(s3)[0]
+    bucket = s3.removeprefix("s3://")
+    found = {
+        info.path.removeprefix(f"{bucket}/run/")
+        for info in storage.get_file_info(fs.FileSelector(bucket, recursive=True))
+    }
+    assert {
+        "manifest.json",
+        "report.html",
+        "hf/model.safetensors",
+        "hf/README.md",
+        "hf/adapter/adapter_config.json",
+    } <= found
+    assert len({name.split("/")[1] for name in found if name.startswith("checkpoints/checkpoint_2")}) == 1
+    fs.copy_files(f"{bucket}/run/hf", str(tmp_path / "hf"), source_filesystem=storage)
+    trained, base = (AutoModelForCausalLM.from_pretrained(each).state_dict() for each in (tmp_path / "hf", model))
+    changed = {key for key in base if not torch.equal(trained[key], base[key])}
+    assert changed and all("proj" in key for key in changed)
+    for file in ("README.md", "adapter/adapter_config.json"):
+        assert str(tmp_path) not in (tmp_path / "hf" / file).read_text(), "no place of this machine"
+    assert "6 of 6" in cli("status", f"{s3}/run").stdout

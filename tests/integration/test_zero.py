@@ -30,6 +30,8 @@ SETTINGS = {
     "offload": {"learner": {"zero_stage": 2, "offload": "optimizer"}},
     "lora": {"learner": {"zero_stage": 1}, "lora": {"rank": 4}},
     "lora3": {"learner": {"zero_stage": 3}, "lora": {"rank": 4}},
+    "offload3": {"learner": {"zero_stage": 3, "offload": "all"}},
+    "bfloat16": {"learner": {"zero_stage": 2, "dtype": "bfloat16"}},
     "recomputed": {"learner": {"zero_stage": 1, "gradient_checkpointing": True}},
 }
 
@@ -151,12 +153,16 @@ def test_losses_and_policy_are_those_of_a_plain_loop(folder: Path, name: str, re
     """On two workers, through a checkpoint; `alone` on one without."""
     model, due = request.getfixturevalue("plain_lora" if "lora" in name else "plain")
     rows = json.loads((folder / f"{name}.json").read_text())
-    np.testing.assert_allclose([(row["loss"], row["grad_norm"]) for row in rows], due, rtol=1e-4)
+    rough = name == "bfloat16"
+    np.testing.assert_allclose(
+        [(row["loss"], row["grad_norm"]) for row in rows], due, rtol=0.1 if rough else 1e-4, atol=0.02 if rough else 0
+    )
     assert due[-1][0] != pytest.approx(due[0][0], rel=1e-2), "something was learned"
     exported = AutoModelForCausalLM.from_pretrained(folder / name)
     for pair in pairs(99):
         for response in pair:
-            torch.testing.assert_close(logprob(exported, response), logprob(model, response), rtol=1e-3, atol=1e-3)
+            told = logprob(exported.float(), response)
+            torch.testing.assert_close(told, logprob(model, response), rtol=5e-2 if rough else 1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["lora", "lora3"])
