@@ -5,6 +5,7 @@ Leaves out everything that measures.
 
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-SHARED = Path(__file__).parents[2] / "shared"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 logging.disable_progress_bar()
@@ -47,6 +49,13 @@ def shared(*parts: str) -> Path:
         CONSOLE.print(f"skipped: ../shared/{'/'.join(parts)}, the real models and corpora, is not here")
         sys.exit(0)
     return path
+
+
+def run(*words: object) -> None:
+    """`python WORDS` at the repository's root; ends the benchmark with what it said where it fails."""
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}")
 
 
 def verdict(claims: dict[str, bool]) -> None:

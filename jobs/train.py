@@ -29,6 +29,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
+from pipeline.objectives.preference import beta_of
 from pipeline.store import WriterLock, documents, fingerprint
 from pipeline.training.card import model_card
 from pipeline.training.config import TrainConfig
@@ -131,10 +132,13 @@ def _plan(config: TrainConfig) -> Plan:
 
 
 def _settled(config: TrainConfig, examples: Examples) -> TrainConfig:
-    """Where no preference is known, pairs are by reward whatever was asked for."""
-    if examples.counts.pairs.known:
-        return config
-    return config.model_copy(update={"pairs": config.pairs.model_copy(update={"preference": "reward"})})
+    """With what was left open: where no preference is known pairs are by reward, and beta follows from that."""
+    if not examples.counts.pairs.known:
+        config = config.model_copy(update={"pairs": config.pairs.model_copy(update={"preference": "reward"})})
+    settled = {name: getattr(config, name) for name in ("dpo", "ipo")}
+    return config.model_copy(
+        update={name: told.model_copy(update={"beta": beta_of(told.beta, config)}) for name, told in settled.items()}
+    )
 
 
 def _behaviour_notes(config: TrainConfig) -> list[str]:

@@ -60,24 +60,18 @@ def packed_attention(
     extra = [name for name in ("s_aux", "position_bias", "sinks") if others.get(name) is not None]
     if packing is None or attention_mask is not None or extra or not getattr(module, "is_causal", True):
         raise CannotPack(f"{type(module).__name__} asks for more than causal attention ({extra or 'a mask'})")
+    sizes = [size for _, prefix, continuations in packing.families for size in (prefix, *continuations)]
+    # cut at once: the gradient of a slice is a tensor of the whole row, that of all pieces together is one
+    pieces = zip(*(each.split(sizes, dim=2) for each in (query, key, value)), strict=True)
     parts: list[torch.Tensor] = []
-
-    def attend(lo: int, hi: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        parts.append(_attend(query[:, :, lo:hi], k, v, packing, scaling, sliding_window, softcap))
-
-    for start, prefix, continuations in packing.families:
-        lo, hi = start, start + prefix
-        prefix_key, prefix_value = key[:, :, lo:hi], value[:, :, lo:hi]
-        attend(lo, hi, prefix_key, prefix_value)
+    for _, _, continuations in packing.families:
+        q, prefix_key, prefix_value = next(pieces)
+        parts.append(_attend(q, prefix_key, prefix_value, packing, scaling, sliding_window, softcap))
         for length in continuations:
-            lo, hi = hi, hi + length
+            q, k, v = next(pieces)
             if length:
-                attend(
-                    lo,
-                    hi,
-                    torch.cat([prefix_key, key[:, :, lo:hi]], dim=2),
-                    torch.cat([prefix_value, value[:, :, lo:hi]], dim=2),
-                )
+                k, v = torch.cat([prefix_key, k], dim=2), torch.cat([prefix_value, v], dim=2)
+                parts.append(_attend(q, k, v, packing, scaling, sliding_window, softcap))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 

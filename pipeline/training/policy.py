@@ -7,14 +7,15 @@ Responses that share a prompt are a family: in a packed row (`pipeline.scoring.a
 no token is padding. Where the architecture cannot be packed, rows are padded on the right and prompts repeated. Both give
 the same gradients up to rounding.
 
-The output matrix is applied to a slice of positions at a time, and once more in the backward pass: a slice is all of
-[P, V] that is ever held. Dropout is off: a step is a function of its data, and log-probabilities are those of the labels.
+The output matrix is applied to a tile of [P, V] at a time, some positions and some of the vocabulary, and once more in
+the backward pass: a tile is all of [P, V] that is ever held. Dropout is off: a step is a function of its data, and
+log-probabilities are those of the labels.
 
 Shapes: P response tokens, D hidden size, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Layout = Literal["packed", "padded"]
 WHOLE = 2**62  # a family is never split within a micro-batch
+COLUMNS = 4096  # of a tile: many positions of a few columns, or the gradient [V, D] would be added to again and again
 
 
 class Policy(nn.Module):
@@ -38,7 +40,7 @@ class Policy(nn.Module):
 
     Args:
         model: a Hugging Face causal LM, with adapters in it or not.
-        head_chunk_mb: largest slice of logits, in MiB of float32.
+        head_chunk_mb: largest tile of logits, in MiB of float32.
 
     Attributes:
         layout: "packed" or "padded"; set it by `choose_layout`.
@@ -118,10 +120,17 @@ class TokenLogprobs(nn.Module):
         self.bias = getattr(layer, "bias", None)  # [V]
         self.reshape = reshape_of(model.config)
         vocabulary = getattr(layer.weight, "ds_shape", layer.weight.shape)[0]
-        self.rows = max(1, chunk_mb * 2**20 // 4 // vocabulary)
+        self.columns = min(vocabulary, COLUMNS)
+        self.rows = max(1, chunk_mb * 2**20 // 4 // self.columns)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        """The model saves its own tensors."""
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """And loads them."""
 
     def forward(self, states: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
-        return _Logprobs.apply(states, self.weight, self.bias, taken, self.reshape, self.rows)
+        return _Logprobs.apply(states, self.weight, self.bias, taken, self.reshape, self.rows, self.columns)
 
 
 class _Logprobs(torch.autograd.Function):
@@ -136,48 +145,69 @@ class _Logprobs(torch.autograd.Function):
         taken: torch.Tensor,
         reshape: Reshape,
         rows: int,
+        columns: int,
     ) -> torch.Tensor:
-        chosen, normalisers = [], []
-        for part, tokens in zip(states.split(rows), taken.split(rows), strict=True):
-            scores = reduce_logits(reshape(raw_logits(part, weight, bias)), tokens, alpha=1.0)
-            chosen.append(scores.logprobs)
-            normalisers.append(scores.values)
-        ctx.save_for_backward(states, weight, bias, taken, torch.cat(normalisers))
-        ctx.reshape, ctx.rows = reshape, rows
-        return torch.cat(chosen)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        chosen = torch.zeros(len(states), dtype=wide, device=states.device)
+        normalisers = torch.full_like(chosen, -torch.inf)
+        for here, there in _tiles(len(states), len(weight), rows, columns):
+            logits = reshape(raw_logits(states[here], weight[there], None if bias is None else bias[there]))
+            tokens, inside = _within(taken[here], there)
+            scores = reduce_logits(logits, tokens, alpha=1.0)
+            chosen[here] = torch.where(inside, scores.q, chosen[here])
+            normalisers[here] = torch.logaddexp(normalisers[here], scores.values)
+        ctx.save_for_backward(states, weight, bias, taken, normalisers)
+        ctx.reshape, ctx.rows, ctx.columns = reshape, rows, columns
+        return (chosen - normalisers).clamp_(max=0.0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, bias, taken, normalisers = ctx.saved_tensors
         to_states, to_weight, to_bias, *_ = ctx.needs_input_grad
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        of_states = []
-        of_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if to_weight else None
-        of_bias = (
-            torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if bias is not None and to_bias else None
-        )
-        pieces = (each.split(ctx.rows) for each in (states, taken, normalisers, gradients[0]))
-        for part, tokens, normaliser, gradient in zip(*pieces, strict=True):
-            logits = ctx.reshape(raw_logits(part, weight, bias))
+
+        def zeros(like: torch.Tensor | None, wanted: bool) -> torch.Tensor | None:
+            return torch.zeros_like(like, dtype=normalisers.dtype) if like is not None and wanted else None
+
+        of_states, of_weight, of_bias = zeros(states, to_states), zeros(weight, to_weight), zeros(bias, to_bias)
+        for here, there in _tiles(len(states), len(weight), ctx.rows, ctx.columns):
+            part, matrix, gradient = states[here].to(weight.dtype), weight[there], gradients[0][here]
+            logits = ctx.reshape(raw_logits(part, matrix, None if bias is None else bias[there]))
             slope = logits.clone() if ctx.reshape.cap else logits  # d log pi / d logits, times the gradient
-            slope.sub_(normaliser[:, None]).exp_().mul_(-gradient[:, None])
-            slope[torch.arange(len(tokens), device=tokens.device), tokens] += gradient
+            slope.sub_(normalisers[here, None]).exp_().mul_(-gradient[:, None])
+            tokens, inside = _within(taken[here], there)
+            slope[torch.arange(len(tokens), device=tokens.device), tokens] += torch.where(inside, gradient, 0.0)
             slope = ctx.reshape.pull_back(slope, logits)
             narrow = slope.to(weight.dtype)
-            if to_states:
-                of_states.append((narrow @ weight).to(states.dtype))
+            if of_states is not None:
+                of_states[here] += _product(narrow, matrix)
             if of_weight is not None:
-                of_weight += narrow.T @ part.to(weight.dtype)
+                of_weight[there] += _product(narrow.T, part)
             if of_bias is not None:
-                of_bias += slope.sum(0)
+                of_bias[there] += slope.sum(0)
         return (
-            torch.cat(of_states) if to_states else None,
+            None if of_states is None else of_states.to(states.dtype),
             None if of_weight is None else of_weight.to(weight.dtype),
             None if of_bias is None else of_bias.to(bias.dtype),
-            None,
-            None,
-            None,
+            *[None] * 4,
         )
+
+
+def _tiles(positions: int, vocabulary: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Of [positions, vocabulary]: which positions, which tokens."""
+    for top in range(0, positions, rows):
+        for left in range(0, vocabulary, columns):
+            yield slice(top, min(top + rows, positions)), slice(left, min(left + columns, vocabulary))
+
+
+def _within(taken: torch.Tensor, there: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where in a tile the taken tokens stand, and whether they do: [P] each. Those that do not stand at its edges."""
+    tokens = taken.clamp(there.start, there.stop - 1)
+    return tokens - there.start, tokens == taken
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right, in float32 or better."""
+    return raw_logits(left, right.T, None)
 
 
 def choose_layout(policy: Policy, call: Callable[..., torch.Tensor], wanted: str) -> list[str]:

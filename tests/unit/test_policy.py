@@ -58,7 +58,7 @@ def test_log_probabilities_and_gradients_are_those_of_the_models_own_logits(name
     policy = Policy(model(name))
     own = by_own_logits(policy)
     due = gradients(policy, own)
-    policy.head.rows = 3  # several slices
+    policy.head.rows, policy.head.columns = 3, 40  # several tiles
     if (name, layout) == ("gpt_neo", "packed"):
         with pytest.raises(ConfigError, match=r"learner.layout = packed does not fit GPTNeo"):
             choose_layout(policy, policy, layout)
@@ -102,7 +102,7 @@ def test_logits_that_are_more_than_the_output_matrix_are_refused() -> None:
         choose_layout(policy, policy, "auto")
 
 
-def test_the_largest_tensor_is_a_slice() -> None:
+def test_the_largest_tensor_is_a_tile() -> None:
     """Neither pass makes a tensor of [P, V]."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -119,11 +119,11 @@ def test_the_largest_tensor_is_a_slice() -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**SIZES, "vocab_size": 5000}, **LLAMA)
     policy = Policy(transformers.AutoModelForCausalLM.from_config(config))
-    policy.head.rows = 16
+    policy.head.rows, policy.head.columns = 16, 5000
     turns = [TokenizedTurn([1, 2], list(range(3, 203)), []) for _ in range(4)]
     with Largest() as seen:
         policy(turns).sum().backward()
-    assert seen.numel == 5000 * 24, "the output matrix and its gradient are the largest: a slice is 16 x 5000"
+    assert seen.numel == 5000 * 24, "the output matrix and its gradient are the largest: a tile is 16 x 5000"
 
 
 def test_dropout_is_off() -> None:
