@@ -326,7 +326,7 @@ def main() -> None:
     runs = train(folder, learnt, args.output.absolute(), args.set)
     base = Scorer(load_model(ModelConfig(name=folder), "cpu"))
     measured = {}
-    for name, place in {BEFORE: folder, **{name: run / "hf" for name, run in runs.items()}}.items():
+    for name, place in {BEFORE: folder, **{name: done / "hf" for name, done in runs.items()}}.items():
         CONSOLE.print(f"drawing and scoring replies: {name} ...")
         measured[name] = measure(place, base, held_out, args.samples)
     found = {name: estimates(of, measured[BEFORE]) for name, of in measured.items()}
