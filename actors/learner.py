@@ -51,6 +51,10 @@ class LearnerSpec:
     deepspeed: str | None = None  # the content of `learner.deepspeed`
 
 
+class Diverged(RunError):
+    """Training cannot go on, as every worker finds at the same time."""
+
+
 @dataclass
 class Sums:
     """Metrics of a step as they come up: sum and count under each name."""
@@ -94,6 +98,7 @@ class Learner:
         with _quiet():
             self.engine, *_ = deepspeed.initialize(model=self.policy, optimizer=optimizer, config=settings)
         self.engine.train()
+        self.policy.device = torch.device(self.engine.device)
         self.gathered = deepspeed.zero.GatheredParameters
         self.notes = choose_layout(self.policy, self.engine, config.learner.layout)
 
@@ -103,7 +108,7 @@ class Learner:
         with _partitioned(settings):
             dtype = resolve_dtype(config.learner.dtype, spec.device)
             self.named = config.policy.model_copy(update={"dtype": dtype})
-            model = load_model(self.named, _here(spec.device) if config.learner.offload != "all" else "cpu")
+            model = load_model(self.named, spec.device)  # a worker sees its own GPU
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.lora.rank:
@@ -125,7 +130,7 @@ class Learner:
             Metrics of the whole step, the same on every worker.
 
         Raises:
-            RunError: on every worker, where the loss or the gradient is not a number.
+            Diverged: on every worker, where the loss or the gradient is not a number.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -166,7 +171,7 @@ class Learner:
 
     def _require_number(self, value: float, name: str, learning_rate: float) -> None:
         if not math.isfinite(value):
-            raise RunError(
+            raise Diverged(
                 f"the {name} is {value}; lower train.learning_rate (this step's is {learning_rate:.2g}), or look for "
                 "rewards in the labels that are far out; with bfloat16, try learner.dtype = float32"
             )
@@ -217,6 +222,9 @@ class Learner:
                 with self.gathered([parameter]):
                     if self.rank == 0:
                         state[name] = parameter.detach().cpu().clone()
+        if self.rank == 0 and self.adapted is None:
+            kept = module.state_dict(keep_vars=True)  # of the buffers those that are saved with a model
+            state |= {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers() if name in kept}
         return state
 
 
@@ -246,11 +254,6 @@ def _partitioned(settings: dict[str, Any]) -> Iterator[None]:
     kept = HfDeepSpeedConfig(settings)  # transformers asks for it as long as it lives
     yield
     del kept
-
-
-def _here(device: str) -> str:
-    """The device of this process: a worker sees its own GPU."""
-    return "cuda" if device == "cuda" else "cpu"
 
 
 def _with_adapters(model: Any, config: TrainConfig) -> Any:

@@ -13,15 +13,18 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 
-from actors.learner import Learner, LearnerSpec
+from actors.learner import Diverged, Learner, LearnerSpec
 from pipeline import storage
-from pipeline.errors import ConfigError, EndorewardError, RunError
+from pipeline.errors import ConfigError, EndorewardError
 from pipeline.store import documents
 from pipeline.training.config import TrainConfig
+from pipeline.training.examples import Examples
 from pipeline.training.metrics import EVAL, MetricsFile, Trackers
 from pipeline.training.reference import References
 from pipeline.training.rows import RowReader
+from pipeline.training.run import keep_snapshot
 from pipeline.training.schedule import learning_rate
 from pipeline.training.steps import StepData
 
@@ -59,28 +62,32 @@ def learn(told: dict[str, Training]) -> None:
         return  # another worker found out that there is no going on
     try:
         _learn(training)
+    except torch.OutOfMemoryError as error:
+        _stop(
+            training,
+            f"out of memory: {str(error).splitlines()[0]}; lower learner.budget_tokens, set learner.gradient_checkpointing, a "
+            "higher learner.zero_stage or learner.offload; once there is a checkpoint, in another --output",
+        )
+        raise
+    except Diverged as error:  # which all workers find at once: they end together, and nothing is started again
+        _stop(training, str(error))
     except EndorewardError as error:
-        documents.create(training.place(STOPPED), {"error": type(error).__name__, "sentence": str(error)})
-        if not isinstance(
-            error, RunError
-        ):  # which comes to all workers at once; of others the rest would wait for ever
-            raise
+        _stop(training, str(error))
+        raise  # the others may wait for this one in a collective
+
+
+def _stop(training: Training, sentence: str) -> None:
+    """Tell the driver, and the workers that are started again, why there is no going on."""
+    documents.create(training.place(STOPPED), {"sentence": sentence})
 
 
 def _learn(training: Training) -> None:
-    import torch
-
     config = training.config
     torch.set_num_threads(config.learner.cpus_per_worker)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     examples, held_out = ray.get(training.examples)
-    references = References(training.reference, config.train.shuffle_parts) if training.reference else None
-    reader = RowReader(examples.sources, examples.parts, config.policy, config.train.shuffle_parts)
-    data, eval_data = (
-        StepData(config, each, reader, references, training.stored_reference, rank, workers)
-        for each in (examples, held_out)
-    )
+    data, eval_data = (_data(training, each, rank, workers) for each in (examples, held_out))
     order = data.order()
     learner = Learner(LearnerSpec(config, training.device, training.deepspeed))
     state = _restore(learner)
@@ -115,7 +122,7 @@ def _learn(training: Training) -> None:
                 if due:
                     metrics.flush()
             if due:
-                _checkpoint(learner, state, row, rank)
+                _checkpoint(training, learner, state, row, rank)
                 ended = time.perf_counter()
         waiting.cancel()
     _export(learner, training.place("hf"), rank)
@@ -124,9 +131,18 @@ def _learn(training: Training) -> None:
         trackers.close()
 
 
+def _data(training: Training, examples: Examples, rank: int, workers: int) -> StepData:
+    """With a reader of its own: steps are read ahead while others are measured."""
+    config = training.config
+    hold = config.train.shuffle_parts
+    reader = RowReader(examples.sources, examples.parts, config.policy, hold)
+    references = References(training.reference, hold) if training.reference else None
+    return StepData(config, examples, reader, references, training.stored_reference, rank, workers)
+
+
 def _check_drift(training: Training, step: int, drift: float | None) -> None:
     if step == 0 and training.stored_reference and training.policy_labelled and drift is not None and drift > DRIFT:
-        raise RunError(
+        raise Diverged(
             f"the stored log-probabilities differ from the policy's own by {drift:.2g} nats a token before the first step: "
             "it does not see what was labelled; label once more with this version and this policy"
         )
@@ -148,12 +164,13 @@ def _restore(learner: Learner) -> dict[str, Any]:
     return {**state, "best": float(state["best"])}
 
 
-def _checkpoint(learner: Learner, state: dict[str, Any], row: dict[str, Any], rank: int) -> None:
+def _checkpoint(training: Training, learner: Learner, state: dict[str, Any], row: dict[str, Any], rank: int) -> None:
     """Every worker hands its own part to Ray Train, which merges them where they are kept."""
     with tempfile.TemporaryDirectory() as folder:
         learner.save(folder, state["step"])
         if rank == 0:
             documents.create(os.path.join(folder, STATE), {**state, "best": repr(state["best"])})
+            keep_snapshot(training.output)
         kept = {name: row[name] for name in ("step", "loss")}
         ray.train.report(kept, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

@@ -6,11 +6,13 @@ Parts that are there are not computed again, so a run that was killed goes on he
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.util import ActorPool
 
 from actors.scorer import ScorerEngine, ScorerSpec
 from jobs import terminal
 from pipeline.config import ModelConfig
+from pipeline.errors import EndorewardError, RunError
 from pipeline.models import identify_model
 from pipeline.store import fingerprint
 from pipeline.training.examples import Examples
@@ -45,7 +47,7 @@ def compute_references(
         retries: how often a part is tried again when its actor dies.
 
     Raises:
-        RayTaskError: of what a worker raised.
+        EndorewardError: of what an actor raised, or where they die.
     """
     dtype = spec.model.dtype
     decides = {"reference": identify_model(spec.model, dtype), "policy": identify_model(policy, dtype)}
@@ -64,6 +66,15 @@ def compute_references(
         kind: Any = ray.remote(**options)(_Referee)
         pool = ActorPool([kind.remote(spec, place, shared, policy) for _ in range(min(actors, len(missing)))])
         scored = pool.map_unordered(lambda actor, part: actor.score.remote(part), missing)
-        for _ in terminal.track(scored, len(missing), "reference", "parts"):
-            pass
+        try:
+            for _ in terminal.track(scored, len(missing), "reference", "parts"):
+                pass
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, EndorewardError) else RunError(f"the reference: {cause!r}")) from None
+        except ray.exceptions.RayActorError as error:
+            raise RunError(
+                "the reference's actors died, most often of memory; lower learner.budget_tokens and run the same again: parts "
+                "that are done are kept"
+            ) from error
     return place

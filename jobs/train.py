@@ -31,11 +31,11 @@ from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
 from pipeline.objectives.preference import beta_of
 from pipeline.store import WriterLock, documents, fingerprint
-from pipeline.training.card import model_card
+from pipeline.training.card import model_card, shareable_config
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.examples import Examples, find_examples
-from pipeline.training.metrics import check_tracking, read_metrics
+from pipeline.training.metrics import check_tracking, ends, last_metrics, read_metrics
 from pipeline.training.order import Order
 from pipeline.training.rows import RowReader, check_rows, stored_reference
 from pipeline.training.run import CHECKPOINTS, RunFolder, describe
@@ -83,10 +83,12 @@ def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> i
         if dry_run:
             return 0
         with WriterLock(folder.uri):
+            folder.mend()
             run = _begin(folder, plan, command)
             if not joins_cluster(config.run):
                 terminal.say("starting Ray ...")
                 held.enter_context(cluster(config.run))
+            _warn_of_room(plan)
             started = time.perf_counter()
             _learn(folder, plan, run)
             _close(folder, run, time.perf_counter() - started)
@@ -112,6 +114,8 @@ def _plan(config: TrainConfig) -> Plan:
     order = Order(learned, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
     reference = config.reference if config.reference.name else config.policy
     stored, notes = stored_reference(examples.sources, reference, dtype)
+    if config.reference.name and not stored:
+        check_rows(RowReader(examples.sources, examples.parts, config.reference, 1), examples)
     labelled, _ = stored_reference(examples.sources, config.policy, dtype)
     return Plan(
         config=config,
@@ -177,6 +181,19 @@ def _require_room(config: TrainConfig, device: str, workers: int) -> None:
         raise ConfigError(
             f"{workers} workers of {per_worker} CPUs{' and a GPU' if device == 'cuda' else ''} do not fit this machine "
             f"({cpus} CPUs, {gpus} GPUs); lower learner.workers or learner.cpus_per_worker"
+        )
+
+
+def _warn_of_room(plan: Plan) -> None:
+    """A cluster may grow or get free: workers wait for it. Call it connected."""
+    import ray
+
+    free = ray.available_resources()
+    cpus, gpus = plan.workers * plan.config.learner.cpus_per_worker, plan.workers if plan.device == "cuda" else 0
+    if free.get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
+        terminal.warn(
+            f"{plan.workers} workers need {cpus} CPUs and {gpus} GPUs, and the cluster has {free.get('CPU', 0):g} and "
+            f"{free.get('GPU', 0):g} free: they wait until it has; lower learner.workers, or add nodes"
         )
 
 
@@ -286,7 +303,7 @@ def _learn(folder: RunFolder, plan: Plan, run: dict[str, Any]) -> None:
         stored_reference=plan.stored_reference,
         policy_labelled=plan.policy_labelled,
         reference=_computed_reference(folder, plan),
-        run={"created": run["created"], "objective": run["objective"], "config": run["config"]},
+        run={"created": run["created"], "objective": run["objective"], "config": shareable_config(run)},
         examples=ray.put((plan.examples, plan.held_out)),
     )
     filesystem, path = storage.locate(folder.uri)
@@ -314,7 +331,7 @@ def _learn(folder: RunFolder, plan: Plan, run: dict[str, Any]) -> None:
     except Exception as error:
         _raise_stopped(folder)
         raise RunError(
-            f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {_first_line(error)}\n"
+            f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {_last_line(error)}\n"
             "what is in the last checkpoint is kept; run the same again to go on, with --set run.verbose=true to see the "
             "workers' logs"
         ) from error
@@ -346,7 +363,7 @@ def _raise_stopped(folder: RunFolder) -> None:
         raise RunError(stopped["sentence"] + kept)
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -361,15 +378,15 @@ def _watched(folder: RunFolder, steps: int) -> Iterator[None]:
         while True:
             over = ended.wait(POLL_S if storage.is_local(folder.uri) else 5 * POLL_S)
             with contextlib.suppress(StoreError, OSError):
-                rows = read_metrics(folder.at("metrics.jsonl"))
-                if rows and rows[-1] != last:
-                    last = rows[-1]
-                    progress.update(last)
+                row = last_metrics(folder.at("metrics.jsonl"))
+                if row is not None and row != last:
+                    last = row
+                    progress.update(row)
             if over:
                 return
 
-    before = read_metrics(folder.at("metrics.jsonl"))
-    with terminal.TrainProgress(steps, before[-1]["step"] if before else 0) as progress:
+    before = last_metrics(folder.at("metrics.jsonl"))
+    with terminal.TrainProgress(steps, before["step"] if before else 0) as progress:
         watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
         watcher.start()
         try:
@@ -410,8 +427,6 @@ SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "eval_
 
 
 def _figures(metrics: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    from pipeline.training.metrics import ends
-
     for name in SHOWN:
         found = ends(metrics, name)
         if found is not None:

@@ -40,7 +40,7 @@ def model_card(run: Run, metrics: list[Row]) -> str:
         "## What to know",
         "\n".join(f"- {without_places(said)}" for said in _known(run, metrics)),
         "## Configuration",
-        f"Places are named by their last part.\n\n```toml\n{to_toml(_config(run))}\n```",
+        f"Places are named by their last part.\n\n```toml\n{to_toml(shareable_config(run))}\n```",
         _made_by(run),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n"
@@ -109,7 +109,7 @@ def _known(run: Run, metrics: list[Row]) -> list[str]:
     return [*observations(run, metrics), *map(str, run.get("notes") or []), *UNSEEN]
 
 
-def _config(run: Run) -> dict[str, dict[str, Any]]:
+def shareable_config(run: Run) -> dict[str, dict[str, Any]]:
     """The sections that this objective reads, without those that only say where the run was."""
     objective = run["objective"]
     foreign = {*OBJECTIVES, "pairs", "advantage"} - {objective}

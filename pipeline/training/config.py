@@ -171,7 +171,8 @@ class LearnerConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there are GPUs now")
     cpus_per_worker: int = Field(default=1, ge=1, description="threads of a worker")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the forward pass; optimiser and weights are float32. auto: bfloat16 on a GPU"
+        default="auto",
+        description="of the forward pass and of the exported weights; the optimiser keeps float32. auto: bfloat16 on a GPU",
     )
     zero_stage: Literal[1, 2, 3] = Field(
         default=1, description="what is split over workers: 1 optimiser, 2 and gradients, 3 and weights"

@@ -12,6 +12,10 @@ OURS = {
     "scheduler": "train.schedule and train.warmup",
     "fp16": "learner.dtype; float16 is not offered, because rewards of long responses overflow it",
     "train_batch_size": "train.batch_size and learner.budget_tokens",
+    "amp": "learner.dtype",
+    "torch_autocast": "learner.dtype",
+    "sequence_parallel_size": "learner.workers; sequences are not split",
+    "tensor_parallel": "learner.zero_stage; matrices are not split otherwise",
 }
 """What a user's JSON must not hold, and what says it instead."""
 FIELDS = {
@@ -99,7 +103,7 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], above: str, conflicts: 
     """Put `theirs` into `ours`; "auto" gives way. A value that differs from ours is a conflict."""
     for key, value in theirs.items():
         path = f"{above}{key}"
-        if path in OURS or _left_open(value):
+        if path in OURS or value is None or value == "auto":
             continue
         if isinstance(value, dict) and isinstance(ours.setdefault(key, {}), dict):
             _merge(ours[key], value, f"{path}.", conflicts)

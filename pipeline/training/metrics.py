@@ -122,6 +122,21 @@ def read_metrics(uri: str) -> list[Row]:
     return [{name: math.nan if value is None else value for name, value in row.items()} for _, row in _lines(uri)]
 
 
+def last_metrics(uri: str) -> Row | None:
+    """The last whole row of a metrics.jsonl, None without one: what who watches a run wants every second."""
+    try:
+        lines = storage.read_bytes(uri).splitlines()[-2:]
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        return {name: math.nan if value is None else value for name, value in row.items()}
+    return None
+
+
 def _encode(row: Mapping[str, Any]) -> bytes:
     plain = {name: _plain(value) for name, value in row.items() if value is not None}
     return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"

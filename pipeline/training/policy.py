@@ -44,6 +44,7 @@ class Policy(nn.Module):
 
     Attributes:
         layout: "packed" or "padded"; set it by `choose_layout`.
+        device: where it is computed; set it where parameters are partitioned or offloaded.
 
     Raises:
         ConfigError: where the output matrix is not a plain one.
@@ -55,12 +56,13 @@ class Policy(nn.Module):
         self.head = TokenLogprobs(model, head_chunk_mb)
         self.layout: Layout = "padded"
         self.plain_attention = model.config._attn_implementation
+        self.device = self.head.weight.device  # a partitioned parameter does not say where it is computed
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        for name, value in vars(model.config.get_text_config()).items():
-            if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
-                setattr(model.config.get_text_config(), name, 0.0)
+            for name, value in vars(module).items():  # some architectures keep the rate as a number
+                if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
+                    setattr(module, name, 0.0)
 
     def use_layout(self, layout: Layout) -> None:
         self.model.set_attn_implementation(attention.NAME if layout == "packed" else self.plain_attention)
@@ -81,10 +83,6 @@ class Policy(nn.Module):
     def own_logits(self, ids: torch.Tensor) -> torch.Tensor:
         """The model's own logits: ids [1, L] -> [L, V]. For the probe."""
         return self.model(input_ids=ids, use_cache=False).logits[0]
-
-    @property
-    def device(self) -> torch.device:
-        return self.head.weight.device
 
     def _packed(self, found: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = pack(found)

@@ -3,6 +3,7 @@
 OUTPUT/run.json          all that changes a number, and what a person asked for
 OUTPUT/metrics.jsonl     a row for each optimiser step
 OUTPUT/checkpoints/      Ray Train's, the last few
+OUTPUT/checkpoints.json  its list of them, once more
 OUTPUT/reference/        log-probabilities of the reference, where the labels do not hold them
 OUTPUT/best/             the policy of the lowest eval_loss, where prompts were kept from training
 OUTPUT/hf/               the trained policy, a Hugging Face model
@@ -11,8 +12,11 @@ OUTPUT/report.html       what a person looks at
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
+
+from pyarrow import fs
 
 from pipeline import storage
 from pipeline.errors import StoreError
@@ -23,9 +27,10 @@ from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of its checkpoints
+KEPT = "checkpoints.json"  # the same, as it was before the last checkpoint
 SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
 WITHOUT_EFFECT = {
-    "cpus_per_worker",
     "max_failures",
     "deepspeed",
     "device",
@@ -63,6 +68,7 @@ def describe(
         "labels.fingerprints": [store["fingerprint"] for store in labels["stores"]],
         "labels.records": [store["records"] for store in labels["stores"]],
         "labels.examples": labels["examples"],
+        **({"checkpoint.every_steps": config.checkpoint.every_steps} if config.train.eval_share else {}),
         "learner.device": device,
         "learner.workers": workers,
         "learner.deepspeed": deepspeed and hashlib.sha256(deepspeed.encode()).hexdigest(),
@@ -88,13 +94,13 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is a checkpoint to go on from; without one, another run may take this one's place."""
-        return storage.exists(self.at(CHECKPOINTS, "checkpoint_manager_snapshot.json"))
+        return storage.exists(self.at(CHECKPOINTS, SNAPSHOT))
 
     def check(self, description: Mapping[str, Any]) -> None:
         """Raises StoreError where the directory holds another run that has a checkpoint, or something else."""
         found = self.read("run.json")
         if found is None:
-            if set(storage.list_names(self.uri)) - {".lock"}:
+            if any(not name.startswith(".") for name in storage.list_names(self.uri)):
                 raise StoreError(f"{self.uri} holds files, and no training run; give another --output")
             return
         differ = fingerprint.differences(found["description"], dict(description), "the run there")
@@ -104,3 +110,36 @@ class RunFolder:
                 f"{self.uri} holds another run: {''.join(known)}Give another --output, or go on as it was begun:\n  "
                 + "\n  ".join(differ)
             )
+
+    def mend(self) -> None:
+        """Make the checkpoints whole after a kill: Ray Train writes its list in place, and forgets what is not in it.
+
+        A list that cannot be read gives way to the one before, whose checkpoints are still there; without one the run
+        begins at its first step. Checkpoints that no list names are deleted.
+        """
+        documents.remove_temporaries(self.uri)
+        found = _listed(self.at(CHECKPOINTS, SNAPSHOT)) or _listed(self.at(KEPT))
+        if found is None:
+            documents.remove(self.at(CHECKPOINTS, SNAPSHOT))
+        else:
+            documents.write_bytes(self.at(CHECKPOINTS, SNAPSHOT), json.dumps(found).encode())
+        named = {each["checkpoint_dir_name"] for each in (found or {}).get("checkpoint_results", [])}
+        filesystem, path = storage.locate(self.at(CHECKPOINTS))
+        for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+            if info.type == fs.FileType.Directory and info.base_name not in named:
+                filesystem.delete_dir(info.path)
+
+
+def keep_snapshot(output: str) -> None:
+    """Before a checkpoint is handed to Ray Train: keep the list of those there are."""
+    found = _listed(storage.join(output, CHECKPOINTS, SNAPSHOT))
+    if found is not None:
+        documents.write_bytes(storage.join(output, KEPT), json.dumps(found).encode())
+
+
+def _listed(uri: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(storage.read_bytes(uri))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "checkpoint_results" in found else None

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 
 from pipeline.config import ModelConfig
 from pipeline.training.batch import Response
@@ -75,7 +75,10 @@ def work(rank: int, world: int, port: int, folder: str, names: Sequence[str], st
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     for name in names:
         config = TrainConfig(policy=ModelConfig(name=f"{folder}/base"), **SETTINGS[name])
-        spec = LearnerSpec(config, "cpu")
+        whole = json.dumps(
+            {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+        )  # else all is small enough to stay
+        spec = LearnerSpec(config, "cpu", whole if config.learner.zero_stage == 3 else None)
         learner = Learner(spec)
         rows = []
         for step in range(STEPS):
@@ -178,3 +181,35 @@ def test_lora_trains_its_own_weights_only(folder: Path, name: str) -> None:
             torch.testing.assert_close(merged[key], weight, rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(merged[key], weight), key
+
+
+def export(rank: int, folder: str) -> None:
+    """A policy that is trained by nobody, on one worker."""
+    from actors.learner import Learner, LearnerSpec
+
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    Learner(LearnerSpec(TrainConfig(policy=ModelConfig(name=f"{folder}/base")), "cpu")).export(f"{folder}/out")
+    dist.destroy_process_group()
+
+
+def test_buffers_that_are_saved_with_a_model_are_exported(tmp_path: Path) -> None:
+    """The routing of some mixtures of experts is corrected by a bias that is no parameter."""
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "moe_intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    tokenizer = tiny.tokenizer()
+    torch.manual_seed(0)
+    model = Glm4MoeForCausalLM(Glm4MoeConfig(**sizes, **heads, vocab_size=len(tokenizer), first_k_dense_replace=1))
+    [name] = [name for name, _ in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    model.get_buffer(name).normal_()
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    mp.spawn(export, (str(tmp_path),), 1)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(exported.get_buffer(name), model.get_buffer(name), rtol=0, atol=0)

@@ -126,9 +126,18 @@ def test_the_largest_tensor_is_a_tile() -> None:
     assert seen.numel == 5000 * 24, "the output matrix and its gradient are the largest: a tile is 16 x 5000"
 
 
-def test_dropout_is_off() -> None:
-    kind, further = MODELS["gpt2"]
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize(
+    ("kind", "further"),
+    [
+        (transformers.GPT2Config, {"n_positions": 128, "resid_pdrop": 0.5, "attn_pdrop": 0.5}),
+        (transformers.OPTConfig, {"ffn_dim": 32, "dropout": 0.5, "word_embed_proj_dim": 24}),
+        (transformers.LlamaConfig, {**LLAMA, "attention_dropout": 0.5}),
+    ],
+    ids=["gpt2", "opt", "llama"],
+)
+def test_dropout_is_off(kind: type, further: dict, layout: str) -> None:
     torch.manual_seed(0)
-    dropping = transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **further, resid_pdrop=0.5, attn_pdrop=0.5))
-    policy = Policy(dropping).train()
+    policy = Policy(transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **further))).train()
+    policy.use_layout(layout)
     torch.testing.assert_close(policy(TURNS), policy(TURNS), rtol=0, atol=0)

@@ -1,19 +1,22 @@
 """The learning rate, DeepSpeed's configuration, and what makes two training runs the same."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import save_model
 
+from actors.learner import Diverged
+from jobs import learn
 from pipeline.config import load_config_as
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.objectives import objective_of
 from pipeline.store import documents
 from pipeline.training.config import DpoConfig, TrainConfig, TrainSection
 from pipeline.training.deepspeed import deepspeed_config
-from pipeline.training.run import RunFolder, describe
+from pipeline.training.run import CHECKPOINTS, SNAPSHOT, RunFolder, describe, keep_snapshot
 from pipeline.training.schedule import base_rate, learning_rate
 
 
@@ -148,3 +151,54 @@ def test_a_dtype_without_effect_is_refused() -> None:
         ConfigError, match=r"reference.dtype = bfloat16 has no effect on training; say it with learner.dtype"
     ):
         load_config_as(TrainConfig, None, [], ["reference.dtype=bfloat16"])
+
+
+def test_what_a_kill_left_of_the_checkpoints_is_mended(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    listed = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_b"}]}
+    for name in "ab":
+        (tmp_path / CHECKPOINTS / f"checkpoint_{name}").mkdir(parents=True)
+    (tmp_path / ".run.json.1.tmp").touch()
+    folder.check({})  # half a document is no foreign file
+    snapshot = tmp_path / CHECKPOINTS / SNAPSHOT
+    snapshot.write_text(json.dumps(listed))
+    keep_snapshot(folder.uri)
+    snapshot.write_text('{"checkpoint_res')  # killed while it was written
+    folder.mend()
+    assert json.loads(snapshot.read_text()) == listed and folder.begun
+    assert [path.name for path in (tmp_path / CHECKPOINTS).glob("*_?")] == ["checkpoint_b"]
+    assert not (tmp_path / ".run.json.1.tmp").exists()
+    (tmp_path / "checkpoints.json").unlink()
+    snapshot.write_text("")
+    folder.mend()
+    assert not folder.begun and not list((tmp_path / CHECKPOINTS).iterdir()), "it begins anew"
+
+
+@pytest.mark.parametrize(
+    "theirs", [{"bf16": {"enabled": False}}, {"amp": {"enabled": True}}, {"tensor_parallel": {"size": 2}}]
+)
+def test_what_would_train_otherwise_is_no_silent_matter(theirs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="contradicts this configuration"):
+        told(theirs)
+
+
+def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def training(name: str) -> learn.Training:
+        return learn.Training(TrainConfig(), "cpu", None, str(tmp_path / name), 1, 1.0, True, True, None, {}, None)
+
+    def fails(error: Exception) -> Callable[[learn.Training], None]:
+        def step(told: learn.Training) -> None:
+            raise error
+
+        return step
+
+    monkeypatch.setattr(learn, "_learn", fails(RunError("the disk is full")))
+    with pytest.raises(RunError):  # the others may be waiting for this worker: it has to die
+        learn.learn({"training": training("disk")})
+    assert RunFolder(training("disk").output).read(learn.STOPPED) == {"sentence": "the disk is full"}
+    learn.learn({"training": training("disk")})  # started again: there is no going on
+    monkeypatch.setattr(learn, "_learn", fails(Diverged("the loss is nan")))
+    learn.learn({"training": training("nan")})  # all end together, so nothing is started again
+    assert RunFolder(training("nan").output).read(learn.STOPPED) == {"sentence": "the loss is nan"}
