@@ -155,13 +155,13 @@ def test_the_pool_grows_and_shrinks(tmp_path: Path) -> None:
 def test_a_corpus_and_a_store_on_s3(s3: str, tmp_path: Path, cli: Cli) -> None:
     model, source = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 60)
     filesystem = fs.FileSystem.from_uri(s3)[0]
-    with filesystem.open_output_stream("label-stores/in/a.jsonl") as out:
+    with filesystem.open_output_stream(f"{s3.removeprefix('s3://')}/in/a.jsonl") as out:
         out.write(source.read_bytes())
     arguments = ("label", "--model", model, "--input", f"{s3}/in", "--output", f"{s3}/out", "--set", "run.num_cpus=2")
     ran = cli(*arguments, "--set", "input.shard_rows=20", "--set", "scorer.cpus_per_actor=1")
     assert ran.returncode == 0, ran.stderr
     assert "test-secret" not in ran.stdout + ran.stderr
-    table = pa.dataset.dataset("label-stores/out/labels", filesystem=filesystem).to_table()
+    table = pa.dataset.dataset(f"{s3.removeprefix('s3://')}/out/labels", filesystem=filesystem).to_table()
     assert table.num_rows == 120 and len(set(table["id"].to_pylist())) == 120
     assert cli("validate", f"{s3}/out").returncode == 0 and "complete" in cli("status", f"{s3}/out").stdout
     again = cli(*arguments)
