@@ -170,7 +170,7 @@ def test_mistakes_are_refused_before_anything_starts(
     assert "zero_optimization.stage: 3 there, is 1 here; say it with learner.zero_stage" in said and "fp16" in said
     alone = label_store(tmp_path / "alone", model, [{"prompt": r["prompt"], "response": r["chosen"]} for r in rows(4)])
     said = refused(capsys, "--labels", alone.uri, *begin[2:], "--set", "train.objective=awr")
-    assert "one response" in said
+    assert "label several responses to a prompt" in said
     short = save_model(tmp_path / "short", context=8)
     assert "takes 8" in refused(capsys, "--labels", labels.uri, "--policy", short, *begin[4:])
     assert not (tmp_path / "out").exists()
