@@ -1,6 +1,9 @@
 """What a generator is asked and what it answers, as plain data: no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -14,8 +17,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `token_ids` hold the end token where there is one; `finished` is False where the limit cut it off."""
+    """One answer of H tokens.
+
+    `token_ids` hold the end token where there is one; `finished` is False where the limit cut it off. `logprobs`, where
+    asked for, are log pi of each token, [H], nats, under the distribution that was sampled: after temperature and top_p;
+    greedy, that of temperature 1. They differ by rounding with the batch, so equality leaves them out.
+    """
 
     text: str
     token_ids: list[int]
     finished: bool
+    logprobs: NDArray[np.float32] | None = field(default=None, compare=False)

@@ -1,7 +1,10 @@
 """Generation against a plain loop of full forwards without a cache, and against the softmax itself."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,7 +13,9 @@ from scipy.stats import chisquare
 
 from pipeline.errors import RowError
 from pipeline.generation import Generator
-from pipeline.questions import Question
+from pipeline.questions import Completion, Question
+from pipeline.scoring import Scorer
+from pipeline.tokens import TokenizedTurn
 
 PROMPTS = [[5, 9, 33], [7], [100, 101, 102, 103, 104, 105, 106], [250, 3, 3, 8], [44] * 11]
 
@@ -181,3 +186,170 @@ def test_logits_that_are_no_numbers_are_an_error():
         model.transformer.wte.weight[7] = float("nan")
     [broken] = Generator(model, tiny.tokenizer(), max_new_tokens=2).generate([Question([7])])
     assert isinstance(broken, RowError) and broken.reason == "not_finite"
+
+
+SIZES = dict(
+    vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.15,
+)  # fmt: skip
+FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=264, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.15)
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoForCausalLM(
+        transformers.GPTNeoConfig(
+            vocab_size=264, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64,
+            attention_types=[[["global", "local"], 1]], window_size=6, initializer_range=0.15,
+        )
+    ),
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(
+        transformers.Gemma2Config(**SIZES, head_dim=8, sliding_window=6, final_logit_softcapping=3.0)
+    ),
+    "mistral_window": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=6)),
+}  # fmt: skip
+ENDS = list(range(0, 264, 9))  # many: the samples of a batch end after 1 to 12 tokens
+GROUPS = [Question(prompt, 4, seed) for seed, prompt in enumerate(PROMPTS)]
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    torch.manual_seed(5)
+    return FAMILIES[request.param]().eval()
+
+
+def ready(model: torch.nn.Module, **options) -> Generator:
+    options = dict(max_new_tokens=12, temperature=1.0, eos_token_ids=ENDS, logprobs=True) | options
+    return Generator(model, tiny.tokenizer(), **options)
+
+
+def repeated(model: torch.nn.Module, **options) -> Generator:
+    """Each row's prompt computed for itself, and no row leaves before all have ended."""
+    generator = ready(model, **options)
+    generator.shares_prompts = False
+    return generator
+
+
+@torch.inference_mode()
+def plain_logits(model: torch.nn.Module, question: Question, completion: Completion) -> torch.Tensor:
+    """[H, V] of one sequence alone, without padding and cache."""
+    ids = torch.tensor([question.prompt_ids + completion.token_ids])
+    return model(input_ids=ids, use_cache=False).logits[0, len(question.prompt_ids) - 1 : -1]
+
+
+def assert_logprobs(model: torch.nn.Module, generator: Generator, distribution: Callable, tolerance=1e-5) -> None:
+    lengths = set()
+    for question, completions in zip(GROUPS, generator.generate(GROUPS), strict=True):
+        for completion in completions:
+            lengths.add(len(completion.token_ids))
+            chosen = torch.tensor(completion.token_ids)[:, None]
+            want = distribution(plain_logits(model, question, completion)).gather(1, chosen)[:, 0]
+            assert completion.logprobs.dtype == np.float32
+            np.testing.assert_allclose(completion.logprobs, want.numpy(), rtol=0, atol=tolerance)
+    assert len(lengths) > 1
+
+
+def test_logprobs_are_those_of_the_models_own_forward(model):
+    assert_logprobs(model, ready(model), lambda logits: logits.log_softmax(-1))
+    assert_logprobs(model, repeated(model), lambda logits: logits.log_softmax(-1))
+
+
+def test_logprobs_are_those_of_the_scorer(model):
+    scorer = Scorer(model)
+    for question, completions in zip(GROUPS, ready(model).generate(GROUPS), strict=True):
+        turns = [TokenizedTurn(question.prompt_ids, each.token_ids, prompt=[]) for each in completions]
+        for completion, scores in zip(completions, scorer.score(turns), strict=True):
+            np.testing.assert_allclose(completion.logprobs, scores.logprobs, rtol=0, atol=1e-5)
+
+
+def nucleus(logits: torch.Tensor) -> torch.Tensor:
+    """log of softmax(logits / 0.7) renormalised over the fewest tokens that hold 0.6 of it."""
+    p, order = (logits.double() / 0.7).softmax(-1).sort(descending=True)
+    p = p.where(p.cumsum(-1) - p < 0.6, 0.0)
+    return torch.zeros_like(p).scatter(-1, order, (p / p.sum(-1, keepdim=True))).log().float()
+
+
+def test_logprobs_are_of_the_distribution_that_was_sampled():
+    torch.manual_seed(5)
+    model = FAMILIES["llama"]().eval()
+    assert_logprobs(model, ready(model, temperature=0.7, top_p=0.6), nucleus, 2e-5)
+    assert_logprobs(model, ready(model, temperature=2.0), lambda logits: (logits / 2).log_softmax(-1))
+    assert_logprobs(model, ready(model, temperature=0.0), lambda logits: logits.log_softmax(-1))
+    [[completion]] = ready(model, logprobs=False).generate([Question([5])])
+    assert completion.logprobs is None
+
+
+def test_a_group_computes_its_prompt_once_and_its_samples_are_the_same(model, caplog):
+    caplog.set_level(logging.WARNING)
+    for budget in (16384, 70):  # 70 cuts through groups
+        shared, plain = ready(model, budget_tokens=budget), repeated(model, budget_tokens=budget)
+        found = shared.generate(GROUPS)
+        assert found == plain.generate(GROUPS)
+        assert shared.shares_prompts
+        assert shared.forwarded_tokens < plain.forwarded_tokens / 1.5
+    assert caplog.records == [] and shared.notes == []
+
+
+def test_forwarded_tokens_are_those_that_the_model_was_given(model):
+    generators = [ready(model), repeated(model)]
+    assert generators[0].shares_prompts  # the trial is not counted
+    given = 0
+
+    def count(module: torch.nn.Module, arguments: tuple, options: dict) -> None:
+        nonlocal given
+        given += options["input_ids"].numel()
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    for generator in generators:
+        given = 0
+        generator.generate(GROUPS)
+        assert generator.forwarded_tokens == given > 0
+
+
+def test_a_prompt_costs_once_whatever_the_number_of_samples():
+    model = gpt2()
+    generator = Generator(model, tiny.tokenizer(), max_new_tokens=2, temperature=1.0)
+    generator.end_tokens = []
+    generator.generate([Question([44] * 11, samples=5)])
+    assert generator.forwarded_tokens == 10 + 5 * 2
+
+
+def test_ended_rows_leave_the_batch():
+    """One prompt of one token, so that nothing is shared: what is saved is saved by rows that left."""
+    torch.manual_seed(5)
+    model = FAMILIES["llama"]()
+    leaving, staying = ready(model, max_new_tokens=48), repeated(model, max_new_tokens=48)
+    [found] = leaving.generate([Question([7], samples=32)])
+    assert [found] == staying.generate([Question([7], samples=32)])
+    lengths = sorted(len(each.token_ids) for each in found)
+    assert staying.forwarded_tokens == 32 * lengths[-1]
+    assert sum(lengths) <= leaving.forwarded_tokens < 2 * sum(lengths) < staying.forwarded_tokens
+
+
+def test_a_cache_that_cannot_be_gathered_repeats_prompts():
+    torch.manual_seed(5)
+    config = transformers.RwkvConfig(
+        vocab_size=264, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, context_length=64
+    )
+    generator = ready(transformers.RwkvForCausalLM(config))
+    [found] = generator.generate([Question(PROMPTS[2], samples=3)])
+    assert not generator.shares_prompts and generator.notes == []
+    assert generator.forwarded_tokens == 3 * (6 + max(len(each.token_ids) for each in found))
+
+
+def test_new_weights_are_used_at_once(model):
+    generator = ready(model)
+    before = generator.generate(GROUPS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    after = generator.generate(GROUPS)
+    assert after == ready(model).generate(GROUPS) != before
+
+
+def test_numbers_drawn_ahead_are_those_of_single_steps(monkeypatch):
+    model = gpt2()
+    ahead = repeated(model).generate(GROUPS)
+    monkeypatch.setattr("pipeline.generation.DRAWN_AHEAD", 1)
+    assert repeated(model).generate(GROUPS) == ahead
