@@ -2,12 +2,14 @@
 
     learner = Learner(spec)                     # on every worker, in an initialised torch.distributed
     row = learner.step(micro_batches, totals, learning_rate)
+    values = learner.values(micro_batches)      # a critic's
+    weights = learner.weights()                 # for samplers
     learner.save(folder); learner.restore(folder); learner.export(folder)
 
 One step, on every worker at once:
 
     for each of its micro-batches, as many on every worker
-        log pi of the responses                 pipeline.training.policy
+        log pi of the responses; where asked for, entropies and a critic's values  pipeline.training.policy
         the objective's terms                   pipeline.objectives
         their sum / how many the step has       whatever workers and micro-batches it was cut into
         backward
@@ -20,35 +22,38 @@ import contextlib
 import logging
 import math
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.models import load_model, load_tokenizer, resolve_dtype
-from pipeline.objectives import objective_of
-from pipeline.objectives.base import Unit
+from pipeline.objectives.base import Objective, Unit
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.batch import Response, collate
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import LearningConfig
 from pipeline.training.deepspeed import deepspeed_config
-from pipeline.training.policy import Policy, choose_layout
+from pipeline.training.policy import Outputs, Policy, choose_layout
 
 NOTHING = TokenizedTurn([0], [0], [])  # what a worker without responses forwards, so that all do the same
+MAX = "/max"  # ends the name of a metric whose largest value is reported rather than the mean
 
 
 @dataclass(frozen=True)
 class LearnerSpec:
     """What a worker needs to build its learner; it pickles."""
 
-    config: TrainConfig
+    config: LearningConfig
+    objective: Objective
     device: str  # "cpu" or "cuda"
     deepspeed: str | None = None  # the content of `learner.deepspeed`
+    critic: bool = False  # a critic is trained with the policy; the objective must use its values
+    entropies: bool = False  # the objective sees entropies
 
 
 class Diverged(RunError):
@@ -57,22 +62,31 @@ class Diverged(RunError):
 
 @dataclass
 class Sums:
-    """Metrics of a step as they come up: sum and count under each name."""
+    """Metrics of a step as they come up: sum and count under each name; the largest for the sum where it ends in MAX."""
 
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
+    found: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, name: str, values: torch.Tensor) -> None:
-        kept = self.values[name]
-        kept[0] += float(values.detach().double().sum())
-        kept[1] += values.numel()
+        if not values.numel():
+            return
+        values = values.detach().double()
+        further = float(values.max() if name.endswith(MAX) else values.sum()), values.numel()
+        self.found[name] = _joined(name, [self.found[name], further] if name in self.found else [further])
 
     def means(self) -> dict[str, float]:
-        """Over all workers, who call it together."""
+        """Over all workers, who call it together; the largest where the name ends in MAX."""
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, {name: tuple(pair) for name, pair in self.values.items()})
-        names = sorted({name for part in parts for name in part})
-        totals = {name: [sum(part.get(name, (0.0, 0.0))[i] for part in parts) for i in (0, 1)] for name in names}
-        return {name: total / count for name, (total, count) in totals.items() if count}
+        dist.all_gather_object(parts, self.found)
+        row = {}
+        for name in sorted({name for part in parts for name in part}):
+            total, count = _joined(name, [part[name] for part in parts if name in part])
+            row[name] = total if name.endswith(MAX) else total / count
+        return row
+
+
+def _joined(name: str, pairs: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    totals, counts = zip(*pairs, strict=True)
+    return (max if name.endswith(MAX) else sum)(totals), sum(counts)
 
 
 class Learner:
@@ -81,19 +95,24 @@ class Learner:
     def __init__(self, spec: LearnerSpec):
         config = spec.config
         self.config = config
-        self.objective = objective_of(config)
+        self.objective = spec.objective
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         deepspeed = _deepspeed(spec.device)
         settings = deepspeed_config(config, resolve_dtype(config.learner.dtype, spec.device), spec.deepspeed)
         self.adapted: Any = None  # the policy as peft's, where it has adapters
         model = self._load(spec, settings)
-        self.policy = Policy(model, config.learner.head_chunk_mb)
+        self.policy = Policy(
+            model,
+            config.learner.head_chunk_mb,
+            entropies=spec.entropies,
+            critic_seed=config.optimizer.seed if spec.critic else None,
+        )
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             trained,
             lr=0.0,
-            betas=(config.train.beta1, config.train.beta2),
-            weight_decay=config.train.weight_decay,
+            betas=(config.optimizer.beta1, config.optimizer.beta2),
+            weight_decay=config.optimizer.weight_decay,
         )
         with _quiet():
             self.engine, *_ = deepspeed.initialize(model=self.policy, optimizer=optimizer, config=settings)
@@ -156,11 +175,25 @@ class Learner:
             self._losses(responses, sums)
         return sums.means()
 
+    @torch.no_grad()
+    def values(self, micro_batches: Iterable[Sequence[Response]]) -> list[np.ndarray]:
+        """The critic's values of this worker's responses, in order, [H] float32 each. All workers call it, with as many
+        micro-batches."""
+        found = []
+        for responses in micro_batches:
+            values = self._outputs(responses).values
+            assert values is not None, "a learner without a critic"
+            if responses:
+                lengths = [len(response.response_ids) for response in responses]
+                found += [part.numpy() for part in values.float().cpu().split(lengths)]
+        return found
+
     def _losses(self, responses: Sequence[Response], sums: Sums) -> torch.Tensor:
         """The losses of a micro-batch, one for each pair, response or token; their metrics go to `sums`."""
-        if not responses:
-            return self.engine([NOTHING]) * 0.0
-        batch = collate(responses, self.engine(responses))
+        outputs = self._outputs(responses)
+        if not responses:  # of everything, so that all parameters have gradients on every worker
+            return torch.stack([each.sum() for each in outputs if each is not None]) * 0.0
+        batch = collate(responses, *outputs)
         terms = self.objective.terms(batch)
         sums.add("loss", terms.losses)
         if batch.reference is not None:
@@ -169,11 +202,14 @@ class Learner:
             sums.add(name, values)
         return terms.losses
 
+    def _outputs(self, responses: Sequence[Response]) -> Outputs:
+        return self.engine(responses if responses else [NOTHING])
+
     def _require_number(self, value: float, name: str, learning_rate: float) -> None:
         if not math.isfinite(value):
             raise Diverged(
-                f"the {name} is {value}; lower train.learning_rate (this step's is {learning_rate:.2g}), or look for "
-                "rewards in the labels that are far out; with bfloat16, try learner.dtype = float32"
+                f"the {name} is {value}; lower {self.config.section}.learning_rate (this step's is {learning_rate:.2g}), "
+                "or look for rewards that are far out; with bfloat16, try learner.dtype = float32"
             )
 
     # What is kept
@@ -213,6 +249,26 @@ class Learner:
                 _merged(self.named, adapter).save_pretrained(folder)
         dist.barrier()
 
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The policy's weights as a sampler's model takes them by `load_state_dict(strict=False)`, on the CPU of the first
+        worker, None on the others. All workers call it.
+
+        Tied weights are there once. With adapters only the matrices that have one are there, merged into copies: the
+        others are as they were read.
+        """
+        if self.adapted is None:
+            state = self._whole()
+        else:
+            state = {}
+            for name, layer in self.policy.model.named_modules():
+                if isinstance(layer, _adapter_layer()):
+                    with self.gathered(list(layer.parameters())):
+                        if self.rank == 0:
+                            weight = layer.get_base_layer().weight
+                            merged = weight.detach() + layer.get_delta_weight("default").detach().to(weight.dtype)
+                            state[f"{name}.weight"] = merged.cpu()
+        return state if self.rank == 0 else None
+
     def _whole(self) -> dict[str, torch.Tensor]:
         """Weights by name on the first worker's CPU, gathered one at a time; of adapters only theirs."""
         module = self.policy.model if self.adapted is None else self.adapted
@@ -232,9 +288,16 @@ TAG = "state"
 
 
 def _deepspeed(device: str) -> Any:
-    """DeepSpeed, imported for this device, with torch.distributed as it is."""
-    os.environ.setdefault("DS_ACCELERATOR", device)
+    """DeepSpeed, imported for this device, with torch.distributed as it is.
+
+    It takes its device at import, once and for all, from the environment.
+    """
+    os.environ["DS_ACCELERATOR"] = device
     import deepspeed
+
+    taken = deepspeed.accelerator.get_accelerator().device_name()
+    if taken != device:
+        raise RunError(f"DeepSpeed was imported for {taken} before; make a learner on {device} in a process of its own")
 
     deepspeed.logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a CPU's would be compiled on the spot
@@ -256,10 +319,10 @@ def _partitioned(settings: dict[str, Any]) -> Iterator[None]:
     del kept
 
 
-def _with_adapters(model: Any, config: TrainConfig) -> Any:
+def _with_adapters(model: Any, config: LearningConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(config.train.seed)
+    torch.manual_seed(config.optimizer.seed)
     lora = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha or 2 * config.lora.rank,  # type: ignore[arg-type]
@@ -272,6 +335,12 @@ def _with_adapters(model: Any, config: TrainConfig) -> Any:
         raise ConfigError(
             f"lora.targets = {config.lora.targets!r} does not fit {type(model).__name__}: {error}"
         ) from None
+
+
+def _adapter_layer() -> Any:
+    from peft.tuners.lora import LoraLayer
+
+    return LoraLayer
 
 
 def _merged(policy: ModelConfig, adapter: str) -> Any:

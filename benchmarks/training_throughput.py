@@ -52,6 +52,7 @@ from throughput import ALLOCATOR
 
 from pipeline.config import ModelConfig
 from pipeline.models import load_model, load_settings
+from pipeline.objectives import objective_of
 from pipeline.scoring import Scorer
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.batch import Response
@@ -228,7 +229,7 @@ def ours(channel: Connection, work: Work) -> None:
     config = TrainConfig(
         policy=ModelConfig(name=work.model), learner={"dtype": "float32", "budget_tokens": work.budget}
     )
-    learner = Learner(LearnerSpec(config, "cpu"))
+    learner = Learner(LearnerSpec(config, objective_of(config), "cpu"))
     rows = []
     for turn in range(work.turns):
         clock.wait()

@@ -1,35 +1,28 @@
-"""What each worker of a training run does, inside Ray Train: the loop over steps, checkpoints, the export.
+"""What each worker of a training run does, inside Ray Train: the loop over the steps of `train`.
 
-A worker that dies takes the others with it; Ray Train starts them all again and they go on from the last checkpoint. What
-was learned after it is learned once more, from the same data in the same order, and comes out the same to the last bit.
+`jobs.worker` has what any training run's workers do besides.
 """
 
-import os
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.train
 import torch
 
 from actors.learner import Diverged, Learner, LearnerSpec
+from jobs.worker import export, guarded, keep, place_of, restore
 from pipeline import storage
-from pipeline.errors import ConfigError, EndorewardError
-from pipeline.store import documents
+from pipeline.objectives import objective_of
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Examples
 from pipeline.training.metrics import EVAL, MetricsFile, Trackers
 from pipeline.training.reference import References
 from pipeline.training.rows import RowReader
-from pipeline.training.run import keep_snapshot
 from pipeline.training.schedule import learning_rate
 from pipeline.training.steps import StepData
 
-STOPPED = "stopped.json"  # why a run cannot go on, for the driver
-STATE = "endoreward.json"  # in a checkpoint, beside DeepSpeed's files
 DRIFT = 0.1
 """Nats by which stored log-probabilities of a token may differ from the policy's own before the first step, on average:
 rounding to bfloat16 makes a tenth of it."""
@@ -57,40 +50,19 @@ class Training:
 
 def learn(told: dict[str, Training]) -> None:
     """The function that Ray Train runs on every worker."""
-    training = told["training"]
-    if storage.exists(training.place(STOPPED)):
-        return  # another worker found out that there is no going on
-    try:
-        _learn(training)
-    except torch.OutOfMemoryError as error:
-        _stop(
-            training,
-            f"out of memory: {str(error).splitlines()[0]}; lower learner.budget_tokens, set learner.gradient_checkpointing, a "
-            "higher learner.zero_stage or learner.offload; once there is a checkpoint, in another --output",
-        )
-        raise
-    except Diverged as error:  # which all workers find at once: they end together, and nothing is started again
-        _stop(training, str(error))
-    except EndorewardError as error:
-        _stop(training, str(error))
-        raise  # the others may wait for this one in a collective
-
-
-def _stop(training: Training, sentence: str) -> None:
-    """Tell the driver, and the workers that are started again, why there is no going on."""
-    documents.create(training.place(STOPPED), {"sentence": sentence})
+    training = told["told"]
+    guarded(training.output, lambda: _learn(training))
 
 
 def _learn(training: Training) -> None:
     config = training.config
     torch.set_num_threads(config.learner.cpus_per_worker)
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
+    rank, workers = place_of()
     examples, held_out = ray.get(training.examples)
     data, eval_data = (_data(training, each, rank, workers) for each in (examples, held_out))
     order = data.order()
-    learner = Learner(LearnerSpec(config, training.device, training.deepspeed))
-    state = _restore(learner)
+    learner = Learner(LearnerSpec(config, objective_of(config), training.device, training.deepspeed))
+    state = restore(learner, {"best": repr(float("inf"))})
     metrics, trackers = MetricsFile(training.place("metrics.jsonl")), None
     if rank == 0:
         metrics.truncate(state["step"])
@@ -112,9 +84,9 @@ def _learn(training: Training) -> None:
                 measured = learner.measure(micro for part in eval_data.parts() for micro in part.micro_batches)
                 measured.pop("reference_drift", None)
                 row |= {f"{EVAL}{name}": value for name, value in measured.items()}
-                if row[f"{EVAL}loss"] < state["best"]:
-                    state["best"] = row[f"{EVAL}loss"]
-                    _export(learner, training.place("best"), rank)
+                if row[f"{EVAL}loss"] < float(state["best"]):
+                    state["best"] = repr(row[f"{EVAL}loss"])
+                    export(learner, training.place("best"))
             row = {"step": step + 1, "num_tokens": state["num_tokens"], **row}
             if trackers is not None:
                 metrics.append(row)
@@ -122,10 +94,10 @@ def _learn(training: Training) -> None:
                 if due:
                     metrics.flush()
             if due:
-                _checkpoint(training, learner, state, row, rank)
+                keep(learner, training.output, state, row)
                 ended = time.perf_counter()
         waiting.cancel()
-    _export(learner, training.place("hf"), rank)
+    export(learner, training.place("hf"))
     if trackers is not None:
         metrics.close()
         trackers.close()
@@ -146,38 +118,3 @@ def _check_drift(training: Training, step: int, drift: float | None) -> None:
             f"the stored log-probabilities differ from the policy's own by {drift:.2g} nats a token before the first step: "
             "it does not see what was labelled; label once more with this version and this policy"
         )
-
-
-def _restore(learner: Learner) -> dict[str, Any]:
-    """Take up the last checkpoint, where there is one."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return {"step": 0, "num_tokens": 0, "best": float("inf"), "workers": learner.world}
-    with checkpoint.as_directory() as folder:
-        state = documents.read(os.path.join(folder, STATE))
-        if state["workers"] != learner.world:
-            raise ConfigError(
-                f"the checkpoint was written by {state['workers']} workers and these are {learner.world}; set "
-                f"learner.workers={state['workers']}, or begin anew in another --output"
-            )
-        learner.restore(folder)
-    return {**state, "best": float(state["best"])}
-
-
-def _checkpoint(training: Training, learner: Learner, state: dict[str, Any], row: dict[str, Any], rank: int) -> None:
-    """Every worker hands its own part to Ray Train, which merges them where they are kept."""
-    with tempfile.TemporaryDirectory() as folder:
-        learner.save(folder, state["step"])
-        if rank == 0:
-            documents.create(os.path.join(folder, STATE), {**state, "best": repr(state["best"])})
-            keep_snapshot(training.output)
-        kept = {name: row[name] for name in ("step", "loss")}
-        ray.train.report(kept, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _export(learner: Learner, place: str, rank: int) -> None:
-    """Write the policy as it is now, whole."""
-    with tempfile.TemporaryDirectory() as folder:
-        learner.export(folder)
-        if rank == 0:
-            storage.put_folder(folder, place)

@@ -83,6 +83,7 @@ class TrainProgress:
         )
         self.task = self.bar.add_task(name, total=steps, completed=done_steps, said="starting")
         self.first_step = self.done_steps = done_steps
+        self.accuracy: float | None = None
         self.started = self.logged = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -93,14 +94,18 @@ class TrainProgress:
         self.bar.stop()
 
     def update(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl. One of an earlier step than the last means that the workers were started again."""
+        """A row of metrics.jsonl. One of an earlier step than the last means that the workers were started again.
+
+        An accuracy stays in sight until the next one is measured.
+        """
         step = row["step"]
         now = time.perf_counter()
         if step <= self.done_steps:
             self.first_step, self.started = step, now
             self.bar.reset(self.task, total=self.steps, completed=step, said="starting")
         self.done_steps = step
-        said = figures_of(row)
+        self.accuracy = row.get("eval_accuracy", self.accuracy)
+        said = figures_of({"eval_accuracy": self.accuracy, **row})
         self.bar.update(self.task, completed=step, said=said)
         kept = figures_of({name.removeprefix("eval_"): v for name, v in row.items() if name.startswith("eval_")})
         if kept:
@@ -112,14 +117,27 @@ class TrainProgress:
 
 
 def figures_of(row: Mapping[str, Any]) -> str:
-    """`epoch 0.42, loss 0.6123, accuracy 64.1%, 12,345 tokens/s`, of what there is."""
-    shown = (
+    """What a row of metrics.jsonl says in a line, of what there is.
+
+    `epoch 0.42, loss 0.6123, accuracy 64.1%, 12,345 tokens/s` of a training run; of an online one
+    `reward 1.23, KL 0.012, accuracy 64.1%, 182 tokens long, 3.4 s a step`.
+    """
+    online = (
+        ("reward", "reward {:.3g}"),
+        ("kl", "KL {:.3g}"),
+        ("accuracy", "accuracy {:.1%}"),
+        ("eval_accuracy", "accuracy {:.1%}"),
+        ("completions/mean_length", "{:,.0f} tokens long"),
+        ("step_time", "{:.1f} s a step"),
+    )
+    trained = (
         ("epoch", "epoch {:.2f}"),
         ("loss", "loss {:.4f}"),
         ("rewards/accuracies", "accuracy {:.1%}"),
         ("reward", "reward {:.3g}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
     )
+    shown = online if "completions/mean_length" in row else trained
     return ", ".join(said.format(row[name]) for name, said in shown if row.get(name) is not None)
 
 

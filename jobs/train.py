@@ -8,8 +8,6 @@ close       manifest, model card, report, table
 """
 
 import contextlib
-import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,11 +20,9 @@ from jobs.close import versions
 from jobs.cluster import cluster, joins_cluster, warn_of_local_output
 from jobs.fill import absolute, require
 from jobs.inspect_run import draw_run
-from jobs.learn import STOPPED, Training, learn
+from jobs.learn import Training, learn
 from jobs.reference import compute_references
-from pipeline import storage
-from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, RunError, StoreError
+from jobs.trainer import absolute_model, learner_versions, pick_workers, run_workers, warn_of_room
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
 from pipeline.objectives.preference import beta_of
@@ -35,13 +31,11 @@ from pipeline.training.card import model_card, shareable_config
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.examples import Examples, find_examples
-from pipeline.training.metrics import check_tracking, ends, last_metrics, read_metrics
+from pipeline.training.metrics import check_tracking, ends, read_metrics
 from pipeline.training.order import Order
 from pipeline.training.rows import RowReader, check_rows, stored_reference
-from pipeline.training.run import CHECKPOINTS, RunFolder, describe
+from pipeline.training.run import STOPPED, RunFolder, describe
 from pipeline.training.schedule import base_rate
-
-POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> i
             if not joins_cluster(config.run):
                 terminal.say("starting Ray ...")
                 held.enter_context(cluster(config.run))
-            _warn_of_room(plan)
+            warn_of_room(config, plan.device, plan.workers)
             started = time.perf_counter()
             _learn(folder, plan, run)
             _close(folder, run, time.perf_counter() - started)
@@ -100,8 +94,7 @@ def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> i
 
 def _plan(config: TrainConfig) -> Plan:
     """Raises ConfigError and StoreError for all that can be known before a worker starts."""
-    device, workers = _pick_workers(config)
-    _require_room(config, device, workers)
+    device, workers = pick_workers(config)
     dtype = resolve_dtype(config.learner.dtype, device)
     deepspeed = read_deepspeed(config)
     deepspeed_config(config, dtype, deepspeed)
@@ -111,7 +104,7 @@ def _plan(config: TrainConfig) -> Plan:
     check_rows(reader, examples)
     config = _settled(config, examples)
     learned, held_out = examples.split(config.train.eval_share)
-    order = Order(learned, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
+    order = Order(learned.part, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
     reference = config.reference if config.reference.name else config.policy
     stored, notes = stored_reference(examples.sources, reference, dtype)
     if config.reference.name and not stored:
@@ -154,65 +147,14 @@ def _behaviour_notes(config: TrainConfig) -> list[str]:
     ]
 
 
-def _pick_workers(config: TrainConfig) -> tuple[str, int]:
-    """Device and number of workers. Call it connected where the run joins a cluster."""
-    learner = config.learner
-    if joins_cluster(config.run):
-        import ray
-
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-    else:
-        import torch
-
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = learner.device if learner.device != "auto" else "cuda" if gpus else "cpu"
-    return device, learner.workers or (max(1, gpus) if device == "cuda" else 1)
-
-
-def _require_room(config: TrainConfig, device: str, workers: int) -> None:
-    """Raises ConfigError where this machine has no room for the workers; a cluster may grow."""
-    if joins_cluster(config.run):
-        return
-    import torch
-
-    cpus, per_worker = config.run.num_cpus or os.cpu_count() or 1, config.learner.cpus_per_worker
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if workers * per_worker > cpus or (device == "cuda" and workers > gpus):
-        raise ConfigError(
-            f"{workers} workers of {per_worker} CPUs{' and a GPU' if device == 'cuda' else ''} do not fit this machine "
-            f"({cpus} CPUs, {gpus} GPUs); lower learner.workers or learner.cpus_per_worker"
-        )
-
-
-def _warn_of_room(plan: Plan) -> None:
-    """A cluster may grow or get free: workers wait for it. Call it connected."""
-    import ray
-
-    free = ray.available_resources()
-    cpus, gpus = plan.workers * plan.config.learner.cpus_per_worker, plan.workers if plan.device == "cuda" else 0
-    if free.get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
-        terminal.warn(
-            f"{plan.workers} workers need {cpus} CPUs and {gpus} GPUs, and the cluster has {free.get('CPU', 0):g} and "
-            f"{free.get('GPU', 0):g} free: they wait until it has; lower learner.workers, or add nodes"
-        )
-
-
 def _with_absolute_places(config: TrainConfig) -> TrainConfig:
     """Workers have other working directories, so every local place becomes absolute."""
-
-    def model(named: ModelConfig) -> ModelConfig:
-        local = os.path.isdir(named.name)
-        commit = None if local or not named.name else getattr(load_settings(named), "_commit_hash", None)
-        return named.model_copy(
-            update={"name": os.path.abspath(named.name) if local else named.name, "revision": commit or named.revision}
-        )
-
     train, learner = config.train, config.learner
     return config.model_copy(
         update={
             "train": train.model_copy(update={"labels": [absolute(place) for place in train.labels]}),
-            "policy": model(config.policy),
-            "reference": model(config.reference),
+            "policy": absolute_model(config.policy),
+            "reference": absolute_model(config.reference),
             "output": config.output.model_copy(update={"path": absolute(config.output.path)}),
             "learner": learner.model_copy(update={"deepspeed": learner.deepspeed and absolute(learner.deepspeed)}),
         }
@@ -289,8 +231,6 @@ def _reward_of(description: dict[str, Any]) -> dict[str, Any]:
 def _learn(folder: RunFolder, plan: Plan, run: dict[str, Any]) -> None:
     """Raises RunError where the run cannot go on."""
     import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     config = plan.config
     told = Training(
@@ -306,36 +246,7 @@ def _learn(folder: RunFolder, plan: Plan, run: dict[str, Any]) -> None:
         run={"created": run["created"], "objective": run["objective"], "config": shareable_config(run)},
         examples=ray.put((plan.examples, plan.held_out)),
     )
-    filesystem, path = storage.locate(folder.uri)
-    resources: dict[str, float] = {"CPU": config.learner.cpus_per_worker}
-    if plan.device == "cuda":
-        resources["GPU"] = 1
-    trainer = TorchTrainer(
-        learn,
-        train_loop_config={"training": told},
-        torch_config=TorchConfig(backend="nccl" if plan.device == "cuda" else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.device == "cuda", resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=config.learner.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
-        ),
-    )
-    try:
-        with _watched(folder, plan.steps):
-            trainer.fit()
-    except Exception as error:
-        _raise_stopped(folder)
-        raise RunError(
-            f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {_last_line(error)}\n"
-            "what is in the last checkpoint is kept; run the same again to go on, with --set run.verbose=true to see the "
-            "workers' logs"
-        ) from error
-    _raise_stopped(folder)
+    run_workers(learn, told, config, folder, plan.device, plan.workers, plan.steps)
 
 
 def _computed_reference(folder: RunFolder, plan: Plan) -> str | None:
@@ -356,46 +267,6 @@ def _computed_reference(folder: RunFolder, plan: Plan) -> str | None:
     return compute_references(folder, spec, config.policy, plan.found, plan.workers, config.learner.max_failures)
 
 
-def _raise_stopped(folder: RunFolder) -> None:
-    stopped = folder.read(STOPPED)
-    if stopped is not None:
-        kept = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
-        raise RunError(stopped["sentence"] + kept)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _watched(folder: RunFolder, steps: int) -> Iterator[None]:
-    """Shows what the workers write of their steps, for as long as the block runs."""
-    ended = threading.Event()
-
-    def watch(progress: terminal.TrainProgress) -> None:
-        last = None
-        while True:
-            over = ended.wait(POLL_S if storage.is_local(folder.uri) else 5 * POLL_S)
-            with contextlib.suppress(StoreError, OSError):
-                row = last_metrics(folder.at("metrics.jsonl"))
-                if row is not None and row != last:
-                    last = row
-                    progress.update(row)
-            if over:
-                return
-
-    before = last_metrics(folder.at("metrics.jsonl"))
-    with terminal.TrainProgress(steps, before["step"] if before else 0) as progress:
-        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            watcher.join()
-
-
 # After
 
 
@@ -407,7 +278,7 @@ def _close(folder: RunFolder, run: dict[str, Any], seconds: float) -> None:
         "seconds": round(seconds, 3),
         "tokens": last["num_tokens"],
         "last": last,
-        "versions": {**versions(), **_learner_versions()},
+        "versions": {**versions(), **learner_versions()},
     }
     documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics).encode())
     draw_run(folder, manifest)
@@ -415,12 +286,6 @@ def _close(folder: RunFolder, run: dict[str, Any], seconds: float) -> None:
     terminal.print_table(
         "Trained", [*_figures(metrics), ("Policy", folder.at("hf")), ("Report", folder.at("report.html"))]
     )
-
-
-def _learner_versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("deepspeed", "peft")}
 
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "eval_loss", "eval_rewards/accuracies")

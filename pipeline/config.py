@@ -6,7 +6,7 @@ neither torch nor Ray.
 
 import re
 import tomllib
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -483,7 +483,9 @@ def _sentence(error: Any, kind: type[Section]) -> str:
 
 
 def section_fields(kind: type[Section], section: str) -> dict[str, FieldInfo]:
-    """The fields of one section of a configuration."""
+    """The fields of one section of a configuration, or of each of the sections that it holds by name."""
     annotation = kind.model_fields[section].annotation
+    if get_origin(annotation) is dict:
+        annotation = get_args(annotation)[1]
     assert isinstance(annotation, type) and issubclass(annotation, Section)
     return annotation.model_fields

@@ -76,19 +76,25 @@ class PromptSampler(Sampling):
 
     def asked(self, file: str, number: int, row: Row, shape: Shape) -> Asked:
         """Raises RowError."""
-        alone = replace(shape, responses=()).normalise(file, number, row)
-        found = alone if shape.prompt is not None else shape.normalise(file, number, row)
-        if found.failed and not found.responses:
-            raise found.failed[0].error
-        prompt, other = found.prompt, dict(alone.extra)
-        if found.conversational and prompt and prompt[-1]["role"] == "assistant":
-            other["response"] = prompt[-1]["content"]
-            prompt = prompt[:-1]
-        given = _given(prompt, found.conversational)
-        return Asked(prompt, found.conversational, given | _renamed(other))
+        prompt, conversational, other = prompt_of(file, number, row, shape)
+        return Asked(prompt, conversational, _given(prompt, conversational) | _renamed(other))
 
     def judged(self, turn: Turn, completion: Completion) -> tuple[float, dict[str, Any]]:
         return float(completion.finished), {}
+
+
+def prompt_of(file: str, number: int, row: Row, shape: Shape) -> tuple[list[Message], bool, Row]:
+    """A row's prompt, whether it is a conversation, and what else the row holds; of an answer that closes a
+    conversation, `response`. Raises RowError."""
+    alone = replace(shape, responses=()).normalise(file, number, row)
+    found = alone if shape.prompt is not None else shape.normalise(file, number, row)
+    if found.failed and not found.responses:
+        raise found.failed[0].error
+    prompt, other = found.prompt, dict(alone.extra)
+    if found.conversational and prompt and prompt[-1]["role"] == "assistant":
+        other["response"] = prompt[-1]["content"]
+        prompt = prompt[:-1]
+    return prompt, found.conversational, other
 
 
 def _given(prompt: list[Message], conversational: bool) -> Row:

@@ -5,11 +5,12 @@
     grpo, reinforce     policy gradients, off-policy against the stored log-probabilities
     sft                 maximum likelihood of selected responses
 
-An objective sees log-probabilities only: no model, no optimiser, no other worker.
+An objective sees log-probabilities only: no model, no optimiser, no other worker. Those that learn from samples of their
+own, made as they go, are `pipeline.rl.algorithms`.
 """
 
 from pipeline.objectives.awr import Awr, Rwr
-from pipeline.objectives.base import Batch, Objective, Terms, Unit
+from pipeline.objectives.base import Batch, LabelObjective, Objective, Terms, Unit
 from pipeline.objectives.dpo import Dpo
 from pipeline.objectives.grpo import Grpo
 from pipeline.objectives.ipo import Ipo
@@ -18,11 +19,13 @@ from pipeline.objectives.sft import Sft
 from pipeline.objectives.simpo import Simpo
 from pipeline.training.config import TrainConfig
 
-OBJECTIVES: dict[str, type[Objective]] = {made.name: made for made in (Dpo, Ipo, Simpo, Awr, Rwr, Grpo, Reinforce, Sft)}
+OBJECTIVES: dict[str, type[LabelObjective]] = {
+    made.name: made for made in (Dpo, Ipo, Simpo, Awr, Rwr, Grpo, Reinforce, Sft)
+}
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "Terms", "Unit", "objective_of"]
+__all__ = ["OBJECTIVES", "Batch", "LabelObjective", "Objective", "Terms", "Unit", "objective_of"]
 
 
-def objective_of(config: TrainConfig) -> Objective:
+def objective_of(config: TrainConfig) -> LabelObjective:
     """The objective that a run is told, under its settings."""
     return OBJECTIVES[config.train.objective].of(config)

@@ -18,12 +18,12 @@ from typing import ClassVar, Self
 
 import torch
 
-from pipeline.objectives.base import Batch, Objective, Terms, observed
+from pipeline.objectives.base import Batch, LabelObjective, Terms, observed
 from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Awr(Objective):
+class Awr(LabelObjective):
     """Metrics: `weight`, and `weight_clipped`, the share of tokens whose weight was cut off."""
 
     name: ClassVar[str] = "awr"
@@ -45,7 +45,7 @@ class Awr(Objective):
 
 
 @dataclass(frozen=True)
-class Rwr(Objective):
+class Rwr(LabelObjective):
     """Its advantages are the weights. Metric: `weight`."""
 
     name: ClassVar[str] = "rwr"

@@ -31,6 +31,9 @@ class Batch:
     reference: torch.Tensor | None = None  # [P], log pi_ref
     behaviour: torch.Tensor | None = None  # [P], log pi of who wrote the responses
     advantages: torch.Tensor | None = None  # [P]
+    entropies: torch.Tensor | None = None  # [P], of the policy in each token's state, with a gradient
+    values: torch.Tensor | None = None  # [P], the critic's forecast in each token's state, with a gradient
+    returns: torch.Tensor | None = None  # [P], what the critic should have forecast
 
     def sums(self, values: torch.Tensor) -> torch.Tensor:
         """Sums over each response: [P] -> [n]."""
@@ -84,9 +87,23 @@ class Terms:
 
 @dataclass(frozen=True)
 class Objective:
-    """Base of all. An instance holds its settings; it pickles."""
+    """Base of all, as a learner uses it. An instance holds its settings; it pickles."""
 
     name: ClassVar[str]
+
+    @property
+    def unit(self) -> Unit:
+        """What a loss is of, and so what the step's sum is divided by the number of."""
+        return "tokens"
+
+    def terms(self, batch: Batch) -> Terms:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LabelObjective(Objective):
+    """Base of what is learnt from stored labels, and what it needs of them."""
+
     pairs: ClassVar[bool] = False  # examples are pairs; else a prompt's responses
     uses_behaviour: ClassVar[bool] = False
     uses_advantages: ClassVar[bool] = False
@@ -97,17 +114,9 @@ class Objective:
         raise NotImplementedError
 
     @property
-    def unit(self) -> Unit:
-        """What a loss is of, and so what the step's sum is divided by the number of."""
-        return "tokens"
-
-    @property
     def uses_reference(self) -> bool:
         """Whether the losses need `Batch.reference`."""
         return False
-
-    def terms(self, batch: Batch) -> Terms:
-        raise NotImplementedError
 
 
 def observed(batch: Batch) -> dict[str, torch.Tensor]:

@@ -20,19 +20,22 @@ from typing import ClassVar, Literal, Self
 
 import torch
 
-from pipeline.objectives.base import Batch, Objective, Terms, Unit, observed
+from pipeline.objectives.base import Batch, LabelObjective, Terms, Unit, observed
+from pipeline.objectives.clip import clipped
 from pipeline.training.config import TrainConfig
+
+LossType = Literal["dapo", "grpo", "dr_grpo"]
 
 
 @dataclass(frozen=True)
-class Grpo(Objective):
-    """Metrics: `clip_ratio/low_mean`, `/high_mean` and `/region_mean`, the shares of tokens whose gradient the clip took."""
+class Grpo(LabelObjective):
+    """Metrics: those of `clipped`."""
 
     name: ClassVar[str] = "grpo"
     uses_behaviour: ClassVar[bool] = True
     uses_advantages: ClassVar[bool] = True
 
-    loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    loss_type: LossType = "dapo"
     epsilon: float = 0.2
     epsilon_high: float = 0.2
     beta: float = 0.0
@@ -54,19 +57,16 @@ class Grpo(Objective):
 
     def terms(self, batch: Batch) -> Terms:
         assert batch.advantages is not None
-        ratios, advantages = batch.ratios, batch.advantages
-        clipped = ratios.clamp(1 - self.epsilon, 1 + self.epsilon_high)
-        losses = -torch.minimum(ratios * advantages, clipped * advantages)
-        if self.beta:
-            losses = losses + self.beta * batch.kl
-        low = (ratios < 1 - self.epsilon) & (advantages < 0)
-        high = (ratios > 1 + self.epsilon_high) & (advantages > 0)
-        clips = {"low": low, "high": high, "region": low | high}
-        shares = {f"clip_ratio/{side}_mean": where.double() for side, where in clips.items()}
-        return Terms(self._reduced(losses, batch), {**shares, **observed(batch)})
+        policy = clipped(batch.ratios, batch.advantages, self.epsilon, self.epsilon_high)
+        losses = policy.losses + self.beta * batch.kl if self.beta else policy.losses
+        return Terms(
+            by_loss_type(losses, batch, self.loss_type, self.max_completion_length),
+            {**policy.metrics, **observed(batch)},
+        )
 
-    def _reduced(self, losses: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """From tokens to the unit: [P] -> [P] or [n]."""
-        if self.loss_type == "dapo":
-            return losses
-        return batch.sums(losses) / (batch.lengths if self.loss_type == "grpo" else self.max_completion_length)
+
+def by_loss_type(losses: torch.Tensor, batch: Batch, loss_type: LossType, longest: int) -> torch.Tensor:
+    """From tokens to the unit of the loss type: [P] -> [P] or [n]. `longest` is the constant of dr_grpo."""
+    if loss_type == "dapo":
+        return losses
+    return batch.sums(losses) / (batch.lengths if loss_type == "grpo" else longest)

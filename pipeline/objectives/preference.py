@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import logsigmoid
 
-from pipeline.objectives.base import Batch, Objective, Unit, divergence
+from pipeline.objectives.base import Batch, LabelObjective, Unit, divergence
 from pipeline.training.config import TrainConfig
 
 BETA = {"known": 0.1, "reward": 1.0}
@@ -31,7 +31,7 @@ def beta_of(told: float | None, config: TrainConfig) -> float:
 
 
 @dataclass(frozen=True)
-class PreferenceObjective(Objective):
+class PreferenceObjective(LabelObjective):
     """Base of dpo, ipo and simpo."""
 
     pairs: ClassVar[bool] = True

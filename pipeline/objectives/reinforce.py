@@ -13,12 +13,12 @@ with loss_type = "cispo" and epsilon_high = max_ratio; its RLOOTrainer has clipp
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from pipeline.objectives.base import Batch, Objective, Terms, observed
+from pipeline.objectives.base import Batch, LabelObjective, Terms, observed
 from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Reinforce(Objective):
+class Reinforce(LabelObjective):
     """Metrics: `ratio`, truncated, and `ratio_clipped`, the share of tokens where it was."""
 
     name: ClassVar[str] = "reinforce"

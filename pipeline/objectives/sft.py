@@ -10,12 +10,12 @@ tokens of the step too.
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from pipeline.objectives.base import Batch, Objective, Terms, observed
+from pipeline.objectives.base import Batch, LabelObjective, Terms, observed
 from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Sft(Objective):
+class Sft(LabelObjective):
     name: ClassVar[str] = "sft"
 
     @classmethod

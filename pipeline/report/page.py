@@ -6,12 +6,14 @@ Everything from data is escaped, and the page's own policy forbids scripts and r
 import html
 import json
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
 from pipeline.report.markup import esc
 
 MARGIN = 16  # around a chart in a file of its own
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")  # of TOML
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -93,14 +95,20 @@ def reproduce(record: dict[str, Any], command: str, said: str, file: str, finger
     return section("Reproduce", [said], "".join(parts))
 
 
-def to_toml(config: dict[str, dict[str, Any]]) -> str:
+def to_toml(config: dict[str, Any]) -> str:
     """A configuration of sections as TOML; fields that are None are left out, because TOML has no word for them."""
-    blocks = []
+    return "\n\n".join(_toml_sections(config, ""))
+
+
+def _toml_sections(config: dict[str, Any], within: str) -> Iterator[str]:
     for name, fields in config.items():
         if isinstance(fields, dict):
-            lines = [f"{key} = {_toml_value(value)}" for key, value in fields.items() if value is not None]
-            blocks += ["\n".join([f"[{name}]", *lines])] if lines else []
-    return "\n\n".join(blocks)
+            path = within + (name if BARE_KEY.fullmatch(name) else _toml_value(name))
+            own = {key: value for key, value in fields.items() if value is not None and not isinstance(value, dict)}
+            lines = [f"{key} = {_toml_value(value)}" for key, value in own.items()]
+            if lines:
+                yield "\n".join([f"[{path}]", *lines])
+            yield from _toml_sections(fields, f"{path}.")
 
 
 def listed(names: list[str]) -> str:

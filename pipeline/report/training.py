@@ -1,10 +1,10 @@
 """The page of a training run: what was trained on what, where it started and ended, and its curves.
 
-It shows what run.json and metrics.jsonl hold. Left out: anything that needs a model; what a run's figures are worth on a
-benchmark is the page of an evaluation.
+It shows what run.json and metrics.jsonl hold. The page of an online run (`pipeline.report.rl`) has its parts from here.
+Left out: anything that needs a model; what a run's figures are worth on a benchmark is the page of an evaluation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -43,7 +43,19 @@ WORDS = {
     "tokens_per_second": "tokens a second",
     "logps/chosen": "log π of chosen",
     "logps/rejected": "log π of rejected",
+    "reward_std": "spread of rewards",
+    "frac_reward_zero_std": "groups of equal rewards",
+    "entropy": "entropy of the next token",
+    "completions/mean_length": "mean length, tokens",
+    "completions/min_length": "shortest response, tokens",
+    "completions/max_length": "longest response, tokens",
+    "completions/mean_terminated_length": "mean length of whole responses, tokens",
+    "completions/clipped_ratio": "cut off",
+    "step_time": "seconds a step",
+    "repetition": "repeated 4-grams",
+    "distinct": "different responses to a prompt",
 }
+SHARES = ("accuracies", "accuracy", "completions/clipped_ratio", "repetition", "distinct", "frac_reward_zero_std")
 FIRST = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "reward", "kl")
 LAST = ("grad_norm", "learning_rate", "tokens_per_second")
 EXACT = ("learning_rate",)  # known for each step: nothing to smooth, and no start and end to measure
@@ -61,16 +73,16 @@ def training_page(run: Run, metrics: list[Row]) -> str:
         metrics: the rows of metrics.jsonl; there may be none.
     """
     sections = [
-        _header(run),
-        _tiles(run, metrics),
-        *(f'<p class="lede">{esc(said)}</p>' for said in observations(run, metrics)),
-        _ends(metrics),
-        _curves(run, metrics),
+        header(run, title(run), sentence(run)),
+        tiles(run, metrics, ("rewards/accuracies", "reward", "loss")),
+        *map(lede, observations(run, metrics)),
+        ends_section(metrics, ordered(metrics)),
+        curves_section(run, metrics, ordered(metrics), run.get("resumed_at") or []),
         _figures(run),
         _setup(run, metrics),
-        _pairs_of("Examples", ["What the labels gave, and what was left out."], run.get("examples") or []),
+        pairs_section("Examples", ["What the labels gave, and what was left out."], run.get("examples") or []),
         _labels(run),
-        _notes(run),
+        notes_section(run),
         _samples(run),
         _reproduce(run),
     ]
@@ -135,6 +147,8 @@ def words(name: str) -> str:
     """What a metric is called."""
     if name.startswith(EVAL):
         return f"{words(name.removeprefix(EVAL))}, kept prompts"
+    if (parts := name.split("/"))[0] == "rewards" and parts[-1] in ("mean", "std"):  # of one source of several
+        return f"reward {'/'.join(parts[1:-1])}{', spread' if parts[-1] == 'std' else ''}"
     return WORDS.get(name) or name.replace("_", " ").replace("/", ", ")
 
 
@@ -144,14 +158,14 @@ def figure(name: str, value: float) -> str:
 
 
 def is_share(name: str) -> bool:
-    return name.endswith("accuracies")
+    return name.endswith(SHARES)
 
 
-def ordered(metrics: list[Row]) -> list[str]:
+def ordered(metrics: list[Row], first: tuple[str, ...] = FIRST) -> list[str]:
     """Names of what was measured in training and on kept prompts (without `eval_`), as the page has them in order."""
     found = dict.fromkeys(name.removeprefix(EVAL) for name in numbers(metrics))
-    others = [name for name in found if name not in (*FIRST, *LAST, *COUNTERS)]
-    return [name for name in (*FIRST, *others, *LAST) if name in found]
+    others = [name for name in found if name not in (*first, *LAST, *COUNTERS)]
+    return [name for name in (*first, *others, *LAST) if name in found]
 
 
 def observations(run: Run, metrics: list[Row]) -> list[str]:
@@ -164,8 +178,8 @@ def observations(run: Run, metrics: list[Row]) -> list[str]:
         said.append(f"The loss was not finite {many}: try a smaller learning rate.")
     chosen, rejected = ends(metrics, "rewards/chosen"), ends(metrics, "rewards/rejected")
     if (
-        run["objective"] in ("dpo", "ipo")
-        and chosen
+        chosen
+        and run["objective"] in ("dpo", "ipo")
         and rejected
         and rejected[1] < chosen[1] < 0
         and chosen[1] < chosen[0]
@@ -188,49 +202,56 @@ def observations(run: Run, metrics: list[Row]) -> list[str]:
                 f"The loss on kept prompts was lowest at step {step:,} ({plain(least)}) and {plain(losses[-1][1])} at the "
                 "end; best/ holds the model of that step."
             )
-    limit, norms = (run["config"].get("train") or {}).get("max_grad_norm"), finite(metrics, "grad_norm")
+    limit, norms = _optimizer(run).get("max_grad_norm"), finite(metrics, "grad_norm")
     clipped = sum(norm > limit for _, norm in norms) / len(norms) if limit and norms else 0.0
     if clipped > CLIPPED:
         said.append(f"The gradient was clipped to a norm of {limit:g} in {clipped:.0%} of the steps.")
     return said
 
 
-def _header(run: Run) -> str:
-    return (
-        f"<header>{facts(run, run.get('fingerprint'))}<h1>{esc(title(run))}</h1>"
-        f'<p class="lede">{esc(sentence(run))}</p></header>'
-    )
+def _optimizer(run: Run) -> dict[str, Any]:
+    return run["config"].get("train") or run["config"].get("rl") or {}
 
 
-def _tiles(run: Run, metrics: list[Row]) -> str:
-    tiles: list[tuple[str, str, str]] = []
-    for name in ("rewards/accuracies", "reward", "loss"):
+def header(run: Run, heading: str, said: str) -> str:
+    return f"<header>{facts(run, run.get('fingerprint'))}<h1>{esc(heading)}</h1>{lede(said)}</header>"
+
+
+def lede(said: str) -> str:
+    return f'<p class="lede">{esc(said)}</p>'
+
+
+def tiles(run: Run, metrics: list[Row], names: Iterable[str], first: Iterable[tuple[str, str, str]] = ()) -> str:
+    """Large figures: `first` (value, what it is, a note), then of `names` until there are two, then what it took."""
+    shown = list(first)
+    for name in names:
         kept = ends(metrics, EVAL + name)
         known = kept or ends(metrics, name)
-        if known and len(tiles) < 2:
+        if known and len(shown) < 2:
             what = f"{words(name)}, kept prompts" if kept else words(name)
-            tiles.append((figure(name, known[1]), what, f"{figure(name, known[0])} at the start"))
+            shown.append((figure(name, known[1]), what, f"{figure(name, known[0])} at the start"))
     steps = metrics[-1]["step"] if metrics else run.get("steps")
     if steps:
         epochs = finite(metrics, "epoch")
-        tiles.append((f"{steps:,}", "steps", f"{epochs[-1][1]:.3g} epochs" if epochs else ""))
+        shown.append((f"{steps:,}", "steps", f"{epochs[-1][1]:.3g} epochs" if epochs else ""))
     if tokens := _tokens(run, metrics):
         seconds = run.get("seconds")
         pace = ends(metrics, "tokens_per_second")
         speed = f"{pace[1]:,.0f} a second" if pace else f"{tokens / seconds:,.0f} a second" if seconds else ""
-        tiles.append((compact(tokens), "tokens", speed))
+        shown.append((compact(tokens), "tokens", speed))
     if run.get("seconds"):
-        tiles.append((duration(run["seconds"]), "time", str(run.get("device") or "")))
+        shown.append((duration(run["seconds"]), "time", str(run.get("device") or "")))
     drawn = "".join(
         f"<div><dt>{esc(what)}</dt><dd><b>{esc(value)}</b><small>{esc(note)}</small></dd></div>"
-        for value, what, note in tiles
+        for value, what, note in shown
     )
-    return f'<dl class="tiles">{drawn}</dl>' if tiles else ""
+    return f'<dl class="tiles">{drawn}</dl>' if shown else ""
 
 
-def _ends(metrics: list[Row]) -> str:
+def ends_section(metrics: list[Row], names: list[str]) -> str:
+    """A table of where each metric started and ended."""
     rows = []
-    for name in ordered(metrics):
+    for name in names:
         if name in EXACT:
             continue
         cells = []
@@ -252,23 +273,30 @@ def _ends(metrics: list[Row]) -> str:
     return section("Start and end", said, f'<div class="scroll">{body}</div>')
 
 
-def _curves(run: Run, metrics: list[Row]) -> str:
+def curves_section(
+    run: Run, metrics: list[Row], names: list[str], resumed_at: list[int], folded: Sequence[str] = ()
+) -> str:
+    """A chart for each of `names`; those of `folded` are there for who asks for them."""
+    resumed = [step for step in resumed_at if step <= max((row["step"] for row in metrics), default=0)]
+    drawn, others = (_charts(run, metrics, list(of), resumed) for of in (names, folded))
+    if not drawn and not others:
+        return ""
+    evaluated = any(name.startswith(EVAL) for name in numbers(metrics))
+    two = any(name.endswith("/rejected") for name in names)
+    said = "Faint: every step. Line: its neighbourhood's mean. Point at a chart to read its figures."
+    more = f"<details><summary>{len(others)} more</summary>{multiples(others)}</details>" if others else ""
+    return wide_section("Curves", [said], _keys(two, evaluated, bool(resumed)) + multiples(drawn) + more)
+
+
+def _charts(run: Run, metrics: list[Row], names: list[str], resumed: list[int]) -> list[str]:
     drawn, last = [], max((row["step"] for row in metrics), default=0)
-    resumed = [step for step in run.get("resumed_at") or [] if step <= last]
-    names = ordered(metrics)
     for name in names:
         stem, _, side = name.rpartition("/")
         if side == "rejected" and f"{stem}/chosen" in names:
             continue  # drawn with the chosen
         paired = [f"{stem}/chosen", f"{stem}/rejected"] if side == "chosen" and f"{stem}/rejected" in names else [name]
         drawn.append(_chart(run, metrics, paired, last, resumed))
-    drawn = list(filter(None, drawn))
-    if not drawn:
-        return ""
-    evaluated = any(name.startswith(EVAL) for name in numbers(metrics))
-    two = any(name.endswith("/rejected") for name in names)
-    said = "Faint: every step. Line: its neighbourhood's mean. Point at a chart to read its figures."
-    return wide_section("Curves", [said], _keys(two, evaluated, bool(resumed)) + multiples(drawn))
+    return list(filter(None, drawn))
 
 
 def _keys(two: bool, evaluated: bool, resumed: bool) -> str:
@@ -300,10 +328,11 @@ def _chart(run: Run, metrics: list[Row], names: list[str], last: int, resumed: l
     share = is_share(names[0])
     what = words(names[0]).removesuffix(" of chosen").removesuffix(", chosen") if len(names) > 1 else words(names[0])
     what = what[:1].upper() + what[1:]
-    limit = (run["config"].get("train") or {}).get("max_grad_norm") if names == ["grad_norm"] else None
-    guide = 0.5 if share else limit or None
+    of_pairs = names[0].endswith("accuracies")
+    limit = _optimizer(run).get("max_grad_norm") if names == ["grad_norm"] else None
+    guide = 0.5 if of_pairs else limit or None
     outside = beyond(curves, share)
-    notes = [f"Broken line: {'chance' if share else 'where it is clipped'}."] if guide is not None else []
+    notes = [f"Broken line: {'chance' if of_pairs else 'where it is clipped'}."] if guide is not None else []
     notes += [f"Values beyond the frame: {len(outside):,}, farthest {reading(outside[0], share)}."] if outside else []
     notes += [f"Values that are not finite: {broken:,}."] if broken else []
     below = f"<figcaption>{' '.join(map(esc, notes))}</figcaption>"
@@ -322,29 +351,37 @@ def _in_words(metrics: list[Row], names: list[str]) -> str:
 
 def _figures(run: Run) -> str:
     given = run.get("figures") or {}
-    return _pairs_of("Figures", [], [[str(name).replace("_", " "), value] for name, value in given.items()])
+    return pairs_section("Figures", [], [[str(name).replace("_", " "), value] for name, value in given.items()])
 
 
 def _setup(run: Run, metrics: list[Row]) -> str:
-    config = run["config"]
-    train, lora, learner = (config.get(name) or {} for name in ("train", "lora", "learner"))
-    rates = [value for _, value in finite(metrics, "learning_rate")]
-    rows: list[list[Any]] = [["Policy", policy_name(run)]]
-    rows += [["Objective", _objective(run)[0]]]
+    rows: list[list[Any]] = [["Objective", _objective(run)[0]]]
     rows += [[f"{run['objective']}, {name.replace('_', ' ')}", value] for name, value in settings(run).items()]
-    rows += [["Trained", f"LoRA, rank {lora['rank']}" if lora.get("rank") else "all weights"]]
-    rows += [["Batch size", train.get("batch_size")]]
-    rows += [["Highest learning rate", max(rates) if rates else train.get("learning_rate")]]
-    rows += [["Schedule", train.get("schedule")], ["Seed", train.get("seed")]]
-    rows += [
+    resumed = run.get("resumed_at")
+    again = [["Started again after step", listed([f"{step:,}" for step in resumed]) if resumed else None]]
+    return setup_section(run, metrics, rows, [["Batch size", _optimizer(run).get("batch_size")]], again)
+
+
+def setup_section(
+    run: Run, metrics: list[Row], method: list[list[Any]], batch: list[list[Any]], others: list[list[Any]]
+) -> str:
+    """A table of settings; `method`, `batch` and `others` are rows (name, value), those of None are left out."""
+    optimizer, lora, learner = _optimizer(run), *(run["config"].get(name) or {} for name in ("lora", "learner"))
+    rates = [value for _, value in finite(metrics, "learning_rate")]
+    rows = [
+        ["Policy", policy_name(run)],
+        *method,
+        ["Trained", f"LoRA, rank {lora['rank']}" if lora.get("rank") else "all weights"],
+        *batch,
+        ["Highest learning rate", max(rates) if rates else optimizer.get("learning_rate")],
+        ["Schedule", optimizer.get("schedule")],
+        ["Seed", optimizer.get("seed")],
         ["Workers", learner.get("workers")],
         ["ZeRO stage", learner.get("zero_stage")],
         ["Device", run.get("device")],
+        *others,
     ]
-    rows += [
-        ["Started again after step", listed([f"{s:,}" for s in run["resumed_at"]]) if run.get("resumed_at") else None]
-    ]
-    return _pairs_of("Settings", [], [row for row in rows if row[1] is not None])
+    return pairs_section("Settings", [], [row for row in rows if row[1] is not None])
 
 
 def _labels(run: Run) -> str:
@@ -360,7 +397,7 @@ def _labels(run: Run) -> str:
     )
 
 
-def _notes(run: Run) -> str:
+def notes_section(run: Run) -> str:
     notes = run.get("notes") or []
     items = "".join(f"<li>{esc(note)}</li>" for note in notes)
     return section("What to know", [], f'<ul class="notes">{items}</ul>') if notes else ""
@@ -375,12 +412,14 @@ def _samples(run: Run) -> str:
             for when, answer in sample.items()
             if when != "prompt" and answer is not None
         )
-        cards.append(f'<article class="card">{_prompt(sample.get("prompt"))}<div class="sides">{sides}</div></article>')
+        cards.append(
+            f'<article class="card">{prompt_text(sample.get("prompt"))}<div class="sides">{sides}</div></article>'
+        )
     said = "Answers to prompts that were not trained on, before and after."
     return wide_section("Samples", [said], "".join(cards)) if cards else ""
 
 
-def _prompt(prompt: Any) -> str:
+def prompt_text(prompt: Any) -> str:
     """Text, or messages, folded where it is long."""
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": str(prompt or "")}]
     lines = "".join(
@@ -402,7 +441,7 @@ def _reproduce(run: Run) -> str:
     return reproduce(run, "endoreward train run.toml", said, "run.toml", fingerprints)
 
 
-def _pairs_of(heading: str, said: list[str], rows: Iterable[Any]) -> str:
+def pairs_section(heading: str, said: list[str], rows: Iterable[Any]) -> str:
     """A section with a table of names and values; empty without rows."""
     cells = [[esc(name), esc(_value(value))] for name, value in rows]
     return section(heading, said, table(cells)) if cells else ""

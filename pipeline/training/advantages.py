@@ -66,31 +66,53 @@ def advantages(config: TrainConfig, siblings: Siblings, gamma: float) -> list[Ar
             single response.
     """
     told = config.advantage
+    if config.train.objective != "rwr":
+        return compared(told, siblings, gamma)
+    first = _returns(told, siblings, gamma)[:, 0]
+    weights = len(first) * _softmax(first / _scale(told, first) / config.awr.temperature)
+    return [np.full(length, weight) for weight, length in zip(weights, siblings.lengths, strict=True)]
+
+
+def compared(told: AdvantageConfig, siblings: Siblings, gamma: float) -> list[Array]:
+    """A_h of the responses to one prompt, by the equation above: n arrays [H_i]. Raises ConfigError as `advantages`."""
     returns = _returns(told, siblings, gamma)
-    if config.train.objective == "rwr":
-        weights = _softmax(returns[:, 0] / _scale(told, returns[:, 0]) / config.awr.temperature)
-        found = np.broadcast_to(len(weights) * weights[:, None], returns.shape)
-    else:
-        found = (returns - _baseline(told, siblings, returns)) / _scale(told, returns[:, 0])
-    return [row[:length].copy() for row, length in zip(found, siblings.lengths, strict=True)]
+    found = (returns - _baseline(told, siblings, returns)) / _scale(told, returns[:, 0])
+    return cut(found, siblings.lengths)
+
+
+def padded(columns: Sequence[ArrayLike], lengths: Sequence[int]) -> Array:
+    """n arrays [H_i] as [n, longest], 0 after the end of each."""
+    made = np.zeros((len(lengths), max(lengths)))
+    for row, column, length in zip(made, columns, lengths, strict=True):
+        row[:length] = column
+    return made
+
+
+def cut(rows: Array, lengths: Sequence[int]) -> list[Array]:
+    """`padded` undone: [n, longest] -> n arrays [H_i]."""
+    return [row[:length].copy() for row, length in zip(rows, lengths, strict=True)]
+
+
+def to_go(rewards: Array, gamma: float) -> Array:
+    """sum_{k>=h} gamma^(k-h) r_k: [n, longest] -> the same."""
+    sums = rewards.copy()
+    for h in range(rewards.shape[1] - 2, -1, -1):
+        sums[:, h] += gamma * sums[:, h + 1]
+    return sums
 
 
 def _returns(told: AdvantageConfig, siblings: Siblings, gamma: float) -> Array:
     """R_h, [n, longest]; after the end of a response 0, or with credit = response its reward."""
-    longest = max(siblings.lengths)
     if told.credit == "response":
-        return np.repeat(np.asarray(siblings.rewards, np.float64)[:, None], longest, axis=1)
-    returns = _padded(siblings.token_rewards, siblings.lengths, "advantage.credit = tokens", "token_rewards")
-    for h in range(longest - 2, -1, -1):
-        returns[:, h] += gamma * returns[:, h + 1]
-    return returns
+        return np.repeat(np.asarray(siblings.rewards, np.float64)[:, None], max(siblings.lengths), axis=1)
+    return to_go(_column(siblings.token_rewards, siblings, "advantage.credit = tokens", "token_rewards"), gamma)
 
 
 def _baseline(told: AdvantageConfig, siblings: Siblings, returns: Array) -> Array | float:
     if told.baseline == "none":
         return 0.0
     if told.baseline == "value":
-        return _padded(siblings.token_values, siblings.lengths, "advantage.baseline = value", "token_values")
+        return _column(siblings.token_values, siblings, "advantage.baseline = value", "token_values")
     _several(returns, f"advantage.baseline = {told.baseline}")
     if told.baseline == "group":
         return returns.mean(axis=0)
@@ -118,15 +140,11 @@ def _several(rows: Array, setting: str) -> None:
         )
 
 
-def _padded(columns: Sequence[ArrayLike], lengths: Sequence[int], setting: str, name: str) -> Array:
-    """[n, longest] with 0 after the end of each. Raises ConfigError where a response lacks the column."""
-    rows = [np.asarray(column, np.float64) for column in columns]
-    if [len(row) for row in rows] != list(lengths):
+def _column(columns: Sequence[ArrayLike], siblings: Siblings, setting: str, name: str) -> Array:
+    """`padded`. Raises ConfigError where a response lacks the column."""
+    if [np.size(column) for column in columns] != list(siblings.lengths):
         raise ConfigError(
             f"{setting} needs {name} of every token, and these labels have rewards of whole responses: use labels of the "
             "endogenous reward, or set advantage.credit = response and advantage.baseline = group"
         )
-    made = np.zeros((len(rows), max(lengths)))
-    for i, row in enumerate(rows):
-        made[i, : len(row)] = row
-    return made
+    return padded(columns, siblings.lengths)

@@ -22,10 +22,16 @@ class Response:
     reference: Tokens | None = None  # [H]
     behaviour: Tokens | None = None  # [H]
     advantages: Tokens | None = None  # [H]
+    returns: Tokens | None = None  # [H], what a critic should have forecast
 
 
-def collate(responses: Sequence[Response], logprobs: torch.Tensor) -> Batch:
-    """The batch of these responses, whose policy log-probabilities are `logprobs` [P]."""
+def collate(
+    responses: Sequence[Response],
+    logprobs: torch.Tensor,
+    entropies: torch.Tensor | None = None,
+    values: torch.Tensor | None = None,
+) -> Batch:
+    """The batch of these responses, of which the policy said `logprobs`, `entropies`, `values`: [P] each."""
     device, dtype = logprobs.device, logprobs.dtype
 
     def flat(name: str) -> torch.Tensor | None:
@@ -41,4 +47,7 @@ def collate(responses: Sequence[Response], logprobs: torch.Tensor) -> Batch:
         reference=flat("reference"),
         behaviour=flat("behaviour"),
         advantages=flat("advantages"),
+        entropies=entropies,
+        values=values,
+        returns=flat("returns"),
     )

@@ -9,8 +9,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from pipeline.report import rl
 from pipeline.report.page import listed, to_toml
 from pipeline.report.training import Run, figure, last_part, observations, ordered, policy_name, sentence, title, words
+from pipeline.rl.config import ALGORITHMS
 from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES
 from pipeline.training.metrics import EVAL, Row, ends
 
@@ -23,22 +25,37 @@ UNSEEN = (
     "The reward of the labels is a model's opinion. What that model cannot tell apart, this one was not taught.",
     "Licence and data of the base model and of the prompts apply to this model too.",
 )
+UNSEEN_ONLINE = (
+    "No benchmark was run on this model here; the figures are those of the run. Whether it is better to talk to is not "
+    "known.",
+    "The policy learnt to be paid by its reward. What the reward cannot tell apart, it was not taught; what the reward "
+    "overrates, it may have found.",
+    UNSEEN[2],
+)
 
 
-def model_card(run: Run, metrics: list[Row]) -> str:
-    """The card as text (write it as UTF-8 to README.md beside the weights). `run` and `metrics` as for the page."""
+def model_card(run: Run, metrics: list[Row], results: rl.Results | None = None) -> str:
+    """The card as text (write it as UTF-8 to README.md beside the weights).
+
+    `run` and `metrics`, and `results` of an online run, as for the page.
+    """
+    online, results = rl.is_online(run), results or {}
+    accuracy = rl.accuracy_rows(results)
+    heading, said = (rl.title(run), rl.sentence(run)) if online else (title(run), sentence(run))
     blocks = [
         f"---\n{_front_matter(run)}\n---",
-        f"# {policy_name(run)}, {title(run)}",
-        without_places(sentence(run)),
+        f"# {policy_name(run)}, {without_places(heading)}",
+        without_places(said),
         _loading(),
         "## Labels" if run.get("labels") else "",
         _labels(run),
+        "## Accuracy on held-out prompts" if accuracy else "",
+        _table(["", "accuracy", "95% interval"], accuracy),
         "## Figures" if metrics else "",
-        _figures(metrics),
+        _figures(metrics, rl.ordered(metrics) if online else ordered(metrics)),
         _given(run),
         "## What to know",
-        "\n".join(f"- {without_places(said)}" for said in _known(run, metrics)),
+        "\n".join(f"- {without_places(said)}" for said in _known(run, metrics, results)),
         "## Configuration",
         f"Places are named by their last part.\n\n```toml\n{to_toml(shareable_config(run))}\n```",
         _made_by(run),
@@ -63,11 +80,16 @@ def without_places(text: str) -> str:
 
 def _front_matter(run: Run) -> str:
     rank = (run["config"].get("lora") or {}).get("rank")
-    tags = ["endoreward", run["objective"], *(["lora"] if rank else [])]
+    tags = ["endoreward", _method(run), *(["lora"] if rank else [])]
     given = ModelCardData(
         base_model=hub_name(run), library_name="transformers", pipeline_tag="text-generation", tags=tags
     )
     return given.to_yaml()
+
+
+def _method(run: Run) -> str:
+    """The algorithm of an online run, else the objective."""
+    return str(run["config"]["rl"]["algorithm"] if rl.is_online(run) else run["objective"])
 
 
 def _loading() -> str:
@@ -89,10 +111,10 @@ def _labels(run: Run) -> str:
     return _table(["store", "model", "reward", "fingerprint"], rows)
 
 
-def _figures(metrics: list[Row]) -> str:
+def _figures(metrics: list[Row], names: list[str]) -> str:
     """The start and the end of every curve, as the page has them."""
     rows = []
-    for name in ordered(metrics):
+    for name in names:
         for key in (name, EVAL + name):
             if known := ends(metrics, key):
                 rows.append([words(key), *(figure(name, value) for value in known)])
@@ -105,16 +127,18 @@ def _given(run: Run) -> str:
     return _table(["", "count or value"], [[str(name), f"{v:,}" if isinstance(v, int) else str(v)] for name, v in rows])
 
 
-def _known(run: Run, metrics: list[Row]) -> list[str]:
-    return [*observations(run, metrics), *map(str, run.get("notes") or []), *UNSEEN]
+def _known(run: Run, metrics: list[Row], results: rl.Results) -> list[str]:
+    online = rl.is_online(run)
+    observed = rl.observations(run, metrics, results) if online else observations(run, metrics)
+    return [*observed, *map(str, run.get("notes") or []), *(UNSEEN_ONLINE if online else UNSEEN)]
 
 
 def shareable_config(run: Run) -> dict[str, dict[str, Any]]:
-    """The sections that this objective reads, without those that only say where the run was."""
-    objective = run["objective"]
-    foreign = {*OBJECTIVES, "pairs", "advantage"} - {objective}
-    foreign -= {"pairs"} if objective in PAIR_OBJECTIVES else {"awr", "advantage"} if objective == "rwr" else set()
-    foreign -= {"advantage"} if objective in ("awr", "grpo", "reinforce") else set()
+    """The sections that this objective or algorithm reads, without those that only say where the run was."""
+    method = _method(run)
+    foreign = {*ALGORITHMS, *OBJECTIVES, "pairs", "advantage"} - {method}
+    foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"awr", "advantage"} if method == "rwr" else set()
+    foreign -= {"advantage"} if method in ("awr", "grpo", "reinforce") else set()
     kept = {name: fields for name, fields in run["config"].items() if name not in {*foreign, *MACHINE}}
     return _shortened(kept)
 
@@ -131,7 +155,7 @@ def _made_by(run: Run) -> str:
     versions = [f"{name} {version}" for name, version in (run.get("versions") or {}).items()]
     day = str(run.get("created") or "")[:10]
     fingerprint = f" Fingerprint of the run: `{run['fingerprint']}`." if run.get("fingerprint") else ""
-    made = f"Made by `endoreward train run.toml`{f' on {day}' if day else ''}"
+    made = f"Made by `endoreward {'rl' if rl.is_online(run) else 'train'} run.toml`{f' on {day}' if day else ''}"
     return f"{made}{f' with {listed(versions)}' if versions else ''}.{fingerprint}"
 
 

@@ -11,16 +11,9 @@ GROUP_OBJECTIVES = ("awr", "rwr", "grpo", "reinforce", "sft")
 OBJECTIVES = (*PAIR_OBJECTIVES, *GROUP_OBJECTIVES)
 
 
-class TrainSection(Section):
-    labels: list[Place] = Field(default=[], description="label stores to learn from")
-    objective: Literal["dpo", "ipo", "simpo", "awr", "rwr", "grpo", "reinforce", "sft"] = Field(
-        default="dpo", description="what is optimised: docs/training.md has each one's equation"
-    )
-    epochs: float = Field(default=3.0, gt=0, allow_inf_nan=False, description="how often all examples are seen")
-    max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; default: what epochs come to")
-    batch_size: int = Field(
-        default=16, ge=1, description="examples of an optimiser step, over all workers: pairs, else prompts"
-    )
+class OptimizerSection(Section):
+    """What any training run says of its steps."""
+
     learning_rate: float | None = Field(
         default=None,
         gt=0,
@@ -33,7 +26,19 @@ class TrainSection(Section):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="of AdamW")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="of AdamW")
     max_grad_norm: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="gradients are clipped; 0: never")
-    seed: int = Field(default=0, ge=0, description="of the order of examples and of LoRA's first weights")
+    seed: int = Field(default=0, ge=0, description="of the order of examples, of samples, and of new weights")
+
+
+class TrainSection(OptimizerSection):
+    labels: list[Place] = Field(default=[], description="label stores to learn from")
+    objective: Literal["dpo", "ipo", "simpo", "awr", "rwr", "grpo", "reinforce", "sft"] = Field(
+        default="dpo", description="what is optimised: docs/training.md has each one's equation"
+    )
+    epochs: float = Field(default=3.0, gt=0, allow_inf_nan=False, description="how often all examples are seen")
+    max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; default: what epochs come to")
+    batch_size: int = Field(
+        default=16, ge=1, description="examples of an optimiser step, over all workers: pairs, else prompts"
+    )
     shuffle_parts: int = Field(
         default=64, ge=1, description="parts of the stores that are shuffled together and held in memory"
     )
@@ -216,12 +221,39 @@ class TrackingConfig(Section):
     )
 
 
-class TrainConfig(Section):
+class LearningConfig(Section):
+    """What `train` and `rl` can both be told."""
+
+    policy: ModelConfig = ModelConfig()
+    reference: ModelConfig = ModelConfig()
+    lora: LoraSection = LoraSection()
+    learner: LearnerConfig = LearnerConfig()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingConfig = TrackingConfig()
+    output: OutputConfig = OutputConfig()
+    run: ClusterConfig = ClusterConfig()
+
+    @property
+    def optimizer(self) -> OptimizerSection:
+        raise NotImplementedError
+
+    @property
+    def section(self) -> str:
+        """The section that says it, for messages."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _one_dtype(self) -> Self:
+        for name, model in (("policy", self.policy), ("reference", self.reference)):
+            if model.dtype != "auto":
+                raise ValueError(f"{name}.dtype = {model.dtype} has no effect on training; say it with learner.dtype")
+        return self
+
+
+class TrainConfig(LearningConfig):
     """Everything `train` can be told."""
 
     train: TrainSection = TrainSection()
-    policy: ModelConfig = ModelConfig()
-    reference: ModelConfig = ModelConfig()
     pairs: PairsConfig = PairsConfig()
     dpo: DpoConfig = DpoConfig()
     ipo: IpoConfig = IpoConfig()
@@ -231,16 +263,11 @@ class TrainConfig(Section):
     grpo: GrpoConfig = GrpoConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
     sft: SftConfig = SftConfig()
-    lora: LoraSection = LoraSection()
-    learner: LearnerConfig = LearnerConfig()
-    checkpoint: CheckpointSection = CheckpointSection()
-    tracking: TrackingConfig = TrackingConfig()
-    output: OutputConfig = OutputConfig()
-    run: ClusterConfig = ClusterConfig()
 
-    @model_validator(mode="after")
-    def _one_dtype(self) -> Self:
-        for name, model in (("policy", self.policy), ("reference", self.reference)):
-            if model.dtype != "auto":
-                raise ValueError(f"{name}.dtype = {model.dtype} has no effect on training; say it with learner.dtype")
-        return self
+    @property
+    def optimizer(self) -> TrainSection:
+        return self.train
+
+    @property
+    def section(self) -> str:
+        return "train"

@@ -5,23 +5,23 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import LearningConfig
 
 OURS = {
-    "optimizer": "train.*, which describes AdamW",
-    "scheduler": "train.schedule and train.warmup",
+    "optimizer": "{section}.*, which describes AdamW",
+    "scheduler": "{section}.schedule and {section}.warmup",
     "fp16": "learner.dtype; float16 is not offered, because rewards of long responses overflow it",
-    "train_batch_size": "train.batch_size and learner.budget_tokens",
+    "train_batch_size": "{section}.batch_size and learner.budget_tokens",
     "amp": "learner.dtype",
     "torch_autocast": "learner.dtype",
     "sequence_parallel_size": "learner.workers; sequences are not split",
     "tensor_parallel": "learner.zero_stage; matrices are not split otherwise",
 }
-"""What a user's JSON must not hold, and what says it instead."""
+"""What a user's JSON must not hold, and what says it instead; the section is the command's own."""
 FIELDS = {
     "train_micro_batch_size_per_gpu": "learner.budget_tokens",
     "gradient_accumulation_steps": "learner.budget_tokens",
-    "gradient_clipping": "train.max_grad_norm",
+    "gradient_clipping": "{section}.max_grad_norm",
     "bf16.enabled": "learner.dtype",
     "zero_optimization.stage": "learner.zero_stage",
     "zero_optimization.offload_optimizer.device": "learner.offload",
@@ -30,7 +30,7 @@ FIELDS = {
 """Our fields behind DeepSpeed's."""
 
 
-def deepspeed_config(config: TrainConfig, dtype: str, text: str | None = None) -> dict[str, Any]:
+def deepspeed_config(config: LearningConfig, dtype: str, text: str | None = None) -> dict[str, Any]:
     """What `deepspeed.initialize` is told.
 
     Micro-batches differ in number from step to step, so accumulation is the learner's: DeepSpeed sees one at a time and is
@@ -51,7 +51,7 @@ def deepspeed_config(config: TrainConfig, dtype: str, text: str | None = None) -
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.train.max_grad_norm,
+        "gradient_clipping": config.optimizer.max_grad_norm,
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -63,6 +63,7 @@ def deepspeed_config(config: TrainConfig, dtype: str, text: str | None = None) -
     theirs = _read(config.learner.deepspeed or "", text)
     conflicts = [f"{key}: say it with {field}" for key, field in OURS.items() if not _left_open(theirs.get(key))]
     _merge(ours, theirs, "", conflicts)
+    conflicts = [conflict.replace("{section}", config.section) for conflict in conflicts]
     if conflicts:
         raise ConfigError(
             f"learner.deepspeed = {config.learner.deepspeed} contradicts this configuration:\n  "
@@ -71,7 +72,7 @@ def deepspeed_config(config: TrainConfig, dtype: str, text: str | None = None) -
     return ours
 
 
-def read_deepspeed(config: TrainConfig) -> str | None:
+def read_deepspeed(config: LearningConfig) -> str | None:
     """The content of `learner.deepspeed`. Raises ConfigError where it cannot be read."""
     place = config.learner.deepspeed
     if place is None:

@@ -143,8 +143,9 @@ def _encode(row: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A number as JSON has it: that of a tensor or an array of one element too; None where it is not finite."""
-    if isinstance(value, int | str):
+    """As JSON has it: text and lists as they are, a number that of a tensor or an array of one element too; None where it
+    is not finite."""
+    if isinstance(value, int | str | list):
         return value
     number = float(value)
     return number if math.isfinite(number) else None

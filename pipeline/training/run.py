@@ -7,13 +7,14 @@ OUTPUT/checkpoints.json  its list of them, once more
 OUTPUT/reference/        log-probabilities of the reference, where the labels do not hold them
 OUTPUT/best/             the policy of the lowest eval_loss, where prompts were kept from training
 OUTPUT/hf/               the trained policy, a Hugging Face model
+OUTPUT/stopped.json      why a run cannot go on, until it is started again
 OUTPUT/manifest.json     what a finished run says of itself
 OUTPUT/report.html       what a person looks at
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyarrow import fs
@@ -23,41 +24,51 @@ from pipeline.errors import StoreError
 from pipeline.models import identify_model
 from pipeline.objectives import objective_of
 from pipeline.store import documents, fingerprint
-from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
+from pipeline.training.config import PAIR_OBJECTIVES, LearningConfig, TrainConfig
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of its checkpoints
+STOPPED = "stopped.json"
 KEPT = "checkpoints.json"  # the same, as it was before the last checkpoint
 SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
-WITHOUT_EFFECT = {
-    "max_failures",
-    "deepspeed",
-    "device",
-    "dtype",
-    "workers",
-}  # or told in another way
+WITHOUT_EFFECT = {"max_failures"} | {"deepspeed", "device", "dtype", "workers"}  # the latter are said in another way
 MUST_AGREE = {
     "learner.workers": "a checkpoint fits only as many workers as wrote it",
     "labels.records": "the labels changed since the run began",
+    "prompts.digest": "the prompts changed since the run began",
 }
 
 
 def describe(
     config: TrainConfig, labels: Mapping[str, Any], dtype: str, device: str, workers: int, deepspeed: str | None
 ) -> dict[str, Any]:
-    """All that decides the bits of a run, flat: dotted name to value. Raises ConfigError where a model cannot be read.
+    """All that decides the bits of a run of `train`, flat: dotted name to value. Raises ConfigError where a model cannot be
+    read.
 
     Args:
         labels: what `Examples.describe` says.
         deepspeed: the content of `learner.deepspeed`.
     """
     objective = config.train.objective
-    sections = ["train", "lora", "learner", SETTINGS.get(objective, objective)]
+    sections = ["train", SETTINGS.get(objective, objective)]
     sections += ["pairs"] if objective in PAIR_OBJECTIVES else []
     sections += ["advantage"] if objective_of(config).uses_advantages else []
-    told = config.model_dump(include=set(sections))
-    del told["train"]["labels"]
+    found = described(config, sections, dtype, device, workers, deepspeed)
+    del found["train.labels"]
+    return found | {
+        "labels.fingerprints": [store["fingerprint"] for store in labels["stores"]],
+        "labels.records": [store["records"] for store in labels["stores"]],
+        "labels.examples": labels["examples"],
+        **({"checkpoint.every_steps": config.checkpoint.every_steps} if config.train.eval_share else {}),
+    }
+
+
+def described(
+    config: LearningConfig, sections: Sequence[str], dtype: str, device: str, workers: int, deepspeed: str | None
+) -> dict[str, Any]:
+    """What any training run is described by: these sections of its configuration, the learner, policy and reference."""
+    told = config.model_dump(include={*sections, "lora", "learner"})
     told["learner"] = {name: value for name, value in told["learner"].items() if name not in WITHOUT_EFFECT}
     reference = identify_model(config.reference, dtype) if config.reference.name else {}
     return {
@@ -65,10 +76,6 @@ def describe(
         **{f"{section}.{name}": value for section, fields in told.items() for name, value in fields.items()},
         **{f"policy.{name}": value for name, value in identify_model(config.policy, dtype).items()},
         **{f"reference.{name}": value for name, value in reference.items()},
-        "labels.fingerprints": [store["fingerprint"] for store in labels["stores"]],
-        "labels.records": [store["records"] for store in labels["stores"]],
-        "labels.examples": labels["examples"],
-        **({"checkpoint.every_steps": config.checkpoint.every_steps} if config.train.eval_share else {}),
         "learner.device": device,
         "learner.workers": workers,
         "learner.deepspeed": deepspeed and hashlib.sha256(deepspeed.encode()).hexdigest(),
@@ -110,6 +117,16 @@ class RunFolder:
                 f"{self.uri} holds another run: {''.join(known)}Give another --output, or go on as it was begun:\n  "
                 + "\n  ".join(differ)
             )
+
+    def forget(self, *names: str) -> None:
+        """Delete files and folders of a run whose place another one takes."""
+        for name in names:
+            filesystem, path = storage.locate(self.at(name))
+            kind = filesystem.get_file_info(path).type
+            if kind == fs.FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind == fs.FileType.File:
+                filesystem.delete_file(path)
 
     def mend(self) -> None:
         """Make the checkpoints whole after a kill: Ray Train writes its list in place, and forgets what is not in it.

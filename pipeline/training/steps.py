@@ -60,7 +60,7 @@ class StepData:
     def order(self) -> Order:
         """Raises ConfigError where there are fewer examples than a step takes."""
         train = self.config.train
-        return Order(self.examples, train.batch_size, train.seed, train.shuffle_parts)
+        return Order(self.examples.part, train.batch_size, train.seed, train.shuffle_parts)
 
     def part(self, numbers: Numbers) -> StepPart:
         """These examples as a step. Raises StoreError, ConfigError as `RowReader.read`."""

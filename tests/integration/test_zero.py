@@ -1,10 +1,11 @@
-"""The learner on two workers under ZeRO, against one process and against a plain loop of torch."""
+"""The learner on two workers under ZeRO, against one process and against a plain loop of torch; with a critic too."""
 
 import datetime
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 
 from pipeline.config import ModelConfig
+from pipeline.objectives import objective_of
+from pipeline.objectives.base import Batch, Objective, Terms
 from pipeline.training.batch import Response
 from pipeline.training.config import TrainConfig
 
@@ -65,20 +68,31 @@ def part(found: list[list[Response]], rank: int, world: int) -> list[list[Respon
     return [[r for pair in micro for r in pair] for micro in cut[rank::world]]
 
 
+def join(rank: int, world: int, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ["DS_ACCELERATOR"] = "cuda"  # of this machine, say; a learner knows better
+    store = dist.TCPStore("127.0.0.1", port, world, rank == 0, datetime.timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+
+
+def told(folder: str, name: str) -> tuple[TrainConfig, str | None]:
+    """The setting, and the DeepSpeed configuration of a user."""
+    config = TrainConfig(policy=ModelConfig(name=f"{folder}/base"), **SETTINGS[name])
+    whole = json.dumps(
+        {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    )  # else all is small enough to stay
+    return config, whole if config.learner.zero_stage == 3 else None
+
+
 def work(rank: int, world: int, port: int, folder: str, names: Sequence[str], stop: int | None) -> None:
     """Train under each setting, through a checkpoint at step `stop` that a second learner takes up, and export."""
     from actors.learner import Learner, LearnerSpec
 
-    torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)
-    store = dist.TCPStore("127.0.0.1", port, world, rank == 0, datetime.timedelta(seconds=60))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    join(rank, world, port)
     for name in names:
-        config = TrainConfig(policy=ModelConfig(name=f"{folder}/base"), **SETTINGS[name])
-        whole = json.dumps(
-            {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-        )  # else all is small enough to stay
-        spec = LearnerSpec(config, "cpu", whole if config.learner.zero_stage == 3 else None)
+        config, deepspeed = told(folder, name)
+        spec = LearnerSpec(config, objective_of(config), "cpu", deepspeed)
         learner = Learner(spec)
         rows = []
         for step in range(STEPS):
@@ -95,11 +109,15 @@ def work(rank: int, world: int, port: int, folder: str, names: Sequence[str], st
     dist.destroy_process_group()
 
 
-def train(folder: Path, names: Sequence[str], world: int, stop: int | None = None) -> None:
+def spawn(worker: Callable[..., None], world: int, *args: object) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(work, (world, port, str(folder), names, stop), world)
+    mp.spawn(worker, (world, port, *args), world)
+
+
+def train(folder: Path, names: Sequence[str], world: int, stop: int | None = None) -> None:
+    spawn(work, world, str(folder), names, stop)
 
 
 def logprob(model: torch.nn.Module, response: Response) -> torch.Tensor:
@@ -189,7 +207,8 @@ def export(rank: int, folder: str) -> None:
 
     os.environ["LOCAL_RANK"] = "0"
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    Learner(LearnerSpec(TrainConfig(policy=ModelConfig(name=f"{folder}/base")), "cpu")).export(f"{folder}/out")
+    config = TrainConfig(policy=ModelConfig(name=f"{folder}/base"))
+    Learner(LearnerSpec(config, objective_of(config), "cpu")).export(f"{folder}/out")
     dist.destroy_process_group()
 
 
@@ -213,3 +232,160 @@ def test_buffers_that_are_saved_with_a_model_are_exported(tmp_path: Path) -> Non
     mp.spawn(export, (str(tmp_path),), 1)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(exported.get_buffer(name), model.get_buffer(name), rtol=0, atol=0)
+
+
+ONLINE, ONLINE_STEPS, HALF = ("zero1", "zero2", "zero3", "lora", "lora3", "offload3", "bfloat16"), 8, 3
+
+
+@dataclass(frozen=True)
+class ActorCritic(Objective):
+    """Everything that a policy gives in one loss."""
+
+    name = "actor-critic"
+
+    def terms(self, batch: Batch) -> Terms:
+        assert batch.entropies is not None and batch.values is not None and batch.returns is not None
+        losses = -batch.advantages * batch.logprobs - 0.5 * batch.entropies + (batch.values - batch.returns).square()
+        values = batch.values.detach()
+        return Terms(losses, {"entropy": batch.entropies.detach(), "value/max": values, "value/mean": values})
+
+
+def samples(step: int) -> list[list[Response]]:
+    """As `pairs`, credited."""
+    rng = np.random.default_rng(1000 + step)
+
+    def credited(response: Response) -> Response:
+        advantages, returns = rng.normal(size=(2, len(response.response_ids)))
+        return replace(response, reference=None, advantages=advantages, returns=returns + 2)
+
+    return [[credited(response) for response in pair] for pair in pairs(step)]
+
+
+def work_online(rank: int, world: int, port: int, folder: str, names: Sequence[str]) -> None:
+    """Train with a critic, through a checkpoint; keep what the learner says of itself."""
+    from actors.learner import Learner, LearnerSpec
+
+    join(rank, world, port)
+    for name in names:
+        config, deepspeed = told(folder, name)
+        spec = LearnerSpec(config, ActorCritic(), "cpu", deepspeed, critic=True, entropies=True)
+        learner, rows = Learner(spec), []
+        for step in range(ONLINE_STEPS):
+            if step == HALF:
+                learner.save(f"{folder}/{name}-checkpoint", step)
+                dist.barrier()
+                learner = Learner(spec)
+                assert learner.restore(f"{folder}/{name}-checkpoint") == step
+            found = samples(step)
+            rows.append(learner.step(part(found, rank, world), totals(found), RATE))
+        values = learner.values(part(samples(99), rank, world))
+        weights = learner.weights()
+        again = learner.weights()
+        assert (weights is None) == (rank > 0)
+        learner.export(f"{folder}/{name}")
+        torch.save((rows, values), f"{folder}/{name}-{rank}.pt")
+        if weights is not None:
+            assert all(torch.equal(weights[key], again[key]) for key in weights), "merging changes no weight"
+            torch.save(weights, f"{folder}/{name}-weights.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("online")
+    tiny.save_model(folder / "base")
+    spawn(work_online, 2, str(folder), ONLINE)
+    return folder
+
+
+def plain_critic() -> torch.nn.Module:
+    """Of the published parts, with the first weights of seed 0."""
+    critic = torch.nn.Sequential(
+        torch.nn.LayerNorm(16, elementwise_affine=False),
+        torch.nn.Linear(16, 16),
+        torch.nn.SiLU(),
+        torch.nn.Linear(16, 1),
+    )
+    for parameter in critic.parameters():
+        torch.nn.init.zeros_(parameter)
+    critic[1].weight.data = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) / 4
+    return critic
+
+
+def plain_outputs(
+    model: torch.nn.Module, critic: torch.nn.Module, response: Response
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities, entropies and values, [H] each."""
+    ids = torch.tensor([response.prompt_ids + response.response_ids])
+    out = model(ids, output_hidden_states=True)
+    scored = slice(len(response.prompt_ids) - 1, -1)
+    logprobs = out.logits[0, scored].log_softmax(-1)
+    taken = logprobs.gather(1, torch.tensor(response.response_ids)[:, None])[:, 0]
+    return taken, -(logprobs.exp() * logprobs).sum(1), critic(out.hidden_states[-1][0, scored].detach())[:, 0]
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def plain_online(
+    online: Path, request: pytest.FixtureRequest
+) -> tuple[str, torch.nn.Module, torch.nn.Module, list[list]]:
+    """A loop of torch alone: which policy, the policy, its critic, and rows of every step."""
+    critic = plain_critic()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(online / "base")
+    if request.param == "lora":
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora)
+    trained = [p for p in (*model.parameters(), *critic.parameters()) if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
+    rows = []
+    for step in range(ONLINE_STEPS):
+        found = [(r, plain_outputs(model, critic, r)) for pair in samples(step) for r in pair]
+        parts = [
+            -torch.tensor(r.advantages) * logprobs - 0.5 * entropies + (values - torch.tensor(r.returns)).square()
+            for r, (logprobs, entropies, values) in found
+        ]
+        values, entropies = torch.cat([out[2] for _, out in found]), torch.cat([out[1] for _, out in found])
+        loss = torch.cat(parts).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        rows.append([each.item() for each in (loss, norm, entropies.mean(), values.max(), values.mean())])
+    return request.param, model, critic, rows
+
+
+def test_a_critic_and_entropies_are_those_of_a_plain_loop(online: Path, plain_online: tuple) -> None:
+    """On two workers, through a checkpoint."""
+    which, model, critic, due = plain_online
+    for name in ONLINE:
+        if ("lora" in name) != (which == "lora"):
+            continue
+        rough = name == "bfloat16"
+        near = {"rtol": 0.1, "atol": 0.05} if rough else {"rtol": 2e-4, "atol": 2e-5}
+        ranks = [torch.load(online / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)]
+        for rows, _ in ranks:
+            keys = ("loss", "grad_norm", "entropy", "value/max", "value/mean")
+            np.testing.assert_allclose([[row[key] for key in keys] for row in rows], due, **near, err_msg=name)
+        for rank, (_, values) in enumerate(ranks):
+            responses = [response for micro in part(samples(99), rank, 2) for response in micro]
+            for got, response in zip(values, responses, strict=True):
+                naively = plain_outputs(model, critic, response)[2].detach().numpy()
+                assert got.dtype == np.float32
+                np.testing.assert_allclose(got, naively, rtol=0.1 if rough else 1e-3, atol=0.05 if rough else 1e-3)
+    assert due[0][3] == 0 and due[-1][4] > 0.05, "values start at 0 and something was learned"
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_weights_for_samplers_are_those_of_the_exported_policy(online: Path, name: str) -> None:
+    """Into the model that samplers hold, which is the first one; the critic is in neither."""
+    weights = torch.load(online / f"{name}-weights.pt")
+    exported = AutoModelForCausalLM.from_pretrained(online / name)
+    sampler = AutoModelForCausalLM.from_pretrained(online / "base", dtype=exported.dtype)
+    ids = torch.arange(40)[None]
+    first = sampler(ids).logits
+    told = sampler.load_state_dict(weights, strict=False)
+    assert told.unexpected_keys == []
+    assert ("lora" in name) == bool(told.missing_keys)
+    torch.testing.assert_close(sampler(ids).logits, exported(ids).logits, rtol=1e-5, atol=1e-5)
+    assert (sampler(ids).logits - first).abs().max() > 0.05
+    assert not any("critic" in key for key in load_file(online / name / "model.safetensors"))

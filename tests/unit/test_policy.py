@@ -1,4 +1,4 @@
-"""The policy's log-probabilities and their gradients, against the model's own logits in float64."""
+"""The policy's log-probabilities, entropies and their gradients, against the model's own logits in float64; its critic."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import transformers
 
 from pipeline.errors import ConfigError
 from pipeline.tokens import TokenizedTurn
-from pipeline.training.policy import Policy, choose_layout
+from pipeline.training.policy import Policy, TokenLogprobs, choose_layout
 
 SIZES = {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = {"intermediate_size": 32, "num_key_value_heads": 2}
@@ -37,27 +37,35 @@ def model(name: str, dtype: torch.dtype = torch.float64) -> transformers.PreTrai
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
 
-def by_own_logits(policy: Policy) -> torch.Tensor:
-    parts = []
+def by_own_logits(policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies, [P] each."""
+    found, taken = [], [token for turn in TURNS for token in turn.response_ids]
     for turn in TURNS:
-        logits = policy.model(torch.tensor([turn.prompt_ids + turn.response_ids])).logits[0].log_softmax(-1)
-        parts += [logits[len(turn.prompt_ids) - 1 + h, token] for h, token in enumerate(turn.response_ids)]
-    return torch.stack(parts)
+        logits = policy.model(torch.tensor([turn.prompt_ids + turn.response_ids])).logits[0]
+        found.append(logits[len(turn.prompt_ids) - 1 : -1])
+    return naive(torch.cat(found), torch.tensor(taken))
 
 
-def gradients(policy: Policy, logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
+def naive(logits: torch.Tensor, taken: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logprobs = logits.log_softmax(-1)
+    entropies = -(logprobs.exp() * logprobs.masked_fill(logprobs.isinf(), 0.0)).sum(1)
+    return logprobs.gather(1, taken[:, None])[:, 0], entropies
+
+
+def gradients(policy: Policy, logprobs: torch.Tensor, entropies: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     weights = torch.linspace(-1.0, 2.0, len(logprobs), dtype=logprobs.dtype)
     policy.zero_grad()
-    (weights * logprobs).sum().backward()
+    loss = (weights * logprobs).sum() + (0.0 if entropies is None else (weights.flip(0) ** 2 * entropies).sum())
+    loss.backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_log_probabilities_and_gradients_are_those_of_the_models_own_logits(name: str, layout: str) -> None:
-    policy = Policy(model(name))
+def test_log_probabilities_entropies_and_gradients_are_those_of_the_models_own_logits(name: str, layout: str) -> None:
+    policy = Policy(model(name), entropies=True)
     own = by_own_logits(policy)
-    due = gradients(policy, own)
+    due = gradients(policy, *own)
     policy.head.rows, policy.head.columns = 3, 40  # several tiles
     if (name, layout) == ("gpt_neo", "packed"):
         with pytest.raises(ConfigError, match=r"learner.layout = packed does not fit GPTNeo"):
@@ -65,11 +73,11 @@ def test_log_probabilities_and_gradients_are_those_of_the_models_own_logits(name
         return
     assert choose_layout(policy, policy, layout) == []
     assert policy.layout == layout
-    got = policy(TURNS)
-    torch.testing.assert_close(
-        got, own, rtol=1e-6, atol=1e-6
-    )  # some layers compute in float32 whatever the weights are
-    found = gradients(policy, got)
+    *got, values = policy(TURNS)
+    assert values is None
+    for each, naively in zip(got, own, strict=True):  # some layers compute in float32 whatever the weights are
+        torch.testing.assert_close(each, naively, rtol=1e-6, atol=1e-6)
+    found = gradients(policy, *got)
     assert found.keys() == due.keys()
     for parameter, gradient in due.items():
         assert (found[parameter] - gradient).norm() <= 1e-5 * gradient.norm(), parameter
@@ -80,7 +88,7 @@ def test_packed_and_padded_give_the_same_gradients_in_float32() -> None:
     for layout in ("packed", "padded"):
         policy = Policy(model("llama", torch.float32))
         choose_layout(policy, policy, layout)
-        found[layout] = gradients(policy, policy(TURNS))
+        found[layout] = gradients(policy, policy(TURNS).logprobs)
     for name, gradient in found["padded"].items():
         worst = (found["packed"][name] - gradient).norm() / gradient.norm()
         assert worst < 1e-5, name
@@ -102,7 +110,8 @@ def test_logits_that_are_more_than_the_output_matrix_are_refused() -> None:
         choose_layout(policy, policy, "auto")
 
 
-def test_the_largest_tensor_is_a_tile() -> None:
+@pytest.mark.parametrize("entropies", [False, True])
+def test_the_largest_tensor_is_a_tile(entropies: bool) -> None:
     """Neither pass makes a tensor of [P, V]."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -118,12 +127,133 @@ def test_the_largest_tensor_is_a_tile() -> None:
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**SIZES, "vocab_size": 5000}, **LLAMA)
-    policy = Policy(transformers.AutoModelForCausalLM.from_config(config))
+    policy = Policy(transformers.AutoModelForCausalLM.from_config(config), entropies=entropies)
     policy.head.rows, policy.head.columns = 16, 5000
     turns = [TokenizedTurn([1, 2], list(range(3, 203)), []) for _ in range(4)]
     with Largest() as seen:
-        policy(turns).sum().backward()
+        sum(each.sum() for each in policy(turns) if each is not None).backward()
     assert seen.numel == 5000 * 24, "the output matrix and its gradient are the largest: a tile is 16 x 5000"
+
+
+def of_head(
+    name: str, vocabulary: int, states: torch.Tensor, taken: torch.Tensor, excluded: slice | None = None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Log-probabilities, entropies and the gradients of both, weighed together: in tiles of 3 x 40, and naively."""
+    kind, further = MODELS[name]
+    torch.manual_seed(0)
+    full = kind(**{**SIZES, **further, "vocab_size": vocabulary}, initializer_range=0.3)
+    built = transformers.AutoModelForCausalLM.from_config(full).to(states.dtype)
+    if excluded is not None:
+        built.lm_head.bias.data[excluded] = -torch.inf
+    head = TokenLogprobs(built, 1, entropies=True)
+    head.rows, head.columns = 3, min(40, vocabulary)
+    states.requires_grad_()
+    trained = {"states": states, "weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+    logits = states @ head.weight.T + (0.0 if head.bias is None else head.bias)
+    if name == "gemma2":
+        logits = 2 * torch.tanh(logits / 2)
+    own, got = naive(logits / (3 if name == "granite" else 1), taken), head(states, taken)
+    found = {"logprobs": (got[0], own[0]), "entropies": (got[1], own[1])}
+    weights = torch.linspace(-1.0, 2.0, len(states), dtype=states.dtype)
+    for which, outputs in enumerate((got, own)):
+        loss = (weights * outputs[0]).sum() + (weights.flip(0) ** 2 * outputs[1]).sum()
+        slopes = torch.autograd.grad(loss, list(trained.values()))
+        for key, slope in zip(trained, slopes, strict=True):
+            found[key] = (slope, slope) if which == 0 else (found[key][0], slope)
+    return found
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 40, 41, 163])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "phi"])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_entropies_of_any_vocabulary_and_of_sure_states(name: str, vocabulary: int, scale: float) -> None:
+    torch.manual_seed(1)
+    states = scale * torch.randn(7, 24, dtype=torch.float64)
+    found = of_head(name, vocabulary, states, torch.randint(vocabulary, (7,)))
+    for key, (got, due) in found.items():
+        assert got.dtype == torch.float64
+        torch.testing.assert_close(got, due, rtol=1e-9, atol=1e-9 * max(1.0, due.abs().max().item()), msg=key)
+    assert (found["entropies"][0] >= 0).all()
+    if scale == 300 and vocabulary > 2 and name == "llama":
+        assert (found["entropies"][0] < 1e-6).any(), "p_j = 0 in floating point"
+
+
+@pytest.mark.parametrize(
+    "excluded", [slice(3, 30), slice(0, 40), slice(40, 80), slice(80, 163)], ids=["part", "first", "second", "tail"]
+)
+def test_excluded_tokens_have_no_part_in_an_entropy(excluded: slice) -> None:
+    """Their logits are -inf, as many as a tile holds or more."""
+    torch.manual_seed(1)
+    allowed = [token for token in range(163) if token not in range(163)[excluded]]
+    states, taken = torch.randn(7, 24, dtype=torch.float64), torch.tensor(allowed[:3] + allowed[-4:])
+    for key, (got, due) in of_head("phi", 163, states, taken, excluded).items():
+        assert got.isfinite().all(), key
+        torch.testing.assert_close(got, due, rtol=1e-9, atol=1e-9, msg=key)
+
+
+def test_entropies_alone_may_be_in_a_loss() -> None:
+    torch.manual_seed(1)
+    head = TokenLogprobs(model("gemma2"), 1, entropies=True)
+    states = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)
+    taken = torch.randint(97, (5,))
+    logits = 2 * torch.tanh(states @ head.weight.T / 2)
+    for index in (0, 1):
+        due = torch.autograd.grad(naive(logits, taken)[index].sum(), states, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(head(states, taken)[index].sum(), states), due)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entropies_of_low_precision_weights_are_those_of_their_logits(dtype: torch.dtype) -> None:
+    """Everything after the weights and states is in float32."""
+    torch.manual_seed(1)
+    head = TokenLogprobs(model("llama", dtype), 1, entropies=True)
+    head.columns = 40
+    states = torch.randn(64, 24).to(dtype)
+    taken = torch.randint(97, (64,))
+    due = naive(states.double() @ head.weight.double().T, taken)
+    for got, naively in zip(head(states, taken), due, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), naively, rtol=1e-5, atol=1e-5)
+
+
+def test_a_critic_starts_at_zero_and_moves_nothing_else() -> None:
+    trunk = model("llama")
+    before = torch.get_rng_state()
+    policies = [Policy(trunk, critic_seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), before)
+    first, same, other = (policy.critic.inner for policy in policies)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+    policy = policies[0]
+    logprobs, entropies, values = policy(TURNS)
+    assert entropies is None and values.dtype == torch.float64
+    assert (values == 0).all() and len(values) == len(logprobs)
+    (values - 1).square().sum().backward()
+    moved = {name for name, p in policy.named_parameters() if p.grad is not None}
+    assert moved == {f"critic.{name}" for name in ("inner", "inner_bias", "outer", "outer_bias")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_critic_learns_a_constant(dtype: torch.dtype) -> None:
+    policy = Policy(model("llama", dtype), critic_seed=0)
+    optimizer = torch.optim.Adam(policy.critic.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (policy(TURNS).values - 1.5).square().mean().backward()
+        optimizer.step()
+    values = policy(TURNS).values
+    assert values.dtype == torch.float32
+    assert (values - 1.5).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_every_output_is_in_the_order_given(layout: str) -> None:
+    """The third response is computed behind the first, whose prompt it shares."""
+    policy = Policy(model("llama"), entropies=True, critic_seed=0)
+    torch.nn.init.normal_(policy.critic.outer)
+    policy.use_layout(layout)
+    alone = [torch.cat(parts) for parts in zip(*(policy([turn]) for turn in TURNS), strict=True)]
+    for got, due in zip(policy(TURNS), alone, strict=True):
+        torch.testing.assert_close(got, due, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -140,4 +270,4 @@ def test_dropout_is_off(kind: type, further: dict, layout: str) -> None:
     torch.manual_seed(0)
     policy = Policy(transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **further))).train()
     policy.use_layout(layout)
-    torch.testing.assert_close(policy(TURNS), policy(TURNS), rtol=0, atol=0)
+    torch.testing.assert_close(policy(TURNS).logprobs, policy(TURNS).logprobs, rtol=0, atol=0)

@@ -38,15 +38,15 @@ def examples_in(*sizes: int, pairs: bool = False, **columns: Any) -> Examples:
 
 def test_the_order_is_this_one() -> None:
     """Written out: the same on every machine, and with every version of NumPy."""
-    order = Order(examples_in(3, 1, 4, 2), 4, seed=7, shuffle_parts=2)
+    order = Order(examples_in(3, 1, 4, 2).part, 4, seed=7, shuffle_parts=2)
     expected = [[9, 1, 2, 0], [8, 5, 7, 6], [4, 3, 9, 8], [3, 2, 6, 7], [4, 1, 5, 0]]
     assert [order.step(k).tolist() for k in range(5)] == expected
-    assert Order(examples_in(3, 1, 4, 2), 4, seed=8, shuffle_parts=2).step(0).tolist() != expected[0]
+    assert Order(examples_in(3, 1, 4, 2).part, 4, seed=8, shuffle_parts=2).step(0).tolist() != expected[0]
 
 
 def test_every_epoch_has_every_example_once_in_an_order_of_its_own() -> None:
     examples = examples_in(5, 0, 7, 1, 9, 30)
-    order = Order(examples, 8, 0, 2)
+    order = Order(examples.part, 8, 0, 2)
     stream = np.concatenate([order.step(k) for k in range(26)])
     epochs = stream.reshape(4, 52)
     for number, epoch in enumerate(epochs):
@@ -58,10 +58,10 @@ def test_every_epoch_has_every_example_once_in_an_order_of_its_own() -> None:
 
 def test_any_step_is_found_without_those_before_it() -> None:
     examples = examples_in(6, 6, 6, 5)
-    one = Order(examples, 4, 3, 2)
+    one = Order(examples.part, 4, 3, 2)
     found = {k: one.step(k).tolist() for k in (50, 3, 51, 0, 5, 49)}
     for k, numbers in found.items():
-        assert Order(examples, 4, 3, 2).step(k).tolist() == numbers and len(numbers) == 4
+        assert Order(examples.part, 4, 3, 2).step(k).tolist() == numbers and len(numbers) == 4
     assert len(one._epochs) <= 2  # what is held does not grow with the epochs
 
 
@@ -69,26 +69,28 @@ def test_any_step_is_found_without_those_before_it() -> None:
 def test_an_epoch_needs_the_parts_of_one_window_at_a_time(window: int) -> None:
     examples = examples_in(4, 9, 2, 5, 5, 1, 6)
     for epoch in range(5):
-        parts = examples.part[Order(examples, 1, 0, window).epoch(epoch)]
+        parts = examples.part[Order(examples.part, 1, 0, window).epoch(epoch)]
         spans = [(np.flatnonzero(parts == part)[0], np.flatnonzero(parts == part)[-1]) for part in range(7)]
         open_at_once = max(sum(first <= place <= last for first, last in spans) for place in range(len(parts)))
         assert open_at_once <= window
-    windows = {tuple(sorted(set(examples.part[Order(examples, 1, s, 7).epoch(0)[:8]].tolist()))) for s in range(20)}
+    windows = {
+        tuple(sorted(set(examples.part[Order(examples.part, 1, s, 7).epoch(0)[:8]].tolist()))) for s in range(20)
+    }
     assert len(windows) > 10  # within a window, examples of all its parts are mixed
 
 
 def test_parts_are_shuffled_fairly() -> None:
     """In 3,000 epochs every example is the first as often as any other: parts of one size, chi-squared by enumeration."""
-    order = Order(examples_in(2, 2, 2), 1, 0, 2)
+    order = Order(examples_in(2, 2, 2).part, 1, 0, 2)
     first = Counter(int(order.epoch(number)[0]) for number in range(3000))
     expected = 3000 / 6
     assert sum((first[example] - expected) ** 2 / expected for example in range(6)) < 20.5  # 99.9% quantile, 5 degrees
 
 
 def test_more_examples_to_a_step_than_there_are_is_refused() -> None:
-    assert len(Order(examples_in(2, 3), 5, 0, 1).step(0)) == 5
+    assert len(Order(examples_in(2, 3).part, 5, 0, 1).step(0)) == 5
     with pytest.raises(ConfigError, match=r"train.batch_size = 6 is more than the 5 examples"):
-        Order(examples_in(2, 3), 6, 0, 1)
+        Order(examples_in(2, 3).part, 6, 0, 1)
 
 
 # Atoms

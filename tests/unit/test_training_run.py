@@ -16,7 +16,7 @@ from pipeline.objectives import objective_of
 from pipeline.store import documents
 from pipeline.training.config import DpoConfig, TrainConfig, TrainSection
 from pipeline.training.deepspeed import deepspeed_config
-from pipeline.training.run import CHECKPOINTS, SNAPSHOT, RunFolder, describe, keep_snapshot
+from pipeline.training.run import CHECKPOINTS, SNAPSHOT, STOPPED, RunFolder, describe, keep_snapshot
 from pipeline.training.schedule import base_rate, learning_rate
 
 
@@ -196,9 +196,9 @@ def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
 
     monkeypatch.setattr(learn, "_learn", fails(RunError("the disk is full")))
     with pytest.raises(RunError):  # the others may be waiting for this worker: it has to die
-        learn.learn({"training": training("disk")})
-    assert RunFolder(training("disk").output).read(learn.STOPPED) == {"sentence": "the disk is full"}
-    learn.learn({"training": training("disk")})  # started again: there is no going on
+        learn.learn({"told": training("disk")})
+    assert RunFolder(training("disk").output).read(STOPPED) == {"sentence": "the disk is full"}
+    learn.learn({"told": training("disk")})  # started again: there is no going on
     monkeypatch.setattr(learn, "_learn", fails(Diverged("the loss is nan")))
-    learn.learn({"training": training("nan")})  # all end together, so nothing is started again
-    assert RunFolder(training("nan").output).read(learn.STOPPED) == {"sentence": "the loss is nan"}
+    learn.learn({"told": training("nan")})  # all end together, so nothing is started again
+    assert RunFolder(training("nan").output).read(STOPPED) == {"sentence": "the loss is nan"}

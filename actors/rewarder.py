@@ -1,0 +1,36 @@
+"""The actor that rewards: the frozen models of a mixture of rewards, and of the reference, in one process."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from actors.reply import BORN, Reply
+from pipeline.rl.config import RlConfig
+from pipeline.rl.rewards import Rewarder as Rewards
+from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
+
+
+@dataclass(frozen=True)
+class RewarderSpec:
+    """What every rewarder needs to load its models; it pickles."""
+
+    config: RlConfig
+    device: str  # "cpu" or "cuda"
+    dtype: str
+
+
+class Rewarder:
+    def __init__(self, spec: RewarderSpec):
+        config = spec.config
+        torch.set_num_threads(config.rewarder.cpus_per_actor)
+        self.rewards = Rewards(config, spec.device, spec.dtype, hold_reference=config.rl.kl_coefficient > 0)
+
+    def reward(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> Reply[list[list[Rewarded]]]:
+        """What each response earned. Raises RunError."""
+        started = time.perf_counter()
+        found = self.rewards.reward(groups)
+        notes = list(self.rewards.notes)
+        self.rewards.notes.clear()
+        return Reply(found, BORN, time.perf_counter() - started, notes)

@@ -1,0 +1,89 @@
+"""The actor that lets the policy write: answers to prompts under the weights of the step at hand.
+
+Weights travel as arrays that shared memory can hold, and under a version: an actor that has other ones, because it was
+started again or the learner has gone on, loads them first. So nothing is ever sampled from weights that nobody asked for.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.reply import BORN, Reply
+from pipeline.config import ModelConfig
+from pipeline.errors import RowError, RunError
+from pipeline.generation import Generator
+from pipeline.models import load_model, load_tokenizer
+from pipeline.questions import Completion, Question
+from pipeline.rl.rollouts import Rollout
+
+Packed = dict[str, NDArray[np.generic]]
+"""Weights by name, every tensor as its bytes: NumPy has no bfloat16."""
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """What every sampler needs to build its policy; it pickles."""
+
+    model: ModelConfig
+    device: str  # "cpu" or "cuda"
+    threads: int
+    budget_tokens: int
+    max_new_tokens: int
+    end_tokens: tuple[int, ...]  # beside those of model and tokenizer
+
+
+class Sampler:
+    def __init__(self, spec: SamplerSpec):
+        torch.set_num_threads(spec.threads)
+        self.model = load_model(spec.model, spec.device)
+        self.version: int | None = None  # of the weights; the model's own have none
+        self.generator = Generator(
+            self.model,
+            load_tokenizer(spec.model),
+            max_new_tokens=spec.max_new_tokens,
+            temperature=1.0,
+            budget_tokens=spec.budget_tokens,
+            eos_token_ids=spec.end_tokens,
+            logprobs=True,
+        )
+
+    def sample(self, version: int, weights: Packed, questions: Sequence[Question]) -> Reply[list[list[Rollout]]]:
+        """The responses to each question, drawn from the policy at temperature 1. Raises RunError."""
+        started = time.perf_counter()
+        if self.version != version:
+            unpack(weights, self.model)
+            self.version = version
+        made = [self._rollouts(answers) for answers in self.generator.generate(questions)]
+        notes = list(self.generator.notes)
+        self.generator.notes.clear()
+        return Reply(made, BORN, time.perf_counter() - started, notes)
+
+    def _rollouts(self, answers: Sequence[Completion] | RowError) -> list[Rollout]:
+        if isinstance(answers, RowError):
+            raise RunError(f"the policy of step {self.version} cannot be sampled from: {answers.detail}")
+        rollouts = []
+        for each in answers:
+            assert each.logprobs is not None and self.version is not None
+            rollouts.append(Rollout(each.token_ids, each.text, each.finished, each.logprobs, self.version))
+        return rollouts
+
+
+def pack(state: Mapping[str, torch.Tensor]) -> Packed:
+    """Weights on the CPU as arrays of bytes, without a copy where they are contiguous."""
+    return {name: tensor.contiguous().view(torch.uint8).numpy() for name, tensor in state.items() if tensor.ndim}
+
+
+@torch.no_grad()
+def unpack(weights: Packed, model: torch.nn.Module) -> None:
+    """Put weights into a model of the same architecture and dtype. Raises RunError where a name is not the model's."""
+    own = dict(model.state_dict(keep_vars=True))
+    for name, packed in weights.items():
+        if name not in own:
+            raise RunError(f"the learner sends {name}, which {type(model).__name__} does not have")
+        here = own[name]
+        there = torch.from_numpy(np.array(packed)).view(here.dtype)
+        here.copy_(there.view(here.shape))

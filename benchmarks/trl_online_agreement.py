@@ -1,0 +1,245 @@
+"""Losses, gradients, logged metrics and advantages of online RL, against TRL's own trainers.
+
+Losses are compared as in `trl_training_agreement.py`, whose models, batch and TRL's side are taken from there: a batch that
+somebody else sampled, so that ratios leave the clip. Differences to it: use_bias_correction_kl = False, the plain k3, and
+the entropy of every token is there, for the metric and the bonus.
+
+    ours, kl_in = loss          trl 1.16
+    grpo, loss_type of TRL's    GRPOTrainer, loss_type = "dapo", "grpo", "dr_grpo"; entropy_coef (dapo)
+    rloo                        RLOOTrainer
+
+Advantages: TRL samples, rewards and compares in one method, which is called here; its reward function draws random numbers
+and keeps them. Ours are made of the same numbers: of grpo by the group's mean and deviation, of rloo by the mean of the others
+after k1 times beta = 0.05 is off the reward, from our own log-probabilities of TRL's samples.
+
+Left out: ppo, whose TRL trainer is one long loop around generation; reinforce and reinforce_plus_plus, which TRL does not
+have. tests/unit/test_rl_algorithms.py holds these against their equations.
+
+Needs trl (the `bench` extra). Runs on the model that is embedded in examples/; `--model` takes another folder.
+"""
+
+import argparse
+import importlib.util
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import CONSOLE, table, verdict
+from trl_agreement import EMBEDDED, perturbed
+from trl_training_agreement import (
+    BETA,
+    HIGH,
+    LONGEST,
+    LOW,
+    TOLERANCE,
+    Given,
+    Models,
+    Row,
+    Side,
+    Theirs,
+    differentiated,
+    logprobs,
+    padded,
+    relative,
+    sample,
+    shared_metrics,
+)
+
+from pipeline.config import ModelConfig
+from pipeline.models import load_model, load_tokenizer
+from pipeline.objectives import Batch
+from pipeline.rl.algorithms import Algorithm
+from pipeline.rl.algorithms.grpo import Grpo
+from pipeline.rl.algorithms.rloo import Rloo
+from pipeline.training.advantages import Siblings
+
+ENTROPY, PENALTY, GROUP = 0.01, 0.05, 4
+
+
+# Ours
+
+
+def entropies(model: Any, row: Row) -> torch.Tensor:
+    """Of the policy in each token's state, [H]."""
+    prompt, response = row
+    logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
+
+def ours(algorithm: Algorithm, models: Models, given: Given) -> Side:
+    lengths = torch.tensor([len(response) for _, response in given.rows])
+    batch = Batch(
+        logprobs=torch.cat([logprobs(models.policy, row) for row in given.rows]),
+        lengths=lengths,
+        rewards=torch.zeros(len(lengths), dtype=torch.float64),
+        reference=torch.cat(given.reference),
+        behaviour=torch.cat(given.behaviour),
+        advantages=given.advantages.repeat_interleave(lengths),
+        entropies=torch.cat([entropies(models.policy, row) for row in given.rows]),
+    )
+    terms = algorithm.terms(batch)
+    loss = terms.losses.sum() / len(terms.losses)
+    metrics = {name: float(values.double().mean()) for name, values in terms.metrics.items()}
+    return Side(float(loss), differentiated(loss, models.policy), metrics)
+
+
+# TRL's
+
+
+class Online(Theirs):
+    """TRL's online trainers; `options` go to the configuration of each."""
+
+    def __init__(self, models: Models, given: Given, folder: str, **options: Any):
+        super().__init__(models, given, folder)
+        self.common |= options
+
+    def rloo(self) -> Side:
+        from trl import RLOOConfig, RLOOTrainer
+
+        rows = self.given.rows
+        options = RLOOConfig(
+            **self.common, beta=0.0, epsilon=LOW, num_generations=2, per_device_train_batch_size=len(rows)
+        )
+        trainer = RLOOTrainer(reward_funcs=Drawn(), args=options, **self._arguments({"prompt": "1"}))
+        prompts, responses = ([torch.tensor(ids) for ids in column] for column in zip(*rows, strict=True))
+        inputs = {
+            "prompt_ids": padded(prompts, left=True),
+            "prompt_mask": padded([torch.ones_like(ids) for ids in prompts], left=True),
+            "completion_ids": padded(responses),
+            "completion_mask": padded([torch.ones_like(ids) for ids in responses]),
+            "advantages": self.given.advantages,
+            "old_logps": torch.stack([behaviour.sum() for behaviour in self.given.behaviour]),
+        }
+        return self._side(trainer, inputs, lambda: trainer._metrics["train"])
+
+    def advantages(self, kind: str, prompts: list[str], **told: Any) -> tuple[torch.Tensor, list[Row], list[float]]:
+        """TRL's for samples of its own, [n] in float32; the samples, and what its reward function said."""
+        import trl
+
+        trainer_of, config_of = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
+        rows = [{"prompt": prompt} for prompt in prompts for _ in range(GROUP)]
+        options = config_of(
+            **self.common, **told, num_generations=GROUP, per_device_train_batch_size=len(rows),
+            max_completion_length=LONGEST,
+        )  # fmt: skip
+        rewards = Drawn()
+        trainer = trainer_of(reward_funcs=rewards, args=options, **self._arguments({"prompt": prompts[0]}))
+        trainer.model.train()
+        torch.manual_seed(0)
+        made = trainer._generate_and_score_completions(rows)
+        prompted, sampled = (
+            [ids[mask.bool()].tolist() for ids, mask in zip(made[f"{part}_ids"], made[f"{part}_mask"], strict=True)]
+            for part in ("prompt", "completion")
+        )
+        return made["advantages"], list(zip(prompted, sampled, strict=True)), rewards.said
+
+
+class Drawn:
+    """A reward function of random numbers, which it keeps."""
+
+    __name__ = "drawn"
+
+    def __init__(self) -> None:
+        self.said: list[float] = []
+
+    def __call__(self, completions: list[str], **_: Any) -> list[float]:
+        self.said = np.random.default_rng(0).normal(scale=2.0, size=len(completions)).tolist()
+        return self.said
+
+
+# The comparison
+
+
+def in_groups(rows: list[Row], rewards: np.ndarray) -> list[Siblings]:
+    starts = range(0, len(rows), GROUP)
+    return [Siblings(rewards[i : i + GROUP], [len(response) for _, response in rows[i : i + GROUP]]) for i in starts]
+
+
+def penalties(models: Models, rows: list[Row]) -> np.ndarray:
+    """k1 of whole responses, [n]."""
+    with torch.no_grad():
+        return np.array([float((logprobs(models.policy, r) - logprobs(models.reference, r)).sum()) for r in rows])
+
+
+def largest_difference(algorithm: Algorithm, groups: list[Siblings], theirs: torch.Tensor) -> float:
+    """Of an advantage; each is checked at every token of its response."""
+    mine = [response for group in algorithm.advantages(groups) for response in group]
+    return max(float(np.abs(tokens - its).max()) for tokens, its in zip(mine, theirs.tolist(), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=EMBEDDED / "model", help="a folder; default: the embedded one")
+    parser.add_argument("--pairs", type=int, default=6, help="prompts, with two responses each")
+    parser.add_argument("--noise", type=float, default=0.1, help="on the policy's weights, in standard deviations")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the models")
+    options = parser.parse_args()
+    if importlib.util.find_spec("trl") is None:
+        CONSOLE.print('skipped: trl is not installed; pip install -e ".[bench]"')
+        return
+    warnings.simplefilter("ignore")  # trl and transformers about their own next versions
+    logging.disable(logging.WARNING)
+    import datasets
+    import trl
+
+    datasets.disable_progress_bars()
+    config = ModelConfig(name=str(options.model), dtype=options.dtype)
+    base = load_model(config, "cpu").requires_grad_(True)
+    tokenizer = load_tokenizer(config)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    models = Models(perturbed(base, options.noise), base, perturbed(base, options.noise / 2), tokenizer)
+    with torch.no_grad():
+        given = sample(models, options.pairs)
+
+    shown = table(
+        f"online RL against trl {trl.__version__}, {options.dtype}", "", "loss", "trl's", "gradients", "metrics"
+    )
+    claims = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Online(models, given, scratch, use_bias_correction_kl=False)
+        bonus = Online(models, given, scratch, use_bias_correction_kl=False, entropy_coef=ENTROPY)
+        bare = Online(models, given, scratch)
+        cases: dict[str, tuple[Algorithm, Callable[[], Side]]] = {
+            f"grpo, {kind}{', k3' if beta else ''}": (
+                Grpo(loss_type=kind, epsilon=LOW, epsilon_high=HIGH, kl_coefficient=beta, max_new_tokens=LONGEST),
+                lambda kind=kind, beta=beta: plain.grpo(kind, beta),  # type: ignore[misc]
+            )
+            for kind in ("dapo", "grpo", "dr_grpo")
+            for beta in (0.0, BETA)
+        }
+        cases["grpo, dapo, k3, entropy"] = (
+            Grpo(epsilon=LOW, epsilon_high=HIGH, kl_coefficient=BETA, entropy_coefficient=ENTROPY),
+            lambda: bonus.grpo("dapo", BETA),
+        )
+        cases["rloo"] = (Rloo(epsilon=LOW), bare.rloo)
+        for name, (algorithm, of_trl) in cases.items():
+            mine, its = ours(algorithm, models, given), of_trl()
+            gradients, (shared, metrics) = relative(mine.gradients, its.gradients), shared_metrics(mine, its)
+            shown.add_row(name, f"{mine.loss:.7f}", f"{its.loss:.7f}", f"{gradients:.1e}", f"{shared}: {metrics:.1e}")
+            apart = max(abs(mine.loss - its.loss) / abs(its.loss), gradients, metrics)
+            claims[f"{name}: loss, gradients and {shared} metrics agree to {TOLERANCE:g}"] = apart < TOLERANCE
+
+        compared = table(f"advantages of {GROUP} responses to each of 3 prompts", "", "largest", "difference")
+        prompts = ["753+939=", "896+571=", "12+7="]
+        for name, kind, algorithm, told in (
+            ("grpo, scale group", "GRPO", Grpo(), {"beta": 0.0, "scale_rewards": "group"}),
+            ("grpo, scale none", "GRPO", Grpo(scale="none"), {"beta": 0.0, "scale_rewards": "none"}),
+            ("rloo, k1 in the reward", "RLOO", Rloo(), {"beta": PENALTY}),
+        ):
+            theirs, rows, said = bare.advantages(kind, prompts, **told)
+            rewards = np.array(said) - told["beta"] * (penalties(models, rows) if told["beta"] else 0.0)
+            apart = largest_difference(algorithm, in_groups(rows, rewards), theirs)
+            compared.add_row(name, f"{theirs.abs().max():.4f}", f"{apart:.1e}")
+            claims[f"{name}: advantages agree to {TOLERANCE:g}"] = apart < TOLERANCE
+    CONSOLE.print(shown)
+    CONSOLE.print(compared)
+    verdict(claims)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""A training run's workers from the driver's side: what room they need, how they are started, what they show of their steps.
+
+Serves `train` and `rl`, which differ in what a worker does (`jobs.learn`, `jobs.improve`).
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+from jobs import terminal
+from jobs.cluster import joins_cluster
+from pipeline import storage
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, RunError, StoreError
+from pipeline.models import load_settings
+from pipeline.training.config import LearningConfig
+from pipeline.training.metrics import last_metrics
+from pipeline.training.run import CHECKPOINTS, STOPPED, RunFolder
+
+POLL_S = 1.0
+
+
+def absolute_model(named: ModelConfig) -> ModelConfig:
+    """A local folder by its absolute path, a hub model by the commit that it resolves to now."""
+    local = os.path.isdir(named.name)
+    commit = None if local or not named.name else getattr(load_settings(named), "_commit_hash", None)
+    return named.model_copy(
+        update={"name": os.path.abspath(named.name) if local else named.name, "revision": commit or named.revision}
+    )
+
+
+def gpus_of(config: LearningConfig) -> int:
+    """GPUs that there are now. Call it connected where the run joins a cluster."""
+    if joins_cluster(config.run):
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def pick_workers(config: LearningConfig, spare_gpus: int = 0) -> tuple[str, int]:
+    """Device and number of workers. Call it connected where the run joins a cluster.
+
+    Args:
+        spare_gpus: how many are kept for other actors where the number is left open.
+
+    Raises:
+        ConfigError: where this machine has no room for the workers; a cluster may grow.
+    """
+    learner, gpus = config.learner, gpus_of(config)
+    device = learner.device if learner.device != "auto" else "cuda" if gpus else "cpu"
+    workers = learner.workers or (max(1, gpus - spare_gpus) if device == "cuda" else 1)
+    cpus, per_worker = config.run.num_cpus or os.cpu_count() or 1, learner.cpus_per_worker
+    fits = workers * per_worker <= cpus and (device == "cpu" or workers <= gpus)
+    if not joins_cluster(config.run) and not fits:
+        raise ConfigError(
+            f"{workers} workers of {per_worker} CPUs{' and a GPU' if device == 'cuda' else ''} do not fit this machine "
+            f"({cpus} CPUs, {gpus} GPUs); lower learner.workers or learner.cpus_per_worker"
+        )
+    return device, workers
+
+
+def warn_of_room(config: LearningConfig, device: str, workers: int) -> None:
+    """A cluster may grow or get free: workers wait for it. Call it connected."""
+    import ray
+
+    free = ray.available_resources()
+    cpus, gpus = workers * config.learner.cpus_per_worker, workers if device == "cuda" else 0
+    if free.get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
+        terminal.warn(
+            f"{workers} workers need {cpus} CPUs and {gpus} GPUs, and the cluster has {free.get('CPU', 0):g} and "
+            f"{free.get('GPU', 0):g} free: they wait until it has; lower learner.workers, or add nodes"
+        )
+
+
+def run_workers(
+    loop: Callable[[dict[str, Any]], None],
+    told: Any,
+    config: LearningConfig,
+    folder: RunFolder,
+    device: str,
+    workers: int,
+    steps: int,
+    gpus: float = 1.0,
+) -> None:
+    """Run `loop({"told": told})` on every worker until all have ended.
+
+    Args:
+        steps: of the whole run.
+        gpus: that each worker reserves where they are on GPUs; less than one where others share it.
+
+    Raises:
+        RunError: where the run cannot go on.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    filesystem, path = storage.locate(folder.uri)
+    resources: dict[str, float] = {"CPU": config.learner.cpus_per_worker}
+    if device == "cuda":
+        resources["GPU"] = gpus
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"told": told},
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=config.learner.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
+        ),
+    )
+    try:
+        with _watched(folder, steps):
+            trainer.fit()
+    except Exception as error:
+        _raise_stopped(folder)
+        raise RunError(
+            f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {_last_line(error)}\n"
+            "what is in the last checkpoint is kept; run the same again to go on, with --set run.verbose=true to see the "
+            "workers' logs"
+        ) from error
+    _raise_stopped(folder)
+
+
+def _raise_stopped(folder: RunFolder) -> None:
+    stopped = folder.read(STOPPED)
+    if stopped is not None:
+        kept = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
+        raise RunError(stopped["sentence"] + kept)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def learner_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("deepspeed", "peft")}
+
+
+@contextlib.contextmanager
+def _watched(folder: RunFolder, steps: int) -> Iterator[None]:
+    """Shows what the workers write of their steps, for as long as the block runs."""
+    ended = threading.Event()
+
+    def watch(progress: terminal.TrainProgress) -> None:
+        last = None
+        while True:
+            over = ended.wait(POLL_S if storage.is_local(folder.uri) else 5 * POLL_S)
+            with contextlib.suppress(StoreError, OSError):
+                row = last_metrics(folder.at("metrics.jsonl"))
+                if row is not None and row != last:
+                    last = row
+                    progress.update(row)
+            if over:
+                return
+
+    before = last_metrics(folder.at("metrics.jsonl"))
+    with terminal.TrainProgress(steps, before["step"] if before else 0) as progress:
+        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()

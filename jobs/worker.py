@@ -1,0 +1,93 @@
+"""What a worker of a training run does beside its loop, inside Ray Train: end with a sentence, keep, take up, export.
+
+A worker that dies takes the others with it; Ray Train starts them all again and they go on from the last checkpoint. What
+was learned after it is learned once more, from the same data in the same order, and comes out the same to the last bit.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+import torch
+
+from actors.learner import Diverged, Learner
+from pipeline import storage
+from pipeline.errors import ConfigError, EndorewardError
+from pipeline.store import documents
+from pipeline.training.run import STOPPED, keep_snapshot
+
+STATE = "endoreward.json"  # in a checkpoint, beside DeepSpeed's files
+
+State = dict[str, Any]
+"""What a run goes on from: `step`, how many are done, and what else its loop keeps."""
+
+
+def guarded(output: str, loop: Callable[[], None]) -> None:
+    """Run a worker's loop; where there is no going on, leave the driver a sentence."""
+    if storage.exists(storage.join(output, STOPPED)):
+        return  # another worker found out that there is no going on
+    try:
+        loop()
+    except torch.OutOfMemoryError as error:
+        _stop(
+            output,
+            f"out of memory: {str(error).splitlines()[0]}; lower learner.budget_tokens, set learner.gradient_checkpointing, a "
+            "higher learner.zero_stage or learner.offload; once there is a checkpoint, in another --output",
+        )
+        raise
+    except Diverged as error:  # which all workers find at once: they end together, and nothing is started again
+        _stop(output, str(error))
+    except EndorewardError as error:
+        _stop(output, str(error))
+        raise  # the others may wait for this one in a collective
+
+
+def _stop(output: str, sentence: str) -> None:
+    """Tell the driver, and the workers that are started again, why there is no going on."""
+    documents.create(storage.join(output, STOPPED), {"sentence": sentence})
+
+
+def place_of() -> tuple[int, int]:
+    """This worker's rank, and how many there are."""
+    context = ray.train.get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
+def restore(learner: Learner, fresh: State) -> State:
+    """Take up the last checkpoint, where there is one, else begin as `fresh`.
+
+    Raises ConfigError where another number of workers wrote it.
+    """
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return {"step": 0, "num_tokens": 0, **fresh}
+    with checkpoint.as_directory() as folder:
+        state = documents.read(os.path.join(folder, STATE))
+        if state["workers"] != learner.world:
+            raise ConfigError(
+                f"the checkpoint was written by {state['workers']} workers and these are {learner.world}; set "
+                f"learner.workers={state['workers']}, or begin anew in another --output"
+            )
+        learner.restore(folder)
+    return state
+
+
+def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> None:
+    """Write a checkpoint: every worker hands its own part to Ray Train, which merges them where they are kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        learner.save(folder, state["step"])
+        if learner.rank == 0:
+            documents.create(os.path.join(folder, STATE), {**state, "workers": learner.world})
+            keep_snapshot(output)
+        kept = {name: row[name] for name in ("step", "loss")}
+        ray.train.report(kept, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def export(learner: Learner, place: str) -> None:
+    """Write the policy as it is now, whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        learner.export(folder)
+        if learner.rank == 0:
+            storage.put_folder(folder, place)

@@ -1,0 +1,113 @@
+"""A batch of rewarded samples as what the learner steps on.
+
+    penalised     rewards less the KL to the reference          k1, where rl.kl_in = reward
+    advantages    of every token                                the algorithm
+    plan          responses -> micro-batches of each worker     pipeline.training.order
+
+All workers hold the whole batch and make the same plan; each builds the tensors of its own part.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+
+from pipeline.rl.algorithms import Algorithm
+from pipeline.rl.config import RlConfig
+from pipeline.rl.rollouts import Array, Group, Rewarded, Rollout, Tokens
+from pipeline.training.advantages import Siblings
+from pipeline.training.batch import Response
+from pipeline.training.order import Atom, plan_step
+from pipeline.training.steps import StepPart
+
+SHUFFLE = 1  # stream of random numbers, beside that of the order of prompts
+
+
+class Experience:
+    """The samples of one step: n responses to each of the groups' prompts, R in all, one group after another.
+
+    Args:
+        values: the critic's V(s_h), R arrays [H]; None where the algorithm takes the reward model's, or none.
+    """
+
+    def __init__(
+        self,
+        config: RlConfig,
+        algorithm: Algorithm,
+        groups: Sequence[Group],
+        values: Sequence[Tokens] | None = None,
+    ):
+        self.config, self.groups = config, groups
+        self.first = np.cumsum([0, *(len(group.rollouts) for group in groups)]).tolist()
+        siblings = [self._siblings(number, values) for number in range(len(groups))]
+        advantages = list(chain.from_iterable(algorithm.advantages(siblings)))
+        returns = list(chain.from_iterable(algorithm.returns(siblings))) if algorithm.uses_critic else []
+        self.responses = [
+            replace(response, advantages=advantages[i], returns=returns[i] if returns else None)
+            for i, response in enumerate(learnable(groups))
+        ]
+
+    def _siblings(self, number: int, values: Sequence[Tokens] | None) -> Siblings:
+        group, first = self.groups[number], self.first[number]
+        penalties = [
+            penalty(self.config, rollout, rewarded)
+            for rollout, rewarded in zip(group.rollouts, group.rewarded, strict=True)
+        ]
+        own = [rewarded.values for rewarded in group.rewarded if rewarded.values is not None]
+        return Siblings(
+            rewards=[r.reward - float(p.sum()) for r, p in zip(group.rewarded, penalties, strict=True)],
+            lengths=[len(rollout.ids) for rollout in group.rollouts],
+            token_rewards=[r.token_rewards - p for r, p in zip(group.rewarded, penalties, strict=True)],
+            token_values=own if values is None else values[first : first + len(group.rollouts)],
+        )
+
+    def minibatches(self, step: int, epoch: int) -> Iterator[list[int]]:
+        """Numbers of the groups of each step of the optimizer: all groups once, shuffled where there are several."""
+        told, count = self.config.rl, len(self.groups)
+        if told.minibatches == 1:
+            yield list(range(count))
+            return
+        words = np.random.PCG64(np.random.SeedSequence([told.seed, step, epoch, SHUFFLE])).random_raw(count)
+        for part in np.array_split(np.argsort(words, kind="stable"), told.minibatches):
+            yield part.tolist()
+
+    def part(self, numbers: Sequence[int], rank: int, workers: int) -> StepPart:
+        """One worker's part of a step on these groups."""
+        micro_batches = plan(self.config, self.groups, numbers, workers)[rank]
+        chosen = [self.responses[p] for n in numbers for p in range(self.first[n], self.first[n + 1])]
+        tokens = sum(len(response.response_ids) for response in chosen)
+        return StepPart(
+            micro_batches=[[self.responses[position] for position in micro] for micro in micro_batches],
+            totals={"pairs": 0, "responses": len(chosen), "tokens": tokens},
+            tokens=tokens + sum(len(response.prompt_ids) for response in chosen),
+        )
+
+
+def plan(config: RlConfig, groups: Sequence[Group], numbers: Sequence[int], workers: int) -> list[list[list[int]]]:
+    """Which responses each worker computes, and in which micro-batches: [workers][micro-batches], positions among all."""
+    first = np.cumsum([0, *(len(group.rollouts) for group in groups)]).tolist()
+    atoms = [
+        Atom((first[number] + i,), number, len(groups[number].prompt.ids), len(rollout.ids) - 1)
+        for number in numbers
+        for i, rollout in enumerate(groups[number].rollouts)
+    ]
+    found = plan_step(atoms, workers, config.learner.budget_tokens)
+    return [[[atoms[atom].positions[0] for atom in micro] for micro in worker] for worker in found]
+
+
+def penalty(config: RlConfig, rollout: Rollout, rewarded: Rewarded) -> Array:
+    """What the KL takes off the reward of each token: beta * (log pi - log pi_ref), of the weights that sampled it, [H]."""
+    if config.rl.kl_in == "loss" or not config.rl.kl_coefficient:
+        return np.zeros(len(rollout.ids))
+    assert rewarded.reference is not None
+    return config.rl.kl_coefficient * (rollout.logprobs.astype(np.float64) - rewarded.reference)
+
+
+def learnable(groups: Sequence[Group]) -> list[Response]:
+    """All responses as the learner sees them, without advantages."""
+    return [
+        Response(group.prompt.ids, rollout.ids, rewarded.reward, rewarded.reference, rollout.logprobs)
+        for group in groups
+        for rollout, rewarded in zip(group.rollouts, group.rewarded, strict=True)
+    ]

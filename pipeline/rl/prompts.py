@@ -1,0 +1,93 @@
+"""The prompts that a policy practises on, and those that it is measured on: rows of a corpus as the policy's tokens.
+
+Read as `sample` reads its prompts, and held in memory whole, with what else their rows hold for the rewards to see.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.corpus import Shape, find_files, plan_file, read_shards
+from pipeline.corpus.columns import Row, jsonable
+from pipeline.errors import InputError, RowError
+from pipeline.labellers.base import open_renderer
+from pipeline.labellers.prompts import prompt_of, prompt_shape
+from pipeline.rl.config import RlConfig
+from pipeline.rl.rollouts import Prompt
+from pipeline.samples import Turn
+from pipeline.tokens import STAND_IN, Renderer
+
+FEWEST_TOKENS = 2  # of a response: one and its end
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What was read.
+
+    Attributes:
+        digest: sha256 of the content of all files, in their order.
+        left_out: prompts that cannot be asked, as `file:row: why`.
+        short: prompts that leave less than rl.max_new_tokens for a response.
+    """
+
+    prompts: list[Prompt]
+    digest: str
+    left_out: list[str]
+    short: int
+
+
+def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts:
+    """All prompts of some files, for the policy.
+
+    Args:
+        wanted: the configuration's name of `paths`, for messages.
+
+    Raises:
+        InputError: where a file is broken, of no known shape, or no prompt can be asked.
+        ConfigError: where the policy's tokenizer cannot be loaded.
+    """
+    renderer = open_renderer(config.policy, config.tokens)
+    found: list[Prompt] = []
+    left_out: list[str] = []
+    digest = hashlib.sha256()
+    for file in find_files(list(paths)):
+        plan = plan_file(file, config.input.format, config.input.shard_rows)
+        digest.update(f"{file.name} {plan.digest}\n".encode())
+        if not plan.rows:
+            continue
+        if not plan.head:
+            raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
+        shape = prompt_shape(list(plan.head), config.input, file.name)
+        for _, rows in read_shards(file, config.input.format, plan.shards):
+            for number, row in rows:
+                try:
+                    found.append(_prompt(file.name, number, row, shape, renderer))
+                except RowError as error:
+                    left_out.append(f"{file.name}:{number}: {error.detail}")
+    if not found:
+        reason = f"; the first of {len(left_out):,}: {left_out[0]}" if left_out else ": every file is empty"
+        raise InputError(f"{wanted}: no prompt can be asked{reason}")
+    short = sum(renderer.max_length - len(prompt.ids) < config.rl.max_new_tokens for prompt in found)
+    return Prompts(found, digest.hexdigest(), left_out, short)
+
+
+def _prompt(file: str, number: int, row: Row | RowError, shape: Shape, renderer: Renderer) -> Prompt:
+    """Raises RowError."""
+    if isinstance(row, RowError):
+        raise row
+    messages, conversational, other = prompt_of(file, number, row, shape)
+    name = f"{file}:{number}"
+    turn = Turn(name, name, None, 0, 0, messages, STAND_IN, conversational, None, {})
+    try:
+        ids = renderer.tokenize(turn).prompt_ids
+    except RowError as error:
+        if error.reason != "prompt_too_long":
+            raise
+        ids = []
+    if not ids or len(ids) + FEWEST_TOKENS > renderer.max_length:
+        raise RowError(
+            "prompt_too_long",
+            f"the prompt leaves no room for a response in {renderer.max_length} tokens; shorten it, or take a policy with a "
+            "longer context",
+        )
+    return Prompt(name, messages, conversational, ids, jsonable(other))

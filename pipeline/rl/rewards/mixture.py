@@ -1,0 +1,188 @@
+"""The weighted sum of all rewards of a run, with the reference's log-probabilities of the same tokens."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, RunError
+from pipeline.rl.config import RlConfig
+from pipeline.rl.rewards.base import Earned, Sampled, Source
+from pipeline.rl.rewards.endogenous import Endogenous
+from pipeline.rl.rewards.function import Function, call, load_function
+from pipeline.rl.rewards.length import Length
+from pipeline.rl.rewards.maths import Maths, right
+from pipeline.rl.rewards.models import Models, Reader
+from pipeline.rl.rewards.relative import Relative
+from pipeline.rl.rollouts import Array, Prompt, Rewarded, Rollout, Tokens
+
+KINDS: dict[str, type[Source]] = {
+    "endogenous": Endogenous,
+    "relative": Relative,
+    "maths": Maths,
+    "function": Function,
+    "length": Length,
+}
+
+
+class Rewarder:
+    """Holds the reward models, and the reference where asked, and rewards responses.
+
+    Args:
+        device: "cpu" or "cuda".
+        dtype: of the reference, and of reward models whose own is auto, so that where they are one model they are loaded
+            once.
+        gpus: a model is spread over these when they are more than one.
+        hold_reference: whether `Rewarded.reference` is wanted.
+
+    Attributes:
+        notes: what a person should know, once each, as it comes up; the caller empties it.
+
+    Raises:
+        ConfigError: where something cannot be loaded, or does not fit together.
+    """
+
+    def __init__(self, config: RlConfig, device: str, dtype: str, gpus: int = 0, *, hold_reference: bool):
+        self.config = config
+        self.sources = _sources(config)
+        self.reference = _reference(config) if hold_reference else None
+        self.readers = _readers(self.sources, self.reference)
+        self.models = Models(device, dtype, gpus, config.reward.alpha, config.rewarder.budget_tokens)
+        for reader in self.readers:
+            self.models.open(reader.model)
+        self.notes: list[str] = []
+        self.noted: set[str] = set()
+        self._note()
+
+    def reward(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> list[list[Rewarded]]:
+        """What each response to each prompt earned. Raises RunError where one cannot be rewarded."""
+        sampled = [(prompt, rollout) for prompt, rollouts in groups for rollout in rollouts]
+        earned: list[dict[str, Earned]] = [{} for _ in sampled]
+        for source in self.sources:
+            chosen = [i for i, (prompt, _) in enumerate(sampled) if source.applies(prompt)]
+            given = source.earned([sampled[i] for i in chosen], self.models)
+            for i, each in zip(chosen, given, strict=True):
+                if each is not None:
+                    earned[i][source.name] = each
+        references = self._reference_logprobs(sampled)
+        self.models.forget()
+        self._note()
+        rewarded = (
+            self._mixed(rollout, each, reference)
+            for (_, rollout), each, reference in zip(sampled, earned, references, strict=True)
+        )
+        return [[next(rewarded) for _ in rollouts] for _, rollouts in groups]
+
+    def _mixed(self, rollout: Rollout, earned: Mapping[str, Earned], reference: Tokens | None) -> Rewarded:
+        reward, tokens = 0.0, np.zeros(len(rollout.ids))
+        values: Array | None = None
+        for name, each in earned.items():
+            weight = self.config.rewards[name].weight
+            reward += weight * each.reward
+            tokens += weight * each.tokens
+            if each.values is not None:
+                values = weight * each.values + (0.0 if values is None else values)
+        if not rollout.finished:
+            reward -= self.config.rewarding.missing_eos_penalty
+            tokens[-1] -= self.config.rewarding.missing_eos_penalty
+        parts = {name: each.reward for name, each in earned.items()}
+        return Rewarded(reward, parts, tokens, values, reference)
+
+    def _reference_logprobs(self, sampled: Sequence[Sampled]) -> Sequence[Tokens | None]:
+        if self.reference is None:
+            return [None] * len(sampled)
+        return [scores.logprobs.astype(np.float32) for scores in self.reference.scores(sampled, self.models)]
+
+    def _note(self) -> None:
+        for note in chain(_notes(self.readers), self.models.notes):
+            if note not in self.noted:
+                self.noted.add(note)
+                self.notes.append(note)
+
+
+def check_rewards(config: RlConfig) -> list[str]:
+    """What can be known of a run's rewards before anything starts, no weights loaded.
+
+    Returns:
+        What a person should know of them.
+
+    Raises:
+        ConfigError: for a file, function, model or tokenizer that cannot be used, or rewards that do not fit the algorithm.
+    """
+    sources = _sources(config)
+    readers = _readers(sources, _reference(config) if config.rl.kl_coefficient else None)
+    checker(config)
+    endogenous = any(source.section.kind == "endogenous" for source in sources)
+    by_model = config.rl.algorithm == "ppo" and config.ppo.value == "reward-model"
+    if by_model and not any(source.forecasts and source.section.share == 1 for source in sources):
+        raise ConfigError(
+            "ppo.value = reward-model needs an endogenous reward that forecasts every response: share = 1, the policy's "
+            "tokenizer, and reward.aggregation = sum or discounted_sum; else set ppo.value = critic"
+        )
+    if endogenous and config.credit == "tokens" and config.reward.aggregation == "discounted_sum":
+        _check_discount(config)
+    return [*(config.reward.warnings() if endogenous else []), *_notes(readers)]
+
+
+def checker(config: RlConfig) -> Callable[[Prompt, str], bool] | None:
+    """What says whether a response's text is right, by `held_out.check`; None without it. It raises RunError.
+
+    Raises ConfigError where the check cannot be used.
+    """
+    check, key = config.held_out.check, config.held_out.answer_key
+    if check is None:
+        return None
+    if check == "maths":
+        return lambda prompt, text: right("held_out.check", prompt, text, key)
+    if not check.rpartition(":")[0].endswith(".py"):
+        raise ConfigError(f"held_out.check = {check!r} is neither maths nor path.py:name")
+    function, named = load_function("held_out.check", check), f"held_out.check: {check}"
+
+    def by_function(prompt: Prompt, text: str) -> bool:
+        [value] = call(named, function, [(prompt, text)])
+        if value is None:
+            raise RunError(f"{named} gave None for a response to prompt {prompt.id}; let it return a number for each")
+        return value > 0.5
+
+    return by_function
+
+
+def _sources(config: RlConfig) -> list[Source]:
+    return [KINDS[section.kind](name, config) for name, section in config.rewards.items()]
+
+
+def _reference(config: RlConfig) -> Reader:
+    """Of the model that the KL is taken to. Raises ConfigError."""
+    model: ModelConfig = config.reference if config.reference.name else config.policy
+    reader = Reader("reference", model, config)
+    if not reader.same:
+        raise ConfigError(
+            f"reference.name = {model.name} has another tokenizer than the policy {config.policy.name}, and the KL is of the "
+            "same tokens; take an earlier checkpoint of the policy, or leave it out"
+        )
+    return reader
+
+
+def _check_discount(config: RlConfig) -> None:
+    """Rewards to go are to add up to the reward that is reported. Raises ConfigError."""
+    if config.reward.gamma != config.rl.gamma:
+        raise ConfigError(
+            f"reward.gamma = {config.reward.gamma:g} and rl.gamma = {config.rl.gamma:g}: with reward.aggregation = "
+            "discounted_sum and credit by tokens, rewards to go are discounted by rl.gamma; set both alike, or "
+            "rl.credit = response"
+        )
+    if config.reward.min_weight:
+        raise ConfigError(
+            f"reward.min_weight = {config.reward.min_weight:g}: rewards to go have no floor of the discount; leave it out, or "
+            "set rl.credit = response"
+        )
+
+
+def _readers(sources: Sequence[Source], reference: Reader | None) -> list[Reader]:
+    found = [reader for source in sources for reader in source.readers]
+    return found if reference is None else [*found, reference]
+
+
+def _notes(readers: Sequence[Reader]) -> list[str]:
+    return [note for reader in readers for note in reader.notes]

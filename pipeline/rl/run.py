@@ -1,0 +1,59 @@
+"""An online run's directory, beside what every training run has (`pipeline.training.run`), and what the run is.
+
+OUTPUT/results.json      accuracy before and after, with 95% intervals
+OUTPUT/samples.jsonl     a few samples of each measurement
+OUTPUT/repeated.json     what was done twice after a kill
+OUTPUT/rollouts/         every batch as a label store, where rl.keep_rollouts
+"""
+
+from typing import Any
+
+from pipeline.models import identify_model
+from pipeline.rl.config import RewardSource, RlConfig
+from pipeline.rl.prompts import Prompts
+from pipeline.training.run import described
+
+RESULTS = "results.json"
+SAMPLES = "samples.jsonl"
+REPEATED = "repeated.json"
+ROLLOUTS = "rollouts"
+NO_NUMBER = ("keep_rollouts", "replay")  # of section rl: these change nothing of what is learnt
+
+
+def describe_rl(
+    config: RlConfig,
+    prompts: Prompts,
+    held_out: Prompts | None,
+    dtype: str,
+    device: str,
+    workers: int,
+    deepspeed: str | None,
+) -> dict[str, Any]:
+    """All that decides the bits of an online run, flat: dotted name to value. Raises ConfigError where a model cannot be
+    read."""
+    algorithm = config.rl.algorithm
+    found = described(config, ["rl", algorithm, "tokens", "reward", "rewarding"], dtype, device, workers, deepspeed)
+    for name in NO_NUMBER:
+        del found[f"rl.{name}"]
+    return found | {
+        "rl.credit": config.credit,
+        "rl.kl_estimator": config.rl.kl,
+        **{f"rewards.{name}": _source(config, source) for name, source in config.rewards.items()},
+        "prompts.digest": prompts.digest,
+        "prompts.count": len(prompts.prompts),
+        "held_out.digest": held_out.digest if held_out else None,
+        "held_out.check": config.held_out.check,
+        "held_out.seed": config.held_out.seed,
+    }
+
+
+def _source(config: RlConfig, source: RewardSource) -> dict[str, Any]:
+    told = source.model_dump(exclude={"model", "revision", "reference", "reference_revision"})
+    if source.kind not in ("endogenous", "relative"):
+        return told
+    own = config.reward_model
+    model = own.named(source.model, source.revision)
+    told["model"] = identify_model(model, model.dtype)
+    if source.reference:
+        told["reference"] = identify_model(own.named(source.reference, source.reference_revision), own.dtype)
+    return told
