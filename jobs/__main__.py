@@ -7,8 +7,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_origin
 
 from pipeline.config import (
     REWARDS,
@@ -22,6 +22,7 @@ from pipeline.config import (
     section_fields,
 )
 from pipeline.errors import EndorewardError
+from pipeline.rl.config import RlConfig
 from pipeline.training.config import TrainConfig
 
 
@@ -104,6 +105,22 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="check everything and show what would be trained")
     train.set_defaults(command=_train)
 
+    rl = commands.add_parser(
+        "rl",
+        help="improve a policy by its own samples under a frozen reward",
+        description="Online RL: the policy samples, a frozen language model rewards, the policy learns.",
+        epilog=_fields(RlConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    rl.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the run's configuration; flags win over it")
+    rl.add_argument("--prompts", action="append", metavar="PATH", help="what is practised on; as --input of label")
+    rl.add_argument("--policy", metavar="MODEL", help="what is improved: a local folder or a model hub's name")
+    rl.add_argument("--reward-model", metavar="MODEL", help="what rewards; default: the policy as it is now")
+    rl.add_argument("--output", metavar="DIR", help="directory of the run, its checkpoints and the improved policy")
+    rl.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
+    rl.add_argument("--dry-run", action="store_true", help="check everything and show what would be done")
+    rl.set_defaults(command=_rl)
+
     report = commands.add_parser("report", help="draw the page of a finished label store or training run once more")
     report.add_argument("store", metavar="DIR", type=_place)
     report.set_defaults(command=_report)
@@ -172,8 +189,9 @@ def _fields(kind: type[Section], without: Sequence[str] = ()) -> str:
         if section in without:
             continue
         lines.append("")
+        named = f"{section}.NAME" if get_origin(kind.model_fields[section].annotation) is dict else section
         for name, field in section_fields(kind, section).items():
-            lines.append(f"  {section}.{name} = {field.get_default(call_default_factory=True)!r}")
+            lines.append(f"  {named}.{name} = {field.get_default(call_default_factory=True)!r}")
             lines.append(f"      {field.description}")
     return "\n".join(lines)
 
@@ -204,14 +222,30 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     fields = {"labels": "train.labels", "policy": "policy.name", "output": "output.path"}
-    given = [
-        (field, getattr(arguments, flag)) for flag, field in fields.items() if getattr(arguments, flag) is not None
-    ]
-    config = load_config_as(TrainConfig, arguments.config, given, arguments.set)
+    config = load_config_as(TrainConfig, arguments.config, _given(arguments, fields), arguments.set)
     _quiet(config.run.verbose)
     from jobs.train import train
 
     return train(config, dry_run=arguments.dry_run, command=_command(arguments))
+
+
+def _rl(arguments: argparse.Namespace) -> int:
+    fields = {
+        "prompts": "input.paths",
+        "policy": "policy.name",
+        "reward_model": "reward_model.name",
+        "output": "output.path",
+    }
+    config = load_config_as(RlConfig, arguments.config, _given(arguments, fields), arguments.set)
+    _quiet(config.run.verbose)
+    from jobs.rl import rl
+
+    return rl(config, dry_run=arguments.dry_run, command=_command(arguments))
+
+
+def _given(arguments: argparse.Namespace, fields: Mapping[str, str]) -> list[tuple[str, Any]]:
+    """(field, value) of each flag that was given; `fields` by flag."""
+    return [(field, value) for flag, field in fields.items() if (value := getattr(arguments, flag, None)) is not None]
 
 
 def _flags(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
@@ -226,8 +260,7 @@ def _flags(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
         "labels": "evaluate.labels",
         "rubrics": "tokens.rubrics",
     }
-    given = {field: getattr(arguments, flag, None) for flag, field in fields.items()}
-    return [(field, value) for field, value in given.items() if value is not None]
+    return _given(arguments, fields)
 
 
 def _command(arguments: argparse.Namespace) -> str:

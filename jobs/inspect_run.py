@@ -1,13 +1,17 @@
 """What a training run says of itself: `endoreward status` and `endoreward report` of its directory. Needs no Ray."""
 
+import json
 from typing import Any
 
 from jobs import terminal
+from pipeline import storage
 from pipeline.errors import StoreError
+from pipeline.report.rl import rl_page
 from pipeline.report.training import training_page
+from pipeline.rl.run import RESULTS, SAMPLES
 from pipeline.store import WriterLock, documents, holder_of
 from pipeline.training.metrics import read_metrics
-from pipeline.training.run import RunFolder
+from pipeline.training.run import STOPPED, RunFolder
 
 
 def run_status(folder: RunFolder, run: dict[str, Any]) -> int:
@@ -15,8 +19,8 @@ def run_status(folder: RunFolder, run: dict[str, Any]) -> int:
     metrics = read_metrics(folder.at("metrics.jsonl"))
     writer = holder_of(folder.uri)
     finished = folder.read("manifest.json") is not None
-    state = "complete" if finished else "incomplete: run the same train command again to go on from its last checkpoint"
-    stopped = folder.read("stopped.json")
+    state = "complete" if finished else "incomplete: run the same command again to go on from its last checkpoint"
+    stopped = folder.read(STOPPED)
     rows = [
         ("State", f"being written by {writer}" if writer else state),
         *([("Stopped", stopped["sentence"])] if stopped else []),
@@ -33,9 +37,7 @@ def redraw_run(folder: RunFolder) -> int:
     """Write a finished run's report.html anew. Returns 0; raises StoreError where it is not finished."""
     manifest = folder.read("manifest.json")
     if manifest is None:
-        raise StoreError(
-            f"{folder.uri} is not finished; run the same train command again, which goes on from its checkpoint"
-        )
+        raise StoreError(f"{folder.uri} is not finished; run the same command again, which goes on from its checkpoint")
     with WriterLock(folder.uri):
         draw_run(folder, manifest)
     terminal.say(f"report: {folder.at('report.html')}")
@@ -44,5 +46,21 @@ def redraw_run(folder: RunFolder) -> int:
 
 def draw_run(folder: RunFolder, manifest: dict[str, Any]) -> None:
     """Write the run's report.html."""
-    page = training_page(manifest, read_metrics(folder.at("metrics.jsonl")))
+    metrics = read_metrics(folder.at("metrics.jsonl"))
+    if manifest.get("kind") == "rl":
+        page = rl_page(manifest, metrics, read_results(folder), read_samples(folder))
+    else:
+        page = training_page(manifest, metrics)
     documents.write_bytes(folder.at("report.html"), page.encode())
+
+
+def read_results(folder: RunFolder) -> dict[str, Any]:
+    """What an online run measured before and after; nothing where nothing is held out."""
+    uri = folder.at(RESULTS)
+    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+
+
+def read_samples(folder: RunFolder) -> list[dict[str, Any]]:
+    """The samples that an online run kept of its measurements."""
+    uri = folder.at(SAMPLES)
+    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()] if storage.exists(uri) else []

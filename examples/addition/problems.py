@@ -17,7 +17,7 @@ import argparse
 import json
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 COLUMNS = 3
@@ -102,6 +102,11 @@ def demonstration(problem: Problem, rng: random.Random, error_rate: float = ERRO
 def is_correct(problem: Problem, text: str) -> bool:
     """Whether the final answer, what follows the last `;`, is the sum; the steps are not looked at."""
     return text.rpartition(";")[2].strip() == problem.answer
+
+
+def right(prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float]:
+    """`is_correct` as a reward of `endoreward rl`: 1 or 0 for each answer."""
+    return [float(is_correct(parse(p), answer)) for p, answer in zip(prompts, completions, strict=True)]
 
 
 def pair_rows(count: int, seed: int, held_out: bool = True) -> Iterator[dict[str, str]]:

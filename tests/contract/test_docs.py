@@ -8,6 +8,7 @@ import pytest
 
 from jobs.__main__ import _parser
 from pipeline.config import EvaluateConfig, LabelConfig, SampleConfig, Section, load_config_as, section_fields
+from pipeline.rl.config import RlConfig
 from pipeline.training.config import OBJECTIVES, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,8 @@ KINDS: dict[str, type[Section]] = {
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "train": TrainConfig,
-}  # by command; the last three by a section of that name too
+    "rl": RlConfig,
+}  # by command; all but the first by a section of that name too
 SECTIONS = {name: kind for kind in KINDS.values() for name in kind.model_fields}
 FIELD = re.compile(rf"(?<![\w./])({'|'.join(SECTIONS)})\.([a-z_0-9]+)(?![\w(])")
 FILE_ENDINGS = {"py", "toml", "json", "md", "parquet", "jsonl", "html"}
@@ -58,17 +60,19 @@ def test_examples_name_what_is_in_the_repository(example: Path) -> None:
     assert config.output.path.startswith("out/"), "an example writes where .gitignore says"
 
 
-def _reads(config: LabelConfig | TrainConfig) -> list[str]:
+def _reads(config: LabelConfig | TrainConfig | RlConfig) -> list[str]:
     """The model and the data that a run is of."""
     if isinstance(config, TrainConfig):
         return [config.policy.name, *(config.train.labels or [""])]
+    if isinstance(config, RlConfig):
+        return [config.policy.name, *(config.input.paths or [""]), *config.held_out.prompts]
     return [config.model.name, *(config.input.paths or [""])]
 
 
-def _load(example: Path) -> LabelConfig | TrainConfig:
+def _load(example: Path) -> LabelConfig | TrainConfig | RlConfig:
     """As the command that the example is for reads it."""
     config = load_config_as(_kind_of(example.read_text(), LabelConfig), str(example), [], [])
-    assert isinstance(config, LabelConfig | TrainConfig)
+    assert isinstance(config, LabelConfig | TrainConfig | RlConfig)
     return config
 
 

@@ -1,0 +1,77 @@
+"""Some actors of one kind that share out a step's work: in turn, each part to one of them.
+
+Ray starts a dead actor again and asks it once more for what it had in hand; its answer then comes from another process,
+which is how the crew knows, and says, what was done twice.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from pipeline.errors import EndorewardError, RunError
+from pipeline.rl.config import PoolSection
+
+
+class Crew:
+    """Raises nothing at first: an actor that cannot load its model says so when it is asked.
+
+    Args:
+        kind: the actor's class.
+        name: what one of them is called, in messages, and the section that configures them.
+        count, told, gpus: how many; what each reserves and how often it is started again.
+        spec: what each is made from.
+
+    Attributes:
+        notes: what a person should know, as it comes up; drained by the caller.
+        seconds: what the slowest of them took in each call, summed; drained by the caller.
+    """
+
+    def __init__(self, kind: type, name: str, count: int, told: PoolSection, gpus: float, spec: Any):
+        self.name = name
+        options: dict[str, Any] = {"num_cpus": told.cpus_per_actor, "num_gpus": gpus}
+        options |= {"max_restarts": told.max_restarts, "max_task_retries": told.max_restarts}
+        made: Any = ray.remote(**options)(kind)
+        self.actors = [made.remote(spec) for _ in range(count)]
+        self.born: list[str | None] = [None] * count
+        self.notes: list[str] = []
+        self.seconds = 0.0
+
+    def do(self, method: str, parts: Sequence[Sequence[Any]]) -> list[Any]:
+        """The results of `method(*part)`, in the order of `parts`; at most one part for each actor is best.
+
+        Raises:
+            EndorewardError: what an actor raised.
+            RunError: where they die more often than they may.
+        """
+        asked = [getattr(self.actors[i % len(self.actors)], method).remote(*part) for i, part in enumerate(parts)]
+        try:
+            replies = ray.get(asked)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise (
+                cause if isinstance(cause, EndorewardError) else RunError(f"a {self.name} failed: {cause!r}")
+            ) from None
+        except ray.exceptions.RayActorError as error:
+            raise RunError(
+                f"the {self.name}s died more often than {self.name}.max_restarts allows, most often of memory; lower "
+                f"{self.name}.budget_tokens and run the same again, which goes on from the last checkpoint"
+            ) from error
+        for i, reply in enumerate(replies):
+            self._meet(i % len(self.actors), reply.born)
+            self.notes += reply.notes
+        self.seconds += max(reply.seconds for reply in replies)
+        return [reply.value for reply in replies]
+
+    def _meet(self, number: int, born: str) -> None:
+        if self.born[number] not in (None, born):
+            self.notes.append(f"a {self.name} died and was started again; what it had in hand was done once more")
+        self.born[number] = born
+
+
+def shared_out(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """`items` in `count` runs of about equal length, none empty."""
+    ends = [len(items) * part // count for part in range(count + 1)]
+    return [items[begin:end] for begin, end in pairwise(ends) if begin < end]

@@ -1,0 +1,144 @@
+"""What the first worker of an online run writes: metrics, measurements on held-out prompts, samples, kept rollouts.
+
+OUTPUT/metrics.jsonl     a row for each step; where held-out prompts were measured on, `eval_` figures in it
+OUTPUT/results.json      accuracy before and after, with intervals
+OUTPUT/samples.jsonl     a few samples of each measurement
+OUTPUT/rollouts          every batch as a label store, where rl.keep_rollouts
+OUTPUT/repeated.json     what was done twice after a kill
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from jobs.gather import Gathering, Replay
+from pipeline import storage
+from pipeline.rl.kept import KeptRollouts
+from pipeline.rl.rewards import checker
+from pipeline.rl.rollouts import Group
+from pipeline.rl.run import REPEATED, RESULTS, ROLLOUTS, SAMPLES
+from pipeline.rl.watch import Watch, pick_samples, rollout_metrics
+from pipeline.store import documents
+from pipeline.summary import wilson_interval
+from pipeline.training.metrics import EVAL, MetricsFile, Row, Trackers, read_metrics
+
+if TYPE_CHECKING:
+    from jobs.improve import Online
+
+SHOWN = 4  # prompts of a measurement whose samples are kept
+MISMATCH = {"float32": 1e-4, "bfloat16": 0.25}
+"""Nats by which a sampler's log-probability of a token may differ from the learner's: rounding."""
+
+
+class Clock:
+    """Where the seconds of a step go."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.spent[f"time/{what}"] = time.perf_counter() - began
+
+
+class Logbook:
+    """Raises StoreError where metrics of an earlier start are damaged."""
+
+    def __init__(self, online: "Online", source: Gathering | Replay, step: int, weights: Any, notes: Sequence[str]):
+        self.online, self.config, self.source = online, online.config, source
+        self.right = checker(self.config)
+        uri = online.place("metrics.jsonl")
+        self.said = [*notes, *self._repeated(read_metrics(uri), step)]  # goes into the next row
+        self.metrics = MetricsFile(uri)
+        self.metrics.truncate(step or -1)
+        self.watch = Watch(read_metrics(uri))
+        self.trackers = Trackers(self.config.tracking, online.output, online.run, step)
+        self.kept = KeptRollouts(online.place(ROLLOUTS)) if online.kept else None
+        if self.kept and online.kept:
+            self.kept.open(online.kept)
+        self._keep_samples(step)
+        self.ended = time.perf_counter()
+        source.take(step, weights)
+        if not step and self.source.measurable:
+            self._append({"step": 0, **self._measured(0, "before")})
+
+    def write(self, row: Row, groups: Sequence[Group], due: bool) -> None:
+        """A step that was learnt; `due` where a checkpoint follows."""
+        step, told = row["step"], self.config
+        now = time.perf_counter()
+        row = {**row, **rollout_metrics(groups), **self.source.seconds(), "step_time": now - self.ended}
+        self.said += self.watch.warnings(row)
+        worst = row.get("sampling/sampling_logp_difference/max", 0.0)
+        dtype = "bfloat16" if self.online.device == "cuda" and told.learner.dtype == "auto" else told.learner.dtype
+        if step == 1 and worst > MISMATCH.get(dtype, MISMATCH["float32"]):
+            self.said.append(
+                f"samplers and learner differ by up to {worst:.2g} nats in the log-probability of a token: importance "
+                "ratios are off by that; with learner.dtype = float32 they agree"
+            )
+        last = step == told.rl.max_steps
+        if self.source.measurable and (last or step % told.held_out.every_steps == 0):
+            row |= self._measured(step, "after" if last else None)
+        if self.kept:
+            self.kept.keep(step - 1, groups)
+        self._append(row)
+        if due:
+            self.metrics.flush()
+        self.ended = time.perf_counter()
+
+    def close(self) -> None:
+        if self.kept:
+            self.kept.finish(self.config)
+        self.metrics.close()
+        self.trackers.close()
+
+    def _append(self, row: Row) -> None:
+        said = list(dict.fromkeys(self.said + self.source.notes()))
+        self.said = []
+        self.metrics.append(row | ({"warnings": said} if said else {}))
+        self.trackers.log(row)
+
+    def _measured(self, step: int, when: str | None) -> Row:
+        """Figures on held-out prompts: on all of them before and after the run, which are its results; else on some."""
+        count = self.source.measurable if when else self.config.held_out.some
+        groups = self.source.held_out(count)
+        row = rollout_metrics(groups)
+        rights = [self.right(g.prompt, g.rollouts[0].text) for g in groups] if self.right else []
+        if rights:
+            row["accuracy"] = sum(rights) / len(rights)
+        if when:
+            self._add_results(when, rights)
+        samples = pick_samples(groups, SHOWN, rights or None)
+        self._keep_samples(step - 1, json.dumps({"step": step, "samples": samples}, ensure_ascii=False))
+        self.source.seconds()  # of measuring, which is no part of a step's
+        return {f"{EVAL}{name}": value for name, value in row.items()}
+
+    def _add_results(self, when: str, rights: Sequence[bool]) -> None:
+        uri = self.online.place(RESULTS)
+        found: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+        found |= {"held_out": self.source.measurable, "steps": self.config.rl.max_steps}
+        if rights:
+            low, high = wilson_interval(sum(rights), len(rights))
+            found |= {f"accuracy_{when}": sum(rights) / len(rights), f"accuracy_{when}_interval": [low, high]}
+        documents.write_bytes(uri, documents.readable(found))
+
+    def _keep_samples(self, step: int, line: str | None = None) -> None:
+        """The samples up to `step`, and one line more."""
+        uri = self.online.place(SAMPLES)
+        lines = storage.read_bytes(uri).decode().splitlines() if storage.exists(uri) else []
+        found = [each for each in lines if json.loads(each)["step"] <= step] + ([line] if line else [])
+        documents.write_bytes(uri, "".join(f"{each}\n" for each in found).encode(errors="backslashreplace"))
+
+    def _repeated(self, rows: Sequence[Mapping[str, Any]], step: int) -> list[str]:
+        """What an earlier start did after the checkpoint that this one goes on from: kept for the manifest, and said."""
+        if not rows:
+            return []
+        uri = self.online.place(REPEATED)
+        again = max(0, rows[-1]["step"] - step)
+        found = documents.read(uri)["repeated"] if storage.exists(uri) else []
+        why = "workers or the driver were killed or stopped"
+        documents.write(uri, {"repeated": [*found, {"step": step, "repeated": again, "why": why}]})
+        return [f"started again after step {step}; {again} steps that were done after it are done once more"]

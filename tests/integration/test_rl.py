@@ -1,0 +1,125 @@
+"""The rl command as a user runs it, on a real local Ray with DeepSpeed."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chaos import run_with_kills
+from safetensors.torch import load_file
+from tiny import save_model
+from transformers import AutoModelForCausalLM
+
+from jobs.__main__ import main
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parent.parent.parent
+CLOCKS = ("time/", "step_time")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), hidden=32)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Number {i}?", "answer": str(i)}) + "\n" for i in range(20)))
+    return file
+
+
+def settings(**fields: Any) -> list[str]:
+    given = {
+        "run.num_cpus": 2,
+        "rl.batch_size": 4,
+        "rl.group_size": 4,
+        "rl.max_new_tokens": 12,
+        "rl.learning_rate": 1e-3,
+        "tracking.tensorboard": "false",
+        **fields,
+    }
+    return [word for name, value in given.items() for word in ("--set", f"{name.replace('__', '.')}={value}")]
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    """The rows of a run, without what the clock says and what was said of kills."""
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(CLOCKS) and k != "warnings"} for line in lines
+    ]
+
+
+def steps_of(output: Path) -> int:
+    file = output / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+LONG = {
+    "learner__workers": 2,
+    "rl__max_steps": 40,
+    "rl__algorithm": "ppo",
+    "ppo__value": "critic",
+    "rl__minibatches": 2,
+    "rl__epochs": 2,
+    "rl__keep_rollouts": "true",
+    "checkpoint__every_steps": 4,
+    "held_out__every_steps": 10,
+    "held_out__check": "maths",
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+    output = tmp_path_factory.mktemp("run") / "out"
+    long = settings(**LONG, held_out__prompts=json.dumps([str(prompts)]))
+    ran = cli("rl", "--prompts", prompts, "--policy", model, "--output", output, *long)
+    assert ran.returncode == 0, ran.stderr
+    assert "accuracy before" in ran.stdout
+    return output
+
+
+def test_a_run_leaves_a_policy_metrics_samples_and_a_page(model: Path, undisturbed: Path) -> None:
+    found = metrics(undisturbed)
+    assert [row["step"] for row in found] == list(range(41))
+    assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in found[1:])
+    assert {"reward", "kl", "entropy", "completions/mean_length", "value_loss"} <= found[1].keys()
+    assert {"eval_accuracy", "eval_reward"} <= found[10].keys() and "eval_reward" not in found[11]
+    assert found[1]["kl"] < 1e-6 < found[-1]["kl"]
+    base = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    trained = AutoModelForCausalLM.from_pretrained(undisturbed / "hf").state_dict()
+    assert base.keys() == trained.keys() and any(not torch.equal(trained[key], base[key]) for key in base)
+    results = json.loads((undisturbed / "results.json").read_text())
+    low, high = results["accuracy_after_interval"]
+    assert low <= results["accuracy_after"] <= high and results["held_out"] == 20
+    samples = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in samples] == [0, 10, 20, 30, 40]
+    assert "PPO" in (undisturbed / "report.html").read_text().upper()
+    assert main(["validate", str(undisturbed / "rollouts")]) == 0
+
+
+def test_kills_of_every_kind_change_no_bit(model: Path, prompts: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = ["rl", "--prompts", str(prompts), "--policy", str(model), "--output", str(output)]
+    command += settings(**LONG, held_out__prompts=json.dumps([str(prompts)]))
+    killed = run_with_kills(command, output, 4, 5, done=steps_of, kinds=("driver", "learner", "sampler", "rewarder"))
+    assert killed.total() == 4
+    assert metrics(output) == metrics(undisturbed)
+    here, there = (load_file(folder / "hf" / "model.safetensors") for folder in (output, undisturbed))
+    assert all(torch.equal(here[key], there[key]) for key in there)
+    said = [line for line in (output / "metrics.jsonl").read_text().splitlines() if "once more" in line]
+    assert said
+
+
+def test_a_kept_run_is_replayed_without_sampling(
+    model: Path, prompts: Path, undisturbed: Path, tmp_path: Path, cli: Cli
+) -> None:
+    output = tmp_path / "out"
+    again = settings(**{**LONG, "rl__keep_rollouts": "false"}, rl__replay=str(undisturbed / "rollouts"))
+    ran = cli("rl", "--prompts", prompts, "--policy", model, "--output", output, *again)
+    assert ran.returncode == 0, ran.stderr
+    here, there = (load_file(folder / "hf" / "model.safetensors") for folder in (output, undisturbed))
+    assert all(torch.equal(here[key], there[key]) for key in there)
