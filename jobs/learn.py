@@ -87,7 +87,8 @@ def _learn(training: Training) -> None:
                 if row[f"{EVAL}loss"] < float(state["best"]):
                     state["best"] = repr(row[f"{EVAL}loss"])
                     export(learner, training.place("best"))
-            row = {"step": step + 1, "num_tokens": state["num_tokens"], **row}
+            said, learner.notes = learner.notes, []
+            row = {"step": step + 1, "num_tokens": state["num_tokens"], **row} | ({"warnings": said} if said else {})
             if trackers is not None:
                 metrics.append(row)
                 trackers.log(row)

@@ -107,10 +107,12 @@ class TrainProgress:
         self.accuracy = row.get("eval_accuracy", self.accuracy)
         said = figures_of({"eval_accuracy": self.accuracy, **row})
         self.bar.update(self.task, completed=step, said=said)
+        for warning in row.get("warnings", []):
+            warn(f"step {step:,}: {warning}")
         kept = figures_of({name.removeprefix("eval_"): v for name, v in row.items() if name.startswith("eval_")})
         if kept:
             errors.print(f"step {step:,}, kept prompts: {kept}")
-        if not errors.is_terminal and (now - self.logged > LOG_EVERY_S or step == self.steps):
+        if said and not errors.is_terminal and (now - self.logged > LOG_EVERY_S or step == self.steps):
             self.logged = now
             left = (self.steps - step) * (now - self.started) / max(1, step - self.first_step)
             errors.print(f"step {step:,} of {self.steps:,}, {said}, about {left:,.0f} s left")

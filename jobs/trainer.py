@@ -17,7 +17,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.models import load_settings
 from pipeline.training.config import LearningConfig
-from pipeline.training.metrics import last_metrics
+from pipeline.training.metrics import Follower
 from pipeline.training.run import CHECKPOINTS, STOPPED, RunFolder
 
 POLL_S = 1.0
@@ -154,19 +154,16 @@ def _watched(folder: RunFolder, steps: int) -> Iterator[None]:
     ended = threading.Event()
 
     def watch(progress: terminal.TrainProgress) -> None:
-        last = None
         while True:
             over = ended.wait(POLL_S if storage.is_local(folder.uri) else 5 * POLL_S)
             with contextlib.suppress(StoreError, OSError):
-                row = last_metrics(folder.at("metrics.jsonl"))
-                if row is not None and row != last:
-                    last = row
+                for row in rows.new():
                     progress.update(row)
             if over:
                 return
 
-    before = last_metrics(folder.at("metrics.jsonl"))
-    with terminal.TrainProgress(steps, before["step"] if before else 0) as progress:
+    rows = Follower(folder.at("metrics.jsonl"))
+    with terminal.TrainProgress(steps, rows.step) as progress:
         watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
         watcher.start()
         try:

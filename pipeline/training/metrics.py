@@ -8,6 +8,7 @@ Left out: two writers at once. A worker that outlived its driver does no harm on
 upload stands until the next of the worker that took over, which comes within seconds and at the end.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -122,19 +123,37 @@ def read_metrics(uri: str) -> list[Row]:
     return [{name: math.nan if value is None else value for name, value in row.items()} for _, row in _lines(uri)]
 
 
-def last_metrics(uri: str) -> Row | None:
-    """The last whole row of a metrics.jsonl, None without one: what who watches a run wants every second."""
-    try:
-        lines = storage.read_bytes(uri).splitlines()[-2:]
-    except FileNotFoundError:
-        return None
-    for line in reversed(lines):
+class Follower:
+    """Sees the rows of a metrics.jsonl as they come, from where it is when this is made: for who watches a run.
+
+    Rows that are taken away and written once more, after a kill, are seen once more.
+
+    Attributes:
+        step: of the last row that was seen, 0 without one.
+    """
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        self._seen: list[bytes] = []
+        self.step = 0
+        self.new()
+
+    def new(self) -> list[Row]:
+        """The rows since it was last asked. A line that is not whole, or damaged, comes later or never."""
         try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        return {name: math.nan if value is None else value for name, value in row.items()}
-    return None
+            content = storage.read_bytes(self.uri)
+        except FileNotFoundError:
+            content = b""
+        lines = content[: content.rfind(b"\n") + 1].splitlines()
+        same = next((i for i, (old, new) in enumerate(zip(self._seen, lines, strict=False)) if old != new), None)
+        known = min(len(self._seen), len(lines)) if same is None else same
+        self._seen = lines
+        rows = []
+        for line in lines[known:]:
+            with contextlib.suppress(ValueError):
+                rows.append({name: math.nan if value is None else value for name, value in json.loads(line).items()})
+        self.step = int(rows[-1]["step"]) if rows else self.step
+        return rows
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:

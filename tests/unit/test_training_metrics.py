@@ -19,7 +19,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.training import metrics
 from pipeline.training.config import TrackingConfig
-from pipeline.training.metrics import MetricsFile, Trackers, end_size, ends, finite, numbers, read_metrics
+from pipeline.training.metrics import Follower, MetricsFile, Trackers, end_size, ends, finite, numbers, read_metrics
 
 RUN = {"created": "2025-11-23T12:00:00+00:00", "objective": "dpo", "config": {"train": {"seed": 0}}}
 
@@ -342,3 +342,24 @@ def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         "step 9, kept prompts: loss 0.2500",
         "step 10 of 10, epoch 2.00, loss 0.5000, accuracy 75.0%, 1,234 tokens/s, about 0 s left",
     ]
+
+
+def test_a_follower_sees_each_row_once_and_what_is_written_once_more_again(tmp_path: Path) -> None:
+    uri = str(tmp_path / "metrics.jsonl")
+    assert Follower(uri).new() == []
+    with MetricsFile(uri) as metrics:
+        metrics.append({"step": 1, "loss": 1.0})
+        follower = Follower(uri)
+        assert follower.step == 1 and follower.new() == []
+        metrics.append({"step": 2, "loss": 0.5, "warnings": ["slow"]})
+        metrics.append({"step": 3, "loss": math.inf})
+        two, three = follower.new()
+        assert (
+            two == {"step": 2, "loss": 0.5, "warnings": ["slow"]} and math.isnan(three["loss"]) and follower.step == 3
+        )
+        with open(uri, "ab") as half:
+            half.write(b'{"step": 4, ')
+        assert follower.new() == []
+        metrics.truncate(1)
+        metrics.append({"step": 2, "loss": 0.25})
+        assert follower.new() == [{"step": 2, "loss": 0.25}] and follower.new() == [] and follower.step == 2
