@@ -30,10 +30,11 @@ from pipeline.config import ClusterConfig, ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.labellers.base import open_renderer
 from pipeline.models import load_settings, resolve_dtype
+from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import PoolSection, RewardSource, RlConfig
 from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import Prompts, read_prompts
-from pipeline.rl.rewards import check_rewards
+from pipeline.rl.rewards import check_prompts, check_rewards
 from pipeline.rl.run import REPEATED, RESULTS, ROLLOUTS, SAMPLES, describe_rl
 from pipeline.store import WriterLock, documents, fingerprint
 from pipeline.training.card import model_card, shareable_config
@@ -159,7 +160,9 @@ def _plan(config: RlConfig) -> Plan:
     prompts = read_prompts(config, config.input.paths, "input.paths")
     held_out = read_prompts(config, config.held_out.prompts, "held_out.prompts") if config.held_out.prompts else None
     _require_enough(config, prompts)
+    algorithm_of(config)
     notes = check_rewards(config)
+    check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
     if config.rl.replay and KeptRollouts(config.rl.replay).steps() < config.rl.max_steps:
         raise ConfigError(
             f"rl.replay = {config.rl.replay} keeps {KeptRollouts(config.rl.replay).steps():,} steps and rl.max_steps is "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiny import CHATML, save_model, tokenizer
 
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, InputError, RunError
 from pipeline.models import load_model
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rewards import Rewarder, check_rewards, checker
@@ -369,7 +369,7 @@ def test_maths_is_one_for_an_equivalent_answer(models: Folders) -> None:
 
 @pytest.mark.parametrize("columns", [{"solution": "1"}, {"answer": None, "solution": "1"}, {}])
 def test_a_missing_answer_is_named(models: Folders, columns: dict[str, Any]) -> None:
-    with pytest.raises(RunError, match=r"rewards\.right: prompt a\.jsonl:3 .*'answer'.*columns: .*") as raised:
+    with pytest.raises(InputError, match=r"rewards\.right: prompt a\.jsonl:3 .*'answer'.*columns: .*") as raised:
         rewarded(configured(models, {"right": {"kind": "maths"}}), prompted(number=3, **columns), rolled("1"))
     assert ("solution" if columns else "columns: none") in str(raised.value)
 
@@ -508,7 +508,7 @@ def test_a_check_says_what_is_right(models: Folders, tmp_path: Path) -> None:
     maths = checker(configured(models, held_out={"check": "maths", "answer_key": "gold"}))
     assert maths is not None
     assert maths(prompted(gold="12"), "It is 12") and not maths(prompted(gold="12"), "It is 13")
-    with pytest.raises(RunError, match=r"held_out\.check: prompt a\.jsonl:9 has no right answer"):
+    with pytest.raises(InputError, match=r"held_out\.check: prompt a\.jsonl:9 has no right answer"):
         maths(prompted(number=9), "12")
     body = "return [{'half': 0.5, 'more': 0.51}.get(c) for c in completions]"
     own = checker(configured(models, held_out={"check": written(tmp_path, body)}))

@@ -9,6 +9,6 @@ endogenous, relative, maths, function, length      the sources, one file each
 mixture     their weighted sum; what can be checked before any weights are loaded
 """
 
-from pipeline.rl.rewards.mixture import Rewarder, check_rewards, checker
+from pipeline.rl.rewards.mixture import Rewarder, check_prompts, check_rewards, checker
 
-__all__ = ["Rewarder", "check_rewards", "checker"]
+__all__ = ["Rewarder", "check_prompts", "check_rewards", "checker"]

@@ -12,7 +12,7 @@ from pipeline.rl.rewards.base import Earned, Sampled, Source
 from pipeline.rl.rewards.endogenous import Endogenous
 from pipeline.rl.rewards.function import Function, call, load_function
 from pipeline.rl.rewards.length import Length
-from pipeline.rl.rewards.maths import Maths, right
+from pipeline.rl.rewards.maths import Maths, right, right_answer
 from pipeline.rl.rewards.models import Models, Reader
 from pipeline.rl.rewards.relative import Relative
 from pipeline.rl.rollouts import Array, Prompt, Rewarded, Rollout, Tokens
@@ -123,6 +123,18 @@ def check_rewards(config: RlConfig) -> list[str]:
     if endogenous and config.credit == "tokens" and config.reward.aggregation == "discounted_sum":
         _check_discount(config)
     return [*(config.reward.warnings() if endogenous else []), *_notes(readers)]
+
+
+def check_prompts(config: RlConfig, practice: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+    """Raises InputError where a prompt lacks the right answer that a reward, or what is measured, compares with."""
+    for source in _sources(config):
+        if source.section.kind == "maths":
+            for prompt in (*practice, *held_out):
+                if source.applies(prompt):
+                    right_answer(source.who, prompt, source.section.answer_key)
+    if config.held_out.check == "maths":
+        for prompt in held_out:
+            right_answer("held_out.check", prompt, config.held_out.answer_key)
 
 
 def checker(config: RlConfig) -> Callable[[Prompt, str], bool] | None:

@@ -1,0 +1,90 @@
+"""`endoreward rl` on what it cannot do: one sentence each, before anything starts, and nothing is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import save_model, tokenizer
+
+from jobs.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), context=64)
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer has tokens of its own."""
+    folder = save_model(tmp_path_factory.mktemp("another"), context=64)
+    made = tokenizer()
+    made.add_tokens(["Number"])
+    made.save_pretrained(folder)
+    return folder
+
+
+def prompts(folder: Path, count: int = 20, words: str = "") -> Path:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Number {i}? {words}", "answer": i}) + "\n" for i in range(count)))
+    return file
+
+
+def told(model: Path, file: Path, output: Path, *settings: str) -> list[str]:
+    words = ["rl", "--prompts", str(file), "--policy", str(model), "--output", str(output)]
+    return words + [word for each in ("rl.max_new_tokens=12", *settings) for word in ("--set", each)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["rl.algorithm=trpo"], "rl.algorithm: Input should be 'ppo', 'grpo', 'rloo', 'reinforce' or"),
+        (["rl.kl_in=loss", "rl.kl_estimator=k1"], "over the policy's own tokens its gradient is zero on average"),
+        (["rl.algorithm=rloo", "rl.credit=tokens"], "set rl.algorithm = reinforce"),
+        (["rl.group_size=1"], "compares the responses to a prompt"),
+        (["rl.batch_size=21"], "more than the 20 prompts there are"),
+        (["rewards.rule.kind=function", "rewards.rule.function=nowhere.py:right"], "nowhere.py"),
+        (["rewards.rule.kind=maths", "rewards.rule.answer_key=solution"], "'solution'"),
+        (["rl.replay=nowhere"], "nowhere"),
+    ],
+)
+def test_settings_that_cannot_be(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], said: str
+) -> None:
+    output = tmp_path / "out"
+    assert main(told(model, prompts(tmp_path), output, *settings, "run.num_cpus=2")) == 2
+    found = " ".join(capsys.readouterr().err.split())
+    assert said in found, found
+    assert not output.exists()
+
+
+def test_prompts_that_fill_the_context(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = prompts(tmp_path, words="abcdefg " * 20)
+    assert main(told(model, file, tmp_path / "out")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no prompt can be asked; the first of 20: prompts.jsonl:0: the prompt leaves no room for a response" in said
+
+
+def test_some_prompts_that_fill_the_context_are_left_out_and_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = prompts(tmp_path)
+    with file.open("a") as more:
+        more.write(json.dumps({"prompt": "abcdefg " * 20}) + "\n")
+    assert main([*told(model, file, tmp_path / "out"), "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "1 prompts are left out, the first: prompts.jsonl:20" in " ".join(said.err.split())
+    assert "Prompts" in said.out and " 20" in said.out
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_reward_model_with_another_tokenizer(
+    model: Path, another: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: bool
+) -> None:
+    words: list[Any] = [*told(model, prompts(tmp_path), tmp_path / "out"), "--reward-model", str(another), "--dry-run"]
+    if refused:
+        words += ["--set", "rewarding.other_tokenizer=refuse"]
+    assert main(words) == (2 if refused else 0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("other_tokenizer = refuse" if refused else "another tokenizer") in said, said
