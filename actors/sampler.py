@@ -34,12 +34,13 @@ class SamplerSpec:
     budget_tokens: int
     max_new_tokens: int
     end_tokens: tuple[int, ...]  # beside those of model and tokenizer
+    gpus: int = 0  # the model is spread over these where they are several
 
 
 class Sampler:
     def __init__(self, spec: SamplerSpec):
         torch.set_num_threads(spec.threads)
-        self.model = load_model(spec.model, spec.device)
+        self.model = load_model(spec.model, spec.device, spec.gpus)
         self.version: int | None = None  # of the weights; the model's own have none
         self.generator = Generator(
             self.model,

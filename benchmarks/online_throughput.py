@@ -5,6 +5,9 @@ dapo's with k3 in it, use_bias_correction_kl = False, one step of the optimizer 
 
     endoreward    the command as it is: a sampler of one thread for each core, a rewarder and a learner of one; take turns
     trl           one process, that many threads; GRPOTrainer on transformers' `generate`, no gradient checkpointing
+    trl, 1 thread the same on one: with a small model threads cost more than they bring
+
+Ours is held against the faster of these.
 
 TRL's reward function is made of our own parts: the scorer's packed forward pass on the ids that were sampled, equal samples
 scored once. It is less than what our rewarder does: that has the reference's log-probabilities from the same pass, for which
@@ -17,11 +20,12 @@ Speed: whole commands, each side in turn and in an order that changes, a seed of
 are counted after the warm-up, from the end of one to the end of the next, so writing metrics is within; TRL ends a step where
 it logs. CPU seconds are of all processes, Ray's included: the cores that were busy between two looks at /proc, over the
 counted steps, times the mean of these. What a command takes besides its steps (imports, Ray, models, export, report) is
-its rest.
+its rest. On both sides the allocator keeps what is freed, so that page faults cost little, and threads that wait do not spin
+unless OMP_WAIT_POLICY says so.
 
-Memory: a short run of each side that is not timed. Proportional set sizes of all of a command's processes, what several
-of them share divided between them, added up twice a second; the highest sum, by who holds it. On a machine where others run
-the same libraries, their part is too small, for either side.
+Memory: a short run of each side that is not timed, with the system's allocator. Proportional set sizes of all of a
+command's processes, what several of them share divided between them, added up twice a second; the highest sum, by who holds
+it. On a machine where others run the same libraries, the part of these is too small, for either side.
 
 That both learn the same shows in the reward of the last steps: equal within three standard errors, each step one value.
 
@@ -43,7 +47,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,6 +57,7 @@ import numpy as np
 import torch
 import transformers
 from machine import CONSOLE, ROOT, table, verdict
+from throughput import ALLOCATOR
 from training_throughput import END, PAD, Shape, build
 
 from pipeline.config import load_config_as
@@ -72,8 +77,7 @@ WARMUP = 3  # steps
 LAST = 5  # steps whose reward is compared
 FASTER = 1.3  # than TRL: the aim
 LOOK_S = 0.5  # between two looks at a command's processes
-OURS, THEIRS = "endoreward", "trl"
-SIDES = (OURS, THEIRS)
+OURS, THEIRS, SINGLE = "endoreward", "trl", "trl, 1 thread"
 METRICS = "metrics.jsonl"  # both sides write it
 
 
@@ -135,7 +139,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a command came to."""
+    """What one command came to."""
 
     rows: list[Row]  # of its metrics
     seconds: float  # of the whole command
@@ -171,7 +175,7 @@ def theirs(work: Work) -> None:
     rows = datasets.Dataset.from_list([{"prompt": str(p.messages[0]["content"]), "ids": p.ids} for p in prompts])
     _require_same_ids(tokenizer, rows)
     micro = samples_of_micro_batch(work, prompts, config.learner.budget_tokens)
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
 
     class Clocked(GRPOTrainer):
         def _generate(self, *given: Any) -> Any:
@@ -233,13 +237,13 @@ def samples_of_micro_batch(work: Work, prompts: Sequence[Prompt], budget: int) -
 
 
 @contextlib.contextmanager
-def _adding(spent: Counter[str], name: str) -> Iterator[None]:
+def _adding(spent: dict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    spent[name] += time.perf_counter() - began  # type: ignore[assignment]
+    spent[name] += time.perf_counter() - began
 
 
-def _writer(work: Work, spent: Counter[str]) -> transformers.TrainerCallback:
+def _writer(work: Work, spent: dict[str, float]) -> Any:
     """Writes the metrics of a step as our command does."""
 
     class Writer(transformers.TrainerCallback):
@@ -251,7 +255,7 @@ def _writer(work: Work, spent: Counter[str]) -> transformers.TrainerCallback:
             if "loss" not in logs:
                 return
             began, self.ended = self.ended, time.perf_counter()
-            del spent["forward"]  # is part of learning
+            spent.pop("forward", None)  # is part of learning
             row = {"step": state.global_step, "step_time": self.ended - began, **spent}
             row["time/learning"] = row["step_time"] - sum(spent.values())
             spent.clear()
@@ -267,15 +271,18 @@ def _writer(work: Work, spent: Counter[str]) -> transformers.TrainerCallback:
 
 
 def command(side: str, work: Work, further: Sequence[str]) -> list[str]:
-    if side == THEIRS:
+    if side != OURS:
         return [sys.executable, str(Path(__file__).resolve()), "--theirs", json.dumps(asdict(work))]
     told = [f"{name}={json.dumps(value)}" for name, value in work.settings.items()] + list(further)
     return [sys.executable, "-m", "jobs", "rl", *(word for each in told for word in ("--set", each))]
 
 
-def measure(side: str, work: Work, further: Sequence[str], memory: bool) -> Turn:
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RAY_ADDRESS")}
-    if side == THEIRS:
+def run(side: str, work: Work, further: Sequence[str], *, memory: bool) -> Turn:
+    """A whole command, whose memory or whose time is measured. Ends the benchmark with what it said where it fails."""
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **({} if memory else ALLOCATOR)}
+    for name in ("OMP_NUM_THREADS", "RAY_ADDRESS"):
+        environment.pop(name, None)
+    if side != OURS:
         environment["OMP_NUM_THREADS"] = str(work.threads)  # Ray sets that of its workers
     began = time.perf_counter()
     with open(f"{work.output}.log", "w+") as log:
@@ -301,14 +308,14 @@ class Look(NamedTuple):
 
 
 def _watch(process: subprocess.Popen[str], work: Work, memory: bool) -> tuple[list[Look], dict[str, float]]:
-    """Looks at the processes until the command ends; the most memory that was held at one of them."""
+    """Looks at the processes until the command ends, and the most memory that was held at one of them."""
     import psutil
 
     looks: list[Look] = []
-    most: Counter[str] = Counter()
+    most: dict[str, float] = {}
     root = psutil.Process(process.pid)
     while process.poll() is None:
-        cpu, held = 0.0, Counter[str]()
+        cpu, held = 0.0, defaultdict[str, float](float)
         with contextlib.suppress(psutil.Error):
             for each in (root, *root.children(recursive=True)):
                 with contextlib.suppress(psutil.Error):  # those that have just ended
@@ -317,8 +324,9 @@ def _watch(process: subprocess.Popen[str], work: Work, memory: bool) -> tuple[li
                         held[_holder(each, root)] += each.memory_full_info().pss
         looks.append(Look(time.perf_counter(), len(work.metrics), cpu))
         most = max(most, held, key=lambda sizes: sum(sizes.values()))
-        time.sleep(LOOK_S)
-    return looks, dict(most)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_S)
+    return looks, most
 
 
 HOLDERS = {"ray::RayTrainWorker": "learner", "ray::Sampler": "samplers", "ray::Rewarder": "rewarder"}
@@ -333,6 +341,7 @@ def _holder(process: Any, root: Any) -> str:
 
 
 def _busy(looks: Sequence[Look], steps: int) -> float:
+    """Cores that were busy in the counted steps."""
     counted = [look for look in looks if WARMUP <= look.steps < steps]
     if len(counted) < 2:
         return math.nan
@@ -343,93 +352,115 @@ def _busy(looks: Sequence[Look], steps: int) -> float:
 # The comparison
 
 
+@dataclass
+class Found:
+    """What one side comes to."""
+
+    turns: list[Turn]
+    memory: dict[str, float]  # bytes at the peak, by who holds them
+
+    @property
+    def steps(self) -> list[float]:
+        """Seconds of each counted step."""
+        return [seconds for turn in self.turns for seconds in turn.steps]
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of a step."""
+        return statistics.median(turn.cores * statistics.fmean(turn.steps) for turn in self.turns)
+
+    @property
+    def rest(self) -> float:
+        return statistics.median(turn.rest for turn in self.turns)
+
+    @property
+    def peak(self) -> float:
+        return sum(self.memory.values())
+
+    def rewards(self, which: slice) -> list[float]:
+        """The mean reward of some steps of every turn."""
+        return [row["reward"] for turn in self.turns for row in turn.rows[which]]
+
+
+def measure(work: Work, turns: int, further: Sequence[str]) -> dict[str, Found]:
+    """Memory, one side after another; then speed, the sides in turns and in an order that changes."""
+    sides = {OURS: work, THEIRS: work} | ({SINGLE: replace(work, threads=1)} if work.threads > 1 else {})
+    found = {side: Found([], {}) for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        for side, told in sides.items():
+            short = replace(told, steps=WARMUP + 1, output=f"{folder}/{side}-memory")
+            found[side].memory = run(side, short, further, memory=True).memory
+        for turn in range(turns):
+            for side, told in list(sides.items())[:: -1 if turn % 2 else 1]:
+                told = replace(told, seed=turn, output=f"{folder}/{side}-{turn}")
+                found[side].turns.append(run(side, told, further, memory=False))
+    return found
+
+
 def compare(name: str, work: Work, turns: int, further: Sequence[str]) -> dict[str, bool]:
     """Print the tables of a case. Returns its claims."""
-    found: dict[str, list[Turn]] = {side: [] for side in SIDES}
-    memory: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for side in SIDES:
-            short = replace(work, steps=WARMUP + 1, output=f"{folder}/{side}-memory")
-            memory[side] = measure(side, short, further, memory=True).memory
-        for turn in range(turns):
-            for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-                told = replace(work, seed=turn, output=f"{folder}/{side}-{turn}")
-                found[side].append(measure(side, told, further, memory=False))
-    ratios = [
-        statistics.median(its.steps) / statistics.median(our.steps)
-        for our, its in zip(found[OURS], found[THEIRS], strict=True)
-    ]
-    tokens = statistics.fmean(row["completions/mean_length"] for turn in found[OURS] for row in turn.rows)
+    found = measure(work, turns, further)
+    mine = found[OURS]
+    its = min((one for side, one in found.items() if side != OURS), key=lambda one: statistics.median(one.steps))
+    tokens = statistics.fmean(row["completions/mean_length"] for turn in mine.turns for row in turn.rows)
     shown = table(
         f"{name}: {work.batch} prompts x {work.group} responses of {tokens:.0f} tokens (at most {work.new_tokens}), "
         f"{turns} turns of {work.steps} steps, {WARMUP} of them warm-up, on {work.threads} threads",
-        "", "s/step", "all", "CPU s/step", "rest of a command, s", "peak MB", "reward at first", "at last",
+        "", "s/step", "range", "CPU s/step", "rest, s", "peak MB", f"reward, first {WARMUP}", f"last {LAST}",
     )  # fmt: skip
-    for side in SIDES:
-        steps = [seconds for turn in found[side] for seconds in turn.steps]
-        cpu = statistics.median(turn.cores * statistics.fmean(turn.steps) for turn in found[side])
+    for side, one in found.items():
+        first, last = (statistics.fmean(one.rewards(which)) for which in (slice(WARMUP), slice(-LAST, None)))
         shown.add_row(
-            side, f"{statistics.median(steps):.2f}", f"{min(steps):.2f} to {max(steps):.2f}", f"{cpu:.2f}",
-            f"{statistics.median(turn.rest for turn in found[side]):.0f}", f"{sum(memory[side].values()) / MB:,.0f}",
-            f"{statistics.fmean(rewards(found[side], slice(WARMUP))):.2f}",
-            f"{statistics.fmean(rewards(found[side], slice(-LAST, None))):.2f}",
+            side, f"{statistics.median(one.steps):.2f}", f"{min(one.steps):.2f} to {max(one.steps):.2f}",
+            f"{one.cpu:.2f}", f"{one.rest:.0f}", f"{one.peak / MB:,.0f}", f"{first:.2f}", f"{last:.2f}",
         )  # fmt: skip
+    ratios = [
+        statistics.median(theirs.steps) / statistics.median(ours.steps)
+        for ours, theirs in zip(mine.turns, its.turns, strict=True)
+    ]
+    ratio, workers = statistics.median(ratios), sum(mine.memory.get(name, 0.0) for name in HOLDERS.values())
     CONSOLE.print(shown)
-    ratio = statistics.median(ratios)
     CONSOLE.print(
-        f"TRL's seconds per step over ours: {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f} in the turns); the aim is "
-        f"{FASTER:g}. Peak memory over TRL's: {share(memory, sum):.1f}, of learner, samplers and rewarder alone "
-        f"{share(memory, workers):.1f}.\n"
+        f"The faster TRL's over ours: {ratio:.2f} in seconds per step ({min(ratios):.2f} to {max(ratios):.2f} in the turns; "
+        f"the aim is {FASTER:g}), {its.cpu / mine.cpu:.2f} in CPU seconds. Our peak memory over its: "
+        f"{mine.peak / its.peak:.1f}, of learner, samplers and rewarder {workers / its.peak:.1f}.\n"
     )
     CONSOLE.print(parts(found))
-    CONSOLE.print(holders(memory))
-    apart = standard_errors(*(rewards(found[side], slice(-LAST, None)) for side in SIDES))
+    CONSOLE.print(holders(found))
+    apart = standard_errors(*(one.rewards(slice(-LAST, None)) for one in (mine, its)))
     return {
         f"{name}: a step takes no longer than TRL's (TRL's over ours {ratio:.2f})": ratio >= 1.0,
         f"{name}: the reward of the last steps is TRL's within 3 standard errors ({apart:.1f})": apart <= 3.0,
     }
 
 
-def rewards(turns: Sequence[Turn], which: slice) -> list[float]:
-    """The mean reward of some steps of every turn."""
-    return [row["reward"] for turn in turns for row in turn.rows[which]]
-
-
-def standard_errors(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """By how many of the difference's (Welch 1947) two means differ."""
-    error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (mine, theirs)))
-    return abs(statistics.fmean(mine) - statistics.fmean(theirs)) / error
-
-
-def share(memory: dict[str, dict[str, float]], of: Any) -> float:
-    return of(memory[OURS].values() if of is sum else memory[OURS]) / sum(memory[THEIRS].values())
-
-
-def workers(held: dict[str, float]) -> float:
-    return sum(held.get(name, 0.0) for name in HOLDERS.values())
+def standard_errors(first: Sequence[float], second: Sequence[float]) -> float:
+    """By how many, of the difference, two means differ (Welch 1947)."""
+    error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (first, second)))
+    return abs(statistics.fmean(first) - statistics.fmean(second)) / error
 
 
 PARTS = ("time/sampling", "time/rewarding", "time/reference", "time/learning", "time/weights")
 
 
-def parts(found: dict[str, list[Turn]]) -> Any:
+def parts(found: dict[str, Found]) -> Any:
     """Where the seconds of a step go."""
-    shown = table("where a step goes: means of the counted steps, s", "", *(part[5:] for part in PARTS), "between")
-    for side in SIDES:
-        rows = [row for turn in found[side] for row in turn.rows[WARMUP:]]
+    shown = table("means of the counted steps, s", "", *(part[5:] for part in PARTS), "between")
+    for side, one in found.items():
+        rows = [row for turn in one.turns for row in turn.rows[WARMUP:]]
         means = [statistics.fmean(row.get(part, 0.0) for row in rows) for part in PARTS]
-        between = statistics.fmean(row["step_time"] for row in rows) - sum(means)
-        cells = ["" if part not in rows[0] else f"{mean:.3f}" for part, mean in zip(PARTS, means, strict=True)]
+        between = statistics.fmean(one.steps) - sum(means)
+        cells = [f"{mean:.3f}" if part in rows[0] else "" for part, mean in zip(PARTS, means, strict=True)]
         shown.add_row(side, *cells, f"{between:.3f}")
     shown.caption = "our rewarding has the reference within; between: Ray's messages, advantages, metrics"
     return shown
 
 
-def holders(memory: dict[str, dict[str, float]]) -> Any:
-    """Who holds the memory of the peak."""
-    shown = table("memory at the peak, MB", "", *SIDES)
+def holders(found: dict[str, Found]) -> Any:
+    """Who holds the memory at its peak."""
+    shown = table("memory at the peak, MB", "", *found)
     for name in (*HOLDERS.values(), COMMAND, RAY):
-        cells = [f"{memory[side][name] / MB:,.0f}" if name in memory[side] else "" for side in SIDES]
+        cells = [f"{one.memory[name] / MB:,.0f}" if name in one.memory else "" for one in found.values()]
         shown.add_row(name, *cells)
     return shown
 
@@ -444,7 +475,7 @@ def write_random(case: Case, folder: str, lengths: Sequence[int], count: int) ->
     assert case.shape is not None
     build(case.shape, folder)
     words = {"<pad>": PAD, "<end>": END} | {str(number): number for number in range(END + 1, case.shape.vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=str(END + 1)))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", model_max_length=1024
@@ -487,6 +518,7 @@ def main() -> None:
     if not Path("/proc/self/smaps_rollup").exists():
         CONSOLE.print("skipped: memory is read from /proc, which this system does not have")
         return
+    torch.set_num_threads(options.threads)  # as the tables say
     if options.steps is not None and options.steps < WARMUP + 2:
         parser.error(f"--steps: at least {WARMUP + 2}, {WARMUP} of them are warm-up")
 

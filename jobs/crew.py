@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from pipeline.errors import EndorewardError, RunError
+from pipeline.errors import EndorewardError, RunError, last_line
 from pipeline.rl.config import PoolSection
 
 
@@ -55,6 +55,8 @@ class Crew:
                 cause if isinstance(cause, EndorewardError) else RunError(f"a {self.name} failed: {cause!r}")
             ) from None
         except ray.exceptions.RayActorError as error:
+            if error.actor_init_failed:
+                raise RunError(f"a {self.name} could not be made: {last_line(error)}") from error
             raise RunError(
                 f"the {self.name}s died more often than {self.name}.max_restarts allows, most often of memory; lower "
                 f"{self.name}.budget_tokens and run the same again, which goes on from the last checkpoint"

@@ -81,7 +81,7 @@ def _improve(online: Online) -> None:
                 source.take(step + 1, weights)
         state |= {"step": step + 1, "num_tokens": state["num_tokens"] + tokens}
         due = step + 1 == config.rl.max_steps or (step + 1) % config.checkpoint.every_steps == 0
-        row = {"step": step + 1, "num_tokens": state["num_tokens"], **row, **clock.spent}
+        row = {"step": step + 1, "num_tokens": state["num_tokens"], **row, **clock.spent()}
         if book:
             book.write(row, groups, due)
         if due:

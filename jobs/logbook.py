@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.gather import Gathering, Replay
 from pipeline import storage
+from pipeline.errors import ConfigError
 from pipeline.rl.kept import KeptRollouts
 from pipeline.rl.rewards import checker
 from pipeline.rl.rollouts import Group
@@ -36,17 +37,22 @@ class Clock:
     """Where the seconds of a step go."""
 
     def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
+        self.started = time.perf_counter()
+        self.parts: dict[str, float] = {}
 
     @contextmanager
     def of(self, what: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.spent[f"time/{what}"] = time.perf_counter() - began
+        self.parts[f"time/{what}"] = time.perf_counter() - began
+
+    def spent(self) -> dict[str, float]:
+        """The seconds of its parts so far, and of all since this was made."""
+        return {**self.parts, "step_time": time.perf_counter() - self.started}
 
 
 class Logbook:
-    """Raises StoreError where metrics of an earlier start are damaged."""
+    """Raises StoreError where metrics of an earlier start are damaged, ConfigError where rollouts of it were not kept."""
 
     def __init__(self, online: "Online", source: Gathering | Replay, step: int, weights: Any, notes: Sequence[str]):
         self.online, self.config, self.source = online, online.config, source
@@ -60,8 +66,12 @@ class Logbook:
         self.kept = KeptRollouts(online.place(ROLLOUTS)) if online.kept else None
         if self.kept and online.kept:
             self.kept.open(online.kept)
+            if self.kept.steps() < step:
+                raise ConfigError(
+                    f"rl.keep_rollouts: the first {step:,} steps of this run were not kept; set it from the beginning, in "
+                    "another --output, or leave it out"
+                )
         self._keep_samples(step)
-        self.ended = time.perf_counter()
         source.take(step, weights)
         if not step and self.source.measurable:
             self._append({"step": 0, **self._measured(0, "before")})
@@ -69,8 +79,7 @@ class Logbook:
     def write(self, row: Row, groups: Sequence[Group], due: bool) -> None:
         """A step that was learnt; `due` where a checkpoint follows."""
         step, told = row["step"], self.config
-        now = time.perf_counter()
-        row = {**row, **rollout_metrics(groups), **self.source.seconds(), "step_time": now - self.ended}
+        row = {**row, **rollout_metrics(groups), **self.source.seconds()}
         self.said += self.watch.warnings(row)
         worst = row.get("sampling/sampling_logp_difference/max", 0.0)
         dtype = "bfloat16" if self.online.device == "cuda" and told.learner.dtype == "auto" else told.learner.dtype
@@ -87,7 +96,6 @@ class Logbook:
         self._append(row)
         if due:
             self.metrics.flush()
-        self.ended = time.perf_counter()
 
     def close(self) -> None:
         if self.kept:

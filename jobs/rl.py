@@ -8,7 +8,6 @@ close       manifest, model card, report, table
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from jobs.fill import absolute, require
 from jobs.gather import Practice
 from jobs.improve import Online, improve
 from jobs.inspect_run import draw_run, read_results
-from jobs.trainer import absolute_model, gpus_of, learner_versions, pick_workers, run_workers, warn_of_room
+from jobs.trainer import absolute_model, cpus_of, gpus_of, learner_versions, pick_workers, run_workers, warn_of_room
 from pipeline.config import ClusterConfig, ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.labellers.base import open_renderer
@@ -100,7 +99,9 @@ def rl(config: RlConfig, *, dry_run: bool = False, command: str = "") -> int:
             if not joins_cluster(config.run):
                 terminal.say("starting Ray ...")
                 held.enter_context(cluster(_roomy(plan)))
-            warn_of_room(config, plan.device, plan.workers)
+            warn_of_room(
+                "learners, samplers and rewarders", _places(plan), _gpus(plan), "learner.workers, sampler.actors"
+            )
             started = time.perf_counter()
             _improve(folder, plan, run)
             _close(folder, run, time.perf_counter() - started)
@@ -163,14 +164,12 @@ def _plan(config: RlConfig) -> Plan:
     algorithm_of(config)
     notes = check_rewards(config)
     check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
-    if config.rl.replay and KeptRollouts(config.rl.replay).steps() < config.rl.max_steps:
-        raise ConfigError(
-            f"rl.replay = {config.rl.replay} keeps {KeptRollouts(config.rl.replay).steps():,} steps and rl.max_steps is "
-            f"{config.rl.max_steps:,}; lower it"
-        )
     for name, found in (("input.paths", prompts), ("held_out.prompts", held_out)):
         notes += _notes(config, name, found) if found else []
-    return Plan(
+    description = describe_rl(config, prompts, held_out, dtype, device, workers, deepspeed)
+    if config.rl.replay:
+        _check_replay(config, config.rl.replay, description)
+    plan = Plan(
         config=config,
         device=device,
         workers=workers,
@@ -181,8 +180,14 @@ def _plan(config: RlConfig) -> Plan:
         held_out=held_out,
         rate=base_rate(config.rl, settings.get_text_config().hidden_size, bool(config.lora.rank)),
         notes=notes,
-        description=describe_rl(config, prompts, held_out, dtype, device, workers, deepspeed),
+        description=description,
     )
+    if not joins_cluster(config.run) and _gpus(plan) > gpus_of(config):
+        raise ConfigError(
+            f"learners, samplers and rewarders reserve {_gpus(plan):g} GPUs and there are {gpus_of(config)}; lower "
+            "learner.workers, or sampler.gpus_per_actor and rewarder.gpus_per_actor"
+        )
+    return plan
 
 
 def _require_enough(config: RlConfig, prompts: Prompts) -> None:
@@ -195,6 +200,29 @@ def _require_enough(config: RlConfig, prompts: Prompts) -> None:
         raise ConfigError(
             f"rl.minibatches = {config.rl.minibatches} is more than the {config.rl.batch_size} prompts of a batch; lower it"
         )
+
+
+def _check_replay(config: RlConfig, replay: str, description: dict[str, Any]) -> None:
+    """Raises ConfigError where what was kept lacks what this run learns from."""
+    kept = KeptRollouts(replay)
+    if kept.steps() < config.rl.max_steps:
+        raise ConfigError(
+            f"rl.replay = {replay} keeps {kept.steps():,} steps and rl.max_steps is {config.rl.max_steps:,}; lower it"
+        )
+    there = kept.store.description()
+    if any(
+        there.get(f"run.policy.{name}") != description.get(f"policy.{name}") for name in ("content", "name", "revision")
+    ):
+        raise ConfigError(
+            f"rl.replay = {replay} was sampled from another policy than {config.policy.name}: give that one"
+        )
+    first = kept.read(0)[0].rewarded[0]
+    if config.rl.kl_coefficient and first.reference is None:
+        raise ConfigError(
+            f"rl.replay = {replay} was kept without a reference (rl.kl_coefficient = 0): set rl.kl_coefficient = 0 here too"
+        )
+    if config.rl.algorithm == "ppo" and config.ppo.value == "reward-model" and first.values is None:
+        raise ConfigError(f"rl.replay = {replay} holds no values of a reward model: set ppo.value = critic")
 
 
 def _notes(config: RlConfig, name: str, found: Prompts) -> list[str]:
@@ -212,11 +240,14 @@ def _notes(config: RlConfig, name: str, found: Prompts) -> list[str]:
 def _share(config: RlConfig) -> Share:
     """Samplers, rewarders and learners take turns. On CPUs they share them; of few GPUs each gets a part of one."""
     gpus = gpus_of(config) if config.learner.device != "cpu" else 0
-    cpus = _cpus(config)
+    cpus = cpus_of(config)
+    rewarders = config.rewarder.actors or 1
+    if joins_cluster(config.run):  # there, what another one has reserved is gone
+        cpus -= (config.learner.workers or 1) * config.learner.cpus_per_worker
+        cpus -= rewarders * config.rewarder.cpus_per_actor
     samplers = config.sampler.actors or (
         1 if gpus else max(1, min(MOST_SAMPLERS, cpus // config.sampler.cpus_per_actor))
     )
-    rewarders = config.rewarder.actors or 1
     part = {0: 0.0, 1: 0.3, 2: 0.5}.get(gpus, 1.0)
 
     def of(pool: PoolSection) -> float:
@@ -225,16 +256,27 @@ def _share(config: RlConfig) -> Share:
     return Share(samplers, rewarders, of(config.sampler), of(config.rewarder), 0.4 if gpus == 1 else 1.0)
 
 
-def _cpus(config: RlConfig) -> int:
-    return config.run.num_cpus or os.cpu_count() or 1
-
-
 def _roomy(plan: Plan) -> ClusterConfig:
     """A local Ray that has a place for everyone: they take turns, so more places than CPUs do no harm."""
+    return plan.config.run.model_copy(update={"num_cpus": max(_places(plan), cpus_of(plan.config))})
+
+
+def _places(plan: Plan) -> int:
+    """CPUs that the run reserves."""
     config, share = plan.config, plan.share
-    places = plan.workers * config.learner.cpus_per_worker
-    places += share.samplers * config.sampler.cpus_per_actor + share.rewarders * config.rewarder.cpus_per_actor
-    return config.run.model_copy(update={"num_cpus": max(places, _cpus(config))})
+    learners = plan.workers * config.learner.cpus_per_worker
+    if config.rl.replay:
+        return learners
+    return learners + share.samplers * config.sampler.cpus_per_actor + share.rewarders * config.rewarder.cpus_per_actor
+
+
+def _gpus(plan: Plan) -> float:
+    """GPUs that the run reserves."""
+    share = plan.share
+    learners = plan.workers * share.learner_gpus if plan.device == "cuda" else 0.0
+    if plan.config.rl.replay:
+        return learners
+    return learners + share.samplers * share.sampler_gpus + share.rewarders * share.rewarder_gpus
 
 
 def _show(plan: Plan) -> None:
@@ -324,8 +366,9 @@ def _crews(plan: Plan) -> tuple[Crew, Crew]:
         budget_tokens=config.sampler.budget_tokens,
         max_new_tokens=config.rl.max_new_tokens,
         end_tokens=open_renderer(config.policy, config.tokens).end_tokens(),
+        gpus=int(share.sampler_gpus),
     )
-    rewarder = RewarderSpec(config, plan.device, plan.dtype)
+    rewarder = RewarderSpec(config, plan.device, plan.dtype, int(share.rewarder_gpus))
     return (
         Crew(Sampler, "sampler", share.samplers, config.sampler, share.sampler_gpus, sampler),
         Crew(Rewarder, "rewarder", share.rewarders, config.rewarder, share.rewarder_gpus, rewarder),

@@ -82,7 +82,8 @@ def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> i
             if not joins_cluster(config.run):
                 terminal.say("starting Ray ...")
                 held.enter_context(cluster(config.run))
-            warn_of_room(config, plan.device, plan.workers)
+            cpus, gpus = plan.workers * config.learner.cpus_per_worker, plan.workers if plan.device == "cuda" else 0
+            warn_of_room(f"{plan.workers} workers", cpus, gpus, "learner.workers")
             started = time.perf_counter()
             _learn(folder, plan, run)
             _close(folder, run, time.perf_counter() - started)

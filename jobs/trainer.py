@@ -14,7 +14,7 @@ from jobs import terminal
 from jobs.cluster import joins_cluster
 from pipeline import storage
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, RunError, StoreError
+from pipeline.errors import ConfigError, RunError, StoreError, last_line
 from pipeline.models import load_settings
 from pipeline.training.config import LearningConfig
 from pipeline.training.metrics import Follower
@@ -43,6 +43,15 @@ def gpus_of(config: LearningConfig) -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def cpus_of(config: LearningConfig) -> int:
+    """CPUs that there are now. Call it connected where the run joins a cluster."""
+    if joins_cluster(config.run):
+        import ray
+
+        return int(ray.cluster_resources().get("CPU", 0))
+    return config.run.num_cpus or os.cpu_count() or 1
+
+
 def pick_workers(config: LearningConfig, spare_gpus: int = 0) -> tuple[str, int]:
     """Device and number of workers. Call it connected where the run joins a cluster.
 
@@ -55,7 +64,7 @@ def pick_workers(config: LearningConfig, spare_gpus: int = 0) -> tuple[str, int]
     learner, gpus = config.learner, gpus_of(config)
     device = learner.device if learner.device != "auto" else "cuda" if gpus else "cpu"
     workers = learner.workers or (max(1, gpus - spare_gpus) if device == "cuda" else 1)
-    cpus, per_worker = config.run.num_cpus or os.cpu_count() or 1, learner.cpus_per_worker
+    cpus, per_worker = cpus_of(config), learner.cpus_per_worker
     fits = workers * per_worker <= cpus and (device == "cpu" or workers <= gpus)
     if not joins_cluster(config.run) and not fits:
         raise ConfigError(
@@ -65,16 +74,20 @@ def pick_workers(config: LearningConfig, spare_gpus: int = 0) -> tuple[str, int]
     return device, workers
 
 
-def warn_of_room(config: LearningConfig, device: str, workers: int) -> None:
-    """A cluster may grow or get free: workers wait for it. Call it connected."""
+def warn_of_room(who: str, cpus: int, gpus: float, lower: str) -> None:
+    """A cluster may grow or get free: what the run reserves is waited for. Call it connected.
+
+    Args:
+        who: what needs `cpus` and `gpus`, such as "2 workers".
+        lower: the fields that would make it less.
+    """
     import ray
 
     free = ray.available_resources()
-    cpus, gpus = workers * config.learner.cpus_per_worker, workers if device == "cuda" else 0
     if free.get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
         terminal.warn(
-            f"{workers} workers need {cpus} CPUs and {gpus} GPUs, and the cluster has {free.get('CPU', 0):g} and "
-            f"{free.get('GPU', 0):g} free: they wait until it has; lower learner.workers, or add nodes"
+            f"{who} need {cpus} CPUs and {gpus:g} GPUs, and the cluster has {free.get('CPU', 0):g} and "
+            f"{free.get('GPU', 0):g} free: the run waits until it has; lower {lower}, or add nodes"
         )
 
 
@@ -125,7 +138,7 @@ def run_workers(
     except Exception as error:
         _raise_stopped(folder)
         raise RunError(
-            f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {_last_line(error)}\n"
+            f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {last_line(error)}\n"
             "what is in the last checkpoint is kept; run the same again to go on, with --set run.verbose=true to see the "
             "workers' logs"
         ) from error
@@ -137,11 +150,6 @@ def _raise_stopped(folder: RunFolder) -> None:
     if stopped is not None:
         kept = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
         raise RunError(stopped["sentence"] + kept)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def learner_versions() -> dict[str, str]:

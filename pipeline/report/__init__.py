@@ -45,13 +45,12 @@ def draw_report(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
         sections.append(_figures(manifest))
     else:
         sections.append('<p class="empty">No response was labelled.</p>')
-    fingerprint = f"Fingerprint {manifest['fingerprint']}" if manifest.get("fingerprint") else ""
-    said = "The same fingerprint gives the same labels."
-    sections += [
-        _errors(manifest),
-        reproduce(manifest, "endoreward label run.toml", said, "run.toml", [fingerprint]),
-    ]
-    return page(_title(model, tokenwise), sections)
+    sections.append(_errors(manifest))
+    if not _of_online_run(manifest):
+        fingerprint = f"Fingerprint {manifest['fingerprint']}" if manifest.get("fingerprint") else ""
+        said = "The same fingerprint gives the same labels."
+        sections.append(reproduce(manifest, "endoreward label run.toml", said, "run.toml", [fingerprint]))
+    return page(_title(manifest, model, tokenwise), sections)
 
 
 def formula(reward: dict[str, Any]) -> list[str]:
@@ -87,13 +86,24 @@ def _header(manifest: Manifest, model: str, tokenwise: bool) -> str:
         said = f"labelled with the reward that is already inside <b>{esc(model)}</b>. "
         said += f"Aggregation <b>{esc(reward.get('aggregation', 'sum'))}</b>:"
         made = f'<div class="formula">{"".join(f"<p>{text}</p>" for text in formula(reward))}</div>'
+    if _of_online_run(manifest):
+        sources = _section(config, "rewards")
+        corpus, made = f" of {len(inputs):,} step{'' if len(inputs) == 1 else 's'}", ""
+        said = f"sampled from <b>{esc(model)}</b> as it improved, with what it learnt from: {listed([*map(esc, sources)])}."
     return (
-        f"<header>{facts(manifest, manifest.get('fingerprint'))}<h1>{esc(_title(model, tokenwise))}</h1>"
+        f"<header>{facts(manifest, manifest.get('fingerprint'))}<h1>{esc(_title(manifest, model, tokenwise))}</h1>"
         f'<p class="lede">{labelled}{corpus}, {said}</p>{made}</header>'
     )
 
 
-def _title(model: str, tokenwise: bool) -> str:
+def _of_online_run(manifest: Manifest) -> bool:
+    """Whether a store keeps what a policy sampled while it improved."""
+    return bool(_section(manifest.get("config") or {}, "rewards"))
+
+
+def _title(manifest: Manifest, model: str, tokenwise: bool) -> str:
+    if _of_online_run(manifest):
+        return f"Rollouts of {model}"
     return f"Rewards {'inside' if tokenwise else 'of'} {model}"
 
 

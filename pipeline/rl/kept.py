@@ -163,7 +163,7 @@ class KeptRollouts:
         """
         records, inputs = list(self.store.records()), self.store.inputs()
         labels = sum(record.labels.rows for record in records)
-        told = {"policy", "tokens", "reward"}
+        told = {"policy", "tokens", "reward", "rewards"}
         sections = {} if config is None else config.model_dump(mode="json", include=told)
         manifest = {
             "fingerprint": self.store.fingerprint(),

@@ -6,8 +6,10 @@ OUTPUT/repeated.json     what was done twice after a kill
 OUTPUT/rollouts/         every batch as a label store, where rl.keep_rollouts
 """
 
+import hashlib
 from typing import Any
 
+from pipeline import storage
 from pipeline.models import identify_model
 from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.rl.prompts import Prompts
@@ -39,18 +41,28 @@ def describe_rl(
         "rl.credit": config.credit,
         "rl.kl_estimator": config.rl.kl,
         **{f"rewards.{name}": _source(config, source) for name, source in config.rewards.items()},
+        **{f"input.{name}": getattr(config.input, name) for name in ("prompt_key", "messages_key")},
         "prompts.digest": prompts.digest,
         "prompts.count": len(prompts.prompts),
         "held_out.digest": held_out.digest if held_out else None,
-        "held_out.check": config.held_out.check,
+        "held_out.check": _content(config.held_out.check),
+        "held_out.answer_key": config.held_out.answer_key,
         "held_out.seed": config.held_out.seed,
     }
+
+
+def _content(function: str | None) -> str | None:
+    """`name sha256` of `path.py:name`: what it does, wherever it lies. Anything else as it is."""
+    path, _, name = (function or "").rpartition(":")
+    if not path.endswith(".py"):
+        return function
+    return f"{name} {hashlib.sha256(storage.read_bytes(path)).hexdigest()}"
 
 
 def _source(config: RlConfig, source: RewardSource) -> dict[str, Any]:
     told = source.model_dump(exclude={"model", "revision", "reference", "reference_revision"})
     if source.kind not in ("endogenous", "relative"):
-        return told
+        return told | {"function": _content(source.function)}
     own = config.reward_model
     model = own.named(source.model, source.revision)
     told["model"] = identify_model(model, model.dtype)
