@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
-demo: setup ## label the embedded corpus with the embedded model, evaluate the labels, train the model on labels of its own answers
+demo: setup ## label the embedded corpus with the embedded model, evaluate the labels, train the model on labels of its own answers, offline and online
 	rm -rf out/demo out/demo-*
 	$(BIN)/endoreward label examples/addition/label.toml --output out/demo
 	$(BIN)/endoreward evaluate --benchmark pairs --labels out/demo --output out/demo-evaluation
@@ -22,7 +22,8 @@ demo: setup ## label the embedded corpus with the embedded model, evaluate the l
 	$(BIN)/endoreward sample --policy examples/addition/model --prompts out/demo-problems.jsonl --output out/demo-samples
 	$(BIN)/endoreward label --model examples/addition/model --input out/demo-samples --output out/demo-labels
 	$(BIN)/endoreward train examples/train.toml
-	$(BIN)/python examples/addition/accuracy.py --problems 1000 examples/addition/model out/demo-policy/hf
+	$(BIN)/endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=60
+	$(BIN)/python examples/addition/accuracy.py --problems 1000 examples/addition/model out/demo-policy/hf out/demo-rl/hf
 
 test: check ## everything that CI runs
 	$(BIN)/pytest
@@ -43,12 +44,17 @@ bench: setup ## what the figures in the docs come from (benchmarks/README.md); l
 	$(BIN)/python benchmarks/rewards_on_soda_chat.py
 	$(BIN)/python benchmarks/train_on_addition.py
 	$(BIN)/python benchmarks/train_on_soda_chat.py
+	$(BIN)/python benchmarks/closed_form.py
+	$(BIN)/python benchmarks/rl_on_addition.py
+	$(BIN)/python benchmarks/rl_claims.py
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	.venv-bench/bin/python benchmarks/lm_eval_agreement.py
 	.venv-bench/bin/python benchmarks/trl_agreement.py
 	.venv-bench/bin/python benchmarks/trl_training_agreement.py
 	.venv-bench/bin/python benchmarks/training_throughput.py
+	.venv-bench/bin/python benchmarks/trl_online_agreement.py
+	.venv-bench/bin/python benchmarks/online_throughput.py
 
 clean:
 	rm -rf $(VENV) .venv-bench out build *.egg-info

@@ -132,6 +132,8 @@ def run_workers(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),
     )
+    if not joins_cluster(config.run):
+        _without_cleaner(trainer)
     try:
         with _watched(folder, steps):
             trainer.fit()
@@ -143,6 +145,15 @@ def run_workers(
             "workers' logs"
         ) from error
     _raise_stopped(folder)
+
+
+def _without_cleaner(trainer: Any) -> None:
+    """Spare a local Ray the actor that clears away a dead run's reservations. They end with Ray itself there, and without
+    Ray's dashboard the actor is waited for in vain: twelve seconds at the end of each run."""
+    makes = trainer._create_default_callbacks  # Ray Train has no setting for it; without it nothing but time is lost
+    trainer._create_default_callbacks = lambda: [
+        each for each in makes() if type(each).__name__ != "PlacementGroupCleanerCallback"
+    ]
 
 
 def _raise_stopped(folder: RunFolder) -> None:
