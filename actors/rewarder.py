@@ -26,9 +26,7 @@ class Rewarder:
     def __init__(self, spec: RewarderSpec):
         config = spec.config
         torch.set_num_threads(config.rewarder.cpus_per_actor)
-        self.rewards = Rewards(
-            config, spec.device, spec.dtype, spec.gpus, hold_reference=config.rl.kl_coefficient > 0
-        )
+        self.rewards = Rewards(config, spec.device, spec.dtype, spec.gpus, hold_reference=config.rl.kl_coefficient > 0)
 
     def reward(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> Reply[list[list[Rewarded]]]:
         """What each response earned. Raises RunError."""
