@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PROCESSES ?= 2 # that `make test` runs tests in
 
 .PHONY: setup demo test check chaos bench clean
 
@@ -25,8 +26,8 @@ demo: setup ## label the embedded corpus with the embedded model, evaluate the l
 	$(BIN)/endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=60
 	$(BIN)/python examples/addition/accuracy.py --problems 1000 examples/addition/model out/demo-policy/hf out/demo-rl/hf
 
-test: check ## everything that CI runs
-	$(BIN)/pytest
+test: check ## everything that CI runs; each process starts a Ray of its own where a test asks for one
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile
 
 check: setup ## style, types, layers: seconds
 	$(BIN)/ruff check .

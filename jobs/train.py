@@ -7,90 +7,107 @@ learn       Ray Train runs the workers                          jobs.learn
 close       manifest, model card, report, table
 """
 
-import contextlib
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from actors.scorer import ScorerSpec
-from jobs import terminal
-from jobs.close import versions
-from jobs.cluster import cluster, joins_cluster, warn_of_local_output
+from jobs import drive
 from jobs.fill import absolute, require
-from jobs.inspect_run import draw_run
 from jobs.learn import Training, learn
 from jobs.reference import compute_references
-from jobs.trainer import absolute_model, learner_versions, pick_workers, run_workers, warn_of_room
+from jobs.trainer import pick_workers, run_workers
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
 from pipeline.objectives.preference import beta_of
-from pipeline.store import WriterLock, documents, fingerprint
-from pipeline.training.card import model_card, shareable_config
+from pipeline.training.card import shareable_config
 from pipeline.training.config import TrainConfig
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.examples import Examples, find_examples
-from pipeline.training.metrics import check_tracking, ends, read_metrics
 from pipeline.training.order import Order
 from pipeline.training.rows import RowReader, check_rows, stored_reference
-from pipeline.training.run import STOPPED, RunFolder, describe
+from pipeline.training.run import RunFolder, describe
 from pipeline.training.schedule import base_rate
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run that is described and checked, and of which nothing is written yet."""
-
-    config: TrainConfig
-    device: str
-    workers: int
-    dtype: str
-    deepspeed: str | None
-    found: Examples
-    examples: Examples  # of these, to learn from
-    held_out: Examples  # and to measure on
-    steps: int
-    rate: float
-    stored_reference: bool  # the labels hold the reference's log-probabilities
-    policy_labelled: bool  # the policy, as it was before training, made them
-    notes: list[str]
-    description: dict[str, Any]
 
 
 def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> int:
     """Run the job. Returns the exit code; raises EndorewardError."""
     require(labels=config.train.labels, policy=config.policy.name, output=config.output.path)
     config = _with_absolute_places(config)
-    check_tracking(config.tracking)
-    with contextlib.ExitStack() as held:
-        if joins_cluster(config.run):  # only the cluster knows its devices
-            held.enter_context(cluster(config.run))
-            warn_of_local_output(config.output.path)
-        plan = _plan(config)
-        folder = RunFolder(config.output.path)
-        folder.check(plan.description)
-        _show(plan)
-        if folder.read("manifest.json") is not None:
-            terminal.say(f"{folder.uri}: all {plan.steps:,} steps are done already; the policy is {folder.at('hf')}")
-            return 0
-        if dry_run:
-            return 0
-        with WriterLock(folder.uri):
-            folder.mend()
-            run = _begin(folder, plan, command)
-            if not joins_cluster(config.run):
-                terminal.say("starting Ray ...")
-                held.enter_context(cluster(config.run))
-            cpus, gpus = plan.workers * config.learner.cpus_per_worker, plan.workers if plan.device == "cuda" else 0
-            warn_of_room(f"{plan.workers} workers", cpus, gpus, "learner.workers")
-            started = time.perf_counter()
-            _learn(folder, plan, run)
-            _close(folder, run, time.perf_counter() - started)
-    return 0
+    return drive.drive(config, lambda: _plan(config), dry_run=dry_run, command=command)
 
 
-# Before
+@dataclass(frozen=True, kw_only=True)
+class Plan(drive.Plan):
+    """What `train` will do.
+
+    Attributes:
+        found: examples; `examples` of these to learn from, `held_out` to measure on.
+        stored_reference: whether the labels hold the reference's log-probabilities.
+        policy_labelled: whether the policy, as it was before training, made them.
+    """
+
+    TITLE = "Train"
+    DONE = "Trained"
+    SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "eval_loss", "eval_rewards/accuracies")
+
+    config: TrainConfig
+    found: Examples
+    examples: Examples
+    held_out: Examples
+    stored_reference: bool
+    policy_labelled: bool
+
+    def rows(self) -> list[tuple[str, str]]:
+        config = self.config
+        return [
+            ("Objective", config.train.objective),
+            *self.examples.counts.rows(),
+            ("Examples to learn from", f"{len(self.examples):,}"),
+            *([("Examples to measure on", f"{len(self.held_out):,}")] if len(self.held_out) else []),
+            ("Steps", f"{self.steps:,} of {config.train.batch_size:,} examples"),
+            ("Learning rate", f"{self.rate:.2g}, {config.train.schedule}"),
+            ("Reference", self._reference()),
+            ("Workers", f"{self.workers} ({self.device}, {self.dtype}, ZeRO-{config.learner.zero_stage})"),
+        ]
+
+    def _reference(self) -> str:
+        if self.stored_reference:
+            return "log-probabilities of the labels"
+        return "computed before the first step" if objective_of(self.config).uses_reference else "none"
+
+    def says(self) -> dict[str, Any]:
+        return {
+            "objective": self.config.train.objective,
+            "labels": [
+                {
+                    "path": source.uri,
+                    "fingerprint": source.fingerprint,
+                    "reward": _reward_of(source.description),
+                    "model": source.description.get("model.name"),
+                }
+                for source in self.examples.sources
+            ],
+            "examples": [list(row) for row in self.examples.counts.rows()]
+            + [["Examples to learn from", f"{len(self.examples):,}"]],
+        }
+
+    def learn(self, folder: RunFolder, run: dict[str, Any]) -> None:
+        import ray
+
+        told = Training(
+            config=self.config,
+            device=self.device,
+            deepspeed=self.deepspeed,
+            output=folder.uri,
+            steps=self.steps,
+            rate=self.rate,
+            stored_reference=self.stored_reference,
+            policy_labelled=self.policy_labelled,
+            reference=_computed_reference(folder, self),
+            run={"created": run["created"], "objective": run["objective"], "config": shareable_config(run)},
+            examples=ray.put((self.examples, self.held_out)),
+        )
+        run_workers(learn, told, self.config, folder, self.device, self.workers, self.steps)
 
 
 def _plan(config: TrainConfig) -> Plan:
@@ -149,76 +166,9 @@ def _behaviour_notes(config: TrainConfig) -> list[str]:
 
 
 def _with_absolute_places(config: TrainConfig) -> TrainConfig:
-    """Workers have other working directories, so every local place becomes absolute."""
-    train, learner = config.train, config.learner
-    return config.model_copy(
-        update={
-            "train": train.model_copy(update={"labels": [absolute(place) for place in train.labels]}),
-            "policy": absolute_model(config.policy),
-            "reference": absolute_model(config.reference),
-            "output": config.output.model_copy(update={"path": absolute(config.output.path)}),
-            "learner": learner.model_copy(update={"deepspeed": learner.deepspeed and absolute(learner.deepspeed)}),
-        }
-    )
-
-
-def _show(plan: Plan) -> None:
-    config = plan.config
-    rows = [
-        ("Objective", config.train.objective),
-        *plan.examples.counts.rows(),
-        ("Examples to learn from", f"{len(plan.examples):,}"),
-        *([("Examples to measure on", f"{len(plan.held_out):,}")] if len(plan.held_out) else []),
-        ("Steps", f"{plan.steps:,} of {config.train.batch_size:,} examples"),
-        ("Learning rate", f"{plan.rate:.2g}, {config.train.schedule}"),
-        ("Reference", _reference_of(plan)),
-        ("Workers", f"{plan.workers} ({plan.device}, {plan.dtype}, ZeRO-{config.learner.zero_stage})"),
-    ]
-    terminal.print_table(f"Train {config.policy.name}", rows)
-    for note in plan.notes:
-        terminal.warn(note)
-
-
-def _reference_of(plan: Plan) -> str:
-    if plan.stored_reference:
-        return "log-probabilities of the labels"
-    return "computed before the first step" if objective_of(plan.config).uses_reference else "none"
-
-
-# The run
-
-
-def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
-    """What the run says of itself, as documents and the page want it; kept from its beginning on."""
-    found = folder.read("run.json")
-    if found is None or found["description"] != plan.description:  # without a checkpoint, it is as if it had not been
-        config = plan.config
-        found = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "config": config.model_dump(mode="json"),
-            "description": plan.description,
-            "fingerprint": fingerprint.digest(plan.description),
-            "objective": config.train.objective,
-            "policy": {"name": config.policy.name, "revision": config.policy.revision},
-            "labels": [
-                {
-                    "path": source.uri,
-                    "fingerprint": source.fingerprint,
-                    "reward": _reward_of(source.description),
-                    "model": source.description.get("model.name"),
-                }
-                for source in plan.examples.sources
-            ],
-            "examples": [list(row) for row in plan.examples.counts.rows()]
-            + [["Examples to learn from", f"{len(plan.examples):,}"]],
-            "steps": plan.steps,
-            "device": f"{plan.workers} x {plan.device}, {plan.dtype}",
-            "notes": plan.notes,
-        }
-        documents.write(folder.at("run.json"), found)
-    documents.remove(folder.at(STOPPED))
-    return found
+    config = drive.with_absolute_places(config)
+    labels = [absolute(place) for place in config.train.labels]
+    return config.model_copy(update={"train": config.train.model_copy(update={"labels": labels})})
 
 
 def _reward_of(description: dict[str, Any]) -> dict[str, Any]:
@@ -227,27 +177,6 @@ def _reward_of(description: dict[str, Any]) -> dict[str, Any]:
     if "labeller" in description:
         return {"kind": description["labeller"]}
     return {name.removeprefix("reward."): value for name, value in told.items()}
-
-
-def _learn(folder: RunFolder, plan: Plan, run: dict[str, Any]) -> None:
-    """Raises RunError where the run cannot go on."""
-    import ray
-
-    config = plan.config
-    told = Training(
-        config=config,
-        device=plan.device,
-        deepspeed=plan.deepspeed,
-        output=folder.uri,
-        steps=plan.steps,
-        rate=plan.rate,
-        stored_reference=plan.stored_reference,
-        policy_labelled=plan.policy_labelled,
-        reference=_computed_reference(folder, plan),
-        run={"created": run["created"], "objective": run["objective"], "config": shareable_config(run)},
-        examples=ray.put((plan.examples, plan.held_out)),
-    )
-    run_workers(learn, told, config, folder, plan.device, plan.workers, plan.steps)
 
 
 def _computed_reference(folder: RunFolder, plan: Plan) -> str | None:
@@ -266,34 +195,3 @@ def _computed_reference(folder: RunFolder, plan: Plan) -> str | None:
         head_chunk_mb=config.learner.head_chunk_mb,
     )
     return compute_references(folder, spec, config.policy, plan.found, plan.workers, config.learner.max_failures)
-
-
-# After
-
-
-def _close(folder: RunFolder, run: dict[str, Any], seconds: float) -> None:
-    metrics = read_metrics(folder.at("metrics.jsonl"))
-    last = metrics[-1]
-    manifest = {
-        **run,
-        "seconds": round(seconds, 3),
-        "tokens": last["num_tokens"],
-        "last": last,
-        "versions": {**versions(), **learner_versions()},
-    }
-    documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics).encode())
-    draw_run(folder, manifest)
-    documents.create(folder.at("manifest.json"), manifest)
-    terminal.print_table(
-        "Trained", [*_figures(metrics), ("Policy", folder.at("hf")), ("Report", folder.at("report.html"))]
-    )
-
-
-SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "eval_loss", "eval_rewards/accuracies")
-
-
-def _figures(metrics: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    for name in SHOWN:
-        found = ends(metrics, name)
-        if found is not None:
-            yield name, f"{found[0]:.4g} -> {found[1]:.4g}"

@@ -19,6 +19,7 @@ RESULTS = "results.json"
 SAMPLES = "samples.jsonl"
 REPEATED = "repeated.json"
 ROLLOUTS = "rollouts"
+LEFT_BY_RUN = (RESULTS, SAMPLES, REPEATED, ROLLOUTS)  # and to be forgotten where another run takes its place
 NO_NUMBER = ("keep_rollouts", "replay")  # of section rl: these change nothing of what is learnt
 
 
