@@ -18,19 +18,13 @@ have. tests/unit/test_rl_algorithms.py holds these against their equations.
 Needs trl (the `bench` extra). Runs on the model that is embedded in examples/; `--model` takes another folder.
 """
 
-import argparse
-import importlib.util
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from machine import CONSOLE, table, verdict
-from trl_agreement import EMBEDDED, perturbed
 from trl_training_agreement import (
     BETA,
     HIGH,
@@ -42,16 +36,13 @@ from trl_training_agreement import (
     Row,
     Side,
     Theirs,
+    compare,
     differentiated,
     logprobs,
     padded,
-    relative,
-    sample,
-    shared_metrics,
+    prepared,
 )
 
-from pipeline.config import ModelConfig
-from pipeline.models import load_model, load_tokenizer
 from pipeline.objectives import Batch
 from pipeline.rl.algorithms import Algorithm
 from pipeline.rl.algorithms.grpo import Grpo
@@ -173,33 +164,7 @@ def largest_difference(algorithm: Algorithm, groups: list[Siblings], theirs: tor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=EMBEDDED / "model", help="a folder; default: the embedded one")
-    parser.add_argument("--pairs", type=int, default=6, help="prompts, with two responses each")
-    parser.add_argument("--noise", type=float, default=0.1, help="on the policy's weights, in standard deviations")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the models")
-    options = parser.parse_args()
-    if importlib.util.find_spec("trl") is None:
-        CONSOLE.print('skipped: trl is not installed; pip install -e ".[bench]"')
-        return
-    warnings.simplefilter("ignore")  # trl and transformers about their own next versions
-    logging.disable(logging.WARNING)
-    import datasets
-    import trl
-
-    datasets.disable_progress_bars()
-    config = ModelConfig(name=str(options.model), dtype=options.dtype)
-    base = load_model(config, "cpu").requires_grad_(True)
-    tokenizer = load_tokenizer(config)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    models = Models(perturbed(base, options.noise), base, perturbed(base, options.noise / 2), tokenizer)
-    with torch.no_grad():
-        given = sample(models, options.pairs)
-
-    shown = table(
-        f"online RL against trl {trl.__version__}, {options.dtype}", "", "loss", "trl's", "gradients", "metrics"
-    )
-    claims = {}
+    options, models, given = prepared(__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         plain = Online(models, given, scratch, use_bias_correction_kl=False)
         bonus = Online(models, given, scratch, use_bias_correction_kl=False, entropy_coef=ENTROPY)
@@ -217,12 +182,7 @@ def main() -> None:
             lambda: bonus.grpo("dapo", BETA),
         )
         cases["rloo"] = (Rloo(epsilon=LOW), bare.rloo)
-        for name, (algorithm, of_trl) in cases.items():
-            mine, its = ours(algorithm, models, given), of_trl()
-            gradients, (shared, metrics) = relative(mine.gradients, its.gradients), shared_metrics(mine, its)
-            shown.add_row(name, f"{mine.loss:.7f}", f"{its.loss:.7f}", f"{gradients:.1e}", f"{shared}: {metrics:.1e}")
-            apart = max(abs(mine.loss - its.loss) / abs(its.loss), gradients, metrics)
-            claims[f"{name}: loss, gradients and {shared} metrics agree to {TOLERANCE:g}"] = apart < TOLERANCE
+        shown, claims = compare("online RL", options.dtype, cases, lambda algorithm: ours(algorithm, models, given))
 
         compared = table(f"advantages of {GROUP} responses to each of 3 prompts", "", "largest", "difference")
         prompts = ["753+939=", "896+571=", "12+7="]

@@ -32,15 +32,17 @@ import argparse
 import copy
 import importlib.util
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from machine import CONSOLE, table, verdict
+from rich.table import Table
 from trl_agreement import EMBEDDED, perturbed
 
 from pipeline.config import ModelConfig
@@ -57,6 +59,7 @@ TOLERANCE = 1e-5
 BETA, SMOOTHING, MARGIN, LOW, HIGH, MAX_RATIO, PROMPT, LONGEST = 0.1, 0.1, 0.5, 0.2, 0.28, 1.2, 6, 16
 Row = tuple[list[int], list[int]]  # prompt, response
 Gradients = dict[str, torch.Tensor]
+Learns = TypeVar("Learns")  # an objective, an algorithm
 
 
 @dataclass
@@ -259,8 +262,9 @@ def shared_metrics(mine: Side, theirs: Side) -> tuple[int, float]:
     return len(names), max(apart, default=0.0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def prepared(doc: str) -> tuple[argparse.Namespace, Models, Given]:
+    """Options, models and batch of a comparison with TRL; ends the command, successfully, where trl is absent."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=EMBEDDED / "model", help="a folder; default: the embedded one")
     parser.add_argument("--pairs", type=int, default=6, help="prompts, with two responses each")
     parser.add_argument("--noise", type=float, default=0.1, help="on the policy's weights, in standard deviations")
@@ -268,11 +272,10 @@ def main() -> None:
     options = parser.parse_args()
     if importlib.util.find_spec("trl") is None:
         CONSOLE.print('skipped: trl is not installed; pip install -e ".[bench]"')
-        return
+        sys.exit(0)
     warnings.simplefilter("ignore")  # trl and transformers about their own next versions
     logging.disable(logging.WARNING)
     import datasets
-    import trl
 
     datasets.disable_progress_bars()
     config = ModelConfig(name=str(options.model), dtype=options.dtype)
@@ -281,12 +284,28 @@ def main() -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     models = Models(perturbed(base, options.noise), base, perturbed(base, options.noise / 2), tokenizer)
     with torch.no_grad():
-        given = sample(models, options.pairs)
+        return options, models, sample(models, options.pairs)
 
-    shown = table(
-        f"objectives against trl {trl.__version__}, {options.dtype}", "", "loss", "trl's", "gradients", "metrics"
-    )
+
+def compare(
+    what: str, dtype: str, cases: dict[str, tuple[Learns, Callable[[], Side]]], ours: Callable[[Learns], Side]
+) -> tuple[Table, dict[str, bool]]:
+    """Both sides of each case as a row, and what is claimed of it. A case is what `ours` takes, and TRL's side."""
+    import trl
+
+    shown = table(f"{what} against trl {trl.__version__}, {dtype}", "", "loss", "trl's", "gradients", "metrics")
     claims = {}
+    for name, (learns, of_trl) in cases.items():
+        mine, its = ours(learns), of_trl()
+        gradients, (shared, metrics) = relative(mine.gradients, its.gradients), shared_metrics(mine, its)
+        shown.add_row(name, f"{mine.loss:.7f}", f"{its.loss:.7f}", f"{gradients:.1e}", f"{shared}: {metrics:.1e}")
+        apart = max(abs(mine.loss - its.loss) / abs(its.loss), gradients, metrics)
+        claims[f"{name}: loss, gradients and {shared} metrics agree to {TOLERANCE:g}"] = apart < TOLERANCE
+    return shown, claims
+
+
+def main() -> None:
+    options, models, given = prepared(__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         theirs = Theirs(models, given, scratch)
         cases: dict[str, tuple[Objective, Callable[[], Side]]] = {
@@ -301,12 +320,7 @@ def main() -> None:
             "reinforce, cispo": (Reinforce(MAX_RATIO, BETA), lambda: theirs.grpo("cispo", BETA, MAX_RATIO)),
             "sft, nll": (Sft(), theirs.sft),
         }
-        for name, (objective, of_trl) in cases.items():
-            mine, its = ours(objective, models, given), of_trl()
-            gradients, (shared, metrics) = relative(mine.gradients, its.gradients), shared_metrics(mine, its)
-            shown.add_row(name, f"{mine.loss:.7f}", f"{its.loss:.7f}", f"{gradients:.1e}", f"{shared}: {metrics:.1e}")
-            apart = max(abs(mine.loss - its.loss) / abs(its.loss), gradients, metrics)
-            claims[f"{name}: loss, gradients and {shared} metrics agree to {TOLERANCE:g}"] = apart < TOLERANCE
+        shown, claims = compare("objectives", options.dtype, cases, lambda objective: ours(objective, models, given))
     CONSOLE.print(shown)
     with torch.no_grad():
         policy = torch.cat([logprobs(models.policy, row) for row in given.rows])
