@@ -56,11 +56,12 @@ from pipeline.generation import Generator
 from pipeline.models import load_model, load_tokenizer
 from pipeline.questions import Completion, Question
 from pipeline.scoring import Scorer
+from pipeline.summary import wilson_interval
 from pipeline.tokens import TokenizedTurn
 
 sys.path[:0] = [str(ADDITION)]
 import pretrain  # noqa: E402
-from accuracy import LONGEST, SEED, wilson  # noqa: E402
+from accuracy import LONGEST, SEED  # noqa: E402
 from problems import Problem, distinct_problems, is_correct  # noqa: E402
 
 BASE = ADDITION / "model"
@@ -134,7 +135,7 @@ class Part:
         )
         for name, row in self.rows.items():
             right, count = row.right()
-            low, high = wilson(right, count)
+            low, high = wilson_interval(right, count)
             greedy, _ = row.right(greedy=True)
             made.add_row(
                 name,
@@ -265,10 +266,10 @@ def rounds(bench: Bench) -> dict[str, bool]:
         for seed in range(bench.seeds):
             _rounds(bench, part, seed, kl)
         part.show()
-        before = wilson(*part.rows["base"].right(greedy=True))
+        before = wilson_interval(*part.rows["base"].right(greedy=True))
         claims |= {
             f"KL {kl:g}: greedy answers do not get worse": all(
-                wilson(*row.right(greedy=True))[1] >= before[0] for row in part.rows.values()
+                wilson_interval(*row.right(greedy=True))[1] >= before[0] for row in part.rows.values()
             )
         }
     return claims

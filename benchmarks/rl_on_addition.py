@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -30,10 +29,8 @@ from typing import Any, Self
 
 from machine import CONSOLE, ROOT, run, table, verdict
 
+from pipeline.summary import wilson_interval
 from pipeline.training.metrics import read_metrics
-
-sys.path[:0] = [str(ROOT / "examples" / "addition")]
-from accuracy import wilson  # noqa: E402
 
 ADDITION = ROOT / "examples" / "addition"
 EXAMPLE = "grpo"  # the algorithm of rl.toml, which the claim is of
@@ -133,12 +130,12 @@ def main() -> None:
         "seconds", "a step",
     )  # fmt: skip
     before = found[args.algorithms[0]][0].right("before")
-    low, high = wilson(before, args.held_out)
+    low, high = wilson_interval(before, args.held_out)
     share = f"{before / args.held_out:.1%}"
     made.add_row("before", *([""] * args.seeds), share, f"{low:.1%} to {high:.1%}", "", "", "", "")
     for name, runs in found.items():
         rights = [done.right("after") for done in runs]
-        low, high = wilson(sum(rights), args.held_out * len(rights))
+        low, high = wilson_interval(sum(rights), args.held_out * len(rights))
         made.add_row(
             name,
             *(f"{right / args.held_out:.1%}" for right in rights),

@@ -21,8 +21,10 @@ from pathlib import Path
 
 from machine import CONSOLE, ROOT, run, table, verdict
 
-sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "addition")]
-from accuracy import right_answers, wilson  # noqa: E402
+from pipeline.summary import wilson_interval
+
+sys.path[:0] = [str(ROOT / "examples" / "addition")]
+from accuracy import right_answers  # noqa: E402
 
 BASE = ROOT / "examples" / "addition" / "model"
 CLAIMED = ("dpo", "awr", "sft")
@@ -60,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
 
     before = right_answers(str(BASE), args.held_out)
-    low, high = wilson(before, args.held_out)
+    low, high = wilson_interval(before, args.held_out)
     found: dict[str, list[int]] = {name: [] for name in args.objectives}
     seconds: dict[str, list[float]] = {name: [] for name in args.objectives}
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,13 +84,15 @@ def main() -> None:
     made.add_row("before", *([""] * args.seeds), f"{before / args.held_out:.1%}", f"{low:.1%} to {high:.1%}", "")
     for name, rights in found.items():
         shares = [f"{right / args.held_out:.1%}" for right in rights]
-        ends = wilson(sum(rights), args.held_out * len(rights))
+        ends = wilson_interval(sum(rights), args.held_out * len(rights))
         mean = sum(rights) / args.held_out / len(rights)
         took = f"{statistics.median(seconds[name]):.0f}"
         made.add_row(name, *shares, f"{mean:.1%}", f"{ends[0]:.1%} to {ends[1]:.1%}", took)
     CONSOLE.print(made)
     raised = {
-        f"{name} raises the accuracy for each seed": all(wilson(right, args.held_out)[0] > high for right in rights)
+        f"{name} raises the accuracy for each seed": all(
+            wilson_interval(right, args.held_out)[0] > high for right in rights
+        )
         for name, rights in found.items()
         if name in CLAIMED
     }

@@ -18,10 +18,10 @@ from pipeline.errors import RowError
 from pipeline.generation import Generator
 from pipeline.models import load_model, load_tokenizer
 from pipeline.questions import Question
+from pipeline.summary import wilson_interval
 
 SEED = 3  # of the held-out problems; those that are labelled come from the training problems
 LONGEST = 48  # tokens of an answer
-Z = 1.959964  # of a 95% interval
 
 
 def right_answers(model: str, count: int) -> int:
@@ -39,14 +39,6 @@ def right_answers(model: str, count: int) -> int:
     return right
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927)."""
-    share, spread = right / count, Z * Z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = (share * (1 - share) / count + spread / count / 4) ** 0.5 * Z / (1 + spread)
-    return middle - half, middle + half
-
-
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Accuracy of policies on held-out additions, at temperature 1.")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="model folders")
@@ -55,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> None:
     table = Table("policy", "accuracy", "95% interval", title=f"{args.problems:,} held-out additions", box=None)
     for model in args.models:
         right = right_answers(model, args.problems)
-        low, high = wilson(right, args.problems)
+        low, high = wilson_interval(right, args.problems)
         table.add_row(model, f"{right / args.problems:.1%}", f"{low:.1%} to {high:.1%}")
     Console().print(table)
 
