@@ -53,10 +53,10 @@ def kill_session(leader: "subprocess.Popen[str]") -> None:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray head of two CPUs with token authentication on; gives the environment that reaches it."""
+    """A Ray head of three CPUs with token authentication on; gives the environment that reaches it."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()  # another Ray on this machine has the usual ones
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -66,8 +66,9 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     with log.open("w") as out:
         process = subprocess.Popen(
             [
-                RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-                "--disable-usage-stats", "--node-ip-address=127.0.0.1",
+                RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
+                f"--dashboard-agent-listen-port={agent}", "--num-cpus=3", "--disable-usage-stats",
+                "--node-ip-address=127.0.0.1",
             ],
             env={**os.environ, **environment},
             stdout=out, stderr=out, text=True, start_new_session=True,
@@ -113,6 +114,14 @@ def test_a_submitted_job_on_a_head_with_tokens(head: dict[str, str], tmp_path: P
 
     refused = submit(head, *entry, "--set", "reward.alpha=2")
     assert refused.returncode != 0 and "reward.alpha" in refused.stdout and "failed" in refused.stdout.lower()
+
+    online = ["rl", "--prompts", str(source), "--policy", str(model), "--output", str(tmp_path / "rl")]
+    for setting in ("rl.max_steps=2", "rl.batch_size=4", "rl.group_size=2", "rl.max_new_tokens=8"):
+        online += ["--set", setting]
+    ran = submit(head, sys.executable, "-m", "jobs", *online)
+    assert ran.returncode == 0, ran.stdout[-3000:]
+    assert "Improved" in ran.stdout and "waits until it has" not in ran.stdout
+    assert (tmp_path / "rl" / "hf" / "model.safetensors").exists()
 
     intruder = urllib.request.Request(head["RAY_API_SERVER_ADDRESS"] + "/api/jobs/")
     with pytest.raises(urllib.error.HTTPError, match="401"):
