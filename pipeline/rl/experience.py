@@ -59,6 +59,7 @@ class Experience:
             rewards=[r.reward - float(p.sum()) for r, p in zip(group.rewarded, penalties, strict=True)],
             lengths=[len(rollout.ids) for rollout in group.rollouts],
             token_rewards=[r.token_rewards - p for r, p in zip(group.rewarded, penalties, strict=True)],
+            before=[rewarded.reward for rewarded in group.rewarded],
             token_values=own if values is None else values[first : first + len(group.rollouts)],
         )
 

@@ -20,7 +20,8 @@ Baselines, over the prompt's n responses:
 - none.
 
 scale = group divides by the standard deviation of R_1 over the responses (n - 1 in the denominator) plus 1e-4, as TRL's
-GRPOTrainer (arXiv 2402.03300, section 4.1.2); where all R_1 are equal, every advantage is 0. NumPy only.
+GRPOTrainer (arXiv 2402.03300, section 4.1.2); where all R_1 are equal, every advantage is 0, and so it is where only a KL
+tells them apart, which the division would blow up to the size of rewards. NumPy only.
 """
 
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ class Siblings:
 
     Args:
         rewards: [n].
+        before: [n], the rewards before a KL was taken off; None where none was.
         lengths: tokens of each, [n].
         token_rewards, token_values: n arrays [H_i]; empty arrays, or none at all, where rewards are of whole responses.
     """
@@ -50,6 +52,12 @@ class Siblings:
     lengths: Sequence[int]
     token_rewards: Sequence[ArrayLike] = field(default=())
     token_values: Sequence[ArrayLike] = field(default=())
+    before: ArrayLike | None = None
+
+    @property
+    def earned(self) -> Array:
+        """The rewards before any KL, [n]."""
+        return np.asarray(self.rewards if self.before is None else self.before, np.float64)
 
 
 def advantages(config: TrainConfig, siblings: Siblings, gamma: float) -> list[Array]:
@@ -69,14 +77,14 @@ def advantages(config: TrainConfig, siblings: Siblings, gamma: float) -> list[Ar
     if config.train.objective != "rwr":
         return compared(told, siblings, gamma)
     first = _returns(told, siblings, gamma)[:, 0]
-    weights = len(first) * _softmax(first / _scale(told, first) / config.awr.temperature)
+    weights = len(first) * _softmax(first / _scale(told, first, siblings) / config.awr.temperature)
     return [np.full(length, weight) for weight, length in zip(weights, siblings.lengths, strict=True)]
 
 
 def compared(told: AdvantageConfig, siblings: Siblings, gamma: float) -> list[Array]:
     """A_h of the responses to one prompt, by the equation above: n arrays [H_i]. Raises ConfigError as `advantages`."""
     returns = _returns(told, siblings, gamma)
-    found = (returns - _baseline(told, siblings, returns)) / _scale(told, returns[:, 0])
+    found = (returns - _baseline(told, siblings, returns)) / _scale(told, returns[:, 0], siblings)
     return cut(found, siblings.lengths)
 
 
@@ -119,12 +127,18 @@ def _baseline(told: AdvantageConfig, siblings: Siblings, returns: Array) -> Arra
     return (returns.sum(axis=0) - returns) / (len(returns) - 1)
 
 
-def _scale(told: AdvantageConfig, first: Array) -> float:
+def _scale(told: AdvantageConfig, first: Array, siblings: Siblings) -> float:
     """What is divided by; infinite where the responses are all worth the same. `first`: R_1, [n]."""
     if told.scale == "none":
         return 1.0
     _several(first, "advantage.scale = group")
-    return float("inf") if np.ptp(first) == 0 else float(first.std(ddof=1)) + EPSILON
+    nothing = np.ptp(first) == 0 or (siblings.before is not None and alike(siblings.earned))
+    return float("inf") if nothing else float(first.std(ddof=1)) + EPSILON
+
+
+def alike(earned: Array) -> bool:
+    """Whether rewards are all the same: nothing to compare."""
+    return bool(np.isclose(np.std(earned), 0))
 
 
 def _softmax(logits: Array) -> Array:

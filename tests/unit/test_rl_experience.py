@@ -1,5 +1,6 @@
 """From rewarded samples to a step's data: penalties, parts of workers, minibatches."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,29 @@ def test_the_kl_is_taken_off_every_tokens_reward() -> None:
 def test_no_penalty_where_the_kl_is_elsewhere(rl: dict[str, Any]) -> None:
     [group] = groups(1)
     assert not penalty(config(rl=rl), group.rollouts[0], group.rewarded[0]).any()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "reinforce_plus_plus", "rloo"])
+@pytest.mark.parametrize("rewards", [[1.0, 1.0], [0.0, 1.0]])
+def test_a_kl_is_not_blown_up_where_all_rewards_of_a_group_are_the_same(algorithm: str, rewards: list[float]) -> None:
+    """At the default coefficient: what divides by the spread leaves it out, what does not divide keeps it as it is."""
+    told = config(rl={"algorithm": algorithm})
+    alike = [
+        replace(group, rewarded=[replace(r, reward=reward, token_rewards=0 * r.token_rewards) for r in group.rewarded])
+        for group, reward in zip(groups(2), rewards, strict=True)
+    ]
+    for group in alike:
+        for r in group.rewarded:
+            r.token_rewards[-1] = r.reward
+    found = iter(Experience(told, algorithm_of(told), alike).responses)
+    for group in alike:
+        totals = [penalty(told, *each).sum() for each in zip(group.rollouts, group.rewarded, strict=True)]
+        for total in totals:
+            mine = next(found).advantages
+            assert mine is not None
+            wanted = (sum(totals) - total) / 2 - total if algorithm == "rloo" else 0.0
+            np.testing.assert_allclose(mine, np.full(len(mine), wanted), atol=1e-9)
+            assert algorithm != "rloo" or 0 < abs(wanted) < 0.1
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

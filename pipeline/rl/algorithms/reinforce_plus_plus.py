@@ -8,19 +8,22 @@
 
 The paper's first form is baseline = none with k1 in the reward, its REINFORCE++-baseline is baseline = group with credit =
 response and k2 in the loss. The division is by one number for the whole batch, where grpo's favours groups whose rewards
-hardly differ. TRL 1.16 has no such trainer (its GRPOTrainer's scale_rewards = "batch" does not centre again,
-and adds 1e-4 to the deviation). Left out: clipping the rewards.
+hardly differ. Where no two rewards differ that are compared (of a group; baseline = none: of the batch), only a KL would, and
+the division would blow it up: every advantage is 0. TRL 1.16 has no such trainer (its GRPOTrainer's scale_rewards = "batch"
+does not centre again, and adds 1e-4 to the deviation). Left out: clipping the rewards.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from pipeline.objectives.base import Batch, Terms
 from pipeline.objectives.clip import clipped
 from pipeline.rl.algorithms.base import Algorithm, normalized
 from pipeline.rl.rollouts import Array
-from pipeline.training.advantages import Siblings
+from pipeline.training.advantages import Siblings, alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,11 @@ class ReinforcePlusPlus(Algorithm):
     epsilon: float = 0.2
 
     def advantages(self, groups: Sequence[Siblings]) -> list[list[Array]]:
-        return normalized(self.compared(groups, self.baseline))
+        made = self.compared(groups, self.baseline)
+        together = [group.earned for group in groups]
+        if all(alike(earned) for earned in ([np.concatenate(together)] if self.baseline == "none" else together)):
+            return [[np.zeros_like(response) for response in group] for group in made]
+        return normalized(made)
 
     def policy(self, batch: Batch) -> Terms:
         assert batch.advantages is not None
