@@ -22,6 +22,10 @@ from pipeline.rl.rollouts import Rollout
 
 Packed = dict[str, NDArray[np.generic]]
 """Weights by name, every tensor as its bytes: NumPy has no bfloat16."""
+REMEDIES = {
+    "not_finite": "lower rl.learning_rate, or set learner.dtype = float32",
+    "out_of_memory": "lower rl.max_new_tokens, or give a sampler a larger share of a GPU (sampler.gpus_per_actor)",
+}  # in place of those that speak of labelling
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class SamplerSpec:
     threads: int
     budget_tokens: int
     max_new_tokens: int
+    max_length: int  # of prompt and response together
     end_tokens: tuple[int, ...]  # beside those of model and tokenizer
     gpus: int = 0  # the model is spread over these where they are several
 
@@ -46,6 +51,7 @@ class Sampler:
             self.model,
             load_tokenizer(spec.model),
             max_new_tokens=spec.max_new_tokens,
+            max_length=spec.max_length,
             temperature=1.0,
             budget_tokens=spec.budget_tokens,
             eos_token_ids=spec.end_tokens,
@@ -65,7 +71,11 @@ class Sampler:
 
     def _rollouts(self, answers: Sequence[Completion] | RowError) -> list[Rollout]:
         if isinstance(answers, RowError):
-            raise RunError(f"the policy of step {self.version} cannot be sampled from: {answers.detail}")
+            what, _, remedy = answers.detail.partition("; ")
+            remedy = REMEDIES.get(answers.reason, remedy or "take another policy")
+            raise RunError(
+                f"the policy of step {self.version} cannot be sampled from: {what} ({answers.reason}); {remedy}"
+            )
         rollouts = []
         for each in answers:
             assert each.logprobs is not None and self.version is not None

@@ -14,6 +14,8 @@ import ray.exceptions
 from pipeline.errors import EndorewardError, RunError, last_line
 from pipeline.rl.config import PoolSection
 
+LOGS = "run the same again with --set run.verbose=true to see its log"
+
 
 class Crew:
     """Raises nothing at first: an actor that cannot load its model says so when it is asked.
@@ -52,11 +54,13 @@ class Crew:
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise (
-                cause if isinstance(cause, EndorewardError) else RunError(f"a {self.name} failed: {cause!r}")
+                cause
+                if isinstance(cause, EndorewardError)
+                else RunError(f"a {self.name} failed, which it should not: {cause!r}; {LOGS}")
             ) from None
         except ray.exceptions.RayActorError as error:
             if error.actor_init_failed:
-                raise RunError(f"a {self.name} could not be made: {last_line(error)}") from error
+                raise RunError(f"a {self.name} could not be made: {last_line(error)}; {LOGS}") from error
             raise RunError(
                 f"the {self.name}s died more often than {self.name}.max_restarts allows, most often of memory; lower "
                 f"{self.name}.budget_tokens and run the same again, which goes on from the last checkpoint"

@@ -8,6 +8,7 @@ OUTPUT/repeated.json     what was done twice after a kill
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.gather import Gathering, Replay
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.models import resolve_dtype
 from pipeline.rl.kept import KeptRollouts
 from pipeline.rl.rewards import checker
 from pipeline.rl.rollouts import Group
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from jobs.improve import Online
 
 SHOWN = 4  # prompts of a measurement whose samples are kept
-MISMATCH = {"float32": 1e-4, "bfloat16": 0.25}
-"""Nats by which a sampler's log-probability of a token may differ from the learner's: rounding."""
+ROUNDING = {"float32": 1e-4, "bfloat16": 0.25}
+"""Nats by which a sampler's log-probability of a token may differ from the learner's."""
 
 
 class Clock:
@@ -61,7 +63,7 @@ class Logbook:
         self.said = [*notes, *self._repeated(read_metrics(uri), step)]  # goes into the next row
         self.metrics = MetricsFile(uri)
         self.metrics.truncate(step or -1)
-        self.watch = Watch(read_metrics(uri))
+        self.watch = Watch(read_metrics(uri), self._rounding())
         self.trackers = Trackers(self.config.tracking, online.output, online.run, step)
         self.kept = KeptRollouts(online.place(ROLLOUTS)) if online.kept else None
         if self.kept and online.kept:
@@ -76,18 +78,16 @@ class Logbook:
         if not step and self.source.measurable:
             self._append({"step": 0, **self._measured(0, "before")})
 
+    def _rounding(self) -> float:
+        """What samples were kept of may have had other weights, and so differ by anything."""
+        dtype = resolve_dtype(self.config.learner.dtype, self.online.device)
+        return math.inf if isinstance(self.source, Replay) else ROUNDING.get(dtype, ROUNDING["float32"])
+
     def write(self, row: Row, groups: Sequence[Group], due: bool) -> None:
         """A step that was learnt; `due` where a checkpoint follows."""
         step, told = row["step"], self.config
         row = {**row, **rollout_metrics(groups), **self.source.seconds()}
         self.said += self.watch.warnings(row)
-        worst = row.get("sampling/sampling_logp_difference/max", 0.0)
-        dtype = "bfloat16" if self.online.device == "cuda" and told.learner.dtype == "auto" else told.learner.dtype
-        if step == 1 and worst > MISMATCH.get(dtype, MISMATCH["float32"]):
-            self.said.append(
-                f"samplers and learner differ by up to {worst:.2g} nats in the log-probability of a token: importance "
-                "ratios are off by that; with learner.dtype = float32 they agree"
-            )
         last = step == told.rl.max_steps
         if self.source.measurable and (last or step % told.held_out.every_steps == 0):
             row |= self._measured(step, "after" if last else None)

@@ -88,6 +88,7 @@ class Generator:
         tokenizer: Any,
         *,
         max_new_tokens: int,
+        max_length: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         budget_tokens: int = 16384,
@@ -104,7 +105,8 @@ class Generator:
         self.forwarded_tokens = 0
         self.notes: list[str] = []
         self.end_tokens = _end_tokens(model, tokenizer, eos_token_ids)
-        self.context = context_length(model.config, tokenizer)
+        context = context_length(model.config, tokenizer)
+        self.context = context if max_length is None else min(context, max_length)
         self.rope_limit = rope_limit(model.config.get_text_config())
         embedding = model.get_input_embeddings().weight
         self.vocabulary: int = embedding.shape[0]

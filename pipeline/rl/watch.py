@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.rl.rollouts import Array, Group
 from pipeline.samples import Message
+from pipeline.training.advantages import alike
 
 Row = Mapping[str, Any]  # of metrics.jsonl
 
@@ -31,6 +32,7 @@ COLLAPSED = 0.1  # of the entropy of the beginning
 
 LENGTH, CLIPPED = "completions/mean_length", "completions/clipped_ratio"
 EQUAL = "frac_reward_zero_std"
+DIFFERENCE = "sampling/sampling_logp_difference/max"
 
 
 # Measures
@@ -54,8 +56,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     several = [group for group in groups if len(group.rollouts) > 1]
     found = _mean_and_std([each.reward for each in rewarded], "reward", "reward_std")
     if several:
-        spread = [np.std([each.reward for each in group.rewarded]) for group in several]
-        found[EQUAL] = float(np.isclose(spread, 0).mean())
+        found[EQUAL] = float(np.mean([alike(np.array([each.reward for each in group.rewarded])) for group in several]))
         found["distinct"] = float(np.mean([len({r.text for r in g.rollouts}) / len(g.rollouts) for g in several]))
     for name in dict.fromkeys(name for each in rewarded for name in each.parts):
         parts = [each.parts[name] for each in rewarded if name in each.parts]
@@ -137,9 +138,11 @@ class Watch:
 
     Args:
         rows: of metrics.jsonl so far, without those that will be done again.
+        rounding: nats by which the log-probability of a token may differ between sampler and learner.
     """
 
-    def __init__(self, rows: Iterable[Row] = ()):
+    def __init__(self, rows: Iterable[Row] = (), rounding: float = math.inf):
+        self.rounding = rounding
         self._courses = {name: _Course() for name in ("reward", LENGTH, CLIPPED, "repetition", EQUAL, "entropy")}
         self._steps = 0
         self._seen: dict[str, int] = {}  # kind -> when its cause was last there
@@ -153,19 +156,30 @@ class Watch:
             value = row.get(name)
             if value is not None and math.isfinite(value):
                 course.add(float(value))
-        found = {kind: said for kind, said in self._causes().items() if said}
+        found = {kind: said for kind, said in self._causes(row).items() if said}
         new = [said for kind, said in found.items() if self._steps - self._seen.get(kind, -WINDOW) > WINDOW]
         self._seen |= dict.fromkeys(found, self._steps)
         return new
 
-    def _causes(self) -> dict[str, str | None]:
+    def _causes(self, row: Row) -> dict[str, str | None]:
         return {
+            "difference": self._differing(row),
             "length": self._longer(),
             "repetition": self._repeating(),
             "endless": self._endless(),
             "equal": self._equal(),
             "entropy": self._collapsed(),
         }
+
+    def _differing(self, row: Row) -> str | None:
+        worst = row.get(DIFFERENCE) or 0.0
+        if worst <= self.rounding:
+            return None
+        return (
+            f"Samplers and learner differ by up to {worst:.2g} nats in the log-probability of a token: importance ratios are "
+            "off by that. In bfloat16 it is rounding, and with learner.dtype = float32 they agree; in float32 report it, with "
+            "the model's name."
+        )
 
     def _longer(self) -> str | None:
         reward, length, clipped = (self._courses[name] for name in ("reward", LENGTH, CLIPPED))
@@ -208,8 +222,8 @@ class Watch:
             return None
         return (
             f"In {lasting.mean():.0%} of the groups of the last {SEVERAL} steps all responses had the same reward: where "
-            "rewards are compared within a group, nothing is learnt from these. Take prompts that are neither always nor "
-            "never solved, raise rl.group_size, or add a source to rewards that tells such responses apart."
+            "rewards are compared within a group, nothing is learnt from these, a KL at most. Take prompts that are neither "
+            "always nor never solved, raise rl.group_size, or add a source to rewards that tells such responses apart."
         )
 
     def _collapsed(self) -> str | None:

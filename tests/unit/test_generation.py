@@ -152,6 +152,8 @@ def test_the_context_cuts_completions_and_refuses_prompts():
     for prompt, [completion] in zip(prompts, found[:3], strict=False):
         assert completion.token_ids == argmax_loop(model, prompt, len(completion.token_ids), set())
     assert [e.reason for e in found[3:] if isinstance(e, RowError)] == ["prompt_too_long"] * 2 + ["unknown_token"]
+    tight = Generator(model, tiny.tokenizer(), max_new_tokens=10, max_length=len(prompts[0]) + 3)
+    assert [len(each.token_ids) for each in tight.generate([Question(prompts[0])])[0]] == [3]
 
 
 class Small(torch.nn.Module):

@@ -123,6 +123,14 @@ def test_a_healthy_run_is_left_alone(seed: int) -> None:
     assert said(healthy(150, seed)) == []
 
 
+def test_samplers_that_differ_from_the_learner_are_said_whenever_it_comes() -> None:
+    difference = "sampling/sampling_logp_difference/max"
+    rows = [row | {difference: 7.5 if row["step"] in (30, 31) else 1e-6} for row in healthy(60, 0)]
+    [(step, sentence)] = said(rows, Watch(rounding=1e-4))
+    assert step == 30 and sentence.startswith("Samplers and learner differ by up to 7.5 nats")
+    assert said(rows) == []  # of samples that were kept
+
+
 LENGTH, CLIPPED = "completions/mean_length", "completions/clipped_ratio"
 
 
