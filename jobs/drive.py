@@ -60,9 +60,9 @@ class Plan(ABC):
         return f"{self.workers} workers"
 
     @property
-    def lower(self) -> str:
-        """The fields that make it start less."""
-        return "learner.workers"
+    def remedy(self) -> str:
+        """What to do where there is no room for that."""
+        return "lower learner.workers"
 
     @property
     def cpus(self) -> int:
@@ -118,7 +118,7 @@ def drive(config: LearningConfig, plan_of: Callable[[], Plan], *, dry_run: bool,
                 terminal.say("starting Ray ...")
                 room = max(plan.cpus, cpus_of(config))  # actors that take turns may reserve more than there is
                 held.enter_context(cluster(config.run.model_copy(update={"num_cpus": room})))
-            warn_of_room(plan.who, plan.cpus, plan.gpus, plan.lower)
+            warn_of_room(plan.who, plan.cpus, plan.gpus, plan.remedy)
             started = time.perf_counter()
             plan.learn(folder, run)
             _close(folder, plan, run, time.perf_counter() - started)

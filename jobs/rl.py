@@ -28,7 +28,7 @@ from pipeline.rl.config import PoolSection, RewardSource, RlConfig
 from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rewards import check_prompts, check_rewards
-from pipeline.rl.run import describe_rl
+from pipeline.rl.run import describe_rl, learnt_from
 from pipeline.training.card import shareable_config
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.run import RunFolder
@@ -73,8 +73,10 @@ class Plan(drive.Plan):
         return "learners, samplers and rewarders"
 
     @property
-    def lower(self) -> str:
-        return "learner.workers, sampler.actors"
+    def remedy(self) -> str:
+        if max(self.workers, self.share.samplers, self.share.rewarders) > 1:
+            return "lower learner.workers or sampler.actors"
+        return "one of each is the least: start Ray with a larger --num-cpus"
 
     @property
     def cpus(self) -> int:
@@ -99,7 +101,7 @@ class Plan(drive.Plan):
             ("Algorithm", f"{told.algorithm}, credit by {config.credit.removesuffix('s')}"),
             ("Prompts", f"{len(self.prompts.prompts):,}"),
             *([("Held-out prompts", f"{len(self.held_out.prompts):,}")] if self.held_out else []),
-            ("Rewards", ", ".join(f"{source.weight:g} x {name}" for name, source in config.rewards.items())),
+            ("Rewards", ", ".join(_reward(name, source) for name, source in config.rewards.items())),
             ("Reward model", config.reward_model.name),
             ("KL to the reference", kl),
             ("Steps", f"{told.max_steps:,} of {told.batch_size:,} prompts x {told.group_size} responses"),
@@ -138,6 +140,11 @@ class Plan(drive.Plan):
         )
         gpus = self.share.learner_gpus if self.device == "cuda" else 0.0
         run_workers(improve, told, config, folder, self.device, self.workers, self.steps, gpus)
+
+
+def _reward(name: str, source: RewardSource) -> str:
+    of = f" for {source.share:.0%} of the prompts" if source.share < 1 else ""
+    return f"{source.weight:g} x {name}{of}"
 
 
 def _settled(config: RlConfig) -> RlConfig:
@@ -192,6 +199,8 @@ def _plan(config: RlConfig) -> Plan:
     check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
     for name, found in (("input.paths", prompts), ("held_out.prompts", held_out)):
         notes += _notes(config, name, found) if found else []
+    if config.rl.replay:
+        _require_steps(config, config.rl.replay)
     description = describe_rl(config, prompts, held_out, dtype, device, workers, deepspeed)
     if config.rl.replay:
         _check_replay(config, config.rl.replay, description)
@@ -229,19 +238,27 @@ def _require_enough(config: RlConfig, prompts: Prompts) -> None:
         )
 
 
-def _check_replay(config: RlConfig, replay: str, description: dict[str, Any]) -> None:
-    """Raises ConfigError where what was kept lacks what this run learns from."""
-    kept = KeptRollouts(replay)
-    if kept.steps() < config.rl.max_steps:
+def _require_steps(config: RlConfig, replay: str) -> None:
+    steps = KeptRollouts(replay).steps()
+    if steps < config.rl.max_steps:
         raise ConfigError(
-            f"rl.replay = {replay} keeps {kept.steps():,} steps and rl.max_steps is {config.rl.max_steps:,}; lower it"
+            f"rl.replay = {replay} keeps {steps:,} steps and rl.max_steps is {config.rl.max_steps:,}; lower it"
         )
+
+
+def _check_replay(config: RlConfig, replay: str, description: dict[str, Any]) -> None:
+    """Raises ConfigError where what was kept is not what this run says that it learns from, or lacks some of it."""
+    kept = KeptRollouts(replay)
     there = kept.store.description()
-    if any(
-        there.get(f"run.policy.{name}") != description.get(f"policy.{name}") for name in ("content", "name", "revision")
-    ):
+    other = {
+        name: f"{name} was {there[f'run.{name}']!r} and is {value!r}"
+        for name, value in learnt_from(description).items()
+        if f"run.{name}" in there and there[f"run.{name}"] != value
+    }
+    if other:
         raise ConfigError(
-            f"rl.replay = {replay} was sampled from another policy than {config.policy.name}: give that one"
+            f"rl.replay = {replay} keeps what another run sampled and rewarded: {'; '.join(other.values())}; give the same, "
+            "or sample anew without rl.replay"
         )
     first = kept.read(0)[0].rewarded[0]
     if config.rl.kl_coefficient and first.reference is None:
@@ -267,18 +284,19 @@ def _notes(config: RlConfig, name: str, found: Prompts) -> list[str]:
 def _share(config: RlConfig) -> Share:
     """Samplers, rewarders and learners take turns. On CPUs they share them; of few GPUs each gets a part of one."""
     gpus = gpus_of(config) if config.learner.device != "cpu" else 0
+    on_gpus = gpus > 0 or config.learner.device == "cuda"  # a cluster that has shrunk to its head grows again
     cpus = cpus_of(config)
     rewarders = config.rewarder.actors or 1
     if joins_cluster(config.run):  # there, what another one has reserved is gone
         cpus -= (config.learner.workers or 1) * config.learner.cpus_per_worker
         cpus -= rewarders * config.rewarder.cpus_per_actor
     samplers = config.sampler.actors or (
-        1 if gpus else max(1, min(MOST_SAMPLERS, cpus // config.sampler.cpus_per_actor))
+        1 if on_gpus else max(1, min(MOST_SAMPLERS, cpus // config.sampler.cpus_per_actor))
     )
-    part = {0: 0.0, 1: 0.3, 2: 0.5}.get(gpus, 1.0)
+    part = {1: 0.3, 2: 0.5}.get(gpus, 1.0)
 
     def of(pool: PoolSection) -> float:
-        return (pool.gpus_per_actor or part) if gpus else 0.0
+        return (pool.gpus_per_actor or part) if on_gpus else 0.0
 
     return Share(samplers, rewarders, of(config.sampler), of(config.rewarder), 0.4 if gpus == 1 else 1.0)
 
@@ -290,13 +308,15 @@ def _practice(plan: Plan) -> Practice:
 
 def _crews(plan: Plan) -> tuple[Crew, Crew]:
     config, share = plan.config, plan.share
+    renderer = open_renderer(config.policy, config.tokens)
     sampler = SamplerSpec(
         model=config.policy.model_copy(update={"dtype": plan.dtype}),
         device=plan.device,
         threads=config.sampler.cpus_per_actor,
         budget_tokens=config.sampler.budget_tokens,
         max_new_tokens=config.rl.max_new_tokens,
-        end_tokens=open_renderer(config.policy, config.tokens).end_tokens(),
+        max_length=renderer.max_length,
+        end_tokens=renderer.end_tokens(),
         gpus=int(share.sampler_gpus),
     )
     rewarder = RewarderSpec(config, plan.device, plan.dtype, int(share.rewarder_gpus))

@@ -74,12 +74,12 @@ def pick_workers(config: LearningConfig, spare_gpus: int = 0) -> tuple[str, int]
     return device, workers
 
 
-def warn_of_room(who: str, cpus: int, gpus: float, lower: str) -> None:
+def warn_of_room(who: str, cpus: int, gpus: float, remedy: str) -> None:
     """A cluster may grow or get free: what the run reserves is waited for. Call it connected.
 
     Args:
         who: what needs `cpus` and `gpus`, such as "2 workers".
-        lower: the fields that would make it less.
+        remedy: what would make it less, such as "lower learner.workers".
     """
     import ray
 
@@ -87,7 +87,7 @@ def warn_of_room(who: str, cpus: int, gpus: float, lower: str) -> None:
     if free.get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
         terminal.warn(
             f"{who} need {cpus} CPUs and {gpus:g} GPUs, and the cluster has {free.get('CPU', 0):g} and "
-            f"{free.get('GPU', 0):g} free: the run waits until it has; lower {lower}, or add nodes"
+            f"{free.get('GPU', 0):g} free: the run waits until it has; {remedy}, or add nodes"
         )
 
 

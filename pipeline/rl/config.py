@@ -229,11 +229,16 @@ class RlConfig(LearningConfig):
 
     @field_validator("tokens")
     @classmethod
-    def _one_prompt(cls, tokens: TokensConfig) -> TokensConfig:
+    def _whole_prompts(cls, tokens: TokensConfig) -> TokensConfig:
         if tokens.rubrics is not None:
             raise ValueError(
                 "a policy answers under one system prompt: give tokens.system_prompt; rubrics of the reward are "
                 "rewards.NAME.system_prompt"
+            )
+        if tokens.over_length == "cut_prompt":
+            raise ValueError(
+                "over_length = cut_prompt is for labelling: a prompt that leaves no room for a response is left out, with a "
+                "warning; shorten it, or take a policy with a longer context"
             )
         return tokens
 

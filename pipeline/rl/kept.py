@@ -66,7 +66,7 @@ def describe_kept(config: RlConfig, run_description: Mapping[str, Any], dtype: s
     """What the fingerprint of a run's kept rollouts stands for, flat: what readers of a label store look for, and the run.
 
     Prompts are whole and responses end where they were sampled to end, so tokens.over_length is not the run's: nothing but
-    a response was cut. `train` refuses a store with a prompt that the run's cut_prompt did cut; replaying does not mind.
+    a response was cut.
 
     Args:
         run_description: all that decides the bits of the run; here below `run.`.

@@ -7,20 +7,30 @@ OUTPUT/rollouts/         every batch as a label store, where rl.keep_rollouts
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
 from pipeline.models import identify_model
 from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.rl.prompts import Prompts
+from pipeline.store import LabelStore
 from pipeline.training.run import described
 
 RESULTS = "results.json"
 SAMPLES = "samples.jsonl"
 REPEATED = "repeated.json"
 ROLLOUTS = "rollouts"
-LEFT_BY_RUN = (RESULTS, SAMPLES, REPEATED, ROLLOUTS)  # and to be forgotten where another run takes its place
-NO_NUMBER = ("keep_rollouts", "replay")  # of section rl: these change nothing of what is learnt
+LEFT_BY_RUN = (
+    "metrics.jsonl",
+    RESULTS,
+    SAMPLES,
+    REPEATED,
+    ROLLOUTS,
+)  # and to be forgotten where another run takes its place
+LEARNT_FROM = ("rewards.", "reward.", "rewarding.", "tokens.", "policy.", "reference.", "prompts.", "input.")
+LEARNT_FROM_RL = ("rl.batch_size", "rl.group_size", "rl.max_new_tokens")
+"""What of a description decides which samples a run learns from, beside its weights and random numbers."""
 
 
 def describe_rl(
@@ -36,12 +46,16 @@ def describe_rl(
     read."""
     algorithm = config.rl.algorithm
     found = described(config, ["rl", algorithm, "tokens", "reward", "rewarding"], dtype, device, workers, deepspeed)
-    for name in NO_NUMBER:
-        del found[f"rl.{name}"]
+    del found["rl.keep_rollouts"]  # it changes nothing of what is learnt
     return found | {
+        "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),
         "rl.credit": config.credit,
         "rl.kl_estimator": config.rl.kl,
-        **{f"rewards.{name}": _source(config, source) for name, source in config.rewards.items()},
+        **{
+            f"rewards.{name}.{field}": value
+            for name, source in config.rewards.items()
+            for field, value in _source(config, source).items()
+        },
         **{f"input.{name}": getattr(config.input, name) for name in ("prompt_key", "messages_key")},
         "prompts.digest": prompts.digest,
         "prompts.count": len(prompts.prompts),
@@ -49,6 +63,13 @@ def describe_rl(
         "held_out.check": _content(config.held_out.check),
         "held_out.answer_key": config.held_out.answer_key,
         "held_out.seed": config.held_out.seed,
+    }
+
+
+def learnt_from(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a description that a replay has to share with the run that it replays."""
+    return {
+        name: value for name, value in description.items() if name.startswith(LEARNT_FROM) or name in LEARNT_FROM_RL
     }
 
 

@@ -55,7 +55,8 @@ def run_with_kills(
     done: Callable[[Path], int] = records_of,
     kinds: Collection[str] = ("driver", "actor", "worker"),
 ) -> Counter[str]:
-    """Run a command until it ends by itself; SIGKILL its driver or one of its Ray workers `kills` times on the way.
+    """Run a command until it ends by itself; SIGKILL its driver or one of its Ray workers `kills` times on the way,
+    each kind about as often.
 
     Args:
         output: the label store, or the evaluation with several of them, or the training run, that it writes.
@@ -78,12 +79,13 @@ def run_with_kills(
         try:
             while driver.poll() is None and killed.total() < kills:
                 before = done(output)
-                while driver.poll() is None and done(output) == before:  # somewhere in the work, not before it
+                while driver.poll() is None and done(output) <= before:  # somewhere in the work, not before it
                     time.sleep(0.05)
                 time.sleep(chance.uniform(0, 0.3))
                 victims = {kind: found for kind, found in _victims(driver.pid).items() if kind in kinds}
                 if driver.poll() is None and victims:
-                    kind = chance.choice(sorted(victims))
+                    fewest = min(killed[kind] for kind in victims)
+                    kind = chance.choice(sorted(kind for kind in victims if killed[kind] == fewest))
                     victim = chance.choice(victims[kind])
                     try:
                         victim.kill()

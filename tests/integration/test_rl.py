@@ -101,23 +101,37 @@ def test_a_run_leaves_a_policy_metrics_samples_and_a_page(model: Path, undisturb
     assert main(["validate", str(undisturbed / "rollouts")]) == 0
 
 
-def test_kills_of_every_kind_change_no_bit(model: Path, prompts: Path, undisturbed: Path, tmp_path: Path) -> None:
+KINDS = ("driver", "learner", "sampler", "rewarder")
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
+def test_kills_of_every_kind_change_no_bit(
+    model: Path, prompts: Path, undisturbed: Path, tmp_path: Path, seed: int
+) -> None:
     output = tmp_path / "out"
     command = ["rl", "--prompts", str(prompts), "--policy", str(model), "--output", str(output)]
     command += settings(**LONG, held_out__prompts=json.dumps([str(prompts)]))
-    killed = run_with_kills(command, output, 4, 5, done=steps_of, kinds=("driver", "learner", "sampler", "rewarder"))
-    assert killed.total() == 4
+    killed = run_with_kills(command, output, len(KINDS), seed, done=lambda place: steps_of(place) // 4, kinds=KINDS)
+    assert set(killed) == set(KINDS)
     assert metrics(output) == metrics(undisturbed)
     here, there = (load_file(folder / "hf" / "model.safetensors") for folder in (output, undisturbed))
     assert all(torch.equal(here[key], there[key]) for key in there)
-    said = [line for line in (output / "metrics.jsonl").read_text().splitlines() if "once more" in line]
-    assert said
+    assert any("once more" in line for line in (output / "metrics.jsonl").read_text().splitlines())
+    repeated = json.loads((output / "repeated.json").read_text())["repeated"]
+    assert any(each["step"] > 0 for each in repeated)  # gone on from a checkpoint, not from the beginning
+    assert json.loads((output / "manifest.json").read_text())["repeated"] == repeated
 
 
 def test_a_kept_run_is_replayed_without_sampling(
-    model: Path, prompts: Path, undisturbed: Path, tmp_path: Path, cli: Cli
+    model: Path, prompts: Path, undisturbed: Path, tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
+    other = settings(
+        **LONG, rl__replay=str(undisturbed / "rollouts"), rl__group_size=3, rewarding__missing_eos_penalty=1
+    )
+    assert main(["rl", "--prompts", str(prompts), "--policy", str(model), "--output", str(output), *other]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rl.group_size was 4 and is 3; rewarding.missing_eos_penalty was 0.0 and is 1.0; give the same" in said
     again = settings(**{**LONG, "rl__keep_rollouts": "false"}, rl__replay=str(undisturbed / "rollouts"))
     ran = cli("rl", "--prompts", prompts, "--policy", model, "--output", output, *again)
     assert ran.returncode == 0, ran.stderr
@@ -149,10 +163,10 @@ def test_a_reward_that_is_no_number_ends_the_run_and_a_mended_one_goes_on(
     mine = tmp_path / "mine.py"
     mine.write_text("def odd(prompts, completions, **columns):\n    return [float('nan')] * len(completions)\n")
     told = settings(
-        rl__max_steps=2,
+        rl__max_steps=3,
+        lora__rank=2,
         rewards__odd__kind="function",
         rewards__odd__function=f"{mine}:odd",
-        tracking__tensorboard="false",
     )
     words = ["rl", "--prompts", prompts, "--policy", model, "--output", tmp_path / "out", *told]
     ran = cli(*words)
@@ -164,3 +178,7 @@ def test_a_reward_that_is_no_number_ends_the_run_and_a_mended_one_goes_on(
     )
     ran = cli(*words)
     assert ran.returncode == 0, ran.stderr
+    found = metrics(tmp_path / "out")
+    assert len(found) == 3 and found[-1]["kl"] > 0  # an adapter has learnt, and is sampled from
+    assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in found)
+    assert (tmp_path / "out" / "hf" / "adapter" / "adapter_config.json").exists()

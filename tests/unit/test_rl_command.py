@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from tiny import save_model, tokenizer
 
+from jobs import rl
 from jobs.__main__ import main
+from pipeline.rl.config import RlConfig
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,11 @@ def told(model: Path, file: Path, output: Path, *settings: str) -> list[str]:
         (["rewards.rule.kind=function", "rewards.rule.function=nowhere.py:right"], "nowhere.py"),
         (["rewards.rule.kind=maths", "rewards.rule.answer_key=solution"], "'solution'"),
         (["rl.replay=nowhere"], "nowhere"),
+        (["tokens.over_length=cut_prompt"], "over_length = cut_prompt is for labelling"),
+        (
+            ["rl.algorithm=ppo", "reward.gamma=0.9"],
+            "V(s_h) is discounted by reward.gamma = 0.9, and rewards to go",
+        ),
     ],
 )
 def test_settings_that_cannot_be(
@@ -88,3 +95,28 @@ def test_a_reward_model_with_another_tokenizer(
     assert main(words) == (2 if refused else 0)
     said = " ".join(capsys.readouterr().err.split())
     assert ("other_tokenizer = refuse" if refused else "another tokenizer") in said, said
+
+
+def test_a_reward_that_most_prompts_do_without_is_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*told(model, prompts(tmp_path), tmp_path / "out", "rewards.rule.kind=maths", "rewards.rule.share=0.1")]
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "1 x rule for 10% of the prompts" in said.out
+    assert "if the endogenous one was meant too, name it" in " ".join(said.err.split())
+    assert main([*words, "--set", "rewards.endogenous.kind=endogenous", "--dry-run"]) == 0
+    assert "no reward has share" not in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2, 8])
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_what_each_gets_of_the_gpus(gpus: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl, "gpus_of", lambda config: gpus)
+    monkeypatch.setattr(rl, "cpus_of", lambda config: 16)
+    share = rl._share(RlConfig.model_validate({"learner": {"device": device}}))
+    if device == "cpu" or (device == "auto" and not gpus):
+        assert (share.samplers, share.sampler_gpus, share.rewarder_gpus) == (4, 0, 0)
+        return
+    everyone = share.sampler_gpus + share.rewarder_gpus + share.learner_gpus
+    assert share.samplers == 1 and 0 < everyone <= (gpus or 3)  # a cluster that has shrunk to its head grows

@@ -84,7 +84,10 @@ def call(named: str, function: Callable[..., Any], asked: Sequence[tuple[Prompt,
     try:
         found = function(prompts=prompts, completions=[text for _, text in asked], **columns)
     except Exception as error:  # it is the user's
-        raise RunError(f"{named} raised {of}: {_last_line(error)}; mend the function") from error
+        raise RunError(
+            f"{named} raised {of}: {_last_line(error)}; mend the function; once there is a "
+            "checkpoint that is another run, which takes another --output"
+        ) from error
     try:
         values = list(found)
     except TypeError:

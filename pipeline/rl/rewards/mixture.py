@@ -120,18 +120,23 @@ def check_rewards(config: RlConfig) -> list[str]:
             "ppo.value = reward-model needs an endogenous reward that forecasts every response: share = 1, the policy's "
             "tokenizer, and reward.aggregation = sum or discounted_sum; else set ppo.value = critic"
         )
+    if by_model:
+        _check_discount(config, "ppo.value = reward-model: V(s_h) is", "ppo.value = critic")
     if endogenous and config.credit == "tokens" and config.reward.aggregation == "discounted_sum":
-        _check_discount(config)
-    return [*(config.reward.warnings() if endogenous else []), *_notes(readers)]
+        _check_discount(config, "reward.aggregation = discounted_sum: the reward is", "rl.credit = response")
+    uncovered = [
+        "no reward has share = 1: prompts that none of them applies to earn nothing and teach nothing; if the endogenous one "
+        "was meant too, name it, as rewards.endogenous.kind = endogenous"
+    ]
+    partial = all(source.section.share < 1 for source in sources)
+    return [*(uncovered if partial else []), *(config.reward.warnings() if endogenous else []), *_notes(readers)]
 
 
 def check_prompts(config: RlConfig, practice: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
     """Raises InputError where a prompt lacks the right answer that a reward, or what is measured, compares with."""
-    for source in _sources(config):
-        if source.section.kind == "maths":
-            for prompt in (*practice, *held_out):
-                if source.applies(prompt):
-                    right_answer(source.who, prompt, source.section.answer_key)
+    for source in (Maths(name, config) for name, section in config.rewards.items() if section.kind == "maths"):
+        for prompt in filter(source.applies, (*practice, *held_out)):
+            right_answer(source.who, prompt, source.section.answer_key)
     if config.held_out.check == "maths":
         for prompt in held_out:
             right_answer("held_out.check", prompt, config.held_out.answer_key)
@@ -176,18 +181,17 @@ def _reference(config: RlConfig) -> Reader:
     return reader
 
 
-def _check_discount(config: RlConfig) -> None:
-    """Rewards to go are to add up to the reward that is reported. Raises ConfigError."""
+def _check_discount(config: RlConfig, what: str, instead: str) -> None:
+    """What is discounted by reward.gamma is compared with rewards to go, which rl.gamma discounts. Raises ConfigError."""
     if config.reward.gamma != config.rl.gamma:
         raise ConfigError(
-            f"reward.gamma = {config.reward.gamma:g} and rl.gamma = {config.rl.gamma:g}: with reward.aggregation = "
-            "discounted_sum and credit by tokens, rewards to go are discounted by rl.gamma; set both alike, or "
-            "rl.credit = response"
+            f"{what} discounted by reward.gamma = {config.reward.gamma:g}, and rewards to go by rl.gamma = "
+            f"{config.rl.gamma:g}; set both alike, or {instead}"
         )
     if config.reward.min_weight:
         raise ConfigError(
             f"reward.min_weight = {config.reward.min_weight:g}: rewards to go have no floor of the discount; leave it out, or "
-            "set rl.credit = response"
+            f"set {instead}"
         )
 
 
