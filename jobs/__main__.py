@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     rl.add_argument("--dry-run", action="store_true", help="check everything and show what would be done")
     rl.set_defaults(command=_rl)
 
-    report = commands.add_parser("report", help="draw the page of a finished label store or training run once more")
+    report = commands.add_parser("report", help="draw the page of a finished label store, or of a training run so far")
     report.add_argument("store", metavar="DIR", type=_place)
     report.set_defaults(command=_report)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from jobs import terminal
 from pipeline import storage
-from pipeline.errors import StoreError
 from pipeline.report.rl import rl_page
 from pipeline.report.training import training_page
 from pipeline.rl.run import RESULTS, SAMPLES
@@ -33,24 +32,25 @@ def run_status(folder: RunFolder, run: dict[str, Any]) -> int:
     return 0
 
 
-def redraw_run(folder: RunFolder) -> int:
-    """Write a finished run's report.html anew. Returns 0; raises StoreError where it is not finished."""
+def redraw_run(folder: RunFolder, run: dict[str, Any]) -> int:
+    """Write a run's report.html anew, or the page so far of one that is running or has stopped. Returns 0."""
     manifest = folder.read("manifest.json")
-    if manifest is None:
-        raise StoreError(f"{folder.uri} is not finished; run the same command again, which goes on from its checkpoint")
-    with WriterLock(folder.uri):
-        draw_run(folder, manifest)
+    if manifest is None:  # its writer may be at work, and draws no page before the end
+        draw_run(folder, run)
+    else:
+        with WriterLock(folder.uri):
+            draw_run(folder, manifest)
     terminal.say(f"report: {folder.at('report.html')}")
     return 0
 
 
-def draw_run(folder: RunFolder, manifest: dict[str, Any]) -> None:
-    """Write the run's report.html."""
+def draw_run(folder: RunFolder, run: dict[str, Any]) -> None:
+    """Write report.html. `run`: its manifest, or its run.json."""
     metrics = read_metrics(folder.at("metrics.jsonl"))
-    if manifest.get("kind") == "rl":
-        page = rl_page(manifest, metrics, read_results(folder), read_samples(folder))
+    if run.get("kind") == "rl":
+        page = rl_page(run, metrics, read_results(folder), read_samples(folder))
     else:
-        page = training_page(manifest, metrics)
+        page = training_page(run, metrics)
     documents.write_bytes(folder.at("report.html"), page.encode())
 
 

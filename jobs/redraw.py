@@ -1,4 +1,4 @@
-"""`endoreward report`: draw the page of a finished label store, or of a training run, once more. Needs no model."""
+"""`endoreward report`: draw the page of a finished label store, or of a training run so far. Needs no model."""
 
 from jobs import terminal
 from jobs.close import find_decode, read_manifest, write_report
@@ -15,8 +15,9 @@ def redraw(uri: str) -> int:
     Tokens show as text where the tokenizer that the manifest names can be reached, else as their numbers.
     """
     folder = RunFolder(uri)
-    if folder.read("run.json") is not None:
-        return redraw_run(folder)
+    run = folder.read("run.json")
+    if run is not None:
+        return redraw_run(folder, run)
     store = LabelStore(uri)
     manifest = read_manifest(store)
     decode = find_decode(ModelConfig.model_validate(manifest["config"]["model"]))

@@ -171,7 +171,7 @@ class ScorerConfig(Section):
 
 
 class OutputConfig(Section):
-    path: Place = Field(default="", description="directory of the label store, or of the evaluation")
+    path: Place = Field(default="", description="directory of the label store, the evaluation or the training run")
 
 
 class ClusterConfig(Section):

@@ -167,7 +167,8 @@ def _config(run: Run) -> RlConfig:
 
 
 def _algorithm(run: Run) -> tuple[str, str]:
-    return ALGORITHMS[_config(run).rl.algorithm]
+    name = _config(run).rl.algorithm
+    return ALGORITHMS.get(name, (name, name))
 
 
 def _count(number: int, noun: str) -> str:

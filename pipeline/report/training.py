@@ -171,6 +171,8 @@ def ordered(metrics: list[Row], first: tuple[str, ...] = FIRST) -> list[str]:
 def observations(run: Run, metrics: list[Row]) -> list[str]:
     """What a person should see in the curves, in sentences that depend on them."""
     said = []
+    if metrics and metrics[-1]["step"] < (run.get("steps") or 0):
+        said.append(f"The run is not finished: this is step {metrics[-1]['step']:,} of {run['steps']:,}.")
     known = {step for step, _ in finite(metrics, "loss")}
     broken = [row["step"] for row in metrics if "loss" in row and row["step"] not in known]
     if broken:

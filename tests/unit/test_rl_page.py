@@ -10,10 +10,14 @@ from huggingface_hub import ModelCard
 from test_report import Page, in_browser, needs_chromium
 from test_training_page import charts
 
+from jobs.__main__ import main
 from jobs.terminal import TrainProgress, errors, figures_of
 from pipeline.report.rl import SHOWN, observations, rl_page, sentence, title
 from pipeline.rl.config import ALGORITHMS, RlConfig
+from pipeline.store import documents
 from pipeline.training.card import model_card
+from pipeline.training.metrics import MetricsFile
+from pipeline.training.run import RunFolder
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -200,11 +204,12 @@ def test_the_sentence_says_what_was_paid_for() -> None:
 def test_observations_depend_on_the_figures() -> None:
     fallen = RESULTS | {"accuracy_after": 0.3, "accuracy_after_interval": [0.28, 0.32]}
     unsure = RESULTS | {"accuracy_after": 0.385, "accuracy_after_interval": [0.365, 0.405]}
-    plain = [{"step": i, "reward": float(i)} for i in range(40)]
+    plain = [{"step": i, "reward": float(i)} for i in range(41)]
     assert observations(full(), plain, RESULTS) == []
     assert observations(full(), plain, fallen)[0].startswith("The reward rose and the accuracy fell: ")
     assert "perhaps by chance" in observations(full(), plain, unsure)[0]
-    assert observations(full(), plain[::-1], fallen) == []
+    falling = [{"step": i, "reward": -float(i)} for i in range(41)]
+    assert observations(full(), falling, fallen) == []
 
 
 def test_the_card_says_what_was_done_and_names_no_place() -> None:
@@ -242,3 +247,14 @@ def test_a_row_on_the_terminal() -> None:
 def test_page_in_a_browser(tmp_path: Any) -> None:
     dom = in_browser(rl_page(full(), rows(40), RESULTS, [line(0, "5"), line(40, "4")]), tmp_path)
     assert len(dom.having("svg", "chart")) == 17 + 2 and dom.text["h1"] == ["GRPO on sums.jsonl"]
+
+
+def test_a_run_that_stopped_has_a_page_so_far(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(str(tmp_path))
+    documents.create(folder.at("run.json"), {**run(kind="rl", steps=40), "objective": "grpo"})
+    assert main(["report", str(tmp_path)]) == 0  # killed before its first step
+    with MetricsFile(folder.at("metrics.jsonl")) as metrics:
+        metrics.append({"step": 1, "num_tokens": 64, "reward": 1.5})
+    assert main(["report", str(tmp_path)]) == 0
+    assert "step 1 of 40" in (tmp_path / "report.html").read_text()
+    assert "report.html" in capsys.readouterr().out

@@ -233,6 +233,9 @@ def test_observations_depend_on_the_curves() -> None:
     assert not said(eval_loss=[0.7, 0.4, 0.3]) and not said(eval_loss=[0.7, 0.4, 0.401])
     assert "clipped to a norm of 1 in 75%" in said(grad_norm=[2.0, 2.0, 2.0, 0.5])
     assert not said(grad_norm=[2.0, 0.5, 0.5, 0.5])
+    so_far = [{"step": 2, "loss": 0.5}]
+    assert observations(run(steps=9), so_far) == ["The run is not finished: this is step 2 of 9."]
+    assert not observations(run(steps=2), so_far)
 
 
 def test_names_of_things() -> None:
