@@ -27,7 +27,7 @@ demo: setup ## label the embedded corpus with the embedded model, evaluate the l
 	$(BIN)/python examples/addition/accuracy.py --problems 1000 examples/addition/model out/demo-policy/hf out/demo-rl/hf
 
 test: check ## everything that CI runs; each process starts a Ray of its own where a test asks for one
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: setup ## style, types, layers: seconds
 	$(BIN)/ruff check .
