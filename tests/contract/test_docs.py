@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -29,7 +30,10 @@ KINDS: dict[str, type[Section]] = {
     "rl": RlConfig,
 }  # by command; all but the first by a section of that name too
 SECTIONS = {name: kind for kind in KINDS.values() for name in kind.model_fields}
-FIELD = re.compile(rf"(?<![\w./])({'|'.join(SECTIONS)})\.([a-z_0-9]+)(?![\w(])")
+NAMED = {name for name, kind in SECTIONS.items() if get_origin(kind.model_fields[name].annotation) is dict}
+FIELD = re.compile(
+    rf"(?<![\w./])(?:({'|'.join(SECTIONS.keys() - NAMED)})|({'|'.join(NAMED)})\.\w+)\.([a-z_0-9]+)(?![\w(])"
+)  # of a section, or of one that has a name of the user's own, such as rewards.NAME.kind
 FILE_ENDINGS = {"py", "toml", "json", "md", "parquet", "jsonl", "html"}
 COMMAND = re.compile(r"(?:^|-- )(?:endoreward|python -m jobs)((?: +.*)?)$")
 
@@ -38,6 +42,8 @@ each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: str(p.
 
 
 def test_there_is_something_to_check() -> None:
+    spoken = {match for p in DOCUMENTS for match in FIELD.findall(p.read_text())}
+    assert {("rl", "", "algorithm"), ("", "rewards", "kind")} <= spoken
     assert {"README.md", "running.md", "store.md"} <= {p.name for p in DOCUMENTS}
     assert EXAMPLES
 
@@ -134,7 +140,8 @@ def test_commands_parse(document: Path) -> None:
 @each_document
 def test_fields_exist(document: Path) -> None:
     for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", document.read_text())):
-        for section, name in FIELD.findall(code):
+        for section, section_of_names, name in FIELD.findall(code):
+            section = section or section_of_names
             if name not in FILE_ENDINGS:
                 known = {
                     field for kind in KINDS.values() if section in kind.model_fields for field in _fields(kind, section)
