@@ -2,7 +2,7 @@
 
 OUTPUT/metrics.jsonl     a row for each step; where held-out prompts were measured on, `eval_` figures in it
 OUTPUT/results.json      accuracy before and after, with intervals
-OUTPUT/samples.jsonl     a few samples of each measurement
+OUTPUT/samples.jsonl     a few samples of each measurement, of the batch where nothing is held out
 OUTPUT/rollouts          every batch as a label store, where rl.keep_rollouts
 OUTPUT/repeated.json     what was done twice after a kill
 """
@@ -22,7 +22,7 @@ from pipeline.rl.kept import KeptRollouts
 from pipeline.rl.rewards import checker
 from pipeline.rl.rollouts import Group
 from pipeline.rl.run import REPEATED, RESULTS, ROLLOUTS, SAMPLES
-from pipeline.rl.watch import Watch, pick_samples, rollout_metrics
+from pipeline.rl.watch import Watch, estimates, pick_samples, rollout_metrics
 from pipeline.store import documents
 from pipeline.summary import wilson_interval
 from pipeline.training.metrics import EVAL, MetricsFile, Row, Trackers, read_metrics
@@ -59,7 +59,7 @@ class Logbook:
     def __init__(self, online: "Online", source: Gathering | Replay, step: int, weights: Any, notes: Sequence[str]):
         self.online, self.config, self.source = online, online.config, source
         self.right = checker(self.config)
-        uri = online.place("metrics.jsonl")
+        uri, self.samples = online.place("metrics.jsonl"), online.place(SAMPLES)
         self.said = [*notes, *self._repeated(read_metrics(uri), step)]  # goes into the next row
         self.metrics = MetricsFile(uri)
         self.metrics.truncate(step or -1)
@@ -73,7 +73,7 @@ class Logbook:
                     f"rl.keep_rollouts: the first {step:,} steps of this run were not kept; set it from the beginning, in "
                     "another --output, or leave it out"
                 )
-        self._keep_samples(step)
+        documents.write_bytes(self.samples, self._samples_before(step + 1))
         source.take(step, weights)
         if not step and self.source.measurable:
             self._append({"step": 0, **self._measured(0, "before")})
@@ -89,8 +89,11 @@ class Logbook:
         row = {**row, **rollout_metrics(groups), **self.source.seconds()}
         self.said += self.watch.warnings(row)
         last = step == told.rl.max_steps
-        if self.source.measurable and (last or step % told.held_out.every_steps == 0):
-            row |= self._measured(step, "after" if last else None)
+        if last or step % told.held_out.every_steps == 0 or (step == 1 and not self.source.measurable):
+            if self.source.measurable:
+                row |= self._measured(step, "after" if last else None)
+            else:
+                self._keep_samples(step, groups)
         if self.kept:
             self.kept.keep(step - 1, groups)
         self._append(row)
@@ -113,14 +116,13 @@ class Logbook:
         """Figures on held-out prompts: on all of them before and after the run, which are its results; else on some."""
         count = self.source.measurable if when else self.config.held_out.some
         groups = self.source.held_out(count)
-        row = rollout_metrics(groups)
+        row = rollout_metrics(groups) | estimates(groups)
         rights = [self.right(g.prompt, g.rollouts[0].text) for g in groups] if self.right else []
         if rights:
             row["accuracy"] = sum(rights) / len(rights)
         if when:
             self._add_results(when, rights)
-        samples = pick_samples(groups, SHOWN, rights or None)
-        self._keep_samples(step - 1, json.dumps({"step": step, "samples": samples}, ensure_ascii=False))
+        self._keep_samples(step, groups, rights)
         self.source.seconds()  # of measuring, which is no part of a step's
         return {f"{EVAL}{name}": value for name, value in row.items()}
 
@@ -133,19 +135,23 @@ class Logbook:
             found |= {f"accuracy_{when}": sum(rights) / len(rights), f"accuracy_{when}_interval": [low, high]}
         documents.write_bytes(uri, documents.readable(found))
 
-    def _keep_samples(self, step: int, line: str | None = None) -> None:
-        """The samples up to `step`, and one line more."""
-        uri = self.online.place(SAMPLES)
-        lines = storage.read_bytes(uri).decode().splitlines() if storage.exists(uri) else []
-        found = [each for each in lines if json.loads(each)["step"] <= step] + ([line] if line else [])
-        documents.write_bytes(uri, "".join(f"{each}\n" for each in found).encode(errors="backslashreplace"))
+    def _keep_samples(self, step: int, groups: Sequence[Group], rights: Sequence[bool] = ()) -> None:
+        """Those of `step` in place of any of it and of later ones."""
+        picked = {"step": step, "samples": pick_samples(groups, SHOWN, rights or None)}
+        line = json.dumps(picked, ensure_ascii=False).encode(errors="backslashreplace")
+        documents.write_bytes(self.samples, self._samples_before(step) + line + b"\n")
+
+    def _samples_before(self, step: int) -> bytes:
+        """The lines of samples.jsonl of earlier steps. Lines end at b"\\n" alone: texts hold other characters that end one."""
+        lines = storage.read_bytes(self.samples).split(b"\n") if storage.exists(self.samples) else []
+        return b"".join(line + b"\n" for line in lines if line and json.loads(line)["step"] < step)
 
     def _repeated(self, rows: Sequence[Mapping[str, Any]], step: int) -> list[str]:
         """What an earlier start did after the checkpoint that this one goes on from: kept for the manifest, and said."""
-        if not rows:
-            return []
+        again = rows[-1]["step"] - step if rows else 0
+        if again <= 0:
+            return [f"started again after step {step}"] if rows else []
         uri = self.online.place(REPEATED)
-        again = max(0, rows[-1]["step"] - step)
         found = documents.read(uri)["repeated"] if storage.exists(uri) else []
         why = "workers or the driver were killed or stopped"
         documents.write(uri, {"repeated": [*found, {"step": step, "repeated": again, "why": why}]})

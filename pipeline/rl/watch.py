@@ -71,6 +71,22 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
+def estimates(groups: Sequence[Group]) -> dict[str, float]:
+    """What the learner would measure of a batch that it does not see, from the log-probabilities of its samplers; means over
+    the tokens of all responses.
+
+    - `kl`: k3 to the reference, exp(d) - 1 - d with d = log pi_ref - log pi, where a reference is held;
+    - `entropy`: -log pi of the sampled token, nats, whose expectation is the entropy.
+    """
+    logprobs = np.concatenate([r.logprobs for g in groups for r in g.rollouts]).astype(np.float64)
+    found = {"entropy": -float(logprobs.mean())}
+    references = [each.reference for g in groups for each in g.rewarded if each.reference is not None]
+    if references:
+        d = np.concatenate(references).astype(np.float64) - logprobs
+        found["kl"] = float((np.expm1(d) - d).mean())
+    return found
+
+
 def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
     """Share of a response's n-grams of tokens that occurred before in it: seq-rep-n of Welleck et al. 2019
     (arXiv 1908.04319), which is 1 less the share of different ones. 0 for fewer than n tokens.
