@@ -111,17 +111,17 @@ def drive(config: LearningConfig, plan_of: Callable[[], Plan], *, dry_run: bool,
             return 0
         if dry_run:
             return 0
-        with WriterLock(folder.uri):
-            folder.mend()
-            run = _begin(folder, plan, command)
-            if not joins_cluster(config.run):
-                terminal.say("starting Ray ...")
-                room = max(plan.cpus, cpus_of(config))  # actors that take turns may reserve more than there is
-                held.enter_context(cluster(config.run.model_copy(update={"num_cpus": room})))
-            warn_of_room(plan.who, plan.cpus, plan.gpus, plan.remedy)
-            started = time.perf_counter()
-            plan.learn(folder, run)
-            _close(folder, plan, run, time.perf_counter() - started)
+        held.enter_context(WriterLock(folder.uri))  # given back after a local Ray, whose workers may still write
+        folder.mend()
+        run = _begin(folder, plan, command)
+        if not joins_cluster(config.run):
+            terminal.say("starting Ray ...")
+            room = max(plan.cpus, cpus_of(config))  # actors that take turns may reserve more than there is
+            held.enter_context(cluster(config.run.model_copy(update={"num_cpus": room})))
+        warn_of_room(plan.who, plan.cpus, plan.gpus, plan.remedy)
+        started = time.perf_counter()
+        plan.learn(folder, run)
+        _close(folder, plan, run, time.perf_counter() - started)
     return 0
 
 

@@ -21,6 +21,9 @@ from pipeline.training.metrics import Follower
 from pipeline.training.run import CHECKPOINTS, STOPPED, RunFolder
 
 POLL_S = 1.0
+COLLECTIVE_S = 7 * 24 * 3600
+"""How long workers wait for each other. Ray notices the dead; what is slow is alive: the first worker measures on held-out
+prompts, uploads a policy or waits for samplers to find room while the others stand in a collective."""
 
 
 def absolute_model(named: ModelConfig) -> ModelConfig:
@@ -120,7 +123,7 @@ def run_workers(
     trainer = TorchTrainer(
         loop,
         train_loop_config={"told": told},
-        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=COLLECTIVE_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
         ),

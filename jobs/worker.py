@@ -4,9 +4,13 @@ A worker that dies takes the others with it; Ray Train starts them all again and
 was learned after it is learned once more, from the same data in the same order, and comes out the same to the last bit.
 """
 
+import contextlib
+import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -76,7 +80,7 @@ def restore(learner: Learner, fresh: State) -> State:
 
 def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> None:
     """Write a checkpoint: every worker hands its own part to Ray Train, which merges them where they are kept."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch(output) as folder:
         learner.save(folder, state["step"])
         if learner.rank == 0:
             documents.create(os.path.join(folder, STATE), {**state, "workers": learner.world})
@@ -87,7 +91,29 @@ def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> No
 
 def export(learner: Learner, place: str) -> None:
     """Write the policy as it is now, whole."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch(place) as folder:
         learner.export(folder)
         if learner.rank == 0:
             storage.put_folder(folder, place)
+
+
+@contextlib.contextmanager
+def scratch(place: str) -> Iterator[str]:
+    """A folder of this process's for what goes to `place`, as long as the block runs. What killed workers left of theirs is
+    deleted: it may be as large as the optimizer."""
+    ours = f"endoreward-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    for left in Path(tempfile.gettempdir()).glob(f"{ours}-*-*"):
+        if not _lives(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{ours}-{os.getpid()}-") as folder:
+        yield folder
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
