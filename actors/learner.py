@@ -30,11 +30,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.models import load_model, load_tokenizer, resolve_dtype
 from pipeline.objectives.base import Objective, Unit
 from pipeline.tokens import TokenizedTurn
+from pipeline.training.adapters import merged, with_adapters
 from pipeline.training.batch import Response, collate
 from pipeline.training.config import LearningConfig
 from pipeline.training.deepspeed import deepspeed_config
@@ -131,7 +131,7 @@ class Learner:
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.lora.rank:
-            self.adapted = _with_adapters(model, config)
+            self.adapted = with_adapters(model, config.lora, config.optimizer.seed)
             model = self.adapted.get_base_model()
         return model
 
@@ -235,7 +235,7 @@ class Learner:
     def export(self, folder: str) -> None:
         """Write the policy as a Hugging Face model with its tokenizer, whole from whatever it was split into. All workers
         call it; the first writes. Adapters are merged, and kept in `adapter/` besides."""
-        state = self._whole()
+        state = self._whole(self.policy.model if self.adapted is None else self.adapted)
         if self.rank == 0:
             load_tokenizer(self.config.policy).save_pretrained(folder)
             if self.adapted is None:
@@ -246,32 +246,24 @@ class Learner:
                     self.adapted.peft_config["default"].base_model_name_or_path = os.path.basename(self.named.name)
                 self.adapted.save_pretrained(adapter, state_dict=state)
                 os.remove(os.path.join(adapter, "README.md"))  # peft's, with nothing filled in
-                _merged(self.named, adapter).save_pretrained(folder)
+                merged(self.named, adapter).save_pretrained(folder)
         dist.barrier()
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The policy's weights as a sampler's model takes them by `load_state_dict(strict=False)`, on the CPU of the first
         worker, None on the others. All workers call it.
 
-        Tied weights are there once. With adapters only the matrices that have one are there, merged into copies: the
-        others are as they were read.
+        Tied weights are there once. With adapters only these are there, for a model that `with_adapters` has given the
+        same ones: its other weights are as they were read.
         """
-        if self.adapted is None:
-            state = self._whole()
-        else:
-            state = {}
-            for name, layer in self.policy.model.named_modules():
-                if isinstance(layer, _adapter_layer()):
-                    with self.gathered(list(layer.parameters())):
-                        if self.rank == 0:
-                            weight = layer.get_base_layer().weight
-                            merged = weight.detach() + layer.get_delta_weight("default").detach().to(weight.dtype)
-                            state[f"{name}.weight"] = merged.cpu()
+        state = self._whole(self.policy.model)
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # others may share the GPU, and it is their turn
         return state if self.rank == 0 else None
 
-    def _whole(self) -> dict[str, torch.Tensor]:
-        """Weights by name on the first worker's CPU, gathered one at a time; of adapters only theirs."""
-        module = self.policy.model if self.adapted is None else self.adapted
+    def _whole(self, module: Any) -> dict[str, torch.Tensor]:
+        """Weights of the policy's model by their names in `module`, on the first worker's CPU, gathered one at a time; of one
+        with adapters only theirs."""
         state = {}
         for name, parameter in module.named_parameters():
             if self.adapted is None or parameter.requires_grad:
@@ -317,36 +309,6 @@ def _partitioned(settings: dict[str, Any]) -> Iterator[None]:
     kept = HfDeepSpeedConfig(settings)  # transformers asks for it as long as it lives
     yield
     del kept
-
-
-def _with_adapters(model: Any, config: LearningConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(config.optimizer.seed)
-    lora = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha or 2 * config.lora.rank,  # type: ignore[arg-type]
-        target_modules=config.lora.targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as error:
-        raise ConfigError(
-            f"lora.targets = {config.lora.targets!r} does not fit {type(model).__name__}: {error}"
-        ) from None
-
-
-def _adapter_layer() -> Any:
-    from peft.tuners.lora import LoraLayer
-
-    return LoraLayer
-
-
-def _merged(policy: ModelConfig, adapter: str) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_model(policy, "cpu"), adapter).merge_and_unload()
 
 
 @contextlib.contextmanager

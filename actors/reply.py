@@ -1,8 +1,11 @@
 """What an actor answers beside its result: how long it took, what came up, and which process it was."""
 
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+import torch
 
 Value = TypeVar("Value")
 
@@ -16,3 +19,13 @@ class Reply(Generic[Value]):
     born: str
     seconds: float
     notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, value: Value, started: float, notes: list[str]) -> "Reply[Value]":
+        """At the end of a turn that `started` then, by `time.perf_counter`. Empties `notes`, and gives back what the turn
+        had of the GPU: others may share it, and it is their turn."""
+        said = list(notes)
+        notes.clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return cls(value, BORN, time.perf_counter() - started, said)

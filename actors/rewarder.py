@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.reply import BORN, Reply
+from actors.reply import Reply
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rewards import Rewarder as Rewards
 from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
@@ -31,7 +31,4 @@ class Rewarder:
     def reward(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> Reply[list[list[Rewarded]]]:
         """What each response earned. Raises RunError."""
         started = time.perf_counter()
-        found = self.rewards.reward(groups)
-        notes = list(self.rewards.notes)
-        self.rewards.notes.clear()
-        return Reply(found, BORN, time.perf_counter() - started, notes)
+        return Reply.of(self.rewards.reward(groups), started, self.rewards.notes)

@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.reply import BORN, Reply
+from actors.reply import Reply
 from pipeline.config import ModelConfig
 from pipeline.errors import RowError, RunError
 from pipeline.generation import Generator
 from pipeline.models import load_model, load_tokenizer
 from pipeline.questions import Completion, Question
 from pipeline.rl.rollouts import Rollout
+from pipeline.training.adapters import with_adapters
+from pipeline.training.config import LoraSection
 
-Packed = dict[str, NDArray[np.generic]]
-"""Weights by name, every tensor as its bytes: NumPy has no bfloat16."""
+Packed = dict[str, tuple[torch.dtype, NDArray[np.generic]]]
+"""Weights by name, every tensor as its dtype and its bytes: NumPy has no bfloat16."""
 REMEDIES = {
     "not_finite": "lower rl.learning_rate, or set learner.dtype = float32",
     "out_of_memory": "lower rl.max_new_tokens, or give a sampler a larger share of a GPU (sampler.gpus_per_actor)",
@@ -39,6 +41,7 @@ class SamplerSpec:
     max_new_tokens: int
     max_length: int  # of prompt and response together
     end_tokens: tuple[int, ...]  # beside those of model and tokenizer
+    lora: LoraSection  # adapters, as the learner has them
     gpus: int = 0  # the model is spread over these where they are several
 
 
@@ -46,6 +49,8 @@ class Sampler:
     def __init__(self, spec: SamplerSpec):
         torch.set_num_threads(spec.threads)
         self.model = load_model(spec.model, spec.device, spec.gpus)
+        if spec.lora.rank:
+            with_adapters(self.model, spec.lora, seed=0)  # theirs come with the weights
         self.version: int | None = None  # of the weights; the model's own have none
         self.generator = Generator(
             self.model,
@@ -65,9 +70,7 @@ class Sampler:
             unpack(weights, self.model)
             self.version = version
         made = [self._rollouts(answers) for answers in self.generator.generate(questions)]
-        notes = list(self.generator.notes)
-        self.generator.notes.clear()
-        return Reply(made, BORN, time.perf_counter() - started, notes)
+        return Reply.of(made, started, self.generator.notes)
 
     def _rollouts(self, answers: Sequence[Completion] | RowError) -> list[Rollout]:
         if isinstance(answers, RowError):
@@ -85,16 +88,19 @@ class Sampler:
 
 def pack(state: Mapping[str, torch.Tensor]) -> Packed:
     """Weights on the CPU as arrays of bytes, without a copy where they are contiguous."""
-    return {name: tensor.contiguous().view(torch.uint8).numpy() for name, tensor in state.items() if tensor.ndim}
+    return {
+        name: (tensor.dtype, tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        for name, tensor in state.items()
+    }
 
 
 @torch.no_grad()
 def unpack(weights: Packed, model: torch.nn.Module) -> None:
-    """Put weights into a model of the same architecture and dtype. Raises RunError where a name is not the model's."""
+    """Put weights into a model of the same architecture, each in the dtype that it has there: some architectures keep single
+    weights in float32. Raises RunError where a name is not the model's."""
     own = dict(model.state_dict(keep_vars=True))
-    for name, packed in weights.items():
+    for name, (dtype, packed) in weights.items():
         if name not in own:
             raise RunError(f"the learner sends {name}, which {type(model).__name__} does not have")
         here = own[name]
-        there = torch.from_numpy(np.array(packed)).view(here.dtype)
-        here.copy_(there.view(here.shape))
+        here.copy_(torch.from_numpy(np.array(packed)).view(dtype).view(here.shape))

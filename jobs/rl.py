@@ -7,6 +7,7 @@ improve     the loop                                            jobs.improve
 close       manifest, model card, report, table
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.rl.config import PoolSection, RewardSource, RlConfig
 from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rewards import check_prompts, check_rewards
-from pipeline.rl.run import describe_rl, learnt_from
+from pipeline.rl.run import describe_rl, replay_differences
 from pipeline.training.card import shareable_config
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.run import RunFolder
@@ -185,7 +186,7 @@ def _settled(config: RlConfig) -> RlConfig:
 def _plan(config: RlConfig) -> Plan:
     """Raises ConfigError and InputError for all that can be known before a worker starts."""
     share = _share(config)
-    spare = round(share.samplers * share.sampler_gpus + share.rewarders * share.rewarder_gpus)
+    spare = math.ceil(round(share.samplers * share.sampler_gpus + share.rewarders * share.rewarder_gpus, 6))
     device, workers = pick_workers(config, spare if share.learner_gpus == 1 else 0)
     dtype = resolve_dtype(config.learner.dtype, device)
     deepspeed = read_deepspeed(config)
@@ -196,9 +197,14 @@ def _plan(config: RlConfig) -> Plan:
     _require_enough(config, prompts)
     algorithm_of(config)
     notes = check_rewards(config)
-    check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
+    notes += check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
     for name, found in (("input.paths", prompts), ("held_out.prompts", held_out)):
         notes += _notes(config, name, found) if found else []
+    if config.rl.algorithm == "rloo" and dtype != "float32":
+        notes.append(
+            f"rl.algorithm = rloo compares whole responses with what the sampler made of them, and in {dtype} rounding moves "
+            "that ratio, of long responses beyond the clip: set learner.dtype = float32, or take grpo or reinforce"
+        )
     if config.rl.replay:
         _require_steps(config, config.rl.replay)
     description = describe_rl(config, prompts, held_out, dtype, device, workers, deepspeed)
@@ -228,9 +234,11 @@ def _plan(config: RlConfig) -> Plan:
 
 def _require_enough(config: RlConfig, prompts: Prompts) -> None:
     if len(prompts.prompts) < config.rl.batch_size:
+        out = prompts.left_out
+        left_out = f" ({len(out):,} are left out, the first: {out[0]})" if out else ""
         raise ConfigError(
-            f"rl.batch_size = {config.rl.batch_size} is more than the {len(prompts.prompts):,} prompts there are; lower it, "
-            "or give more"
+            f"rl.batch_size = {config.rl.batch_size} is more than the {len(prompts.prompts):,} prompts there are{left_out}; "
+            "lower it, or give more"
         )
     if config.rl.minibatches > config.rl.batch_size:
         raise ConfigError(
@@ -239,7 +247,9 @@ def _require_enough(config: RlConfig, prompts: Prompts) -> None:
 
 
 def _require_steps(config: RlConfig, replay: str) -> None:
-    steps = KeptRollouts(replay).steps()
+    kept = KeptRollouts(replay)
+    kept.store.require()
+    steps = kept.steps()
     if steps < config.rl.max_steps:
         raise ConfigError(
             f"rl.replay = {replay} keeps {steps:,} steps and rl.max_steps is {config.rl.max_steps:,}; lower it"
@@ -249,16 +259,11 @@ def _require_steps(config: RlConfig, replay: str) -> None:
 def _check_replay(config: RlConfig, replay: str, description: dict[str, Any]) -> None:
     """Raises ConfigError where what was kept is not what this run says that it learns from, or lacks some of it."""
     kept = KeptRollouts(replay)
-    there = kept.store.description()
-    other = {
-        name: f"{name} was {there[f'run.{name}']!r} and is {value!r}"
-        for name, value in learnt_from(description).items()
-        if f"run.{name}" in there and there[f"run.{name}"] != value
-    }
+    other = replay_differences(kept.store.description(), description)
     if other:
         raise ConfigError(
-            f"rl.replay = {replay} keeps what another run sampled and rewarded: {'; '.join(other.values())}; give the same, "
-            "or sample anew without rl.replay"
+            f"rl.replay = {replay} keeps what another run sampled and rewarded: {'; '.join(other)}; give the same, or sample "
+            "anew without rl.replay"
         )
     first = kept.read(0)[0].rewarded[0]
     if config.rl.kl_coefficient and first.reference is None:
@@ -317,6 +322,7 @@ def _crews(plan: Plan) -> tuple[Crew, Crew]:
         max_new_tokens=config.rl.max_new_tokens,
         max_length=renderer.max_length,
         end_tokens=renderer.end_tokens(),
+        lora=config.lora,
         gpus=int(share.sampler_gpus),
     )
     rewarder = RewarderSpec(config, plan.device, plan.dtype, int(share.rewarder_gpus))

@@ -196,6 +196,8 @@ class Generator:
             tolerance = 2e-2 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
             return bool((plain - shared).abs().amax() <= tolerance * plain.abs().amax().clamp_min(1e-3))
         except Exception as error:  # whatever an unknown architecture raises means the same: not this way
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise  # which says nothing of the architecture
             log.info("%s: prompts are repeated (%s: %s)", type(self.model).__name__, type(error).__name__, error)
             return False
         finally:

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
+from pipeline.config import TokensConfig
 from pipeline.models import identify_model
 from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.rl.prompts import Prompts
 from pipeline.store import LabelStore
+from pipeline.tokens import read_texts
 from pipeline.training.run import described
 
 RESULTS = "results.json"
@@ -28,6 +30,7 @@ LEFT_BY_RUN = (
     REPEATED,
     ROLLOUTS,
 )  # and to be forgotten where another run takes its place
+RUN = "run."  # before what describes the run, in the description of its kept rollouts
 LEARNT_FROM = ("rewards.", "reward.", "rewarding.", "tokens.", "policy.", "reference.", "prompts.", "input.")
 LEARNT_FROM_RL = ("rl.batch_size", "rl.group_size", "rl.max_new_tokens")
 """What of a description decides which samples a run learns from, beside its weights and random numbers."""
@@ -42,12 +45,13 @@ def describe_rl(
     workers: int,
     deepspeed: str | None,
 ) -> dict[str, Any]:
-    """All that decides the bits of an online run, flat: dotted name to value. Raises ConfigError where a model cannot be
-    read."""
+    """All that decides the bits of an online run, flat: dotted name to value. Raises ConfigError where a model or the chat
+    template cannot be read."""
     algorithm = config.rl.algorithm
     found = described(config, ["rl", algorithm, "tokens", "reward", "rewarding"], dtype, device, workers, deepspeed)
     del found["rl.keep_rollouts"]  # it changes nothing of what is learnt
     return found | {
+        "tokens.template": _template(config.tokens),
         "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),
         "rl.credit": config.credit,
         "rl.kl_estimator": config.rl.kl,
@@ -73,12 +77,39 @@ def learnt_from(description: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def replay_differences(kept: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """A clause for each thing that a replay learns from and that the run which was kept had otherwise, or only one of them
+    has. What is None is not set.
+
+    Args:
+        kept: of the store (`pipeline.rl.kept.describe_kept`), the run's own below `run.`.
+        description: of this run (`describe_rl`).
+    """
+    own = {name.removeprefix(RUN): value for name, value in kept.items() if name.startswith(RUN)}
+    there, here = learnt_from(own), learnt_from(description)
+    return [
+        f"{name} {_told('was', there.get(name))} and {_told('is', here.get(name))}"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _told(verb: str, value: Any) -> str:
+    return f"{verb} not set" if value is None else f"{verb} {value!r}"
+
+
 def _content(function: str | None) -> str | None:
     """`name sha256` of `path.py:name`: what it does, wherever it lies. Anything else as it is."""
     path, _, name = (function or "").rpartition(":")
     if not path.endswith(".py"):
         return function
     return f"{name} {hashlib.sha256(storage.read_bytes(path)).hexdigest()}"
+
+
+def _template(tokens: TokensConfig) -> str:
+    """auto and none as they are, and what a file holds as its sha256, wherever it lies."""
+    text = read_texts(tokens).get(tokens.template)
+    return tokens.template if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _source(config: RlConfig, source: RewardSource) -> dict[str, Any]:

@@ -256,7 +256,9 @@ def _finite(scores: Scores) -> Scores | RowError:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether it is one: of PyTorch's allocator, of the CUDA driver, of cuBLAS, or of the CPU's."""
+    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def _singles(batch: list[Family]) -> list[Family]:

@@ -87,7 +87,8 @@ def test_a_run_leaves_a_policy_metrics_samples_and_a_page(model: Path, undisturb
     assert [row["step"] for row in found] == list(range(21))
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in found[1:])
     assert {"reward", "kl", "entropy", "completions/mean_length", "value_loss"} <= found[1].keys()
-    assert {"eval_accuracy", "eval_reward"} <= found[10].keys() and "eval_reward" not in found[11]
+    assert {"eval_accuracy", "eval_reward", "eval_kl", "eval_entropy"} <= found[10].keys()
+    assert "eval_reward" not in found[11]
     assert 0 < found[1]["kl"] < found[-1]["kl"]
     base = AutoModelForCausalLM.from_pretrained(model).state_dict()
     trained = AutoModelForCausalLM.from_pretrained(undisturbed / "hf").state_dict()
@@ -116,7 +117,13 @@ def test_kills_of_every_kind_change_no_bit(
     assert metrics(output) == metrics(undisturbed)
     here, there = (load_file(folder / "hf" / "model.safetensors") for folder in (output, undisturbed))
     assert all(torch.equal(here[key], there[key]) for key in there)
-    assert any("once more" in line for line in (output / "metrics.jsonl").read_text().splitlines())
+    said = (output / "metrics.jsonl").read_text()
+    for what in (
+        "a sampler died and was",
+        "a rewarder died and was",
+        "steps that were done after it are done once more",
+    ):
+        assert what in said
     repeated = json.loads((output / "repeated.json").read_text())["repeated"]
     assert any(each["step"] > 0 for each in repeated)  # gone on from a checkpoint, not from the beginning
     assert json.loads((output / "manifest.json").read_text())["repeated"] == repeated
@@ -139,20 +146,24 @@ def test_a_kept_run_is_replayed_without_sampling(
     assert all(torch.equal(here[key], there[key]) for key in there)
 
 
-def test_equal_rewards_teach_nothing_and_are_counted(model: Path, prompts: Path, tmp_path: Path, cli: Cli) -> None:
-    """The policy stays as it was to the last bit; without a KL, that is."""
+def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tmp_path: Path, cli: Cli) -> None:
+    """The policy stays as it was to the last bit; without a KL, that is. Nothing is held out: samples are of the batch."""
     (tmp_path / "mine.py").write_text(
         "def same(prompts, completions, **columns):\n    return [1.0] * len(completions)\n"
     )
     told = settings(
-        rl__max_steps=2,
+        rl__max_steps=5,
         rl__kl_coefficient=0,
         rewards__same__kind="function",
         rewards__same__function=f"{tmp_path}/mine.py:same",
     )
     ran = cli("rl", "--prompts", prompts, "--policy", model, "--output", tmp_path / "out", *told)
     assert ran.returncode == 0, ran.stderr
-    assert [row["frac_reward_zero_std"] for row in metrics(tmp_path / "out")] == [1.0, 1.0]
+    assert [row["frac_reward_zero_std"] for row in metrics(tmp_path / "out")] == [1.0] * 5
+    assert "all responses had the same reward" in " ".join((ran.stdout + ran.stderr).split())
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in samples] == [1, 5] and len(samples[0]["samples"]) == 4
+    assert "Samples" in (tmp_path / "out" / "report.html").read_text()
     here = load_file(tmp_path / "out" / "hf" / "model.safetensors")
     assert all(torch.equal(here[key], before) for key, before in load_file(model / "model.safetensors").items())
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny import save_model, tokenizer
 
-from jobs import rl
+from jobs import rl, trainer
 from jobs.__main__ import main
 from pipeline.rl.config import RlConfig
 
@@ -48,7 +48,7 @@ def told(model: Path, file: Path, output: Path, *settings: str) -> list[str]:
         (["rl.batch_size=21"], "more than the 20 prompts there are"),
         (["rewards.rule.kind=function", "rewards.rule.function=nowhere.py:right"], "nowhere.py"),
         (["rewards.rule.kind=maths", "rewards.rule.answer_key=solution"], "'solution'"),
-        (["rl.replay=nowhere"], "nowhere"),
+        (["rl.replay=nowhere"], "nowhere is not a label store"),
         (["tokens.over_length=cut_prompt"], "over_length = cut_prompt is for labelling"),
         (
             ["rl.algorithm=ppo", "reward.gamma=0.9"],
@@ -83,6 +83,17 @@ def test_some_prompts_that_fill_the_context_are_left_out_and_said(
     said = capsys.readouterr()
     assert "1 prompts are left out, the first: prompts.jsonl:20" in " ".join(said.err.split())
     assert "Prompts" in said.out and " 20" in said.out
+    assert main([*told(model, file, tmp_path / "out", "rl.batch_size=21"), "--dry-run"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "more than the 20 prompts there are (1 are left out, the first: prompts.jsonl:20: the prompt leaves" in said
+
+
+def test_rloo_in_bfloat16_is_warned_of(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ratios of whole responses are those of two ways of rounding."""
+    for dtype, warned in (("bfloat16", True), ("float32", False)):
+        settings = ["rl.algorithm=rloo", f"learner.dtype={dtype}"]
+        assert main([*told(model, prompts(tmp_path), tmp_path / "out", *settings), "--dry-run"]) == 0
+        assert ("set learner.dtype = float32" in " ".join(capsys.readouterr().err.split())) == warned
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -107,6 +118,27 @@ def test_a_reward_that_most_prompts_do_without_is_said(
     assert "if the endogenous one was meant too, name it" in " ".join(said.err.split())
     assert main([*words, "--set", "rewards.endogenous.kind=endogenous", "--dry-run"]) == 0
     assert "no reward has share" not in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("of_each", "learners"), [(0.25, 3), (0.5, 3), (1.0, 2)])
+def test_learners_take_the_gpus_that_are_left_whole(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_each: float, learners: int
+) -> None:
+    """Of four; a GPU of which a part is taken is no whole one."""
+    for module in (rl, trainer):
+        monkeypatch.setattr(module, "gpus_of", lambda config: 4)
+    config = RlConfig.model_validate(
+        {
+            "policy": {"name": str(model)},
+            "reward_model": {"name": str(model)},
+            "input": {"paths": [str(prompts(tmp_path))]},
+            "rl": {"max_new_tokens": 12},
+            **{kind: {"gpus_per_actor": of_each} for kind in ("sampler", "rewarder")},
+            "run": {"num_cpus": 8},
+        }
+    )
+    plan = rl._plan(config)
+    assert (plan.workers, plan.gpus) == (learners, learners + 2 * of_each)
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 2, 8])

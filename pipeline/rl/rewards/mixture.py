@@ -132,7 +132,7 @@ def check_rewards(config: RlConfig) -> list[str]:
     return [*(uncovered if partial else []), *(config.reward.warnings() if endogenous else []), *_notes(readers)]
 
 
-def check_prompts(config: RlConfig, practice: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+def check_prompts(config: RlConfig, practice: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[str]:
     """Raises InputError where a prompt lacks the right answer that a reward, or what is measured, compares with."""
     for source in (Maths(name, config) for name, section in config.rewards.items() if section.kind == "maths"):
         for prompt in filter(source.applies, (*practice, *held_out)):
@@ -140,6 +140,7 @@ def check_prompts(config: RlConfig, practice: Sequence[Prompt], held_out: Sequen
     if config.held_out.check == "maths":
         for prompt in held_out:
             right_answer("held_out.check", prompt, config.held_out.answer_key)
+    return []
 
 
 def checker(config: RlConfig) -> Callable[[Prompt, str], bool] | None:

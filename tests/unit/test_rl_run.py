@@ -1,0 +1,89 @@
+"""What an online run is described by, and what a replay has to share with the run that it replays."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import CHATML, save_model
+
+from pipeline.config import load_config_as
+from pipeline.errors import ConfigError
+from pipeline.rl.config import RlConfig
+from pipeline.rl.kept import describe_kept
+from pipeline.rl.prompts import Prompts
+from pipeline.rl.run import describe_rl, replay_differences
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_model(tmp_path_factory.mktemp("models") / "policy"))
+
+
+def load(policy: str, *assignments: str) -> RlConfig:
+    return load_config_as(RlConfig, None, [], [f"policy.name={policy}", f"reward_model.name={policy}", *assignments])
+
+
+def described(config: RlConfig) -> dict[str, Any]:
+    return describe_rl(config, Prompts([], [], 0, "digest"), None, "float32", "cpu", 1, None)
+
+
+# What a run is
+
+
+def test_a_chat_template_is_what_its_file_holds(policy: str, tmp_path: Path) -> None:
+    def of(file: Path) -> dict[str, Any]:
+        return described(load(policy, f"tokens.template={file}"))
+
+    own, moved = tmp_path / "own.jinja", tmp_path / "elsewhere" / "moved.jinja"
+    own.write_text(CHATML)
+    first = of(own)
+    moved.parent.mkdir()
+    own.rename(moved)
+    assert of(moved) == first
+    moved.write_text(CHATML.replace("assistant", "robot"))
+    assert {name for name, value in of(moved).items() if value != first[name]} == {"tokens.template"}
+    with pytest.raises(ConfigError, match=r"tokens\.template: cannot read"):
+        of(own)
+    for name in ("auto", "none"):
+        assert described(load(policy, f"tokens.template={name}"))["tokens.template"] == name
+
+
+# What a replay shares
+
+
+def differences(policy: str, kept: list[str], now: list[str]) -> list[str]:
+    config = load(policy, *kept)
+    return replay_differences(describe_kept(config, described(config), "float32"), described(load(policy, *now)))
+
+
+OWN = ["rewards.endogenous.kind=endogenous"]
+RULE = ["rewards.rule.kind=length", "rewards.rule.weight=0.5"]
+
+
+def test_a_replay_may_learn_otherwise(policy: str) -> None:
+    assert differences(policy, OWN, [*OWN, "rl.algorithm=reinforce", "rl.learning_rate=0.1", "lora.rank=4"]) == []
+
+
+def test_a_source_that_was_taken_away_is_named(policy: str) -> None:
+    found = differences(policy, [*OWN, *RULE], OWN)
+    assert "rewards.rule.kind was 'length' and is not set" in found
+    assert "rewards.rule.weight was 0.5 and is not set" in found
+    assert all(line.startswith("rewards.rule.") for line in found)
+
+
+def test_a_source_that_was_added_is_named(policy: str) -> None:
+    found = differences(policy, OWN, [*OWN, *RULE])
+    assert "rewards.rule.kind was not set and is 'length'" in found
+    assert all(line.startswith("rewards.rule.") for line in found)
+
+
+def test_a_reference_that_one_of_them_names_is_named(policy: str) -> None:
+    reference = f"reference.name={policy}"
+    [there, *_] = differences(policy, [reference], [])
+    assert there.startswith("reference.") and there.endswith("and is not set")
+    [here, *_] = differences(policy, [], [reference])
+    assert here.startswith("reference.") and " was not set and is " in here
+
+
+def test_a_value_that_differs_is_named_with_both(policy: str) -> None:
+    assert differences(policy, ["rl.batch_size=4"], ["rl.batch_size=5"]) == ["rl.batch_size was 4 and is 5"]

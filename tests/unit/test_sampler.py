@@ -1,0 +1,80 @@
+"""The sampler without Ray: under the weights of the version that it is asked for, whatever their dtype, adapters apart."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from actors.sampler import Sampler, SamplerSpec, pack, unpack
+from pipeline.config import ModelConfig
+from pipeline.errors import RunError
+from pipeline.questions import Question
+from pipeline.training.adapters import with_adapters
+from pipeline.training.config import LoraSection
+
+PROMPT = [5, 9, 33, 7]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_model(tmp_path_factory.mktemp("model"), hidden=32)
+
+
+def sampler(folder: Path, dtype: str = "float32", **lora: int) -> Sampler:
+    told = SamplerSpec(ModelConfig(name=str(folder), dtype=dtype), "cpu", 1, 4096, 8, 64, (), LoraSection(**lora))
+    return Sampler(told)
+
+
+def logprobs(model: torch.nn.Module, response: list[int]) -> torch.Tensor:
+    out = model(torch.tensor([PROMPT + response])).logits[0, len(PROMPT) - 1 : -1].float().log_softmax(-1)
+    return out.gather(1, torch.tensor(response)[:, None])[:, 0]
+
+
+def test_another_version_is_loaded_and_the_same_is_kept(folder: Path) -> None:
+    policy = AutoModelForCausalLM.from_pretrained(folder)
+    here = sampler(folder)
+    for version in range(2):
+        [[rollout]] = here.sample(version, pack(policy.state_dict()), [Question(PROMPT, 1, 3)]).value
+        assert rollout.version == version
+        torch.testing.assert_close(torch.tensor(rollout.logprobs), logprobs(policy, rollout.ids), rtol=0, atol=1e-5)
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight.mul_(1.1)
+    [[again]] = here.sample(1, {"no such weight": (torch.float32, None)}, [Question(PROMPT, 1, 3)]).value
+    assert again.ids == rollout.ids, "weights of a version that is there are not looked at"
+
+
+def test_weights_keep_their_value_whatever_the_dtypes(folder: Path) -> None:
+    there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    there.register_buffer("scale", torch.tensor(0.5, dtype=torch.bfloat16))
+    here = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    here.register_buffer("scale", torch.tensor(0.0))
+    here.model.norm.float()
+    with torch.no_grad():
+        there.model.norm.weight.fill_(1.5)
+    unpack(pack(there.state_dict()), here)
+    assert here.model.norm.weight.dtype == torch.float32 and bool((here.model.norm.weight == 1.5).all())
+    assert here.scale == 0.5
+    with pytest.raises(RunError, match="the learner sends other, which LlamaForCausalLM does not have"):
+        unpack(pack({"other": torch.ones(2)}), here)
+
+
+def test_adapters_in_bfloat16_are_sampled_from_however_little_they_change(folder: Path) -> None:
+    """Merged into the weights a change of a thousandth of them would be rounded away."""
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    with_adapters(policy, LoraSection(rank=2), seed=3)
+    weights = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if "lora_B" in name:
+                weight.normal_(0, 1e-3, generator=torch.Generator().manual_seed(0))
+    here = sampler(folder, "bfloat16", rank=2)
+    here.sample(1, pack(weights), [Question(PROMPT)])
+    ids = torch.arange(40)[None]
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    with torch.no_grad():
+        sampled, due, before = (model(ids).logits for model in (here.model, policy, base))
+    assert torch.equal(sampled, due) and not torch.equal(sampled, before)
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
