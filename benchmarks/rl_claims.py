@@ -28,8 +28,12 @@ each prompt by the teacher's reward. All rows have the same prompts, each once, 
 learnt from: the best answers are learnt from as often as there are answers. No claim.
 
 rule: a function that knows the right answer rewards a share of the prompts, beside the endogenous reward or instead of it.
-Where it is alone there is no KL: to prompts without the rule it would be all of the reward, and grpo divides that by its
-spread. The policy is the embedded model, whose own reward already tells right from wrong, or the student. No claim.
+Where it is alone there is no KL, so that the rule is all that is learnt from: prompts without it teach nothing either way, as
+grpo leaves out groups whose rewards are the same but for a KL. The policy is the embedded model, whose own reward already
+tells right from wrong, or the student. By how much is said first: the mean log pi(y) of the policy's right answers less that
+of its wrong ones, which is the endogenous reward's but for V(s_1), the same for all answers to a problem. No claim.
+
+--seeds 0 trains nothing and measures the policies that there are.
 """
 
 import argparse
@@ -72,8 +76,8 @@ THEORY_PROBLEMS, THEORY_SAMPLES = 500, 32
 # The student, and how it learns
 STUDENT = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 12}
 DEMONSTRATIONS = {"batch_size": 128, "learning_rate": 4e-3, "seed": 1}
-STUDENT_RL: dict[str, object] = {"rl.learning_rate": 2e-4}  # that of rl.toml, by the student's width
-STUDENT_SFT: dict[str, object] = {"train.learning_rate": 1e-3}
+STUDENT_RL_RATE = 2e-4  # that of rl.toml, by the student's width
+STUDENT_SFT_RATE = 1e-3
 
 RULE = 'kind="function", function="examples/addition/problems.py:right"'
 TENTH = 0.1
@@ -91,6 +95,7 @@ class Figures:
     greedy: int  # right
     entropy: float
     kl: float
+    lead: float  # of right answers over wrong ones, log pi(y), nats; nan where there are none of either
 
 
 @dataclass
@@ -175,6 +180,7 @@ def measure(model: Path, count: int) -> Figures:
     sampled = [answer for [answer] in answers(model, problems, 1.0)]
     greedy = [answer for [answer] in answers(model, problems, 0.0)]
     own = [log_probability(answer) for answer in sampled]
+    rights = [is_correct(problem, answer.text) for problem, answer in zip(problems, sampled, strict=True)]
     config = ModelConfig(name=str(BASE))
     tokenizer = load_tokenizer(config)
     turns = [
@@ -188,11 +194,18 @@ def measure(model: Path, count: int) -> Figures:
         embedded.append(float(scores.logprobs.sum()))
     return Figures(
         count=count,
-        right=sum(is_correct(p, answer.text) for p, answer in zip(problems, sampled, strict=True)),
+        right=sum(rights),
         greedy=sum(is_correct(p, answer.text) for p, answer in zip(problems, greedy, strict=True)),
         entropy=-statistics.fmean(own),
         kl=statistics.fmean(own) - statistics.fmean(embedded),
+        lead=lead(own, rights),
     )
+
+
+def lead(values: Sequence[float], rights: Sequence[bool]) -> float:
+    """The mean value of what is right less that of what is wrong; nan where there are none of either."""
+    of = {kind: [value for value, right in zip(values, rights, strict=True) if right == kind] for kind in (True, False)}
+    return statistics.fmean(of[True]) - statistics.fmean(of[False]) if all(of.values()) else float("nan")
 
 
 def log_probability(answer: Completion) -> float:
@@ -226,6 +239,8 @@ class Bench:
     steps: int
     held_out: int
     student_steps: int
+    student_rate: float
+    sft_rate: float
     kl: list[float]
     rounds: int
     rule_weight: float
@@ -309,7 +324,7 @@ def distillation(bench: Bench) -> dict[str, bool]:
         run("examples/addition/problems.py", *written)
         for name, reward_model in (("rl, teacher's reward", BASE), ("rl, own reward", student)):
             told = {"policy.name": student, "reward_model.name": reward_model, "input.paths": f'["{source}"]'}
-            done = bench.improve(name, seed, {**told, **STUDENT_RL})
+            done = bench.improve(name, seed, {**told, "rl.learning_rate": bench.student_rate})
             part.add(name, done.policy, seed, done.seconds, f"own, {tokens(done.folder)}")
         started = time.perf_counter()
         labels = teach(source, bench.folder / f"teacher {seed}", samples, seed)
@@ -343,7 +358,7 @@ def imitate(bench: Bench, labels: Path, student: Path, select: str, seed: int) -
         "train.epochs": 1 if select == "all" else samples,
         "train.max_steps": bench.steps,
         "train.seed": seed,
-        **STUDENT_SFT,
+        "train.learning_rate": bench.sft_rate,
     }
     options = [word for name, value in told.items() for word in ("--set", f"{name}={value}")]
     output = bench.folder / f"sft {select} {seed}"
@@ -365,9 +380,13 @@ def rule(bench: Bench) -> dict[str, bool]:
         "the rule alone, on all": {"rewards": f"{{rule={{{RULE}}}}}", "rl.kl_coefficient": 0},
     }
     for who in bench.rule_policies:
-        policy, own = (BASE, {}) if who == "base" else (bench.student(), STUDENT_RL)
+        policy, own = (BASE, {}) if who == "base" else (bench.student(), {"rl.learning_rate": bench.student_rate})
         part = Part(f"A rule beside the reward, policy: {who}, {bench.held_out:,} held-out additions", bench.held_out)
         part.add(who, policy)
+        nats = part.rows[who].figures[0].lead
+        CONSOLE.print(
+            f"the endogenous reward of {who} gives its right answers {nats:.1f} nats more than its wrong ones"
+        )
         for seed in range(bench.seeds):
             for name, settings in rows.items():
                 done = bench.improve(f"{who}, {name}", seed, {"policy.name": policy, **own, **settings})
@@ -399,11 +418,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="rounds: how many; default: %(default)s")
     parser.add_argument("--student-steps", type=int, default=600, help="of its pretraining; default: %(default)s")
     parser.add_argument(
+        "--student-rate", type=float, default=STUDENT_RL_RATE, help="of the student's rl; default: %(default)s"
+    )
+    parser.add_argument(
+        "--sft-rate", type=float, default=STUDENT_SFT_RATE, help="of the student's sft; default: %(default)s"
+    )
+    parser.add_argument(
         "--rule-weight",
         type=float,
         default=6.0,
-        help="rule: of the rule beside the endogenous reward, which itself gives right answers of the base 6 nats more than "
-        "wrong ones; default: %(default)s",
+        help="rule: of the rule beside the endogenous reward; default: %(default)s",
     )
     parser.add_argument(
         "--rule-policies", nargs="+", choices=["base", "student"], default=["base"], help="rule: default: %(default)s"

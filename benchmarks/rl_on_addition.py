@@ -1,6 +1,6 @@
 """Does online RL work: accuracy of the embedded policy before and after, rewarded by nothing but a frozen copy of itself.
 
-    python benchmarks/rl_on_addition.py                                     # the example as it is: fifteen minutes
+    python benchmarks/rl_on_addition.py                                     # the example as it is: ten minutes
     python benchmarks/rl_on_addition.py --algorithms ppo "ppo, critic" grpo rloo reinforce reinforce_plus_plus
 
 As a user does it, by the command `rl` with examples/addition/rl.toml, on as many samplers and threads as the command takes by
@@ -11,6 +11,8 @@ Accuracy is of one answer at temperature 1 to each held-out problem, as the run'
 as it was (k3, nats a token) and the length of a response are means over the last steps, of the samples learnt from. Seconds of
 a run are those of the whole command: start, both measurements and export too. Those of a step are a median, measurements left
 out.
+
+--set moves any field of all runs, such as rl.schedule=constant.
 
 Claim: grpo, the example's own algorithm, ends at 85% or more for each seed, within five minutes each.
 """

@@ -177,6 +177,44 @@ def test_every_objective_and_its_metrics_are_explained() -> None:
         assert not {metric for metric in terms.metrics if f"`{metric}`" not in table}, name
 
 
+def test_every_metric_of_online_rl_is_explained() -> None:
+    import numpy as np
+    import torch
+
+    from pipeline.objectives import Batch
+    from pipeline.rl.algorithms import ALGORITHMS, algorithm_of
+    from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
+    from pipeline.rl.watch import estimates, rollout_metrics
+
+    known = _metrics_of((ROOT / "docs/rl.md").read_text().partition("## Metrics")[2].partition("## ")[0])
+    tokens = np.zeros(2, np.float32)
+    rollout = Rollout([1, 2], "a", True, tokens, 0)
+    group = Group(
+        Prompt("1", [], False, [1]), [rollout] * 2, [Rewarded(1.0, {"NAME": 1.0}, np.zeros(2), None, tokens)] * 2
+    )
+    measured, estimated = rollout_metrics([group]), estimates([group])
+    assert {"distinct", "rewards/NAME/std"} <= measured.keys() and "kl" in estimated
+    assert not measured.keys() - known
+    assert not {f"eval_{name}" for name in estimated} - known
+    ones = torch.ones(4)
+    lengths, rewards = torch.tensor([2, 2]), torch.zeros(2, dtype=torch.float64)
+    batch = Batch(-ones, lengths, rewards, -ones, -ones, ones, entropies=ones, values=ones, returns=ones)
+    for name in ALGORITHMS:
+        config = RlConfig.model_validate({"rl": {"algorithm": name}, "ppo": {"value": "critic"}})
+        terms = algorithm_of(config).terms(batch)
+        assert {"kl", "entropy"} <= terms.metrics.keys()
+        assert not terms.metrics.keys() - known, name
+
+
+def _metrics_of(table: str) -> set[str]:
+    """The names in its first column; one that begins with / stands in the place of the last word of the one before."""
+    found: list[str] = []
+    for names in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE):
+        for name in re.findall(r"`([^`]+)`", names):
+            found.append(found[-1].rpartition("/")[0] + name if name.startswith("/") else name)
+    return set(found)
+
+
 def test_every_column_of_the_store_is_explained() -> None:
     from pipeline.store import ERRORS, LABELS
 

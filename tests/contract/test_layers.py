@@ -1,9 +1,9 @@
 """The layers hold, the command line answers before torch and Ray are imported, and what crosses a process pickles."""
 
 import pickle
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,15 +42,21 @@ def test_no_package_for_leftovers() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"]], ids=" ".join)
 def test_help_imports_nothing_heavy_and_is_quick(arguments: list[str]) -> None:
     took = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        started = time.perf_counter()
+    for _ in range(3):  # the best of three, in seconds of the processor: the machine may be busy
+        started = _spent()
         done = subprocess.run(
             [sys.executable, "-c", HELP, *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
         )
-        took.append(time.perf_counter() - started)
+        took.append(_spent() - started)
         assert "usage: endoreward" in done.stdout
         assert done.stdout.splitlines()[-1] == "HEAVY"
     assert min(took) < 1
+
+
+def _spent() -> float:
+    """Seconds of the processor that processes started here took, of those that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_a_wrong_description_is_refused_without_torch_and_ray() -> None:
