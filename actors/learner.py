@@ -24,7 +24,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,7 +38,9 @@ from pipeline.training.adapters import merged, with_adapters
 from pipeline.training.batch import Response, collate
 from pipeline.training.config import LearningConfig
 from pipeline.training.deepspeed import deepspeed_config
-from pipeline.training.policy import Outputs, Policy, choose_layout
+
+if TYPE_CHECKING:
+    from pipeline.training.policy import Outputs
 
 NOTHING = TokenizedTurn([0], [0], [])  # what a worker without responses forwards, so that all do the same
 MAX = "/max"  # ends the name of a metric whose largest value is reported rather than the mean
@@ -93,6 +95,8 @@ class Learner:
     """Raises ConfigError where the policy or its DeepSpeed configuration cannot be used."""
 
     def __init__(self, spec: LearnerSpec):
+        from pipeline.training.policy import Policy, choose_layout  # late: who starts workers loads no model
+
         config = spec.config
         self.config = config
         self.objective = spec.objective
@@ -202,7 +206,7 @@ class Learner:
             sums.add(name, values)
         return terms.losses
 
-    def _outputs(self, responses: Sequence[Response]) -> Outputs:
+    def _outputs(self, responses: Sequence[Response]) -> "Outputs":
         return self.engine(responses if responses else [NOTHING])
 
     def _require_number(self, value: float, name: str, learning_rate: float) -> None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from actors.reply import Reply
 from pipeline.config import ModelConfig
 from pipeline.errors import RowError, RunError
-from pipeline.generation import Generator
 from pipeline.models import load_model, load_tokenizer
 from pipeline.questions import Completion, Question
 from pipeline.rl.rollouts import Rollout
@@ -47,6 +46,8 @@ class SamplerSpec:
 
 class Sampler:
     def __init__(self, spec: SamplerSpec):
+        from pipeline.generation import Generator  # late: who starts samplers loads no model
+
         torch.set_num_threads(spec.threads)
         self.model = load_model(spec.model, spec.device, spec.gpus)
         if spec.lora.rank:

@@ -7,6 +7,7 @@ PLACE bears a fingerprint of all that decides them, so that what is there is nev
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,14 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import RowError, RunError
-from pipeline.scoring import Scorer
 from pipeline.store import documents, read_part
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.batch import Tokens
 from pipeline.training.examples import Examples, Integers
 from pipeline.training.rows import RowReader
+
+if TYPE_CHECKING:
+    from pipeline.scoring import Scorer
 
 SCHEMA = pa.schema({"row": pa.int32(), "token_logprobs": pa.list_(pa.float32())})
 
@@ -34,7 +37,7 @@ def missing_parts(place: str, examples: Examples) -> list[int]:
     return [part for part in np.unique(examples.part).tolist() if part_place("", part).lstrip("/") not in there]
 
 
-def score_part(place: str, examples: Examples, part: int, reader: RowReader, scorer: Scorer) -> None:
+def score_part(place: str, examples: Examples, part: int, reader: RowReader, scorer: "Scorer") -> None:
     """Compute and keep those of one part. Raises RunError where a response cannot be scored."""
     positions = examples.positions(np.flatnonzero(examples.part == part))
     positions = positions[np.unique(examples.rows[positions], return_index=True)[1]]
