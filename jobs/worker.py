@@ -40,12 +40,20 @@ def guarded(output: str, loop: Callable[[], None]) -> None:
             f"out of memory: {str(error).splitlines()[0]}; lower learner.budget_tokens, set learner.gradient_checkpointing, a "
             "higher learner.zero_stage or learner.offload; once there is a checkpoint, in another --output",
         )
-        raise
+        if _waited_for():
+            raise
     except Diverged as error:  # which all workers find at once: they end together, and nothing is started again
         _stop(output, str(error))
     except EndorewardError as error:
         _stop(output, str(error))
-        raise  # the others may wait for this one in a collective
+        if _waited_for():
+            raise
+
+
+def _waited_for() -> bool:
+    """Whether others may wait for this worker in a collective: with its death they all end, and are started once more to find
+    out why."""
+    return place_of()[1] > 1
 
 
 def _stop(output: str, sentence: str) -> None:

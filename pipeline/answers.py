@@ -5,7 +5,8 @@ the last line; without those, what math_verify finds in the last characters of t
 last formula or number). So a response that met its limit before it boxed anything is judged by its last number.
 
 There is no timer: math_verify's works in the main thread alone. Instead, what could take for ever is compared as text:
-long expressions, towers of powers, large factorials and binomials, sums and integrals left undone.
+long expressions, many bars, brackets deep inside others, towers of powers, large factorials and binomials, long chains of
+quotients, sums and integrals left undone. A policy that has gone astray writes all of these.
 """
 
 import logging
@@ -19,6 +20,16 @@ LARGEST_EXPONENT = 10**5
 LARGEST_POWER_OF_A_SUM = 32  # which SymPy may multiply out
 LARGEST_FACTORIAL = 10**4
 LARGE_BINOMIAL = re.compile(r"binom\s*\{?\s*\d{5}")  # is computed as it is parsed
+MOST_BARS = 8  # which of them open and which close, a grammar has to guess
+DEEPEST = 6  # brackets inside each other; a fraction's braces are such
+DEEP, MOST_DEEP = 3, 16  # how many may be inside more than three others
+MOST_PRODUCTS = 10  # inside each other, as 1/2/2/2 and nested fractions are: evaluated twice as often with each
+MOST_FLOORS = 3  # inside each other
+BAR = re.compile(r"\||\\[lr]?vert\b", re.IGNORECASE)
+BRACKET = re.compile(r"(?P<opens>[({\[]|\\l(?:floor|ceil|angle|brac[ek])\b)|[)}\]]|\\r(?:floor|ceil|angle|brac[ek])\b")
+CHAIN = re.compile(r"(?:[\^_]\s*(?:\\[A-Za-z]+|\{[^{}]*\}|\w)\s*){7}")  # x^x^x^x^x^x^x^x
+DISPLAYED = re.compile(r"\$\$|\\\[|boxed")  # a formula of several lines
+APART = re.compile(r"\$|\\[()]|\n")  # what no other formula reaches across, such as a table's lines
 UNDONE = ("Integral", "Sum", "Product", "Limit", "Derivative")
 
 BOXES = 8  # looked into, from the last: a model may write thousands
@@ -112,6 +123,8 @@ def _parse(answer: str) -> list[Any]:
         written = rf"$\text{{{written}}}$"
     elif not (MATHS.search(written) or "\n" in written or ("\\" not in written and PROSE.search(written))):
         written = f"${written}$"
+    if any(_tangled(part) for part in ([written] if DISPLAYED.search(written) else APART.split(written))):
+        return []
     try:
         parsed = parse(written, parsing_timeout=None)
         return parsed if parsed and _harmless(parsed[0]) else []
@@ -119,12 +132,31 @@ def _parse(answer: str) -> list[Any]:
         return []
 
 
+def _tangled(written: str) -> bool:
+    """Whether a grammar may try so many ways to read it that it does not come to an end within a second or two."""
+    if len(BAR.findall(written)) > MOST_BARS or CHAIN.search(written):
+        return True
+    depth = deep = 0
+    for bracket in BRACKET.finditer(written):
+        depth = depth + 1 if bracket["opens"] else max(0, depth - 1)  # of an open interval's ends either may be either
+        deep += bool(bracket["opens"]) and depth > DEEP
+        if depth > DEEPEST or deep > MOST_DEEP:
+            return True
+    return False
+
+
 def _harmless(expression: Any) -> bool:
     """Whether comparing it ends within reason."""
     import sympy
 
+    if isinstance(expression, sympy.MatrixBase):
+        return all(map(_harmless, expression))
     if not isinstance(expression, sympy.Basic):
-        return True  # text, or a matrix
+        return True  # text
+    if _nested(expression, sympy.Mul) > MOST_PRODUCTS:
+        return False
+    if _nested(expression, sympy.floor, sympy.ceiling) > MOST_FLOORS:
+        return False
     for node in sympy.preorder_traversal(expression):
         if type(node).__name__ in UNDONE:
             return False
@@ -137,6 +169,11 @@ def _harmless(expression: Any) -> bool:
             if towers or (size.is_Number and abs(size) > largest):
                 return False
     return True
+
+
+def _nested(expression: Any, *kinds: type) -> int:
+    """How many of these kinds lie inside each other."""
+    return isinstance(expression, kinds) + max((_nested(each, *kinds) for each in expression.args), default=0)
 
 
 @lru_cache(maxsize=65536)  # best-of-n asks once for each reward

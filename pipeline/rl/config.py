@@ -120,6 +120,19 @@ class ReinforcePlusPlusConfig(Section):
     epsilon: float = Field(default=0.2, gt=0, lt=1, description="ratios are clipped outside 1 - this and 1 + this")
 
 
+READ_BY = {
+    "model": ("endogenous", "relative"),
+    "revision": ("endogenous", "relative"),
+    "system_prompt": ("endogenous", "relative"),
+    "reference": ("relative",),
+    "reference_revision": ("relative",),
+    "answer_key": ("maths",),
+    "function": ("function",),
+    "free_tokens": ("length",),
+}
+"""Which kinds of rewards read a field of theirs; the other fields are everyone's."""
+
+
 class RewardSource(Section):
     """One of the rewards whose weighted sum a run maximises."""
 
@@ -141,6 +154,24 @@ class RewardSource(Section):
         default="", description="function: path.py:name, called as name(prompts, completions, **columns)"
     )
     free_tokens: int = Field(default=0, ge=0, description="length: tokens that cost nothing")
+
+    @model_validator(mode="after")
+    def _reads_all(self) -> Self:
+        unread = [
+            f"{name} (read by kind = {' or '.join(kinds)})"
+            for name, kinds in READ_BY.items()
+            if self.kind not in kinds and self._given(name)
+        ]
+        if unread:
+            told = self.kind if "kind" in self.model_fields_set else f"{self.kind}, the default,"
+            raise ValueError(f"kind = {told} does not read {', '.join(unread)}; set kind, or leave that out")
+        return self
+
+    def _given(self, name: str) -> bool:
+        """Whether a person gave the field. A configuration that was written out whole has it too, at its default."""
+        if name not in self.model_fields_set:
+            return False
+        return "kind" not in self.model_fields_set or getattr(self, name) != type(self).model_fields[name].default
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -164,6 +164,7 @@ class TokenLogprobs(nn.Module):
                 f"{type(model).__name__} has no plain output matrix to train through; leave it out of lora.targets, or "
                 "take another architecture"
             )
+        _refuse_adapters(model, layer)
         self.weight = layer.weight  # [V, D]
         self.bias = getattr(layer, "bias", None)  # [V]
         self.reshape = reshape_of(model.config)
@@ -182,6 +183,23 @@ class TokenLogprobs(nn.Module):
         return _Logprobs.apply(
             states, self.weight, self.bias, taken, self.reshape, self.rows, self.columns, self.entropies
         )
+
+
+def _refuse_adapters(model: Any, head: Any) -> None:
+    """Raises ConfigError where the output matrix has adapters: they would be left out of the logits here, get no gradient,
+    and move those of whoever samples. Adapters of token embeddings move it too where both are one matrix."""
+    tokens = model.get_input_embeddings()
+    if hasattr(head, "base_layer"):
+        adapted, what = head, "the output matrix"
+    elif hasattr(tokens, "base_layer") and tokens.weight is head.weight:
+        adapted, what = tokens, "the token embeddings, which are the output matrix too"
+    else:
+        return
+    name = next(name for name, module in model.named_modules() if module is adapted)
+    raise ConfigError(
+        f"lora.targets puts adapters on {name} of {type(model).__name__}, {what}, through which none can be trained here; "
+        "leave it out, as lora.targets = all-linear does"
+    )
 
 
 class _Logprobs(torch.autograd.Function):

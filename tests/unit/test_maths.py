@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from itertools import combinations
 from pathlib import Path
 
@@ -73,6 +74,53 @@ def test_what_could_take_for_ever_ends_and_is_wrong_off_the_main_thread_too():
     thread.start()
     thread.join()
     assert found == [False] * len(HOSTILE)
+
+
+def tree(depth: int) -> str:
+    return f"({tree(depth - 1)}+{tree(depth - 1)})" if depth else "x"
+
+
+TANGLED = [
+    r"\boxed{" + "|x" * 8 + "|" * 8 + "}", r"\boxed{|" + "x|" * 11 + "}", r"\boxed{" + "|x|" * 20 + "}",
+    r"\boxed{" + r"\lvert x" * 12 + r"\rvert" * 12 + "}", r"\boxed{" + r"\frac{1}{" * 25 + "2" + "}" * 26,
+    r"\boxed{" + "(" * 60 + "1" + ")" * 60 + "}", r"\boxed{" + "{" * 20 + "1" + "}" * 21, "(" * 60 + "1" + ")" * 60,
+    r"\boxed{" + r"\lfloor " * 6 + "1.5" + r"\rfloor " * 6 + "}", r"\boxed{1" + "/2" * 60 + "}", "x" + "^x" * 40,
+    r"\boxed{\begin{pmatrix}1" + "/2" * 60 + r"&1\end{pmatrix}}", r"\boxed{\begin{pmatrix}9^{9^{9^9}}&1\end{pmatrix}}",
+    rf"\boxed{{{tree(6)}}}", "A: it is $" + "(" * 60 + "1" + ")" * 60 + "$ so", r"\boxed{$$" + "|x|\n" * 20 + "$$}",
+]  # fmt: skip
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("text", TANGLED, ids=range(len(TANGLED)))
+def test_bars_and_brackets_that_a_grammar_is_lost_in_are_compared_as_text(text):
+    extract_and_check("1", "2")  # imports SymPy
+    started = time.perf_counter()
+    assert not extract_and_check(text, "5").correct
+    assert extract_and_check(text, text).correct
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("response", "gold"),
+    [
+        (r"\boxed{\frac{1}{1+\frac{1}{1+\frac{1}{2}}}}", "0.6"),
+        (r"\boxed{1+\frac{1}{2+\frac{1}{3+\frac{1}{4}}}}", r"\frac{43}{30}"),
+        (r"\boxed{\frac{\frac{a}{b}}{\frac{c}{d}}}", r"\frac{ad}{bc}"),
+        (r"\boxed{|x-1|+|x+2|-|x|}", "|x+2|-|x|+|x-1|"),
+        (r"\boxed{\left|\left|x\right|-3\right|}", "||x|-3|"),
+        (r"\boxed{\left\{\left(\frac{\sqrt{2}}{2},1\right),(1,2)\right\}}", r"\{(1,2),(\frac{1}{\sqrt{2}},1)\}"),
+        (r"\boxed{(-\infty,-1)\cup\left[\frac{1}{2},\infty\right)}", r"[0.5,\infty)\cup(-\infty,-1)"),
+        (r"\boxed{\begin{pmatrix}\frac{1}{2}\\\frac{3}{\sqrt{3}}\end{pmatrix}}", r"\begin{pmatrix}0.5\\\sqrt{3}\end{pmatrix}"),
+        (r"\boxed{e^{-\frac{\left(x-\mu\right)^{2}}{2\sigma^{2}}}}", r"e^{-(x-\mu)^2/(2\sigma^2)}"),
+        (r"\boxed{\sqrt{1+\sqrt{2+\sqrt{3+\sqrt{4}}}}}", r"\sqrt{1+\sqrt{2+\sqrt{5}}}"),
+        (r"\boxed{10!/7!/3!}", "120"),
+        ("| item | cost |\n|---|---|\n| a | $3 |\n| b | $4 |\n| in all | $7 |", "7"),
+        (r"\boxed{\left\lfloor\frac{\lfloor 7.5\rfloor}{2}\right\rfloor}", "3"),
+        (r"\boxed{x_1^2y^3z^4w^5+x_2^2y^3z^4w^5}", "(x_1^2+x_2^2)y^3z^4w^5"),
+    ],
+)  # fmt: skip
+def test_real_answers_of_many_brackets_are_still_read(response, gold):
+    assert extract_and_check(response, gold).correct
 
 
 def test_gsm8k_gold_answers_parse(shared: Path):

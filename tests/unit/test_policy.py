@@ -6,6 +6,8 @@ import transformers
 
 from pipeline.errors import ConfigError
 from pipeline.tokens import TokenizedTurn
+from pipeline.training.adapters import with_adapters
+from pipeline.training.config import LoraSection
 from pipeline.training.policy import Policy, TokenLogprobs, choose_layout
 
 SIZES = {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -108,6 +110,35 @@ def test_logits_that_are_more_than_the_output_matrix_are_refused() -> None:
     policy = Policy(odd)
     with pytest.raises(ConfigError, match="does more to its logits than the output matrix"):
         choose_layout(policy, policy, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "said"),
+    [
+        ("llama", "lm_head", "adapters on lm_head of LlamaForCausalLM, the output matrix"),
+        ("tied", "lm_head", "adapters on lm_head of LlamaForCausalLM, the output matrix"),
+        ("tied", "embed_tokens", "adapters on model.embed_tokens of LlamaForCausalLM, the token embeddings"),
+        ("gpt2", "wte", "adapters on transformer.wte of GPT2LMHeadModel, the token embeddings"),
+        ("llama", "embed_tokens", None),
+        ("tied", "q_proj", None),
+        ("tied", "all-linear", None),
+    ],
+)
+def test_adapters_of_the_output_matrix_are_refused(name: str, target: str, said: str | None) -> None:
+    adapted = model(name)
+    with_adapters(adapted, LoraSection(rank=2, targets=target if target == "all-linear" else [target]), seed=0)
+    if said is not None:
+        with pytest.raises(ConfigError, match=f"{said}.*leave it out"):
+            Policy(adapted)
+        return
+    policy = Policy(adapted)
+    for parameter, values in policy.named_parameters():
+        if "lora_" in parameter:
+            torch.nn.init.normal_(values)  # else half of them are 0 and have no gradient to give
+    found = gradients(policy, policy(TURNS).logprobs)
+    learnt = {parameter for parameter, values in policy.named_parameters() if values.requires_grad}
+    assert found.keys() == learnt and all(gradient.norm() > 0 for gradient in found.values())
+    torch.testing.assert_close(policy(TURNS).logprobs, by_own_logits(policy)[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("entropies", [False, True])

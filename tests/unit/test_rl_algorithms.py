@@ -433,6 +433,35 @@ def test_groups_that_are_all_alike_say_nothing(made: Algorithm) -> None:
             assert np.abs(response).max() < 1e-3
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        Grpo(),
+        ReinforcePlusPlus(),
+        ReinforcePlusPlus(baseline="none"),
+        Ppo(normalize=True),
+        Ppo(credit="tokens", normalize=True, value="critic"),
+    ],
+)
+@pytest.mark.parametrize("level", [0.0, 1.0, 1e4 + 0.3])
+def test_a_kl_and_errors_of_values_are_not_blown_up_where_all_rewards_are_the_same(
+    made: Algorithm, level: float
+) -> None:
+    rng = np.random.default_rng(7)
+    kls, values = ([[rng.normal(scale=1e-3, size=h) for h in (1, 2, 3)] for _ in range(2)] for _ in range(2))
+    groups = [
+        Siblings(
+            rewards=[level - float(kl.sum()) for kl in group],
+            lengths=[1, 2, 3],
+            token_rewards=[np.append(np.zeros(len(kl) - 1), level) - kl for kl in group],
+            token_values=value,
+            before=[level] * 3,
+        )
+        for group, value in zip(kls, values, strict=True)
+    ]
+    compare(made.advantages(groups), [[[0.0] * h for h in (1, 2, 3)]] * 2)
+
+
 def test_ppo_does_not_see_the_level_of_logits() -> None:
     """Adding c(s) to the logits of every state moves r and V, and no advantage."""
     group, rng = siblings(5), np.random.default_rng(6)

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import load_config_as
 from pipeline.errors import ConfigError
-from pipeline.rl.config import RlConfig
+from pipeline.rl.config import READ_BY, RlConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +52,55 @@ def test_rewards_that_are_given_replace_the_default() -> None:
     assert list(load().rewards) == ["endogenous"]
     given = load("rewards.brief.kind=length", "rewards.brief.weight=0.1").rewards
     assert list(given) == ["brief"] and given["brief"].weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        (
+            {"function": "rules.py:right"},
+            "kind = endogenous, the default, does not read function (read by kind = function); set kind, or leave that out",
+        ),
+        ({"answer_key": "answer"}, "does not read answer_key (read by kind = maths)"),  # the default of another kind's
+        (
+            {"kind": "maths", "function": "rules.py:right"},
+            "kind = maths does not read function (read by kind = function)",
+        ),
+        ({"kind": "maths", "model": "m"}, "does not read model (read by kind = endogenous or relative)"),
+        ({"kind": "length", "system_prompt": "Be brief."}, "system_prompt (read by kind = endogenous or relative)"),
+        ({"kind": "endogenous", "reference": "m"}, "does not read reference (read by kind = relative)"),
+        (
+            {"kind": "function", "function": "a.py:b", "free_tokens": 3, "reference_revision": "main"},
+            "reference_revision (read by kind = relative), free_tokens (read by kind = length)",
+        ),
+    ],
+)
+def test_a_field_that_the_kind_does_not_read_is_refused(told: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(*(f"rewards.rule.{name}={value}" for name, value in told.items()))
+    assert sentence in str(raised.value) and "rewards.rule: " in str(raised.value)
+
+
+def test_every_kind_reads_what_is_its_own() -> None:
+    own = {"weight": 2.0, "share": 0.5}
+    told = {
+        "endogenous": {"model": "m", "revision": "main", "system_prompt": "Be brief."},
+        "relative": {"model": "m", "system_prompt": "Be brief.", "reference": "n", "reference_revision": "main"},
+        "maths": {"answer_key": "solution"},
+        "function": {"function": "rules.py:right"},
+        "length": {"free_tokens": 3},
+    }
+    assert {field for fields in told.values() for field in fields} == set(READ_BY)
+    config = RlConfig.model_validate({"rewards": {kind: {"kind": kind, **own, **of} for kind, of in told.items()}})
+    assert list(config.rewards) == list(told)
+
+
+def test_what_was_written_out_whole_is_read_again() -> None:
+    """As a run's page and a second `rl` of its settings do."""
+    config = load("rewards.right.kind=maths", "rewards.own.weight=2", "rewards.brief.kind=length")
+    moved = {name: source.model_copy(update={"model": "", "revision": None}) for name, source in config.rewards.items()}
+    for each in (config, config.model_copy(update={"rewards": moved})):
+        assert RlConfig.model_validate(each.model_dump(mode="json")) == config
 
 
 def test_the_example_parses() -> None:

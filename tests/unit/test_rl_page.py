@@ -167,10 +167,13 @@ def test_samples_lie_side_by_side() -> None:
 def test_text_from_data_is_never_markup() -> None:
     evil = "</style><script>alert(1)</script>\"'&"
     told = {
-        "rewards": {evil: {"kind": "relative", "model": evil, "reference": evil}, "f": {"function": f"{evil}.py:{evil}"}},
+        "rewards": {
+            evil: {"kind": "relative", "model": evil, "reference": evil},
+            "f": {"kind": "function", "function": f"{evil}.py:{evil}"},
+        },
         "input": {"paths": [evil]},
         "policy": {"name": evil},
-    }  # fmt: skip
+    }
     given = run(told=told, command=evil, fingerprint=evil, versions={evil: evil}, device=evil, notes=[evil])
     given["repeated"] = [{"step": 1, "repeated": 2, "why": evil}]
     response = {"text": evil * 99, "reward": 1.0, "parts": {evil: 1.0, "b": 2.0}, "tokens": 3, "finished": True}

@@ -17,7 +17,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, InputError, RunError
 from pipeline.models import load_model
 from pipeline.rl.config import RlConfig
-from pipeline.rl.rewards import Rewarder, check_rewards, checker
+from pipeline.rl.rewards import Rewarder, check_prompts, check_rewards, checker
 from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
 
 POLICY = tokenizer()
@@ -444,6 +444,11 @@ def test_numbers_come_in_many_shapes(models: Folders, tmp_path: Path, given: str
         ("return [[1, 2], 1]", "gave \\[1, 2\\] .*finite number"),
         ("return [__import__('numpy').ones(2), 1]", "gave array.*finite number"),
         ("return columns['nothing']", "raised .*KeyError: 'nothing'; mend"),
+        ("return (columns['nothing'] for _ in completions)", "raised .*KeyError: 'nothing'; mend"),
+        ("return (len(3) for _ in completions)", "raised .*TypeError: .*; mend"),
+        ("return __import__('torch').tensor(0.5)", "gave tensor.*return a list"),
+        ("__import__('sys').exit()", "raised .*SystemExit; mend"),
+        ("raise SystemExit('no judge')", "raised .*SystemExit: no judge; mend"),
     ],
 )
 def test_what_a_function_may_not_give(models: Folders, tmp_path: Path, body: str, said: str) -> None:
@@ -452,6 +457,12 @@ def test_what_a_function_may_not_give(models: Folders, tmp_path: Path, body: str
         config = configured(models, {"own": {"kind": "function", "function": place}})
         rewarded(config, prompted(number=5), rolled("a"), rolled("b"))
     assert place in str(raised.value) and "a.jsonl:5" in str(raised.value) and "rewards.own" in str(raised.value)
+
+
+def test_an_interrupt_in_a_function_is_no_fault_of_its(models: Folders, tmp_path: Path) -> None:
+    place = written(tmp_path, "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        rewarded(configured(models, {"own": {"kind": "function", "function": place}}), prompted(), rolled("a"))
 
 
 # Before anything starts
@@ -501,6 +512,63 @@ def test_rewards_that_cannot_be_are_refused_before_anything_starts(models: Folde
     assert [check_rewards(configured(models, **sections)) for sections in allowed] == [[]] * len(allowed)
     [warned] = check_rewards(configured(models, reward={"gamma": 0.9}))
     assert "leaks" in warned
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The policy's tokenizer, and a context of 64 tokens where the policy has 256."""
+    return str(save_model(tmp_path_factory.mktemp("small") / "small", context=64, seed=5))
+
+
+def test_responses_that_a_model_has_no_room_for_are_said_before_anything_starts(models: Folders, small: str) -> None:
+    prompts = [prompted("x" * n, number=n) for n in (3, 30, 25)]
+    rubric = "Be terse."
+    offset = len(POLICY(f"{rubric}\n\n")["input_ids"])
+    tight = {"rl": {"max_new_tokens": 210}}
+    cases: list[tuple[dict[str, Any], str, int, int]] = [
+        ({"rewards": {"mine": {"model": small}}}, f"rewards.mine: {small}", 64, 34),
+        ({"rewards": {"m": {"model": small, "system_prompt": rubric}}}, "rewards.m:", 64 - offset, 34 - offset),
+        ({"rewards": {"m": {"kind": "relative", "reference": small}}}, f"rewards.m: {small}", 64, 34),
+        ({"reference": {"name": small}, "rl": {"kl_coefficient": 0.1}}, f"reference: {small}", 64, 34),
+        (
+            {"rewards": {"m": {"system_prompt": "y" * 40}}, **tight},
+            "rewards.m:",
+            256 - 42,
+            256 - 72,
+        ),  # of a rubric alone
+    ]
+    for sections, said, length, new in cases:
+        [note] = check_prompts(configured(models, **sections), prompts[:1], prompts[1:])
+        assert note.startswith(said) and "prompt a.jsonl:30 with" in note
+        assert f"set tokens.max_length = {length} or rl.max_new_tokens = {new} at most" in note
+        for remedy in ({"tokens": {"max_length": length}}, {"rl": {**sections.get("rl", {}), "max_new_tokens": new}}):
+            assert check_prompts(configured(models, **{**sections, **remedy}), prompts, []) == []
+    [note] = check_prompts(configured(models, {"mine": {"model": small}}, tokens={"max_length": 65}), prompts, [])
+    assert "its longest response would have 65" in note
+
+
+def test_a_context_that_is_long_enough_is_not_mentioned(models: Folders, small: str) -> None:
+    prompts = [prompted("x" * n, number=n) for n in (3, 30)]
+    for sections in (
+        {},
+        {"reference": {"name": small}},  # without a KL it is not asked
+        {
+            "rewards": {"mine": {"model": str(models.foreign)}},
+            "rl": {"max_new_tokens": 300},
+        },  # texts are cut to what fits
+        {"rewards": {"brief": {"kind": "length"}}, "rl": {"max_new_tokens": 300}},
+        {"rewards": {"mine": {"model": small}}, "rl": {"replay": "kept"}},
+    ):
+        assert check_prompts(configured(models, **sections), prompts, []) == []
+    some = configured(models, {"mine": {"model": small, "share": 1e-9}})
+    assert check_prompts(some, prompts, []) == [], "no prompt is in its share"
+
+
+@pytest.mark.parametrize("system_prompt", [None, "Be terse."])
+def test_a_prompt_that_fills_the_context_is_refused(models: Folders, small: str, system_prompt: str | None) -> None:
+    config = configured(models, {"mine": {"model": small, "system_prompt": system_prompt}})
+    with pytest.raises(ConfigError, match=r"rewards\.mine: .*prompt a\.jsonl:1.*prompt_too_long.*shorter prompts"):
+        check_prompts(config, [prompted("x", 0), prompted("x" * 64, 1)], [])
 
 
 def test_a_check_says_what_is_right(models: Folders, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ with the V of sampling time: the lambda-return. For the endogenous reward and it
 delta_h = alpha * log pi_reward(a_h|s_h), less the KL in the reward: the level of the logits is gone. With credit = response
 the whole reward is r_H.
 
+With normalize, advantages get mean 0 and deviation 1 over the batch's tokens. Where all rewards of the batch are the same,
+only a KL and the errors of the values differ, and the division would blow them up: every advantage is 0.
+
 TRL 1.16: its experimental PPOTrainer has the critic, always normalises advantages, and clips the critic's step as well; that
 clip, and a target for the KL that stops an epoch, are left out.
 """
@@ -26,7 +29,7 @@ from pipeline.objectives.base import Batch, Terms
 from pipeline.objectives.clip import clipped
 from pipeline.rl.algorithms.base import Algorithm, normalized
 from pipeline.rl.rollouts import Array
-from pipeline.training.advantages import Siblings, cut, padded, to_go
+from pipeline.training.advantages import Siblings, alike, cut, padded, to_go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,11 @@ class Ppo(Algorithm):
     def advantages(self, groups: Sequence[Siblings]) -> list[list[Array]]:
         """Raises ConfigError where a response has no values."""
         found = [cut(self._gae(siblings), siblings.lengths) for siblings in groups]
-        return normalized(found) if self.normalize else found
+        if not self.normalize:
+            return found
+        if alike(np.concatenate([siblings.earned for siblings in groups])):
+            return [[np.zeros_like(response) for response in group] for group in found]
+        return normalized(found)
 
     def returns(self, groups: Sequence[Siblings]) -> list[list[Array]]:
         return [cut(self._gae(siblings) + _values(siblings), siblings.lengths) for siblings in groups]

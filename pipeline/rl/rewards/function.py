@@ -83,15 +83,14 @@ def call(named: str, function: Callable[..., Any], asked: Sequence[tuple[Prompt,
     of = f"for {len(asked)} responses, the first to prompt {asked[0][0].id}"
     try:
         found = function(prompts=prompts, completions=[text for _, text in asked], **columns)
-    except Exception as error:  # it is the user's
+        values = _listed(found)
+    except (Exception, SystemExit) as error:  # it is the user's
         raise RunError(
             f"{named} raised {of}: {_last_line(error)}; mend the function; once there is a "
             "checkpoint that is another run, which takes another --output"
         ) from error
-    try:
-        values = list(found)
-    except TypeError:
-        raise RunError(f"{named} gave {_shown(found)} {of}; let it return a list, a number for each") from None
+    if values is None:
+        raise RunError(f"{named} gave {_shown(found)} {of}; let it return a list, a number for each")
     if len(values) != len(asked):
         raise RunError(f"{named} gave {len(values)} values {of}; let it return one for each, None where it has none")
     read = [_number(value) for value in values]
@@ -102,6 +101,15 @@ def call(named: str, function: Callable[..., Any], asked: Sequence[tuple[Prompt,
                 "where it has none"
             )
     return read
+
+
+def _listed(found: Any) -> list[Any] | None:
+    """None for what has no elements. A generator runs here, and raises what it raises."""
+    try:
+        values = iter(found)
+    except TypeError:
+        return None
+    return list(values)
 
 
 def _number(value: Any) -> float | None:

@@ -1,5 +1,6 @@
 """The weighted sum of all rewards of a run, with the reference's log-probabilities of the same tokens."""
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, RunError
+from pipeline.labellers.base import open_renderer
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rewards.base import Earned, Sampled, Source
 from pipeline.rl.rewards.endogenous import Endogenous
@@ -24,6 +26,7 @@ KINDS: dict[str, type[Source]] = {
     "function": Function,
     "length": Length,
 }
+LOOKED_AT = 32  # of the prompts, the longest
 
 
 class Rewarder:
@@ -133,14 +136,51 @@ def check_rewards(config: RlConfig) -> list[str]:
 
 
 def check_prompts(config: RlConfig, practice: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[str]:
-    """Raises InputError where a prompt lacks the right answer that a reward, or what is measured, compares with."""
+    """What can be known of the prompts before anything starts, no weights loaded.
+
+    Returns:
+        A note for each model in which the longest responses to the longest prompts would not fit.
+
+    Raises:
+        InputError: where a prompt lacks the right answer that a reward, or what is measured, compares with.
+        ConfigError: where a prompt alone, of the longest, fills the context of a model that rewards.
+    """
     for source in (Maths(name, config) for name, section in config.rewards.items() if section.kind == "maths"):
         for prompt in filter(source.applies, (*practice, *held_out)):
             right_answer(source.who, prompt, source.section.answer_key)
     if config.held_out.check == "maths":
         for prompt in held_out:
             right_answer("held_out.check", prompt, config.held_out.answer_key)
-    return []
+    if config.rl.replay:
+        return []
+    every = [*practice, *held_out]
+    asked = [(reader, list(filter(source.applies, every))) for source in _sources(config) for reader in source.readers]
+    asked += [(_reference(config), every)] if config.rl.kl_coefficient else []
+    found = [_overflow(config, reader, prompts) for reader, prompts in asked]
+    return list(dict.fromkeys(note for note in found if note is not None))
+
+
+def _overflow(config: RlConfig, reader: Reader, prompts: Sequence[Prompt]) -> str | None:
+    """What a person should know where the policy may write more than the reader's model takes. Prompts are rendered for it
+    anew where they have to be, and so only the longest are looked at. Raises ConfigError."""
+    longest = heapq.nlargest(LOOKED_AT, prompts, key=lambda prompt: len(prompt.ids))
+    try:
+        shown = [reader.shown(prompt) for prompt in longest]
+    except RunError as error:
+        raise ConfigError(str(error)) from error
+    if not longest or not reader.same:  # a text is cut to what fits
+        return None
+    room, most = open_renderer(config.policy, config.tokens).max_length, config.rl.max_new_tokens
+    needed = [n + min(most, room - len(prompt.ids)) for n, prompt in zip(shown, longest, strict=True)]
+    if max(needed) <= reader.context:
+        return None
+    further = max(n - len(prompt.ids) for n, prompt in zip(shown, longest, strict=True))
+    return (
+        f"{reader.who}: {reader.model.name} takes {reader.context} tokens, and prompt {longest[np.argmax(needed)].id} with "
+        f"its longest response would have {max(needed)}, which ends the run once the policy writes one: set "
+        f"tokens.max_length = {reader.context - further} or rl.max_new_tokens = {reader.context - max(shown)} at most, or "
+        "take a model with a longer context"
+    )
 
 
 def checker(config: RlConfig) -> Callable[[Prompt, str], bool] | None:

@@ -86,6 +86,16 @@ class Reader:
         noted = dict.fromkeys([*self.whole.notes, *self.cut_off.notes]) if renders else {}
         return [*self.said, *(f"{self.who}: {note}" for note in noted)]
 
+    def shown(self, prompt: Prompt) -> int:
+        """How many tokens of the prompt the model sees. Raises RunError where they leave no room for a response."""
+        try:
+            found = len(self._prompt_ids(prompt))
+            if found >= self.context:
+                raise RowError("prompt_too_long", f"{found} tokens of the prompt, and {self.context} fit")
+            return found
+        except RowError as error:
+            raise self._failed(prompt, error) from error
+
     def scores(self, sampled: Sequence[tuple[Prompt, Rollout]], models: "Models") -> list[Scores]:
         """The model's scores of each response, of the policy's tokens or of its own. Raises RunError."""
         prompts: dict[str, list[int]] = {}
