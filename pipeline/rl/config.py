@@ -224,6 +224,13 @@ class PoolSection(Section):
     budget_tokens: int = Field(default=16384, ge=1, description="tokens held at once; halved when memory runs out")
     max_restarts: int = Field(default=10, ge=0, description="how often a dead actor is started again")
 
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _whole_or_part(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_actor = {gpus:g} is neither a part of a GPU nor a whole number of them")
+        return gpus
+
 
 class RlConfig(LearningConfig):
     """Everything `rl` can be told."""

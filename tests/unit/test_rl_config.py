@@ -106,3 +106,10 @@ def test_what_was_written_out_whole_is_read_again() -> None:
 def test_the_example_parses() -> None:
     found = load_config_as(RlConfig, str(ROOT / "examples" / "addition" / "rl.toml"), [], [])
     assert found.rl.algorithm == "grpo" and found.held_out.check
+
+
+@pytest.mark.parametrize("gpus", [0.25, 1, 2])
+def test_an_actor_takes_a_part_of_a_gpu_or_whole_ones(gpus: float) -> None:
+    assert RlConfig.model_validate({"sampler": {"gpus_per_actor": gpus}}).sampler.gpus_per_actor == gpus
+    with pytest.raises(ValueError, match=r"gpus_per_actor = 1\.5 is neither a part of a GPU nor a whole number"):
+        RlConfig.model_validate({"rewarder": {"gpus_per_actor": 1.5}})
