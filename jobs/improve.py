@@ -11,7 +11,6 @@ if sampling ran ahead. `jobs.worker` has what any training run's workers do besi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,36 +18,16 @@ import torch
 import torch.distributed as dist
 
 from actors.learner import Learner, LearnerSpec
-from jobs.crew import Crew
 from jobs.gather import Gathering, Replay
 from jobs.logbook import Clock, Logbook
+from jobs.online import Online
 from jobs.worker import export, guarded, keep, place_of, restore
-from pipeline import storage
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import RlConfig
 from pipeline.rl.experience import Experience, learnable, plan
 from pipeline.rl.rollouts import Group, Tokens
 from pipeline.training.metrics import Row
 from pipeline.training.schedule import learning_rate
-
-
-@dataclass(frozen=True)
-class Online:
-    """What every worker is told."""
-
-    config: RlConfig
-    device: str
-    deepspeed: str | None  # the content of `learner.deepspeed`
-    output: str
-    rate: float  # after the warm-up
-    run: dict[str, Any]  # what trackers are told
-    kept: dict[str, Any] | None  # what the store of rollouts is described by, where they are kept
-    practice: Any  # a Ray reference to Practice
-    samplers: Crew | None  # None where another run is replayed
-    rewarders: Crew | None
-
-    def place(self, name: str) -> str:
-        return storage.join(self.output, name)
 
 
 def improve(told: dict[str, Online]) -> None:

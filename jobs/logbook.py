@@ -12,9 +12,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.gather import Gathering, Replay
+from jobs.online import Online
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.models import resolve_dtype
@@ -26,9 +27,6 @@ from pipeline.rl.watch import Watch, estimates, pick_samples, rollout_metrics
 from pipeline.store import documents
 from pipeline.summary import wilson_interval
 from pipeline.training.metrics import EVAL, MetricsFile, Row, Trackers, read_metrics
-
-if TYPE_CHECKING:
-    from jobs.improve import Online
 
 SHOWN = 4  # prompts of a measurement whose samples are kept
 ROUNDING = {"float32": 1e-4, "bfloat16": 0.25}
@@ -56,7 +54,7 @@ class Clock:
 class Logbook:
     """Raises StoreError where metrics of an earlier start are damaged, ConfigError where rollouts of it were not kept."""
 
-    def __init__(self, online: "Online", source: Gathering | Replay, step: int, weights: Any, notes: Sequence[str]):
+    def __init__(self, online: Online, source: Gathering | Replay, step: int, weights: Any, notes: Sequence[str]):
         self.online, self.config, self.source = online, online.config, source
         self.right = checker(self.config)
         uri, self.samples = online.place("metrics.jsonl"), online.place(SAMPLES)

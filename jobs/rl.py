@@ -18,7 +18,8 @@ from jobs.cluster import joins_cluster
 from jobs.crew import Crew
 from jobs.fill import absolute, require
 from jobs.gather import Practice
-from jobs.improve import Online, improve
+from jobs.improve import improve
+from jobs.online import Online
 from jobs.trainer import absolute_model, cpus_of, gpus_of, pick_workers, run_workers
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.improve import Online
 from jobs.logbook import Logbook
+from jobs.online import Online
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
 
