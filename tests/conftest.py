@@ -1,5 +1,16 @@
-"""Shared by all tests: where the real models and corpora lie, tiny random models, and a command line to run."""
+"""Shared by all tests: where the real models and corpora lie, and three ways to run a command.
 
+    cli          a process of its own, as a user starts it
+    here         in the process of the tests: a refusal, say, which starts nothing
+    on_one_ray   in the process of the tests, on a Ray that stays
+
+Most of a short run is that Python starts, and torch and Ray in each of its workers. What does not hang on how a command is
+started is therefore tested in the second and the third way.
+"""
+
+import contextlib
+import functools
+import io
 import os
 import subprocess
 import sys
@@ -45,9 +56,46 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def here() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `main(ARGUMENTS)` in this process, and give what `cli` gives. An exception that a user would see as a traceback
+    ends the test. A Ray that is started is stopped with the command."""
+    from jobs.__main__ import main
+
+    def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        words = list(map(str, arguments))
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main(words)
+            except SystemExit as stop:  # argparse's
+                code = stop.code if isinstance(stop.code, int) else 1
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def on_one_ray(
+    here: Callable[..., subprocess.CompletedProcess[str]],
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """As `here`, but the first run's Ray, a real local one, is stopped after a module's last test only: later runs find
+    workers that have imported torch. Not for what kills workers, nor for workers that need another environment."""
+    import ray
+
+    def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ray, "init", functools.partial(ray.init, ignore_reinit_error=True))
+            patch.setattr(ray, "shutdown", lambda: None)
+            return here(*arguments)
+
+    yield run
+    ray.shutdown()
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A real S3 endpoint on loopback with one bucket, the module's own; gives the bucket's uri."""
+    """A real S3 endpoint on loopback with one bucket, whose name is new since filesystems are kept by name; gives its uri."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -61,7 +109,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Itera
     }.items():
         monkeypatch.setenv(name, value)
     local = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-    bucket = request.module.__name__.replace("_", "-")
+    bucket = f"{request.module.__name__.replace('_', '-')}-{port}"
     local.create_dir(bucket)
     yield f"s3://{bucket}"
     server.stop()

@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
 from tiny import CHATML, save_model
 
 from jobs.aggregate import aggregate
@@ -37,16 +36,18 @@ class Corpus(NamedTuple):
     model: Path
     sources: list[Path]
     store: Path  # labelled with the sum
+    run: Callable[..., subprocess.CompletedProcess[str]]
 
     def label(self, output: Path, *assignments: str) -> subprocess.CompletedProcess[str]:
         flags = [word for source in self.sources for word in ("--input", source)]
         flags += [word for text in (*FAST, *assignments) for word in ("--set", text)]
-        command = [sys.executable, "-m", "jobs", "label", "--model", self.model, *flags, "--output", output]
-        return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=240)
+        return self.run("label", "--model", self.model, *flags, "--output", output)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
+def corpus(
+    tmp_path_factory: pytest.TempPathFactory, on_one_ray: Callable[..., subprocess.CompletedProcess[str]]
+) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
     pairs = [{"prompt": f"Number {i}?", "chosen": "ab " * (1 + i % 5), "rejected": f"No {i}"} for i in range(20)]
     pairs[3]["rejected"] = ""
@@ -54,10 +55,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
     sources = [folder / "pairs.jsonl", folder / "several.jsonl"]
     for source, rows in zip(sources, (pairs, several), strict=True):
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = Corpus(save_model(folder / "model", CHATML), sources, folder / "sum")
+    found = Corpus(save_model(folder / "model", CHATML), sources, folder / "sum", on_one_ray)
     ran = found.label(found.store)
     assert ran.returncode == 0, ran.stderr
-    yield found
+    return found
 
 
 def contents(store: Path) -> dict[str, bytes]:

@@ -50,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 EVERY = ("endogenous", "likelihood", "implicit", "verifier", "judge-pointwise", "classifier")
 
 
-def test_every_reward_beside_every_other(models: dict[str, Path], tmp_path: Path, cli: Cli) -> None:
+def test_every_reward_beside_every_other(models: dict[str, Path], tmp_path: Path, here: Cli, on_one_ray: Cli) -> None:
     rng = np.random.default_rng(0)
     words = ["one", "two", "three"]
 
@@ -69,7 +69,7 @@ def test_every_reward_beside_every_other(models: dict[str, Path], tmp_path: Path
         "--set", "judge.pointwise_prompt={prompt} {response}", "--set", "judge.max_new_tokens=4",
         "--set", "verifier.question={prompt} {response}", "--set", "input.shard_rows=10",
     ]  # fmt: skip
-    ran = cli(*command)
+    ran = on_one_ray(*command)
     assert ran.returncode == 0, ran.stderr
     results = json.loads((out / "results.json").read_text())
     entries = {entry["name"]: entry for entry in results["rewards"]}
@@ -106,20 +106,20 @@ def test_every_reward_beside_every_other(models: dict[str, Path], tmp_path: Path
 
     # the endogenous store is an ordinary label store, and a second run has nothing to do
     store = out / "rewards" / "endogenous"
-    assert cli("validate", store).returncode == 0
+    assert here("validate", store).returncode == 0
     before = (out / "results.json").read_bytes()
-    again = cli(*command)
+    again = here(*command)
     assert again.returncode == 0 and again.stdout.count("nothing to do") == 5, again.stderr
     after = json.loads((out / "results.json").read_text())
     assert {**after, "created": ""} == {**json.loads(before), "created": ""}
 
     # from the store alone: the same figures, no model
-    stored = cli("evaluate", "--benchmark", "pairs", "--labels", store, "--output", tmp_path / "stored")
+    stored = here("evaluate", "--benchmark", "pairs", "--labels", store, "--output", tmp_path / "stored")
     assert stored.returncode == 0, stored.stderr
     found = json.loads((tmp_path / "stored" / "results.json").read_text())
     assert found["rewards"][1]["values"] == entries["endogenous (mean)"]["values"]
 
-    other = cli("evaluate", "--benchmark", "rm-bench", "--labels", store, "--output", tmp_path / "stored")
+    other = here("evaluate", "--benchmark", "rm-bench", "--labels", store, "--output", tmp_path / "stored")
     assert other.returncode == 2 and "benchmark: 'pairs', now 'rm-bench'" in other.stderr
 
 
@@ -131,13 +131,15 @@ def _logprob(folder: Path, response: str) -> float:
     return torch.log_softmax(logits, -1).gather(1, taken[:, None]).sum().item()
 
 
-def test_a_judge_in_both_orders_and_one_that_never_answers(models: dict[str, Path], tmp_path: Path, cli: Cli) -> None:
+def test_a_judge_in_both_orders_and_one_that_never_answers(
+    models: dict[str, Path], tmp_path: Path, on_one_ray: Cli
+) -> None:
     rows = [{"prompt": "what is it", "chosen": ["worse", "one worse"], "rejected": ["better"]} for _ in range(6)]
     rows += [{"prompt": "what is it", "chosen": ["better", "one better"], "rejected": ["better"]} for _ in range(2)]
     source, out = write(tmp_path / "a.jsonl", rows), tmp_path / "out"
     common = ["--input", source, "--model", models["base"], "--output", out, "--reward", "judge-pairwise", *FAST]
     asked = ["--set", "judge.max_new_tokens=4", "--set", "judge.pairwise_prompt={prompt} {first} {second}"]
-    ran = cli("evaluate", "--benchmark", "pairs", *common, *asked)
+    ran = on_one_ray("evaluate", "--benchmark", "pairs", *common, *asked)
     assert ran.returncode == 0, ran.stderr
     [entry] = json.loads((out / "results.json").read_text())["rewards"]
     assert entry["values"]["accuracy"] == 12 / 16 and entry["ties"] == 4
@@ -145,17 +147,17 @@ def test_a_judge_in_both_orders_and_one_that_never_answers(models: dict[str, Pat
 
     mute = ["--set", "judge.pairwise_prompt={prompt} {first} {second} it", "--set", "judge.max_new_tokens=4"]
     common[common.index(out)] = tmp_path / "mute"
-    never = cli("evaluate", "--benchmark", "pairs", *common, *mute)
+    never = on_one_ray("evaluate", "--benchmark", "pairs", *common, *mute)
     assert never.returncode == 1 and "100% of 16 pairs have no judgement in the format asked for" in never.stderr
     assert not (tmp_path / "mute" / "results.json").exists()
 
 
-def test_mistakes_are_said_before_anything_runs(models: dict[str, Path], tmp_path: Path, cli: Cli) -> None:
+def test_mistakes_are_said_before_anything_runs(models: dict[str, Path], tmp_path: Path, cli: Cli, here: Cli) -> None:
     source = write(tmp_path / "chat_filtered.json", [{"prompt": "q", "chosen": ["a", "b", "c"]}])
     out = tmp_path / "out"
 
     def refused(*words: Any) -> str:
-        ran = cli("evaluate", "--output", out, *words)
+        ran = here("evaluate", "--output", out, *words)
         assert ran.returncode == 2 and not out.exists(), ran.stderr
         return ran.stderr
 
@@ -175,9 +177,9 @@ def test_mistakes_are_said_before_anything_runs(models: dict[str, Path], tmp_pat
     assert said.returncode == 2 and "holds something else (mine)" in said.stderr
 
 
-def test_rm_bench_is_the_authors_formula_on_the_stored_rewards(shared: Path, tmp_path: Path, cli: Cli) -> None:
+def test_rm_bench_is_the_authors_formula_on_the_stored_rewards(shared: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     out = tmp_path / "out"
-    ran = cli(
+    ran = on_one_ray(
         "evaluate", "--benchmark", "rm-bench", "--input", shared / "data/rm-bench", "--output", out,
         "--model", shared / "models/stories260K", *FAST,
         "--set", "tokens.max_length=128", "--set", "tokens.over_length=cut_prompt",
@@ -207,7 +209,7 @@ def test_rm_bench_is_the_authors_formula_on_the_stored_rewards(shared: Path, tmp
     assert results["rewards"][0]["name"] == "endogenous (sum)"
 
 
-def test_a_policy_answers_questions(tmp_path: Path, cli: Cli) -> None:
+def test_a_policy_answers_questions(tmp_path: Path, cli: Cli, here: Cli) -> None:
     """A policy that says the right answer to one question of two, whatever the seed."""
     model = save_bigram(tmp_path / "policy", {"three": "5", "five": "7"}, "four")
     rows = [{"question": f"what is {word}", "answer": f"#### {gold}"} for word, gold in (("three", 5), ("five", 8))]
@@ -223,7 +225,7 @@ def test_a_policy_answers_questions(tmp_path: Path, cli: Cli) -> None:
     assert results["pass@1"] == 0.5 and results["rewards"][0]["incomplete"]["reasons"] == {"no_gold": 1}
     answers = pq.read_table(out / "rewards/policy/labels").to_pylist()
     assert [(a["response"], a["reward"]) for a in answers] == [("5", 1), ("5", 1), ("7", 0), ("7", 0)]
-    assert cli("validate", out / "rewards/policy").returncode == 0
+    assert here("validate", out / "rewards/policy").returncode == 0
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import glob
 import json
 import os
+import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +15,8 @@ from chaos import Reader, run_with_kills
 from tiny import CHATML, save_model
 
 from pipeline.store import LabelStore, problems
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def corpus(path: Path, rows: int) -> Path:
@@ -48,7 +52,7 @@ def check(store: Path, undisturbed: Path, rows: int) -> None:
     assert list(problems(LabelStore(str(store)))) == []
 
 
-def run(tmp_path: Path, rows: int, kills: int, seed: int) -> Counter[str]:
+def run(tmp_path: Path, here: Cli, rows: int, kills: int, seed: int) -> Counter[str]:
     model = save_model(tmp_path / "model", CHATML)
     source = corpus(tmp_path / "rows.jsonl", rows)
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
@@ -58,7 +62,8 @@ def run(tmp_path: Path, rows: int, kills: int, seed: int) -> Counter[str]:
         flags = ["label", "--model", str(model), "--input", str(source), "--output", str(store)]
         return flags + [part for setting in settings for part in ("--set", setting)]
 
-    assert run_with_kills(arguments(undisturbed), undisturbed, 0, 0).total() == 0
+    ran = here(*arguments(undisturbed))
+    assert ran.returncode == 0, ran.stderr
     reader = Reader(disturbed)
     reader.start()
     killed = run_with_kills(arguments(disturbed), disturbed, kills, seed)
@@ -68,18 +73,18 @@ def run(tmp_path: Path, rows: int, kills: int, seed: int) -> Counter[str]:
     assert killed.total() == kills, f"the run ended after {killed}"
     check(disturbed, undisturbed, rows)
     before = {p: os.stat(p).st_mtime_ns for p in glob.glob(f"{disturbed}/**", recursive=True) if os.path.isfile(p)}
-    run_with_kills(arguments(disturbed), disturbed, 0, 0)  # a third run does nothing
+    assert here(*arguments(disturbed)).returncode == 0  # a third run does nothing
     lock = str(disturbed / ".lock")
     assert {p: t for p, t in before.items() if p != lock} == {p: os.stat(p).st_mtime_ns for p in before if p != lock}
     return killed
 
 
-def test_a_few_kills(tmp_path: Path) -> None:
-    run(tmp_path, rows=400, kills=3, seed=1)
+def test_a_few_kills(tmp_path: Path, here: Cli) -> None:
+    run(tmp_path, here, rows=400, kills=3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_thirty_kills(tmp_path: Path) -> None:
-    killed = run(tmp_path, rows=4000, kills=30, seed=2)
+def test_thirty_kills(tmp_path: Path, here: Cli) -> None:
+    killed = run(tmp_path, here, rows=4000, kills=30, seed=2)
     assert set(killed) == {"driver", "actor", "worker"}

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,13 +44,48 @@ def write(path: Path, *records: Any) -> Path:
 PAIR = {"prompt": "What is it?", "chosen": "This.", "rejected": "That."}
 
 
-def test_label_resume_refuse_validate(model: Path, tmp_path: Path, cli: Cli) -> None:
-    source = write(
-        tmp_path / "a.jsonl",
-        *[{**PAIR, "prompt": rf"Number {i}? \[/b] [red]", "source": "test"} for i in range(20)],
+class Labelled(NamedTuple):
+    """A store, how it was made, and what another command was told that wanted to write it meanwhile."""
+
+    source: Path
+    store: Path
+    process: int
+    ran: subprocess.CompletedProcess[str]
+    second: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def labelled(model: Path, tmp_path_factory: pytest.TempPathFactory, here: Cli) -> Labelled:
+    folder = tmp_path_factory.mktemp("labelled")
+    source, store = folder / "a.jsonl", folder / "out"
+    write(source, *[{**PAIR, "prompt": rf"Number {i}? \[/b] [red]", "source": "test"} for i in range(20)])
+    arguments = ["label", "--model", str(model), "--input", str(source), "--output", str(store), *FAST]
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs", *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as first:
+        try:
+            while not list(store.glob("records/run.json")):  # which is written before Ray starts
+                assert first.poll() is None, first.stderr and first.stderr.read()
+                time.sleep(0.05)
+            second = here(*arguments)
+        finally:
+            out, err = first.communicate(timeout=240)
+    return Labelled(
+        source, store, first.pid, subprocess.CompletedProcess(arguments, first.returncode, out, err), second
     )
-    store = tmp_path / "out"
-    ran = cli("label", "--model", model, "--input", source, "--output", store, *FAST)
+
+
+def test_two_drivers_on_one_store(labelled: Labelled) -> None:
+    assert labelled.second.returncode == 2 and f"process {labelled.process}" in labelled.second.stderr
+    assert labelled.ran.returncode == 0 and len(rows(labelled.store)) == 40
+
+
+def test_label_resume_refuse_validate(
+    model: Path, labelled: Labelled, tmp_path: Path, here: Cli, on_one_ray: Cli
+) -> None:
+    ran, source, store = labelled.ran, tmp_path / "a.jsonl", tmp_path / "out"
+    shutil.copy2(labelled.source, source)
+    shutil.copytree(labelled.store, store)
     assert ran.returncode == 0, ran.stderr
     assert "prompt + chosen + rejected" in ran.stdout and "|" in ran.stdout and "Accuracy" in ran.stdout
     labels = rows(store)
@@ -65,34 +100,36 @@ def test_label_resume_refuse_validate(model: Path, tmp_path: Path, cli: Cli) -> 
     report = (store / "report.html").read_text()
     assert "<svg" in report and "http://" not in report.replace("http://www.w3.org", "")
 
-    again = cli("label", "--model", model, "--input", source, "--output", store, *FAST)
+    again = here("label", "--model", model, "--input", source, "--output", store, *FAST)
     assert again.returncode == 0 and "nothing to do" in again.stdout
 
-    other = cli("label", "--model", model, "--input", source, "--output", store, "--set", "reward.alpha=0.5", *FAST)
+    other = here("label", "--model", model, "--input", source, "--output", store, "--set", "reward.alpha=0.5", *FAST)
     assert other.returncode == 2 and "reward.alpha: the store has 1.0, this run 0.5" in other.stderr
-    template = cli("label", "--model", model, "--input", source, "--output", store, "--set", "tokens.template=none")
+    template = here("label", "--model", model, "--input", source, "--output", store, "--set", "tokens.template=none")
     assert template.returncode == 2 and "tokens.template" in template.stderr
     weights = save_model(tmp_path / "other", CHATML, seed=1)
-    refused = cli("label", "--model", weights, "--input", source, "--output", store)
+    refused = here("label", "--model", weights, "--input", source, "--output", store)
     assert refused.returncode == 2 and "model.content" in refused.stderr
 
-    assert cli("validate", store).returncode == 0
-    assert "complete" in cli("status", store).stdout
+    assert here("validate", store).returncode == 0
+    assert "complete" in here("status", store).stdout
 
     more = write(tmp_path / "b.jsonl", PAIR)
-    added = cli("label", "--model", model, "--input", source, "--input", more, "--output", store, *FAST)
+    added = on_one_ray("label", "--model", model, "--input", source, "--input", more, "--output", store, *FAST)
     assert added.returncode == 0 and len(rows(store)) == 42
 
     source.write_text(source.read_text().replace("Number 3?", "Number 4?"))
-    changed = cli("label", "--model", model, "--input", source, "--output", store)
+    changed = here("label", "--model", model, "--input", source, "--output", store)
     assert changed.returncode == 2 and "content changed" in changed.stderr and "a.jsonl" in changed.stderr
     part = next((store / "labels").glob("*.parquet"))
     part.write_bytes(part.read_bytes()[:-1])
-    broken = cli("validate", store)
+    broken = here("validate", store)
     assert broken.returncode == 1 and "damaged" in broken.stdout
 
 
-def test_bad_rows_become_error_rows_and_the_rest_is_labelled(model: Path, tmp_path: Path, cli: Cli) -> None:
+def test_bad_rows_become_error_rows_and_the_rest_is_labelled(
+    model: Path, tmp_path: Path, here: Cli, on_one_ray: Cli
+) -> None:
     """Every kind of bad row in one corpus, each with its reason and its place."""
     bad = {
         "not_json": "{this is not JSON",
@@ -108,7 +145,7 @@ def test_bad_rows_become_error_rows_and_the_rest_is_labelled(model: Path, tmp_pa
     huge = {**PAIR, "chosen": "a" * 5_000_000}  # a 5 MB line is no error: its response is cut to fit
     source = write(tmp_path / "bad.jsonl", PAIR, *bad.values(), huge, PAIR, PAIR)
     store = tmp_path / "out"
-    ran = cli("label", "--model", model, "--input", source, "--output", store, *FAST)
+    ran = on_one_ray("label", "--model", model, "--input", source, "--output", store, *FAST)
     assert ran.returncode == 0, ran.stderr
     errors = {(e["row"], e["reason"]): e for e in rows(store, "errors")}
     assert {(1 + i, reason.strip()) for i, reason in enumerate(bad)} <= errors.keys()
@@ -122,10 +159,10 @@ def test_bad_rows_become_error_rows_and_the_rest_is_labelled(model: Path, tmp_pa
     assert good["bad.jsonl:11:chosen:0:0"]["reward"] == good["bad.jsonl:12:chosen:0:0"]["reward"]  # duplicate rows stay
     assert not good.keys() & {e["id"] for e in errors.values()}
     assert re.search(r"not_json +1", ran.stdout)
-    assert cli("validate", store).returncode == 0
+    assert here("validate", store).returncode == 0
 
-    retried = cli("label", "--model", model, "--input", source, "--output", store, "--retry-errors", *FAST)
-    assert retried.returncode == 0 and cli("validate", store).returncode == 0
+    retried = on_one_ray("label", "--model", model, "--input", source, "--output", store, "--retry-errors", *FAST)
+    assert retried.returncode == 0 and here("validate", store).returncode == 0
     record = next(p for p in (store / "records").glob("*-000000.json"))
     assert json.loads(record.read_text())["generation"] == 1
     assert {label["id"]: label for label in rows(store)} == good
@@ -154,83 +191,68 @@ def refusals(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     return {name: (tmp_path / name, words) for name, words in said.items()}
 
 
-def test_unusable_input_is_refused_before_anything_starts(model: Path, tmp_path: Path, cli: Cli) -> None:
+def test_unusable_input_is_refused_before_anything_starts(model: Path, tmp_path: Path, cli: Cli, here: Cli) -> None:
     for name, (path, words) in refusals(tmp_path).items():
         store = tmp_path / "out" / name
-        ran = cli("label", "--model", model, "--input", path, "--output", store)
+        run = cli if name == "garbage.jsonl" else here
+        ran = run("label", "--model", model, "--input", path, "--output", store)
         assert ran.returncode == 2, (name, ran.stderr)
         assert words in ran.stderr and name in ran.stderr and "Traceback" not in ran.stderr, (name, ran.stderr)
         assert not (store / "labels").exists()
 
 
-def test_a_wrong_key_names_the_columns(model: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_wrong_key_names_the_columns(model: Path, tmp_path: Path, here: Cli) -> None:
     source = write(tmp_path / "a.jsonl", {"left": "x", "right": "y"})
-    ran = cli(
+    ran = here(
         "label", "--model", model, "--input", source, "--output", tmp_path / "o", "--set", "input.prompt_key=lift"
     )
     assert ran.returncode == 2 and "lift" in ran.stderr and "left" in ran.stderr
-    ran = cli(
+    ran = here(
         "label", "--model", model, "--input", source, "--output", tmp_path / "o", "--dry-run",
         "--set", "input.prompt_key=left", "--set", "input.response_key=right",
     )  # fmt: skip
     assert ran.returncode == 0 and "Tokens to forward" in ran.stdout and not (tmp_path / "o").exists()
 
 
-def test_unusable_models(tmp_path: Path, cli: Cli) -> None:
+def test_unusable_models(tmp_path: Path, here: Cli, on_one_ray: Cli) -> None:
     source = write(tmp_path / "a.jsonl", PAIR)
     empty = tmp_path / "empty"
     empty.mkdir()
     damaged = save_model(tmp_path / "damaged", CHATML)
     (damaged / "config.json").write_text("{")
     for folder in (tmp_path / "absent", empty, damaged):
-        ran = cli("label", "--model", folder, "--input", source, "--output", tmp_path / "out")
+        ran = here("label", "--model", folder, "--input", source, "--output", tmp_path / "out")
         assert ran.returncode == 2 and str(folder) in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
     partial = save_model(tmp_path / "partial", CHATML)
     tensors = load_file(partial / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-    ran = cli("label", "--model", partial, "--input", source, "--output", tmp_path / "out1", *FAST)
+    ran = on_one_ray("label", "--model", partial, "--input", source, "--output", tmp_path / "out1", *FAST)
     assert ran.returncode == 1 and "model.norm.weight" in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
     assert not (tmp_path / "out1/manifest.json").exists()
     weightless = save_model(tmp_path / "weightless", CHATML)
     os.truncate(weightless / "model.safetensors", 100)
-    ran = cli("label", "--model", weightless, "--input", source, "--output", tmp_path / "out2", *FAST)
+    ran = here("label", "--model", weightless, "--input", source, "--output", tmp_path / "out2", *FAST)
     assert ran.returncode == 2 and str(weightless) in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
 
 
-def test_an_output_that_holds_something_else(model: Path, tmp_path: Path, cli: Cli) -> None:
+def test_an_output_that_holds_something_else(model: Path, tmp_path: Path, here: Cli) -> None:
     source = write(tmp_path / "a.jsonl", PAIR)
-    ran = cli("label", "--model", model, "--input", source, "--output", tmp_path)
+    ran = here("label", "--model", model, "--input", source, "--output", tmp_path)
     assert ran.returncode == 2 and "holds something else" in ran.stderr
     (tmp_path / "foreign/labels").mkdir(parents=True)
-    ran = cli("label", "--model", model, "--input", source, "--output", tmp_path / "foreign")
+    ran = here("label", "--model", model, "--input", source, "--output", tmp_path / "foreign")
     assert ran.returncode == 2 and "holds something else (labels)" in ran.stderr
     for place in ("/proc/nowhere", "abc://x/y"):
-        ran = cli("label", "--model", model, "--input", source, "--output", place)
+        ran = here("label", "--model", model, "--input", source, "--output", place)
         assert ran.returncode == 2 and place.partition("/x")[0] in ran.stderr, ran.stderr
         assert "Traceback" not in ran.stderr, ran.stderr
-
-
-def test_two_drivers_on_one_store(model: Path, tmp_path: Path, cli: Cli) -> None:
-    source = write(tmp_path / "a.jsonl", *[PAIR] * 2000)
-    store = tmp_path / "out"
-    arguments = ["label", "--model", str(model), "--input", str(source), "--output", str(store), *FAST]
-    first = subprocess.Popen([sys.executable, "-m", "jobs", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        while not list(store.glob("records/run.json")):
-            assert first.poll() is None
-            time.sleep(0.05)
-        second = cli(*arguments)
-        assert second.returncode == 2 and f"process {first.pid}" in second.stderr
-    finally:
-        first.wait(timeout=240)
-    assert first.returncode == 0 and len(rows(store)) == 4000
 
 
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("mount"), reason="a full disk needs root, to mount a small one"
 )
-def test_a_full_disk(model: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_full_disk(model: Path, tmp_path: Path, here: Cli, on_one_ray: Cli) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", disk], capture_output=True).returncode:
@@ -240,18 +262,18 @@ def test_a_full_disk(model: Path, tmp_path: Path, cli: Cli) -> None:
     )
     arguments = ("label", "--model", model, "--input", source, "--output", disk / "out", "--set", "input.shard_rows=50")
     try:
-        ran = cli(*arguments, *FAST)
+        ran = on_one_ray(*arguments, *FAST)
         assert ran.returncode == 1 and "full" in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
         for part in (disk / "out" / "labels").glob("*.parquet"):
             pq.read_table(part)
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        assert cli(*arguments, *FAST).returncode == 0
-        assert len(rows(disk / "out")) == 1200 and cli("validate", disk / "out").returncode == 0
+        assert on_one_ray(*arguments, *FAST).returncode == 0
+        assert len(rows(disk / "out")) == 1200 and here("validate", disk / "out").returncode == 0
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_rubrics_turns_and_formats_in_one_run(model: Path, tmp_path: Path, cli: Cli) -> None:
+def test_rubrics_turns_and_formats_in_one_run(model: Path, tmp_path: Path, here: Cli, on_one_ray: Cli) -> None:
     """A folder of Parquet, gzip and a JSON array; two rubrics; every assistant turn."""
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -263,7 +285,7 @@ def test_rubrics_turns_and_formats_in_one_run(model: Path, tmp_path: Path, cli: 
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(PAIR).encode() + b"\n"))
     (folder / "c.json").write_text(json.dumps([{"query": "q", "responses": {"law": "a", "art": "b"}}]))
     (tmp_path / "rubrics.toml").write_text('brief = "Be brief."\nkind = "Be kind."\n')
-    ran = cli(
+    ran = on_one_ray(
         "label", "--model", model, "--input", folder, "--output", tmp_path / "out", *FAST,
         "--set", f"tokens.rubrics={tmp_path / 'rubrics.toml'}", "--set", "input.turns=all",
     )  # fmt: skip
@@ -274,12 +296,12 @@ def test_rubrics_turns_and_formats_in_one_run(model: Path, tmp_path: Path, cli: 
     assert labels[0]["prompt"][0]["role"] == "system" and labels[0]["rubric"] in ("brief", "kind")
     named = {json.loads(label["extra_info"])["response_key"] for label in labels if label["prompt_id"] == "c.json:0"}
     assert named == {"law", "art"}
-    assert cli("validate", tmp_path / "out").returncode == 0
+    assert here("validate", tmp_path / "out").returncode == 0
 
 
-def test_soda_chat(shared: Path, tmp_path: Path, cli: Cli) -> None:
+def test_soda_chat(shared: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     """Pairs right on real dialogues: `sum` as labelled, the others from the stored tokens of the same store."""
-    ran = cli(
+    ran = on_one_ray(
         "label", "--model", shared / "models/soda-chat-3M", "--input", shared / "data/soda-chat/preferences.jsonl",
         "--output", tmp_path / "out",
     )  # fmt: skip
@@ -326,7 +348,7 @@ class Deadly(LlamaForCausalLM):
     source = write(tmp_path / "a.jsonl", PAIR, {**PAIR, "prompt": "x" * 200})
     settings = [
         "model.trust_remote_code=true",
-        "scorer.max_restarts=2",
+        "scorer.max_restarts=1",
         "scorer.max_task_retries=1",
         "input.shard_rows=1",
     ]

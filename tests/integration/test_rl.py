@@ -146,7 +146,7 @@ def test_a_kept_run_is_replayed_without_sampling(
     assert all(torch.equal(here[key], there[key]) for key in there)
 
 
-def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tmp_path: Path, cli: Cli) -> None:
+def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     """The policy stays as it was to the last bit; without a KL, that is. Nothing is held out: samples are of the batch."""
     (tmp_path / "mine.py").write_text(
         "def same(prompts, completions, **columns):\n    return [1.0] * len(completions)\n"
@@ -157,7 +157,7 @@ def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tm
         rewards__same__kind="function",
         rewards__same__function=f"{tmp_path}/mine.py:same",
     )
-    ran = cli("rl", "--prompts", prompts, "--policy", model, "--output", tmp_path / "out", *told)
+    ran = on_one_ray("rl", "--prompts", prompts, "--policy", model, "--output", tmp_path / "out", *told)
     assert ran.returncode == 0, ran.stderr
     assert [row["frac_reward_zero_std"] for row in metrics(tmp_path / "out")] == [1.0] * 5
     assert "all responses had the same reward" in " ".join((ran.stdout + ran.stderr).split())
@@ -169,7 +169,7 @@ def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tm
 
 
 def test_a_reward_that_is_no_number_ends_the_run_and_a_mended_one_goes_on(
-    model: Path, prompts: Path, tmp_path: Path, cli: Cli
+    model: Path, prompts: Path, tmp_path: Path, on_one_ray: Cli
 ) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("def odd(prompts, completions, **columns):\n    return [float('nan')] * len(completions)\n")
@@ -180,14 +180,14 @@ def test_a_reward_that_is_no_number_ends_the_run_and_a_mended_one_goes_on(
         rewards__odd__function=f"{mine}:odd",
     )
     words = ["rl", "--prompts", prompts, "--policy", model, "--output", tmp_path / "out", *told]
-    ran = cli(*words)
+    ran = on_one_ray(*words)
     assert ran.returncode == 1
     assert "mine.py:odd gave nan for a response to prompt prompts.jsonl:" in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr
     mine.write_text(
         "def odd(prompts, completions, **columns):\n    return [float(len(each)) for each in completions]\n"
     )
-    ran = cli(*words)
+    ran = on_one_ray(*words)
     assert ran.returncode == 0, ran.stderr
     found = metrics(tmp_path / "out")
     assert len(found) == 3 and found[-1]["kl"] > 0  # an adapter has learnt, and is sampled from

@@ -11,11 +11,12 @@ from conftest import ROOT
 from pipeline.store import LabelStore
 from pipeline.store import problems as problems_of
 
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 FAST = ("--set", "run.num_cpus=2", "--set", "scorer.cpus_per_actor=1", "--set", "input.shard_rows=4")
 MODEL = ROOT / "examples/addition/model"
 
 
-def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Cli, on_one_ray: Cli) -> None:
     problems = tmp_path / "problems.jsonl"
     rows = [{"prompt": f"{100 + i}+{200 + 7 * i}=", "answer": str(300 + 8 * i)} for i in range(10)]
     rows.insert(3, {"prompt": "9" * 200, "answer": "too long"})
@@ -24,7 +25,7 @@ def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Callable[..., subpr
     command = ("sample", "--policy", MODEL, "--prompts", problems, "--output", output, *FAST)
     command += ("--set", "sample.num_responses=3", "--set", "sample.max_new_tokens=32")
 
-    ran = cli(*command)
+    ran = on_one_ray(*command)
     assert ran.returncode == 0, ran.stderr
     assert (
         "Distinct" in ran.stdout
@@ -41,7 +42,7 @@ def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Callable[..., subpr
     policy = json.loads((output / "_store/manifest.json").read_text())
     assert policy["config"]["sample"]["num_responses"] == 3 and "sample --policy" in policy["command"]
 
-    labelled = cli("label", "--model", MODEL, "--input", output, "--output", store, *FAST)
+    labelled = on_one_ray("label", "--model", MODEL, "--input", output, "--output", store, *FAST)
     assert labelled.returncode == 0, labelled.stderr
     assert "prompt + responses (text, 3)" in labelled.stdout
     labels = pq.read_table(store / "labels").sort_by("id").to_pylist()

@@ -57,20 +57,21 @@ def steps_of(output: Path) -> int:
     return file.read_text().count("\n") if file.exists() else 0
 
 
-LONG = {
+SEVERAL = {
     "learner__workers": 2,
-    "train__max_steps": 60,
+    "train__max_steps": 24,
     "train__batch_size": 7,  # a step may lie in two epochs
     "train__eval_share": 0.2,
     "checkpoint__every_steps": 4,
     "learner__zero_stage": 2,
 }
+MANY = {**SEVERAL, "train__max_steps": 60}  # that many kills find work in
 
 
 @pytest.fixture(scope="module")
 def undisturbed(model: Path, labels: LabelStore, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     output = tmp_path_factory.mktemp("run") / "out"
-    ran = cli("train", "--labels", labels.uri, "--policy", model, "--output", output, *settings(**LONG))
+    ran = cli("train", "--labels", labels.uri, "--policy", model, "--output", output, *settings(**SEVERAL))
     assert ran.returncode == 0, ran.stderr
     assert "Pairs of known preference" in ran.stdout and "log-probabilities of the labels" in ran.stdout
     return output
@@ -78,7 +79,7 @@ def undisturbed(model: Path, labels: LabelStore, tmp_path_factory: pytest.TempPa
 
 def test_a_run_leaves_a_policy_metrics_and_a_page(model: Path, labels: LabelStore, undisturbed: Path) -> None:
     found = metrics(undisturbed)
-    assert [row["step"] for row in found] == list(range(1, 61))
+    assert [row["step"] for row in found] == list(range(1, 25))
     assert found[-1]["loss"] < found[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert {"eval_loss", "eval_rewards/accuracies"} <= found[3].keys() and "eval_loss" not in found[4]
     base = AutoModelForCausalLM.from_pretrained(model).state_dict()
@@ -87,7 +88,7 @@ def test_a_run_leaves_a_policy_metrics_and_a_page(model: Path, labels: LabelStor
         assert any(not torch.equal(trained[key], base[key]) for key in base)
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     assert manifest["labels"][0]["fingerprint"] == labels.fingerprint()
-    assert manifest["last"]["step"] == 60 and manifest["config"]["learner"]["zero_stage"] == 2
+    assert manifest["last"]["step"] == 24 and manifest["config"]["learner"]["zero_stage"] == 2
     assert "DPO" in (undisturbed / "report.html").read_text()
     assert "endoreward" in (undisturbed / "hf" / "README.md").read_text()
     assert len(list((undisturbed / "checkpoints").glob("checkpoint_*/"))) == 2
@@ -97,7 +98,7 @@ def test_kills_of_workers_and_driver_change_no_bit(
     model: Path, labels: LabelStore, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    command = ["train", "--labels", labels.uri, "--policy", str(model), "--output", str(output), *settings(**LONG)]
+    command = ["train", "--labels", labels.uri, "--policy", str(model), "--output", str(output), *settings(**SEVERAL)]
     killed = run_with_kills(command, output, 2, 3, done=steps_of, kinds=("driver", "learner"))
     assert killed.total() == 2
     assert metrics(output) == metrics(undisturbed)
@@ -106,16 +107,24 @@ def test_kills_of_workers_and_driver_change_no_bit(
         assert all(torch.equal(here[key], there[key]) for key in there)
 
 
+@pytest.fixture(scope="module")
+def undisturbed_and_long(model: Path, labels: LabelStore, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+    output = tmp_path_factory.mktemp("run") / "out"
+    ran = cli("train", "--labels", labels.uri, "--policy", model, "--output", output, *settings(**MANY))
+    assert ran.returncode == 0, ran.stderr
+    return output
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_many_kills_change_no_bit(
-    model: Path, labels: LabelStore, undisturbed: Path, tmp_path: Path, seed: int
+    model: Path, labels: LabelStore, undisturbed_and_long: Path, tmp_path: Path, seed: int
 ) -> None:
     output = tmp_path / "out"
-    lasting = settings(**LONG, learner__max_failures=20)
+    lasting = settings(**MANY, learner__max_failures=20)
     command = ["train", "--labels", labels.uri, "--policy", str(model), "--output", str(output), *lasting]
     assert run_with_kills(command, output, 6, seed, done=steps_of, kinds=("driver", "learner")).total() >= 4
-    assert metrics(output) == metrics(undisturbed)
+    assert metrics(output) == metrics(undisturbed_and_long)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
@@ -126,9 +135,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 def test_a_finished_run_is_not_run_again_and_no_other_goes_on_in_its_place(
     model: Path, labels: LabelStore, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    same = ["--labels", labels.uri, "--policy", model, "--output", undisturbed, *settings(**LONG)]
+    same = ["--labels", labels.uri, "--policy", model, "--output", undisturbed, *settings(**SEVERAL)]
     assert main(["train", *map(str, same)]) == 0
-    assert "all 60 steps are done already" in capsys.readouterr().out
+    assert "all 24 steps are done already" in capsys.readouterr().out
     said = refused(capsys, *same, "--set", "learner.workers=1")
     assert (
         "a checkpoint fits only as many workers as wrote it" in said and "learner.workers: the run there has 2" in said
@@ -140,11 +149,11 @@ def test_a_finished_run_is_not_run_again_and_no_other_goes_on_in_its_place(
 
 
 def test_an_unknown_reference_is_computed_and_a_loss_that_is_no_number_ends_the_run(
-    labels: LabelStore, tmp_path: Path, cli: Cli
+    labels: LabelStore, tmp_path: Path, here: Cli
 ) -> None:
     other = save_model(tmp_path / "other", seed=1)
     output = tmp_path / "out"
-    ran = cli(
+    ran = here(
         "train", "--labels", labels.uri, "--policy", other, "--output", output,
         *settings(train__learning_rate=1e20, train__max_steps=5, train__warmup=0.0),
     )  # fmt: skip
@@ -177,10 +186,10 @@ def test_mistakes_are_refused_before_anything_starts(
 
 
 @pytest.mark.timeout(600)
-def test_groups_adapters_and_a_run_on_s3(model: Path, tmp_path: Path, s3: str, cli: Cli) -> None:
+def test_groups_adapters_and_a_run_on_s3(model: Path, tmp_path: Path, s3: str, here: Cli) -> None:
     groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"], "or so"]} for r in rows(20)]
     labels = label_store(tmp_path / "store", model, groups, shard_rows=4)
-    ran = cli(
+    ran = here(
         "train", "--labels", labels.uri, "--policy", model, "--output", f"{s3}/run",
         *settings(
             train__objective="grpo", advantage__credit="tokens", advantage__baseline="value", grpo__beta=0.1,
@@ -208,4 +217,4 @@ def test_groups_adapters_and_a_run_on_s3(model: Path, tmp_path: Path, s3: str, c
     assert changed and all("proj" in key for key in changed)
     for file in ("README.md", "adapter/adapter_config.json"):
         assert str(tmp_path) not in (tmp_path / "hf" / file).read_text(), "no place of this machine"
-    assert "6 of 6" in cli("status", f"{s3}/run").stdout
+    assert "6 of 6" in here("status", f"{s3}/run").stdout

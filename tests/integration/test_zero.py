@@ -25,7 +25,7 @@ from pipeline.training.adapters import with_adapters
 from pipeline.training.batch import Response
 from pipeline.training.config import TrainConfig
 
-STEPS, PAIRS, RATE = 20, 6, 3e-3
+STEPS, PAIRS, RATE = 10, 6, 3e-3
 SETTINGS = {
     "alone": {},
     "zero1": {"learner": {"zero_stage": 1}},
@@ -151,7 +151,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With every setting's losses and exported policy."""
     folder = tmp_path_factory.mktemp("zero")
     tiny.save_model(folder / "base")
-    train(folder, [name for name in SETTINGS if name != "alone"], 2, stop=7)
+    train(folder, [name for name in SETTINGS if name != "alone"], 2, stop=4)
     train(folder, ["alone"], 1)
     return folder
 
