@@ -138,7 +138,7 @@ def test_a_kept_run_is_replayed_without_sampling(
     )
     assert main(["rl", "--prompts", str(prompts), "--policy", str(model), "--output", str(output), *other]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "rl.group_size was 4 and is 3; rewarding.missing_eos_penalty was 0.0 and is 1.0; give the same" in said
+    assert "rewarding.missing_eos_penalty was 0.0 and is 1.0; rl.group_size was 4 and is 3; give the same" in said
     again = settings(**{**LONG, "rl__keep_rollouts": "false"}, rl__replay=str(undisturbed / "rollouts"))
     ran = cli("rl", "--prompts", prompts, "--policy", model, "--output", output, *again)
     assert ran.returncode == 0, ran.stderr
