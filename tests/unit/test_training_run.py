@@ -9,7 +9,7 @@ import pytest
 from tiny import save_model
 
 from actors.learner import Diverged
-from jobs import learn
+from jobs import learn, worker
 from pipeline.config import load_config_as
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.objectives import objective_of
@@ -195,6 +195,10 @@ def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
         return step
 
     monkeypatch.setattr(learn, "_learn", fails(RunError("the disk is full")))
+    monkeypatch.setattr(worker, "place_of", lambda: (0, 1))
+    learn.learn({"told": training("alone")})  # nobody waits for a lone worker: it ends, and nothing is started again
+    assert RunFolder(training("alone").output).read(STOPPED) == {"sentence": "the disk is full"}
+    monkeypatch.setattr(worker, "place_of", lambda: (0, 2))
     with pytest.raises(RunError):  # the others may be waiting for this worker: it has to die
         learn.learn({"told": training("disk")})
     assert RunFolder(training("disk").output).read(STOPPED) == {"sentence": "the disk is full"}
