@@ -16,15 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: setup ## label the embedded corpus with the embedded model, evaluate the labels, train the model on labels of its own answers, offline and online
-	rm -rf out/demo out/demo-*
-	$(BIN)/endoreward label examples/addition/label.toml --output out/demo
-	$(BIN)/endoreward evaluate --benchmark pairs --labels out/demo --output out/demo-evaluation
-	$(BIN)/python examples/addition/problems.py --problems 128 --split train --output out/demo-problems.jsonl
-	$(BIN)/endoreward sample --policy examples/addition/model --prompts out/demo-problems.jsonl --output out/demo-samples
-	$(BIN)/endoreward label --model examples/addition/model --input out/demo-samples --output out/demo-labels
-	$(BIN)/endoreward train examples/train.toml
-	$(BIN)/endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=40
-	$(BIN)/python examples/addition/accuracy.py --problems 500 examples/addition/model out/demo-policy/hf out/demo-rl/hf
+	$(BIN)/python examples/addition/demo.py
 
 test: check ## everything that CI runs; each process starts a Ray of its own where a test asks for one
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder

@@ -198,7 +198,7 @@ def _fields(kind: type[Section], without: Sequence[str] = ()) -> str:
 
 def _label(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, _flags(arguments), arguments.set)
-    _quiet(config.run.verbose)
+    quiet(config.run.verbose)
     from jobs.label import label
 
     return label(config, dry_run=arguments.dry_run, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -206,7 +206,7 @@ def _label(arguments: argparse.Namespace) -> int:
 
 def _sample(arguments: argparse.Namespace) -> int:
     config = load_config_as(SampleConfig, arguments.config, _flags(arguments), arguments.set)
-    _quiet(config.run.verbose)
+    quiet(config.run.verbose)
     from jobs.sample import sample
 
     return sample(config, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -214,7 +214,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config_as(EvaluateConfig, arguments.config, _flags(arguments), arguments.set)
-    _quiet(config.run.verbose)
+    quiet(config.run.verbose)
     from jobs.evaluate import evaluate
 
     return evaluate(config, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -223,7 +223,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     fields = {"labels": "train.labels", "policy": "policy.name", "output": "output.path"}
     config = load_config_as(TrainConfig, arguments.config, _given(arguments, fields), arguments.set)
-    _quiet(config.run.verbose)
+    quiet(config.run.verbose)
     from jobs.train import train
 
     return train(config, dry_run=arguments.dry_run, command=_command(arguments))
@@ -237,7 +237,7 @@ def _rl(arguments: argparse.Namespace) -> int:
         "output": "output.path",
     }
     config = load_config_as(RlConfig, arguments.config, _given(arguments, fields), arguments.set)
-    _quiet(config.run.verbose)
+    quiet(config.run.verbose)
     from jobs.rl import rl
 
     return rl(config, dry_run=arguments.dry_run, command=_command(arguments))
@@ -269,7 +269,7 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    _quiet(False)
+    quiet(False)
     from jobs.redraw import redraw
 
     return redraw(arguments.store)
@@ -282,7 +282,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _aggregate(arguments: argparse.Namespace) -> int:
-    _quiet(False)
+    quiet(False)
     from jobs.aggregate import aggregate
 
     return aggregate(arguments.store, arguments.output, arguments.set, _command(arguments))
@@ -306,7 +306,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     return validate(arguments.store)
 
 
-def _quiet(verbose: bool) -> None:
+def quiet(verbose: bool) -> None:
     """Keep libraries' progress bars and advice out of the terminal; before any of them is imported."""
     if not verbose:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

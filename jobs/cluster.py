@@ -16,13 +16,20 @@ from pipeline.errors import ConfigError
 
 @contextlib.contextmanager
 def cluster(run: ClusterConfig) -> Iterator[None]:
-    """A connected Ray for as long as the block runs; its chatter is kept out of the terminal unless asked for."""
+    """A connected Ray for as long as the block runs; its chatter is kept out of the terminal unless asked for.
+
+    A Ray that this process has already, of a notebook or of a command before, is used as it is and left running.
+    """
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     address = run.ray_address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": run.verbose, "logging_level": logging.ERROR}
     if address is None:
         options |= {"address": "local", "num_cpus": run.num_cpus, "include_dashboard": False}
+        terminal.say("starting Ray ...")
     else:
         options |= {"address": address}
         terminal.say(f"connecting to Ray at {address} ...")

@@ -115,7 +115,6 @@ def drive(config: LearningConfig, plan_of: Callable[[], Plan], *, dry_run: bool,
         folder.mend()
         run = _begin(folder, plan, command)
         if not joins_cluster(config.run):
-            terminal.say("starting Ray ...")
             room = max(plan.cpus, cpus_of(config))  # actors that take turns may reserve more than there is
             held.enter_context(cluster(config.run.model_copy(update={"num_cpus": room})))
         warn_of_room(plan.who, plan.cpus, plan.gpus, plan.remedy)

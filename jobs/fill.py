@@ -98,8 +98,8 @@ class Filling:
             work = pending(store, self.inputs, retry_errors)
             if work:
                 store.reopen()
-                terminal.say(f"{'' if ray.opened else 'starting Ray and '}loading {self.labeller.model.name} ...")
                 ray.open()
+                terminal.say(f"loading {self.labeller.model.name} ...")
                 timing = self._label(work, notes)
             else:
                 rows = sum(stored.plan.rows for stored in self.inputs)

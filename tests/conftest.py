@@ -9,7 +9,6 @@ started is therefore tested in the second and the third way.
 """
 
 import contextlib
-import functools
 import io
 import os
 import subprocess
@@ -85,8 +84,7 @@ def on_one_ray(
 
     def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ray, "init", functools.partial(ray.init, ignore_reinit_error=True))
-            patch.setattr(ray, "shutdown", lambda: None)
+            patch.setattr(ray, "shutdown", lambda: None)  # a Ray that is there already is used
             return here(*arguments)
 
     yield run

@@ -53,6 +53,7 @@ def run_with_kills(
     kills: int,
     seed: int,
     done: Callable[[Path], int] = records_of,
+    kept: Callable[[Path], int] | None = None,
     kinds: Collection[str] = ("driver", "actor", "worker"),
 ) -> Counter[str]:
     """Run a command until it ends by itself; SIGKILL its driver or one of its Ray workers `kills` times on the way,
@@ -61,6 +62,8 @@ def run_with_kills(
     Args:
         output: the label store, or the evaluation with several of them, or the training run, that it writes.
         done: how far an output is: it is killed after something was done.
+        kept: how much of that is kept after a kill, where it is not all: the next kill waits for more than was done at the
+            last one, so that each is noticed, and said, before the next.
         kinds: what is killed.
 
     Returns what was killed, by kind.
@@ -79,7 +82,9 @@ def run_with_kills(
         try:
             while driver.poll() is None and killed.total() < kills:
                 before = done(output)
-                while driver.poll() is None and done(output) <= before:  # somewhere in the work, not before it
+                while (
+                    driver.poll() is None and (kept or done)(output) <= before
+                ):  # somewhere in the work, not before it
                     time.sleep(0.05)
                 time.sleep(chance.uniform(0, 0.3))
                 victims = {kind: found for kind, found in _victims(driver.pid).items() if kind in kinds}

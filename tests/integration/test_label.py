@@ -20,7 +20,8 @@ from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 from tiny import CHATML, save_model
 
-from pipeline.config import RewardConfig
+from jobs.cluster import cluster
+from pipeline.config import ClusterConfig, RewardConfig
 from pipeline.reward import action_values, aggregate, token_rewards
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -297,6 +298,17 @@ def test_rubrics_turns_and_formats_in_one_run(model: Path, tmp_path: Path, here:
     named = {json.loads(label["extra_info"])["response_key"] for label in labels if label["prompt_id"] == "c.json:0"}
     assert named == {"law", "art"}
     assert here("validate", tmp_path / "out").returncode == 0
+
+
+def test_a_ray_that_is_there_already_is_used_and_left_running(on_one_ray: Cli) -> None:
+    import ray
+
+    if not ray.is_initialized():  # else by a test before
+        ray.init(address="local", num_cpus=2, include_dashboard=False)
+    before = ray.get_runtime_context().get_node_id()
+    with cluster(ClusterConfig(num_cpus=1)):
+        assert ray.get_runtime_context().get_node_id() == before
+    assert ray.is_initialized() and ray.get_runtime_context().get_node_id() == before
 
 
 def test_soda_chat(shared: Path, tmp_path: Path, on_one_ray: Cli) -> None:

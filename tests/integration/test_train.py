@@ -185,7 +185,6 @@ def test_mistakes_are_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.timeout(600)
 def test_groups_adapters_and_a_run_on_s3(model: Path, tmp_path: Path, s3: str, here: Cli) -> None:
     groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"], "or so"]} for r in rows(20)]
     labels = label_store(tmp_path / "store", model, groups, shard_rows=4)

@@ -1,0 +1,54 @@
+"""What `make demo` runs: the commands below, each as you would type it in the root of the repository.
+
+Label 500 pairs with the small model and evaluate the labels. Train the model on its own answers, which it has labelled
+itself: offline, by a policy gradient on the stored rewards, and online. See how often each policy is right.
+
+The commands share this process, and those of the first list a Ray, so that less is started and imported anew.
+"""
+
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs.__main__ import main, quiet
+from jobs.cluster import cluster
+from pipeline.config import ClusterConfig
+
+OFFLINE = """
+endoreward label examples/addition/label.toml --output out/demo
+endoreward evaluate --benchmark pairs --labels out/demo --output out/demo-evaluation
+python examples/addition/problems.py --problems 128 --split train --output out/demo-problems.jsonl
+endoreward sample --policy examples/addition/model --prompts out/demo-problems.jsonl --output out/demo-samples
+endoreward label --model examples/addition/model --input out/demo-samples --output out/demo-labels
+endoreward train examples/train.toml
+"""
+ONLINE = """
+endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=32
+python examples/addition/accuracy.py --problems 500 examples/addition/model out/demo-policy/hf out/demo-rl/hf
+"""  # its workers take turns on more CPUs than there are, for which it starts a Ray of its own
+
+
+def run(commands: str) -> None:
+    """Run one command after the other; exits with the first that fails."""
+    for line in commands.strip().splitlines():
+        Console().print(f"\n[bold]$ {line}", soft_wrap=True, highlight=False)
+        program, *words = shlex.split(line)
+        if program == "endoreward":
+            if code := main(words):
+                sys.exit(code)
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    for old in Path("out").glob("demo*"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    quiet(verbose=False)
+    with cluster(ClusterConfig()):
+        run(OFFLINE)
+    run(ONLINE)
