@@ -140,7 +140,8 @@ def figures_of(row: Mapping[str, Any]) -> str:
         ("tokens_per_second", "{:,.0f} tokens/s"),
     )
     shown = online if "completions/mean_length" in row else trained
-    return ", ".join(said.format(row[name]) for name, said in shown if row.get(name) is not None)
+    # rounded, since a KL of 1e-14 is none
+    return ", ".join(said.format(round(row[name], 9)) for name, said in shown if row.get(name) is not None)
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -238,6 +238,7 @@ def test_a_row_on_the_terminal() -> None:
     assert (
         figures_of(row | {"kl": 0.0123, "reward": 1.2345}) == "reward 1.23, KL 0.0123, 102 tokens long, 10.0 s a step"
     )
+    assert "KL 0," in figures_of(row | {"kl": 7e-14})
     with errors.capture() as said, TrainProgress(40, name="rl") as progress:
         progress.update({"step": 0, "eval_accuracy": 0.39, "eval_completions/mean_length": 97.0})
         for each in rows(40)[1:]:
