@@ -62,8 +62,7 @@ def run_with_kills(
     Args:
         output: the label store, or the evaluation with several of them, or the training run, that it writes.
         done: how far an output is: it is killed after something was done.
-        kept: how much of that is kept after a kill, where it is not all: the next kill waits for more than was done at the
-            last one, so that each is noticed, and said, before the next.
+        kept: how much of that a kill does not take back, where it is not all. `done` then counts what has begun.
         kinds: what is killed.
 
     Returns what was killed, by kind.
@@ -82,9 +81,7 @@ def run_with_kills(
         try:
             while driver.poll() is None and killed.total() < kills:
                 before = done(output)
-                while (
-                    driver.poll() is None and (kept or done)(output) <= before
-                ):  # somewhere in the work, not before it
+                while driver.poll() is None and not _due(output, before, done, kept):
                     time.sleep(0.05)
                 time.sleep(chance.uniform(0, 0.3))
                 victims = {kind: found for kind, found in _victims(driver.pid).items() if kind in kinds}
@@ -107,6 +104,15 @@ def run_with_kills(
             return killed
         if code != -9:
             raise AssertionError(f"{arguments[0]} ended with {code}:\n{Path(log.name).read_text()[-3000:]}")
+
+
+def _due(output: Path, before: int, done: Callable[[Path], int], kept: Callable[[Path], int] | None) -> bool:
+    """Somewhere in the work, not before it; where not all is kept, after the last kill was noticed, said and kept, and
+    with something in hand that will have to be repeated."""
+    if kept is None:
+        return done(output) > before
+    safe = kept(output)
+    return safe > before and done(output) > safe + 1
 
 
 def _victims(pid: int) -> dict[str, list[psutil.Process]]:

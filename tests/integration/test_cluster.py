@@ -92,6 +92,7 @@ def submit(environment: dict[str, str], *entry: str, tries: int = 30) -> subproc
     raise AssertionError(f"the head never took a job:\n{ran.stdout[-1000:]}{ran.stderr[-2000:]}")
 
 
+@pytest.mark.timeout(600)
 def test_a_submitted_job_on_a_head_with_tokens(head: dict[str, str], tmp_path: Path) -> None:
     model, source, store = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 40), tmp_path / "out"
     entry = [
@@ -127,6 +128,7 @@ def test_a_submitted_job_on_a_head_with_tokens(head: dict[str, str], tmp_path: P
         urllib.request.urlopen(intruder, timeout=10)
 
 
+@pytest.mark.timeout(600)
 def test_the_pool_grows_and_shrinks(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", CHATML, hidden=128)
     corpus(tmp_path / "a.jsonl", 800, words=40)
@@ -158,6 +160,7 @@ def test_the_pool_grows_and_shrinks(tmp_path: Path) -> None:
     assert LabelStore(str(tmp_path / "out")).progress().labels == 1600 + 1500
 
 
+@pytest.mark.timeout(600)
 def test_a_corpus_and_a_store_on_s3(s3: str, tmp_path: Path, cli: Cli, here: Cli) -> None:
     model, source = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 60)
     filesystem = fs.FileSystem.from_uri(s3)[0]

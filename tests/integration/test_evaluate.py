@@ -50,6 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 EVERY = ("endogenous", "likelihood", "implicit", "verifier", "judge-pointwise", "classifier")
 
 
+@pytest.mark.timeout(600)
 def test_every_reward_beside_every_other(models: dict[str, Path], tmp_path: Path, here: Cli, on_one_ray: Cli) -> None:
     rng = np.random.default_rng(0)
     words = ["one", "two", "three"]

@@ -79,6 +79,7 @@ def run(tmp_path: Path, here: Cli, rows: int, kills: int, seed: int) -> Counter[
     return killed
 
 
+@pytest.mark.timeout(600)
 def test_a_few_kills(tmp_path: Path, here: Cli) -> None:
     run(tmp_path, here, rows=400, kills=3, seed=1)
 

@@ -1,7 +1,6 @@
 """The rl command as a user runs it, on a real local Ray with DeepSpeed."""
 
 import json
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +70,7 @@ def kept_steps_of(output: Path) -> int:
 
 LONG = {
     "learner__workers": 2,
-    "rl__max_steps": 24,
+    "rl__max_steps": 36,
     "rl__algorithm": "ppo",
     "ppo__value": "critic",
     "rl__minibatches": 2,
@@ -95,7 +94,7 @@ def undisturbed(model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_a_run_leaves_a_policy_metrics_samples_and_a_page(model: Path, undisturbed: Path) -> None:
     found = metrics(undisturbed)
-    assert [row["step"] for row in found] == list(range(25))
+    assert [row["step"] for row in found] == list(range(37))
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in found[1:])
     assert {"reward", "kl", "entropy", "completions/mean_length", "value_loss"} <= found[1].keys()
     assert {"eval_accuracy", "eval_reward", "eval_kl", "eval_entropy"} <= found[10].keys()
@@ -108,7 +107,7 @@ def test_a_run_leaves_a_policy_metrics_samples_and_a_page(model: Path, undisturb
     low, high = results["accuracy_after_interval"]
     assert low <= results["accuracy_after"] <= high and results["held_out"] == 20
     samples = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().splitlines()]
-    assert [each["step"] for each in samples] == [0, 5, 10, 15, 20, 24]
+    assert [each["step"] for each in samples] == [0, 5, 10, 15, 20, 25, 30, 35, 36]
     assert "PPO" in (undisturbed / "report.html").read_text().upper()
     assert main(["validate", str(undisturbed / "rollouts")]) == 0
 
@@ -116,6 +115,7 @@ def test_a_run_leaves_a_policy_metrics_samples_and_a_page(model: Path, undisturb
 KINDS = ("driver", "learner", "sampler", "rewarder")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 def test_kills_of_every_kind_change_no_bit(
     model: Path, prompts: Path, undisturbed: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -131,12 +131,10 @@ def test_kills_of_every_kind_change_no_bit(
     assert all(torch.equal(mine[key], there[key]) for key in there)
     said = (output / "metrics.jsonl").read_text()
     assert "a sampler died and was started again" in said and "a rewarder died and was started again" in said
-    starts = re.findall(r"started again after step (\d+)(?:; (\d+) steps)?", said)
-    assert len(starts) == 2 and all(int(step) > 0 for step, _ in starts)  # gone on from a checkpoint
-    repeated = json.loads((output / "manifest.json").read_text())["repeated"]
-    assert [(each["step"], each["repeated"]) for each in repeated] == [
-        (int(step), int(again)) for step, again in starts if again
-    ]
+    assert "steps that were done after it are done once more" in said
+    repeated = json.loads((output / "repeated.json").read_text())["repeated"]
+    assert any(each["step"] > 0 for each in repeated)  # gone on from a checkpoint, not from the beginning
+    assert json.loads((output / "manifest.json").read_text())["repeated"] == repeated
 
 
 def test_a_kept_run_is_replayed_without_sampling(
@@ -178,6 +176,7 @@ def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tm
     assert all(torch.equal(here[key], before) for key, before in load_file(model / "model.safetensors").items())
 
 
+@pytest.mark.timeout(600)
 def test_a_reward_that_is_no_number_ends_the_run_and_a_mended_one_goes_on(
     model: Path, prompts: Path, tmp_path: Path, on_one_ray: Cli
 ) -> None:

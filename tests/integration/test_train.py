@@ -94,6 +94,7 @@ def test_a_run_leaves_a_policy_metrics_and_a_page(model: Path, labels: LabelStor
     assert len(list((undisturbed / "checkpoints").glob("checkpoint_*/"))) == 2
 
 
+@pytest.mark.timeout(600)
 def test_kills_of_workers_and_driver_change_no_bit(
     model: Path, labels: LabelStore, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_mistakes_are_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.timeout(600)
 def test_groups_adapters_and_a_run_on_s3(model: Path, tmp_path: Path, s3: str, here: Cli) -> None:
     groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"], "or so"]} for r in rows(20)]
     labels = label_store(tmp_path / "store", model, groups, shard_rows=4)
