@@ -9,7 +9,7 @@ The words used everywhere:
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from pipeline.errors import RowError
 
@@ -17,8 +17,17 @@ Preference = Literal["chosen", "rejected"]
 
 
 class Message(TypedDict):
+    """One turn of a conversation, as chat templates take it. A key that a message does not need is absent, never None."""
+
     role: str
     content: str
+    reasoning_content: NotRequired[str]  # thoughts that the corpus keeps beside the text
+    tool_calls: NotRequired[list[dict[str, Any]]]  # as the corpus has them
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+BESIDE = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # what a message may have beside role and content
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Response:
     preference: Preference | None = None
     index: int = 0  # position among the responses of this prompt and preference
     extra: dict[str, Any] = field(default_factory=dict)  # what the input says of this response alone (a domain, a key)
+    token_ids: list[int] | None = None  # where a policy wrote it: its very tokens
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Sample:
     conversational: bool
     extra: dict[str, Any] = field(default_factory=dict)  # input columns that have no other place
     failed: list[FailedResponse] = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None  # that the conversation may call, as chat templates take them
+    prompt_token_ids: list[int] | None = None  # where a policy was asked: the very tokens that it answered
 
     @property
     def prompt_id(self) -> str:
@@ -75,6 +87,15 @@ class Turn:
     conversational: bool
     rubric: str | None
     extra: dict[str, Any]
+    beside: dict[str, Any] = field(default_factory=dict)  # of the scored message: thoughts, tool calls (see `Message`)
+    tools: list[dict[str, Any]] | None = None
+    prompt_token_ids: list[int] | None = None  # where a policy wrote the response: what it was asked with,
+    response_token_ids: list[int] | None = None  # and what it wrote
+
+    @property
+    def answer(self) -> Message:
+        """The scored message whole."""
+        return {"role": "assistant", "content": self.response, **self.beside}  # type: ignore[typeddict-item]
 
 
 def response_id(prompt_id: str, preference: Preference | None, index: int) -> str:

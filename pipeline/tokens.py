@@ -154,6 +154,13 @@ class Renderer:
             response_ids = [*response_ids, eos]
         return self._fit(TokenizedTurn(prompt_ids, response_ids, messages))
 
+    def prompt_ids(
+        self, messages: list[Message], conversational: bool, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """The prompt as a policy is asked with it: the template's own generation prompt, or the text. Raises RowError."""
+        turn = Turn("", "", None, 0, 0, messages, STAND_IN, conversational, next(iter(self.rubrics)), {}, tools=tools)
+        return self.tokenize(turn).prompt_ids
+
     def end_tokens(self) -> tuple[int, ...]:
         """The template's end-of-turn token, at which a generated answer ends; none without a template."""
         if self.template is None:

@@ -26,6 +26,7 @@ PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input")
 CONTEXTS = ("input", "context")  # what an `instruction` is about
 SYSTEMS = ("system", "system_prompt")
 CONVERSATIONS = ("messages", "conversations")
+TOOLS = ("tools",)
 RESPONSES = ("response", "responses", "completion", "completions", "answer", "answers", "output", "solution")
 # Reasons that say the columns were misread; others speak of one bad row.
 MISFITS = {"missing_column", "not_text", "bad_message", "bad_role", "no_prompt", "prompt_mismatch", "bad_label"}
@@ -103,7 +104,8 @@ def _candidates(names: Sequence[str], config: InputConfig, first_label: int) -> 
         return [name for name in known if name in names]
 
     system = next(iter(among(SYSTEMS)), None)
-    base = Shape((), system=system, turns=config.turns, label=config.label_key, first_label=first_label)
+    tools = next(iter(among(TOOLS)), None)
+    base = Shape((), system=system, turns=config.turns, label=config.label_key, first_label=first_label, tools=tools)
     chosen = [config.chosen_key] if config.chosen_key else among(["chosen"])
     rejected = [config.rejected_key] if config.rejected_key else among(["rejected"])
     pair: list[Column] = [*((column, "chosen") for column in chosen), *((column, "rejected") for column in rejected)]

@@ -8,9 +8,11 @@
     [response, ...]                     several: texts, message lists
     {"name": response, ...}             several, each with its name
 
-Nothing but text can be labelled: pictures and tool calls are errors.
+A message keeps its thoughts (`reasoning_content`, `reasoning`, `thinking`) and its tool calls; whether a chat template
+shows them is known where it is rendered. Pictures are errors: nothing but text can be labelled.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -23,8 +25,9 @@ ROLES = {
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
     "model": "assistant", "bot": "assistant",
-    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
+    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "function_call": "assistant",
 }  # fmt: skip
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 KEYS = (("role", "content"), ("from", "value"))
 TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -58,8 +61,69 @@ def to_message(value: Any, where: str) -> Message:
                 )
             if content_key not in value:
                 raise RowError("bad_message", f"{where} has no {content_key!r}, only {', '.join(map(repr, value))}")
-            return Message(role=role, content=_content(value[content_key], f"{where}'s {content_key}"))
+            if str(value[role_key]).lower() == "function_call":
+                call = from_json(value[content_key], f"{where}'s {content_key}")
+                return Message(role=role, content="", tool_calls=_tool_calls(call, where))
+            beside = _beside(value, where)
+            content = value[content_key]
+            if content is None and "tool_calls" in beside:
+                content = ""
+            return Message(role=role, content=_content(content, f"{where}'s {content_key}"), **beside)  # type: ignore[typeddict-item]
     raise RowError("bad_message", f"{where} is no message: it has no 'role' and no 'from'")
+
+
+def _beside(value: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a message has beside role and content. Raises `bad_message` and what `to_text` raises."""
+    beside: dict[str, Any] = {}
+    thoughts = next((key for key in THOUGHTS if value.get(key)), None)
+    if thoughts:
+        beside["reasoning_content"] = to_text(value[thoughts], f"{where}'s {thoughts}")
+    if value.get("tool_calls"):
+        beside["tool_calls"] = _tool_calls(value["tool_calls"], where)
+    for key in ("tool_call_id", "name"):
+        if value.get(key) is not None:
+            beside[key] = to_text(value[key], f"{where}'s {key}")
+    return beside
+
+
+def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    value = from_json(value, f"{where}'s tool_calls")
+    calls = value if isinstance(value, list) else [value]
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RowError("bad_message", f"{where} calls a tool without a name: {str(call)[:60]}")
+    return without_nulls(calls)
+
+
+def to_tools(value: Any, where: str) -> list[dict[str, Any]] | None:
+    """The tools that a conversation may call: JSON schemas, in a list or as JSON. None where there are none.
+
+    Raises `bad_tools`.
+    """
+    if value is None:
+        return None
+    value = from_json(value, where, "bad_tools") if value != "" else []
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise RowError("bad_tools", f"{where} is {_kind(value)}; a list of tools is due, each a JSON schema")
+    return without_nulls(value) or None
+
+
+def from_json(value: Any, where: str, reason: str = "bad_message") -> Any:
+    """A value that may have come as JSON text. Raises `reason`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise RowError(reason, f"{where} is text and no JSON ({error}): {value[:60]!r}") from None
+
+
+def without_nulls(value: Any) -> Any:
+    """Less what is null: a column of structs holds, for each of its keys, a null in the rows that do not have it."""
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _content(value: Any, where: str) -> str:

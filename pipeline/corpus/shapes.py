@@ -17,7 +17,7 @@ from pipeline.corpus import columns
 from pipeline.corpus import messages as read
 from pipeline.corpus.columns import Row
 from pipeline.errors import RowError
-from pipeline.samples import FailedResponse, Message, Preference, Response, Sample, Turn, turn_id
+from pipeline.samples import BESIDE, FailedResponse, Message, Preference, Response, Sample, Turn, turn_id
 
 Column = tuple[str, Preference | None]
 
@@ -38,6 +38,7 @@ class Shape:
     turns: Literal["last", "all"] = "last"
     label: str | None = None  # says which of the two responses is better
     first_label: int = 1  # a label that is this number names the first
+    tools: str | None = None  # which the conversation may call; stays in `extra` as well
     note: str = field(default="", compare=False)  # what the first rows hold, for people
 
     def describe(self) -> str:
@@ -85,7 +86,11 @@ class Shape:
         prompt = self._instructed(prompt, row, used)
         responses = []
         for response in drafts:
-            scored = [message["content"] for message in response.messages if message["role"] == "assistant"]
+            scored = [
+                message["content"] or message.get("reasoning_content") or message.get("tool_calls")
+                for message in response.messages
+                if message["role"] == "assistant"
+            ]
             if all(scored if self.turns == "all" else scored[-1:]):
                 responses.append(response)
             else:
@@ -94,7 +99,8 @@ class Shape:
         extra = row
         for column in used:
             extra = columns.without(extra, column)
-        return Sample(file_name, row_number, prompt, responses, conversational, columns.jsonable(extra), failed)
+        tools = read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None
+        return Sample(file_name, row_number, prompt, responses, conversational, columns.jsonable(extra), failed, tools)
 
     def _labelled(self, row: Row, label: str) -> "Shape":
         """The shape of this one row: its better response chosen, the other rejected."""
@@ -219,4 +225,8 @@ def turns(sample: Sample, which: Literal["last", "all"] = "last") -> Iterator[Tu
                     conversational=sample.conversational,
                     rubric=None,
                     extra={**sample.extra, **response.extra},
+                    beside={key: conversation[spot][key] for key in BESIDE if key in conversation[spot]},  # type: ignore[literal-required]
+                    tools=sample.tools,
+                    prompt_token_ids=sample.prompt_token_ids,
+                    response_token_ids=response.token_ids,
                 )
