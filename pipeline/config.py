@@ -6,6 +6,7 @@ neither torch nor Ray.
 
 import re
 import tomllib
+from datetime import date
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
@@ -77,6 +78,13 @@ class ModelConfig(Section):
         return self.model_copy(update={"name": name, "revision": revision}) if name else self
 
 
+OURS_TO_GIVE = {
+    "messages", "conversation", "tools", "documents", "chat_template", "tokenize", "add_generation_prompt", "return_dict",
+    "continue_final_message", "return_tensors", "return_assistant_tokens_mask", "sanitize_control_tokens", "strftime_now",
+    "padding", "truncation", "max_length", "tokenizer_kwargs",
+}  # fmt: skip
+
+
 class TokensConfig(Section):
     """Which tokens the model sees and which of them are scored."""
 
@@ -95,6 +103,43 @@ class TokensConfig(Section):
         description="cut the response on the right, cut the prompt on the left, or make it an error row",
     )
     append_eos: bool = Field(default=True, description="without a template: score an end token after the response")
+    template_kwargs: dict[str, Any] = Field(
+        default={}, description="settings of the chat template, such as { enable_thinking = false }"
+    )
+    date: str | None = Field(
+        default=None,
+        description="what a template that asks for today's date gets, YYYY-MM-DD; default: the day on which the store began",
+    )
+    thoughts: Literal["score", "given"] = Field(
+        default="score",
+        description="a response's thoughts are scored with it, or given: the answer behind them is scored",
+    )
+    control: Literal["text", "keep", "refuse"] = Field(
+        default="text",
+        description="control tokens of the template within a corpus's text: read as text, kept as tokens, or an error row",
+    )
+    trailing_space: Literal["move", "keep"] = Field(
+        default="move",
+        description="spaces at the end of a prompt go to the response, as in the text's own tokens, or stay",
+    )
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, day: str | None) -> str | None:
+        if day is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", str(date.fromisoformat(day))):
+            raise ValueError("write the day as YYYY-MM-DD")
+        return day
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _of_the_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        ours = sorted(kwargs.keys() & OURS_TO_GIVE)
+        if ours:
+            raise ValueError(f"{', '.join(ours)}: given to every template already; leave it out")
+        return kwargs
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -4,6 +4,7 @@ prepare   rows -> turns with their tokens, and the failures so far
 finish    turns with their scores -> labels and failures
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.tokens import Renderer, TokenizedTurn
 
 Column = NDArray[np.float32]
 NO_TOKENS = np.zeros(0, np.float32)
+ALIKE = "responses have the same tokens as another response to their prompt whose text differs: their rewards are equal"
 
 
 @dataclass
@@ -36,6 +38,9 @@ class Prepared:
     plan: Any = None  # what else reading the answers needs
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(
+        default_factory=Counter
+    )  # how often a thing came up that a person should know, by sentence
 
 
 def prepare(
@@ -50,7 +55,7 @@ def prepare(
             else:
                 out.turns.append(found[0])
                 out.tokens.append(found[1])
-    out.notes = list(renderer.notes)
+    out.notes, out.counts = list(renderer.notes), renderer.take_counts()
     out.requests = out.tokens
     return out
 
@@ -68,16 +73,22 @@ def _expand(
         return
     for failed in sample.failed:
         yield failure(response_id(prompt_id, failed.preference, failed.index), prompt_id, failed.error)
-    found = False
-    for turn in turns(sample, which):  # type: ignore[arg-type]
-        found = True
-        for each in renderer.under_rubrics(turn):
-            try:
-                yield each, renderer.tokenize(each)
-            except RowError as error:
-                yield failure(each.id, prompt_id, error)
-    if not found and not sample.failed:
+    asked = [each for turn in turns(sample, which) for each in renderer.under_rubrics(turn)]  # type: ignore[arg-type]
+    answers = renderer.tokenize_siblings(asked)
+    for turn, tokens in zip(asked, answers, strict=True):
+        yield failure(turn.id, prompt_id, tokens) if isinstance(tokens, RowError) else (turn, tokens)
+    renderer.counts[ALIKE] += _alike(asked, answers)
+    if not asked and not sample.failed:
         yield failure(prompt_id, prompt_id, RowError("no_response", "the row has no response to score"))
+
+
+def _alike(asked: Sequence[Turn], answers: Sequence[TokenizedTurn | RowError]) -> int:
+    """How many responses have other texts than a sibling and the same tokens."""
+    texts: dict[tuple[int, ...], set[str]] = {}
+    for turn, tokens in zip(asked, answers, strict=True):
+        if isinstance(tokens, TokenizedTurn) and not tokens.truncated:
+            texts.setdefault((*tokens.prompt_ids, -1, *tokens.response_ids), set()).add(turn.response)
+    return sum(len(each) - 1 for each in texts.values())
 
 
 def finish(

@@ -83,13 +83,15 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def context_length(settings: Any, tokenizer: Any) -> int:
-    """The most tokens the model takes, prompt and response together."""
+    """The most tokens the model takes, prompt and response together: what its configuration states, and where that states
+    nothing what the tokenizer does."""
     text = settings.get_text_config()
     stated = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-    limits = [
-        n for n in [*stated, getattr(tokenizer, "model_max_length", None)] if isinstance(n, int) and 0 < n < UNBOUNDED
-    ]
-    return min(limits, default=UNBOUNDED)
+    for limits in (stated, [getattr(tokenizer, "model_max_length", None)]):
+        known = [n for n in limits if isinstance(n, int) and 0 < n < UNBOUNDED]
+        if known:
+            return min(known)
+    return UNBOUNDED
 
 
 def identify_model(config: ModelConfig, dtype: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline.config import LabelConfig
+from pipeline.tokens.templates import ASKS_FOR_DATE
 
 WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
-FORMAT = 1  # raised when the meaning of a stored column changes
+FORMAT = 2  # raised when the meaning of a stored column changes
 
 
 def describe(
@@ -35,6 +36,11 @@ def describe(
         "tokens.rubrics": {str(name): text for name, text in rubrics.items()},
         "tokens.over_length": config.tokens.over_length,
         "tokens.append_eos": config.tokens.append_eos,
+        "tokens.template_kwargs": config.tokens.template_kwargs,
+        "tokens.date": config.tokens.date if ASKS_FOR_DATE in (template or "") else None,
+        "tokens.thoughts": config.tokens.thoughts,
+        "tokens.control": config.tokens.control,
+        "tokens.trailing_space": config.tokens.trailing_space,
         **settings,
         "input.turns": config.input.turns,
         **{f"input.{name}": value for name, value in config.input.model_dump().items() if _names_a_column(name, value)},

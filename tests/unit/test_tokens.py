@@ -60,7 +60,7 @@ def test_a_template_that_trims() -> None:
 def test_a_template_without_an_end_of_turn_says_so() -> None:
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     renderer = Renderer(tokenizer(template), TokensConfig(), 256)
-    assert shown(renderer, renderer.tokenize(turn("hi", "yes")))[1] == "assistant: yes".removeprefix("assistant: ")
+    assert shown(renderer, renderer.tokenize(turn("hi", "yes"))) == ("user: hi\nassistant:", " yes")
     assert any("no end-of-turn" in note for note in renderer.notes)
 
 
@@ -71,9 +71,14 @@ def test_a_template_that_refuses_is_a_row_error() -> None:
 
 
 def test_a_base_model_gets_prompt_response_and_end() -> None:
-    assert render(tokenizer(), "Once ", "upon a time") == ("Once ", "upon a time</s>")
-    assert render(tokenizer(), "Once ", "upon a time", append_eos=False) == ("Once ", "upon a time")
-    assert render(tokenizer(CHATML), "Once ", "upon", template="none") == ("Once ", "upon</s>")
+    assert render(tokenizer(), "Once", " upon a time") == ("Once", " upon a time</s>")
+    assert render(tokenizer(), "Once", " upon a time", append_eos=False) == ("Once", " upon a time")
+    assert render(tokenizer(CHATML), "Once", " upon", template="none") == ("Once", " upon</s>")
+
+
+def test_a_space_at_the_end_of_a_prompt_goes_to_the_response() -> None:
+    assert render(tokenizer(), "Once ", "upon") == ("Once", " upon</s>")
+    assert render(tokenizer(), "Once ", "upon", trailing_space="keep") == ("Once ", "upon</s>")
 
 
 def test_one_beginning_token_never_two() -> None:
@@ -121,7 +126,7 @@ def test_an_empty_response(response: str) -> None:
 @pytest.mark.parametrize("template", [None, CHATML])
 def test_a_response_of_only_special_tokens(template: str | None) -> None:
     with pytest.raises(RowError, match="only_special_tokens"):
-        render(tokenizer(template), "hi", "<|im_end|></s>")
+        render(tokenizer(template), "hi", "<|im_end|></s>", control="keep")
 
 
 def test_over_length_by_default_cuts_the_response_and_its_end() -> None:

@@ -1,0 +1,26 @@
+"""Tokens: which of them are the prompt, which are scored, and how text becomes either.
+
+texts      what of the configuration is text: system prompts, rubrics
+templates  a conversation through a chat template: where the answer stands in it
+control    control tokens that a person typed
+encoding   text -> ids that decode to it again, wherever it is cut
+renderer   turn -> TokenizedTurn, for one tokenizer and one configuration
+"""
+
+from pipeline.tokens.encoding import Decode, pieces
+from pipeline.tokens.renderer import Ending, Renderer, TokenizedTurn
+from pipeline.tokens.templates import STAND_IN
+from pipeline.tokens.texts import SPEAKERS, conversation_text, load_rubrics, read_texts
+
+__all__ = [
+    "SPEAKERS",
+    "STAND_IN",
+    "Decode",
+    "Ending",
+    "Renderer",
+    "TokenizedTurn",
+    "conversation_text",
+    "load_rubrics",
+    "pieces",
+    "read_texts",
+]

@@ -1,0 +1,468 @@
+"""Turns into tokens: which tokens are the prompt, and which are scored.
+
+- With a chat template (`templates`): the prompt is what stands before the response in the template's rendering of the
+  conversation; the response is what the template puts for the assistant, up to and including its end-of-turn token. What the
+  template adds after that is not scored. The template's output is final. Text that it puts between the generation prompt and
+  an answer (an empty block of thoughts) belongs to the prompt, unless a sibling has thoughts of its own: the responses to one
+  prompt have the same prompt tokens, so that V(s_1) cancels between them.
+- Without one (base models): the prompt's text, the response's text, then the tokenizer's end token (a switch). One
+  beginning-of-sequence token where the tokenizer has the habit, never two. A conversation is written as a transcript.
+- Spaces at the end of a prompt go to the response (`tokens.trailing_space`): that is where tokenizers put them in a text.
+- A response that a policy wrote (`Turn.response_token_ids`) is its own tokens behind those that the policy was asked with.
+- An empty prompt is the tokenizer's beginning-of-sequence token, or its end token where it has none: the first response
+  token needs a state to be predicted from.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+
+from pipeline.config import TokensConfig
+from pipeline.errors import RowError
+from pipeline.samples import Message, Turn
+from pipeline.tokens.control import ControlTokens, unmarked
+from pipeline.tokens.encoding import Encoding
+from pipeline.tokens.templates import CLOSED, OPENED, STAND_IN, ChatTemplate, Rendering, Tools, common_prefix
+from pipeline.tokens.texts import load_rubrics, read_texts, speaker
+
+Ending = Literal["turn", "whole", "none"]
+UNBOUNDED = 2**20  # tokens: as good as no limit
+
+
+@dataclass(frozen=True)
+class TokenizedTurn:
+    """What the model sees of a turn. `prompt` is the messages as rendered, a rubric's system message included."""
+
+    prompt_ids: list[int]  # at least one
+    response_ids: list[int]  # the scored tokens, at least one
+    prompt: list[Message]
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A turn as text: `before + lead + text`, the first of which is the prompt whatever the response."""
+
+    messages: list[Message]
+    before: str
+    lead: str
+    text: str
+    ended: bool  # whether the tokenizer's end token is due
+
+
+class Renderer:
+    """Turns into tokens, for one tokenizer and one configuration.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        config: template, rubric, over-length rule.
+        context: the most tokens that the model takes.
+        texts: the files that `config` names, by path, where they have been read already (`read_texts`).
+        ending: what of the text behind a response belongs to it: "turn", the end-of-turn or end token; "whole", all that
+            the template puts there; "none".
+
+    Attributes:
+        notes: what was decided on the way that a person should know, once each.
+        counts: how often a thing of which each case should be known came up, by its sentence; see `take_counts`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: TokensConfig,
+        context: int,
+        texts: Mapping[str, str] | None = None,
+        ending: Ending = "turn",
+    ):
+        self.tokenizer = tokenizer
+        self.config = config
+        self.ending = ending
+        self.encoding = Encoding(tokenizer)
+        self.max_length = min(config.max_length or context, context)
+        texts = read_texts(config) if texts is None else texts
+        self.rubrics: dict[str | None, str | None] = {None: config.system_prompt}
+        if config.rubrics:
+            self.rubrics = {name: text for name, text in load_rubrics(config.rubrics, texts[config.rubrics]).items()}
+        self.template = texts.get(config.template, _template(tokenizer) if config.template == "auto" else None)
+        self.notes: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self._note_lengths(context)
+        special = set(tokenizer.all_special_tokens)
+        added = {str(t): t for t in getattr(tokenizer, "added_tokens_decoder", {}).values()}
+        special |= {text for text, token in added.items() if token.special}
+        self.special_ids = set(tokenizer.convert_tokens_to_ids(sorted(special))) - {tokenizer.unk_token_id}
+        self.special_texts = sorted(special, key=len, reverse=True)
+        self.chat: ChatTemplate | None = None
+        if self.template is not None:
+            day = date.fromisoformat(config.date) if config.date else datetime.now(UTC).date()
+            self.chat = ChatTemplate(tokenizer.apply_chat_template, self.template, config.template_kwargs, day)
+            self.control = ControlTokens(self.chat, special, added)
+        bos = tokenizer.bos_token_id
+        self.bos_habit = bos is not None and list(tokenizer("x", add_special_tokens=True)["input_ids"])[:1] == [bos]
+
+    # What a run is described by
+
+    @property
+    def asks_for_date(self) -> bool:
+        """Whether the template asks for today's date, so that `tokens.date` changes its tokens."""
+        return self.chat is not None and self.chat.asks_for_date
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that makes tokens of a conversation: tokenizer, template, its settings, its date."""
+        core = getattr(self.tokenizer, "backend_tokenizer", None)
+        parts = {
+            "tokenizer": core.to_str() if core is not None else sorted(self.tokenizer.get_vocab().items()),
+            "template": self.template,
+            "kwargs": self.config.template_kwargs,
+            "date": self.config.date if self.asks_for_date else None,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def take_counts(self) -> Counter[str]:
+        """What was counted since this was last asked."""
+        counts, self.counts = self.counts, Counter()
+        return counts
+
+    # Turns
+
+    def under_rubrics(self, turn: Turn) -> list[Turn]:
+        """The turn once per rubric, named in its id."""
+        if list(self.rubrics) == [None]:
+            return [turn]
+        return [replace(turn, id=f"{turn.id}@{name}", rubric=name) for name in self.rubrics]
+
+    def tokenize(self, turn: Turn) -> TokenizedTurn:
+        """One turn alone.
+
+        Raises RowError: empty_response, only_special_tokens, prompt_too_long, too_long, template_error, control_tokens,
+        not_reversible, no_answer, other_tokens, no_template.
+        """
+        [answer] = self.tokenize_siblings([turn])
+        if isinstance(answer, RowError):
+            raise answer
+        return answer
+
+    def tokenize_siblings(self, turns: Sequence[Turn]) -> list[TokenizedTurn | RowError]:
+        """Responses to one prompt, in the order given: with the same prompt tokens, also where they are cut to fit."""
+        done: list[TokenizedTurn | RowError] = []
+        texts: dict[int, _Text] = {}
+        for position, turn in enumerate(turns):
+            try:
+                if turn.prompt_token_ids is not None and turn.response_token_ids is not None:
+                    done.append(self._as_written(turn, turn.prompt_token_ids, turn.response_token_ids))
+                    continue
+                texts[position] = self._text(turn)
+                done.append(RowError("", ""))  # its place
+            except RowError as error:
+                done.append(error)
+        for position, before in self._shared(texts).items():
+            try:
+                done[position] = self._tokens(texts[position], before)
+            except RowError as error:
+                done[position] = error
+        return self._fit_all(done)
+
+    def prompt_ids(self, messages: list[Message], conversational: bool, tools: Tools = None) -> list[int]:
+        """The prompt as a policy is asked with it: behind the template's own generation prompt; without a template its text,
+        or a transcript that ends where the assistant speaks. Under the one system prompt of the configuration; at least one
+        token, of any number. Raises RowError."""
+        rubric = next(iter(self.rubrics.values()))
+        chat = self.chat
+        if chat is None:
+            _require_plain(messages, {}, tools)
+            return self._prompt_ids(_transcript(_with_system(messages, rubric), conversational))[0]
+        marked, tools = self._marked(messages), self._marked_tools(tools)
+        return self._prompt_ids(self._settled(marked, rubric, tools, lambda prompt: chat.asked(prompt, tools))[1])[0]
+
+    def end_tokens(self) -> tuple[int, ...]:
+        """The template's end-of-turn token, at which a generated answer ends; none without a template."""
+        if self.chat is None:
+            return ()
+        try:
+            user: Message = {"role": "user", "content": STAND_IN[::-1]}
+            tail = self.chat.place([user], {"role": "assistant", "content": STAND_IN}, None).tail
+        except RowError:
+            return ()
+        return tuple(i for i in self.encoding.ids(self._end_of_turn(tail)) if i in self.special_ids)
+
+    # Text
+
+    def _text(self, turn: Turn) -> _Text:
+        """Raises RowError."""
+        if not turn.response.strip() and not turn.beside:
+            raise RowError("empty_response", "the response holds no text; remove the row or give it a response")
+        rubric = self.rubrics[turn.rubric]
+        if self.chat is not None:
+            return self._templated(self.chat, turn, rubric)
+        _require_plain(turn.prompt, turn.beside, turn.tools)
+        messages = _with_system(turn.prompt, rubric)
+        before = _transcript(messages, turn.conversational)
+        text = f" {turn.response}" if turn.conversational else turn.response
+        return _Text(messages, before, "", text, self.config.append_eos and self.ending != "none")
+
+    def _templated(self, chat: ChatTemplate, turn: Turn, rubric: str | None) -> _Text:
+        [answer], tools = self._marked([turn.answer]), self._marked_tools(turn.tools)
+        messages, rendering = self._settled(
+            self._marked(turn.prompt), rubric, tools, lambda prompt: chat.place(prompt, answer, tools)
+        )
+        if rendering.rewritten:
+            self._note(
+                "the chat template writes the white space around thoughts or tool calls anew: scored as rendered"
+            )
+        if OPENED.match(rendering.text) and CLOSED.search(rendering.lead):
+            self._note(
+                "the chat template puts an empty block of thoughts before responses that hold their own; give these as "
+                "reasoning_content beside the content"
+            )
+        if self.config.thoughts == "given":
+            rendering = chat.thoughts(answer, rendering)
+        text = rendering.text + self._end(rendering)
+        return _Text([_unmarked(m) for m in messages], rendering.before, rendering.lead, text, False)
+
+    def _settled(
+        self, prompt: list[Message], rubric: str | None, tools: Tools, render: Callable[[list[Message]], Any]
+    ) -> tuple[list[Message], Any]:
+        """The messages as the template takes them, and what `render` makes of them: a system message that it refuses or
+        drops goes before the first user message. Raises RowError."""
+        messages = _with_system(prompt, rubric)
+        system = next((m["content"].strip() for m in messages if m["role"] == "system"), "")
+        try:
+            rendered = render(messages)
+        except RowError:
+            if not system:
+                raise
+            rendered = None
+        if rendered is None or system not in _shown(rendered):
+            messages = _folded(prompt, rubric)
+            rendered = render(messages)
+            whose = "the rubric" if rubric else "a row's own"
+            self._note(f"the chat template drops the system message: {whose} is put before the first user message")
+        _require_shown(messages, tools, _shown(rendered))
+        return messages, rendered
+
+    def _end(self, rendering: Rendering) -> str:
+        """What of the text behind an answer belongs to it."""
+        if not rendering.tail and rendering.text.endswith(tuple(self.special_texts)):
+            return ""  # a turn of tool calls that ended in its own way
+        return {"turn": self._end_of_turn(rendering.tail), "whole": rendering.tail, "none": ""}[self.ending]
+
+    def _end_of_turn(self, tail: str) -> str:
+        """The tail up to and including its first special token, or nothing where it has none."""
+        first = min(((tail.find(t), -len(t), t) for t in self.special_texts if t in tail), default=None)
+        if first is None:
+            self._note("the chat template has no end-of-turn token: none is scored")
+            return ""
+        position, _, text = first
+        return tail[: position + len(text)]
+
+    def _marked(self, messages: list[Message]) -> list[Message]:
+        """The messages with control tokens that a person typed marked, as `tokens.control` says. Raises RowError."""
+        if self.config.control == "keep":
+            return messages
+        marked = []
+        for message in messages:
+            token = self.control.found(message)
+            if token is not None and self.config.control == "refuse":
+                raise RowError(
+                    "control_tokens",
+                    f"a message of the {message['role']} holds {token!r}, a control token of the template; take it out, or "
+                    "set tokens.control = text",
+                )
+            if token is not None:
+                self.counts[
+                    "messages hold control tokens of the template, which are read as text (tokens.control)"
+                ] += 1
+            marked.append(message if token is None else self.control.marked(message))
+        return marked
+
+    def _marked_tools(self, tools: Tools) -> Tools:
+        return self.control.marked_tools(tools) if tools and self.config.control != "keep" else tools
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _note_lengths(self, context: int) -> None:
+        own = self.tokenizer.model_max_length
+        if self.config.max_length and self.config.max_length > context:
+            self._note(
+                f"tokens.max_length = {self.config.max_length} is more than the model's context, {context} is used"
+            )
+        if isinstance(own, int) and own < self.max_length < UNBOUNDED:
+            self._note(
+                f"the tokenizer states a length of {own}, the model one of {context}: {self.max_length} tokens are used; set "
+                f"tokens.max_length = {own} where the tokenizer is right"
+            )
+
+    # Tokens
+
+    def _shared(self, texts: Mapping[int, _Text]) -> dict[int, str]:
+        """The prompt of each text, the same for all that answer the same messages."""
+        prompts: dict[int, str] = {}
+        groups: dict[str, list[int]] = {}
+        for position, text in texts.items():
+            own = text.before if not text.lead.strip() else text.before + text.lead
+            prompts[position] = own
+            key = own if self.config.thoughts == "given" else json.dumps(text.messages)
+            groups.setdefault(key, []).append(position)
+        for group in groups.values():
+            if len({prompts[position] for position in group}) > 1:
+                common = common_prefix(*(texts[position].before for position in group))
+                prompts |= dict.fromkeys(group, common)
+        return prompts
+
+    def _tokens(self, text: _Text, prompt: str) -> TokenizedTurn:
+        """Raises RowError."""
+        response = (text.before + text.lead + text.text)[len(prompt) :]
+        if self.config.trailing_space == "move":
+            kept = prompt.rstrip(" ")
+            prompt, response = kept, prompt[len(kept) :] + response
+        prompt_ids, begin = self._prompt_ids(prompt)
+        response_ids = self.encoding.response_ids(prompt, prompt_ids[begin:], response)
+        if all(i in self.special_ids for i in response_ids):
+            raise RowError("only_special_tokens", f"nothing but special tokens to score in {unmarked(response)[:40]!r}")
+        eos = self.tokenizer.eos_token_id
+        if text.ended and eos is not None and response_ids[-1] != eos:
+            response_ids = [*response_ids, eos]
+        return TokenizedTurn(prompt_ids, response_ids, text.messages)
+
+    def _as_written(self, turn: Turn, prompt_ids: list[int], response_ids: list[int]) -> TokenizedTurn:
+        """A response that a policy wrote. Raises RowError where its tokens are not those of its text."""
+        text = self.tokenizer.decode(response_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if text.removeprefix(" ") != turn.response.removeprefix(" ") or not response_ids or not prompt_ids:
+            raise RowError(
+                "other_tokens",
+                f"its response_token_ids read {text[:40]!r} and its text is {turn.response[:40]!r}; leave sampled rows as "
+                "they are, or score their texts with tokens.sampled = render",
+            )
+        return TokenizedTurn(list(prompt_ids), list(response_ids), turn.prompt)
+
+    def _prompt_ids(self, text: str) -> tuple[list[int], int]:
+        """The tokens of a prompt, and how many of them, in front, are not of its text. Raises RowError."""
+        ids = self.encoding.ids(text)
+        bos = self.tokenizer.bos_token_id
+        if self.chat is None and ids and self.bos_habit and ids[:1] != [bos]:
+            return [bos, *ids], 1
+        return (ids, 0) if ids else ([self._first_token()], 1)
+
+    def _first_token(self) -> int:
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return token
+        raise RowError(
+            "empty_prompt", "the prompt is empty and the tokenizer has no token to begin with; give a prompt"
+        )
+
+    def _fit_all(self, answers: list[TokenizedTurn | RowError]) -> list[TokenizedTurn | RowError]:
+        """Apply `tokens.over_length`; what is cut from a prompt is cut for all responses to it."""
+        longest: dict[tuple[int, ...], int] = {}
+        for turn in answers:
+            if isinstance(turn, TokenizedTurn):
+                key = tuple(turn.prompt_ids)
+                longest[key] = max(longest.get(key, 0), len(turn.response_ids))
+        fitted: list[TokenizedTurn | RowError] = []
+        for turn in answers:
+            try:
+                whole = isinstance(turn, RowError)
+                fitted.append(turn if whole else self._fit(turn, longest[tuple(turn.prompt_ids)]))  # type: ignore[union-attr,arg-type]
+            except RowError as error:
+                fitted.append(error)
+        return fitted
+
+    def _fit(self, turn: TokenizedTurn, longest: int) -> TokenizedTurn:
+        """One turn, of whose siblings the longest response has `longest` tokens. Raises RowError."""
+        prompt, response, limit = turn.prompt_ids, turn.response_ids, self.max_length
+        if self.config.over_length == "cut_prompt" and len(prompt) + longest > limit:
+            response = response[: limit - 1]
+            begin = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
+            room = limit - min(longest, limit - 1)
+            kept = begin + prompt[len(prompt) - room + len(begin) :] if room > len(begin) else prompt[-room:]
+            return replace(turn, prompt_ids=kept, response_ids=response, truncated=True)
+        if len(prompt) + len(response) <= limit:
+            return turn
+        size = f"{len(prompt)} prompt and {len(response)} response tokens, at most {limit} fit"
+        if self.config.over_length == "reject":
+            raise RowError("too_long", f"{size}; raise tokens.max_length or cut with tokens.over_length")
+        if len(prompt) >= limit:
+            raise RowError("prompt_too_long", f"{size}; raise tokens.max_length or set tokens.over_length = cut_prompt")
+        return replace(turn, response_ids=response[: limit - len(prompt)], truncated=True)
+
+
+def _transcript(messages: list[Message], conversational: bool) -> str:
+    """A base model's prompt. Bare prompts stay as they are; conversations become a transcript."""
+    if not conversational:
+        return "\n\n".join(m["content"] for m in messages)
+    return "".join(f"\n\n{speaker(m['role'])}: {m['content']}" for m in messages) + "\n\nAssistant:"
+
+
+def _with_system(prompt: list[Message], rubric: str | None) -> list[Message]:
+    """The rubric as the system message; a system message of the row's own follows it. An empty one is none."""
+    prompt = [m for m in prompt if m["role"] != "system" or m["content"].strip()]
+    if not rubric:
+        return prompt
+    if prompt and prompt[0]["role"] == "system":
+        return [{"role": "system", "content": f"{rubric}\n\n{prompt[0]['content']}"}, *prompt[1:]]
+    return [{"role": "system", "content": rubric}, *prompt]
+
+
+def _folded(prompt: list[Message], rubric: str | None) -> list[Message]:
+    """The rubric, and the row's own system message after it, before the first user message."""
+    own = [m["content"] for m in prompt if m["role"] == "system" and m["content"].strip()]
+    rest = [m for m in prompt if m["role"] != "system"]
+    instructions = "\n\n".join([*([rubric] if rubric else []), *own])
+    if rest and rest[0]["role"] == "user":
+        return [{**rest[0], "content": f"{instructions}\n\n{rest[0]['content']}"}, *rest[1:]]
+    return [{"role": "user", "content": instructions}, *rest]
+
+
+def _require_plain(prompt: list[Message], beside: Mapping[str, Any], tools: Tools) -> None:
+    """Raises RowError for what only a chat template can show."""
+    calls = any("tool_calls" in message or message["role"] == "tool" for message in prompt)
+    if beside or tools or calls or any("reasoning_content" in message for message in prompt):
+        raise RowError(
+            "no_template", "thoughts beside the text, tools and tool calls need a chat template; set tokens.template"
+        )
+
+
+def _shown(rendered: str | Rendering) -> str:
+    return rendered if isinstance(rendered, str) else rendered.before + rendered.lead
+
+
+def _require_shown(messages: list[Message], tools: Tools, text: str) -> None:
+    """Raises RowError for a part of the prompt that the template leaves out."""
+    squeezed = ""
+    for number, message in enumerate(messages):
+        content = CLOSED.split(message["content"])[-1] if message["role"] == "assistant" else message["content"]
+        parts = [content, *(str(call.get("function", call).get("name")) for call in message.get("tool_calls", []))]
+        for part in parts:
+            if part.strip() in text:
+                continue
+            squeezed = squeezed or "".join(text.split())
+            forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
+            if not any("".join(form.split()) in squeezed for form in forms):
+                raise RowError(
+                    "template_error",
+                    f"the chat template does not show message {number} ({message['role']}) of the prompt whole; set "
+                    "tokens.template to a template that does",
+                )
+    for tool in tools or []:
+        name = str(tool.get("function", tool).get("name", ""))
+        if name not in text:
+            raise RowError(
+                "template_error",
+                f"the chat template does not show the tool {name!r}; set tokens.template to a template that takes tools",
+            )
+
+
+def _unmarked(message: Message) -> Message:
+    return json.loads(unmarked(json.dumps(message, ensure_ascii=False)))
+
+
+def _template(tokenizer: Any) -> str | None:
+    template = getattr(tokenizer, "chat_template", None)
+    return template.get("default") if isinstance(template, dict) else template

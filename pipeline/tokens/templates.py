@@ -1,0 +1,218 @@
+"""Chat templates: where in a rendering the prompt ends, what the model writes, and what the template puts behind it.
+
+A template is a program; its output is final, and nothing is added to it. It is asked three times: for the prompt alone with
+the generation prompt behind it, for the conversation with a stand-in for an answer, and for the conversation itself. The
+stand-in shows which text is the template's own; the real rendering has to be that text with the answer in the stand-in's
+place, or the answer is not shown as it is and the row is an error.
+
+    ...<|im_start|>assistant\\n | <think>\\n\\n</think>\\n\\n | Paris. | <|im_end|> | \\n
+    before                      lead                          text     end        (not scored)
+
+White space around an answer that the template itself takes away or makes anew is the template's; anything else that it
+changes, moves out of an answer or leaves out is a RowError.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+from pipeline.errors import RowError
+from pipeline.samples import Message
+
+STAND_IN = "q7Zx9KpW"  # an answer that no template changes and no conversation holds
+THOUGHTS = "w3Yv8LqT"  # likewise, for the thoughts before it
+CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>\s*")  # how thoughts within a text end
+OPENED = re.compile(r"\s*<(?:think|thinking|thought|reasoning)>")
+ASKS_FOR_DATE = "strftime_now"
+REMEDY = "set tokens.template to a template that shows it"
+
+Tools = list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A conversation as text. `before + lead + text + end` is the beginning of what the template makes of it."""
+
+    before: str  # up to where the model begins to write
+    lead: str  # what the template puts before this answer: an empty block of thoughts, the name of a channel
+    text: str  # the answer as rendered, thoughts and tool calls included
+    tail: str  # what stands behind it
+    rewritten: bool = False  # whether white space within it is the template's
+
+
+class ChatTemplate:
+    """One template with its settings.
+
+    Args:
+        apply: the tokenizer's `apply_chat_template`.
+        text: the template.
+        kwargs: `tokens.template_kwargs`.
+        day: what the template gets when it asks for today's date.
+    """
+
+    def __init__(self, apply: Callable[..., Any], text: str, kwargs: Mapping[str, Any], day: date):
+        self.apply, self.kwargs = apply, dict(kwargs)
+        self.asks_for_date = ASKS_FOR_DATE in text
+        self.source = _dated(text, day) if self.asks_for_date else text
+
+    def render(self, messages: Sequence[Message], tools: Tools, generation: bool = False) -> str:
+        """Raises RowError `template_error` where the template refuses."""
+        if not messages:
+            return ""
+        options = {"tools": tools} if tools else {}
+        try:
+            return self.apply(
+                list(messages),
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **self.kwargs,
+                **options,
+            )
+        except Exception as error:  # a template is a program: jinja2 and whatever it calls
+            raise RowError("template_error", f"the chat template refuses this conversation: {error}") from None
+
+    def asked(self, messages: Sequence[Message], tools: Tools) -> str:
+        """The prompt as a policy is asked with it: the template's own generation prompt. Raises RowError."""
+        asked = self.render(messages, tools, True)
+        if asked == self.render(messages, tools):  # it has none; the name of the speaker stands before every answer
+            head = self._place(messages, {"role": "assistant", "content": STAND_IN}, tools)[0].rstrip(" ")
+            return head if head.startswith(asked) else asked
+        return asked
+
+    def place(self, messages: Sequence[Message], answer: Message, tools: Tools) -> Rendering:
+        """Where an answer to these messages stands in its rendering. Raises RowError."""
+        whole = self.render([*messages, answer], tools)
+        generation = self.render(messages, tools, True)
+        head, tail = self._place(messages, {"role": "assistant", "content": STAND_IN}, tools)
+        beside = {"reasoning_content", "tool_calls"} & answer.keys()
+        if beside:
+            return self._structured(messages, answer, tools, whole, generation)
+        content = answer["content"]
+        for text in (content, content.strip()):
+            if whole == head + text + tail:
+                before = self._begin(messages, tools, generation, head)
+                return Rendering(before, head[len(before) :], text, tail)
+        return _inline(whole, head, tail, generation, content)
+
+    def thoughts(self, answer: Message, rendering: Rendering) -> Rendering:
+        """The same with the answer's thoughts in `lead`: given, not scored. Raises RowError for thoughts alone."""
+        spot = 0
+        if answer.get("reasoning_content"):
+            content = answer["content"].strip()
+            spot = rendering.text.rfind(content) if content else -1
+        elif ends := list(CLOSED.finditer(rendering.text)):
+            spot = ends[-1].end()
+        elif OPENED.match(answer["content"]):
+            spot = -1
+        if spot < 0 or not rendering.text[spot:].strip():
+            raise RowError(
+                "no_answer", "the response has thoughts and no answer behind them; set tokens.thoughts = score"
+            )
+        if not spot:
+            return rendering
+        return replace(rendering, lead=rendering.lead + rendering.text[:spot], text=rendering.text[spot:])
+
+    def _place(self, messages: Sequence[Message], stand_in: Message, tools: Tools) -> tuple[str, str]:
+        """What the template puts before and behind a stand-in. Raises RowError."""
+        head, found, tail = self.render([*messages, stand_in], tools).partition(STAND_IN)
+        if not found:
+            raise RowError("template_error", f"the chat template does not show the response; {REMEDY}")
+        return head, tail
+
+    def _begin(self, messages: Sequence[Message], tools: Tools, generation: str, head: str) -> str:
+        """What of `head` stands before the model's own writing. Raises RowError."""
+        if head.startswith(generation):
+            return generation
+        bare = self.render(messages, tools)
+        shared = common_prefix(generation, head)
+        if len(shared) >= len(common_prefix(bare, generation)):
+            return shared
+        if head.startswith(bare):
+            return bare
+        raise RowError("template_error", "the chat template renders the prompt differently once a response follows")
+
+    def _structured(
+        self, messages: Sequence[Message], answer: Message, tools: Tools, whole: str, generation: str
+    ) -> Rendering:
+        """An answer with thoughts or tool calls beside its text: each has to be shown. Raises RowError."""
+        thoughts, content, calls = answer.get("reasoning_content", ""), answer["content"], answer.get("tool_calls")
+        stand_in: Message = {**answer, "content": STAND_IN if content else ""}
+        if thoughts:
+            stand_in["reasoning_content"] = THOUGHTS
+        model = self.render([*messages, stand_in], tools)
+        for what, mark, value in (("thoughts", THOUGHTS, thoughts), ("text", STAND_IN, content)):
+            if value.strip() and model.count(mark) != 1:
+                raise RowError(
+                    "template_error", f"the chat template does not show the {what} of the response; {REMEDY}"
+                )
+        if calls:
+            without: Message = {k: v for k, v in stand_in.items() if k != "tool_calls"}  # type: ignore[assignment]
+            _require_calls(calls, model, self.render([*messages, without], tools))
+        fitting = [
+            model.replace(THOUGHTS, form(thoughts)).replace(STAND_IN, form(content)) for form in (str, str.strip)
+        ]
+        rewritten = whole not in fitting
+        if rewritten and _squeezed(whole) != _squeezed(fitting[0]):
+            raise RowError("template_error", f"the chat template does not show the response as it is; {REMEDY}")
+        marks = [model.find(mark) for mark in (THOUGHTS, STAND_IN) if mark in model]
+        head = model[: min([*marks, len(common_prefix(model, whole))])]
+        before = self._begin(messages, tools, generation, head)
+        text, tail = _ended(
+            whole[len(before) :], self._place(messages, {"role": "assistant", "content": STAND_IN}, tools)[1]
+        )
+        return Rendering(before, "", text, tail, rewritten)
+
+
+def _inline(whole: str, head: str, tail: str, generation: str, content: str) -> Rendering:
+    """An answer whose text holds its thoughts, where the template knows what they are. Raises RowError."""
+    body = whole.removesuffix(tail)
+    squeezed = _squeezed(body)
+    own = squeezed.removesuffix(_squeezed(content))  # the template's: a part of what stands before every answer
+    if not whole.endswith(tail) or len(own) == len(squeezed) or not _squeezed(head).startswith(own):
+        raise RowError("template_error", f"the chat template does not show the response as it is; {REMEDY}")
+    before = generation if body.startswith(generation) else common_prefix(generation, head, body)
+    return Rendering(before, "", body[len(before) :], tail, content.strip() not in body)
+
+
+def _ended(text: str, tail: str) -> tuple[str, str]:
+    """What follows the prompt, as answer and tail; after tool calls a template may end a turn in another way."""
+    if tail and text.endswith(tail):
+        return text.removesuffix(tail), tail
+    return text, ""
+
+
+def _require_calls(calls: Sequence[Mapping[str, Any]], shown: str, without: str) -> None:
+    """Raises RowError where a template does not show the tool calls."""
+    names = [str(call.get("function", call).get("name", "")) for call in calls]
+    if shown == without or not all(name in shown for name in names):
+        raise RowError("template_error", f"the chat template does not show the tool calls of the response; {REMEDY}")
+
+
+def common_prefix(*texts: str) -> str:
+    """What all these texts begin with."""
+    low, high = min(texts), max(texts)
+    size = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low[:size]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _dated(template: str, day: date) -> str:
+    """The template with a function of its own in place of the tokenizer's, which would give today's date.
+
+    A format such as `%d %b %Y` is read as strftime reads it: two letters where the first is `-`, else one, behind each `%`.
+    """
+    letters = "aAbBcdHIjmMpSUwWxXyYzZFDeTRuVGhnt%"
+    table = {letter: day.strftime(f"%{letter}") for letter in letters}
+    table |= {f"-{letter}": day.strftime(f"%-{letter}") for letter in "dmHIMSj"}
+    entries = ", ".join(f"{key!r}: {value!r}" for key, value in table.items())
+    return (
+        "{%- macro strftime_now(format) -%}{%- set known = {" + entries + "} -%}{%- set parts = format.split('%') -%}"
+        "{{- parts[0] -}}{%- for part in parts[1:] -%}{%- set size = 2 if part[:1] == '-' else 1 -%}"
+        "{{- known[part[:size]] ~ part[size:] -}}{%- endfor -%}{%- endmacro %}{{ '' }}" + template
+    )
