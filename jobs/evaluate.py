@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     if not isinstance(benchmark, Maths):
         check_rewards(config)
     require(output=config.output.path)
-    config = with_absolute_places(config)
+    config = _dated(with_absolute_places(config))
     stopped: dict[str, str] = {}
     if config.evaluate.labels:
         config, stores = _given(config)
@@ -176,18 +176,26 @@ def _claimed(config: EvaluateConfig, inputs: list[str]) -> tuple[str, Json]:
         "inputs": sorted(inputs),
         "labels": absolute(config.evaluate.labels) if config.evaluate.labels else None,
     }
+    day = {"date": config.tokens.date}  # of all rewards, not part of what makes the directory this evaluation's
     if not storage.exists(uri):
         foreign = [name for name in storage.list_names(output) if name != "rewards"]
         if foreign:
             found = ", ".join(sorted(foreign)[:5])
             raise StoreError(f"{output} holds something else ({found}); give an empty --output")
-        return uri, wanted
+        return uri, wanted | day
     standing = documents.read(uri)
     changed = [name for name, value in wanted.items() if standing.get(name) != value]
     if changed:
         differing = "\n  ".join(f"{name}: {standing.get(name)!r}, now {wanted[name]!r}" for name in changed)
         raise StoreError(f"{output} holds another evaluation; give another --output. What differs:\n  {differing}")
-    return uri, wanted
+    return uri, wanted | day
+
+
+def _dated(config: EvaluateConfig) -> EvaluateConfig:
+    """One date for all rewards: that of the evaluation that is there, else today's."""
+    uri = storage.join(config.output.path, RECORD)
+    known = documents.read(uri).get("date") if storage.exists(uri) else None
+    return config.model_copy(update={"tokens": config.tokens.dated(known)})
 
 
 def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore]) -> list[Variant]:

@@ -83,6 +83,8 @@ class Filling:
         store = LabelStore(uri)
         store.check_place()
         labeller = replace(_pinned(labeller), texts=tuple(read_texts(labeller.config.tokens).items()))
+        tokens = labeller.config.tokens.dated(store.began_on())
+        labeller = replace(labeller, config=labeller.config.model_copy(update={"tokens": tokens}))
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
         return cls(labeller, store, device, description, plan_inputs(store, files, labeller.config.input, shape_of))

@@ -30,7 +30,8 @@ from pipeline.rl.config import PoolSection, RewardSource, RlConfig
 from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rewards import check_prompts, check_rewards
-from pipeline.rl.run import describe_rl, replay_differences
+from pipeline.rl.run import RUN, describe_rl, replay_differences
+from pipeline.store import LabelStore
 from pipeline.training.card import shareable_config
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.run import RunFolder
@@ -177,11 +178,24 @@ def _settled(config: RlConfig) -> RlConfig:
             "rl": config.rl.model_copy(update={"replay": replay and absolute(replay)}),
             "input": config.input.model_copy(update={"paths": [absolute(place) for place in config.input.paths]}),
             "held_out": config.held_out.model_copy(update=held_out),
-            "tokens": tokens.model_copy(update={"template": named}),
+            "tokens": tokens.model_copy(update={"template": named}).dated(_known_date(config)),
             "reward_model": absolute_model(own),
             "rewards": {name: source(told) for name, told in config.rewards.items()},
         }
     )
+
+
+def _known_date(config: RlConfig) -> str | None:
+    """The date that the run there, or the one that is replayed, gave its template."""
+    run = RunFolder(config.output.path).read("run.json")
+    if run is not None:
+        return run["description"].get("tokens.date")
+    try:
+        return (
+            LabelStore(absolute(config.rl.replay)).description().get(f"{RUN}tokens.date") if config.rl.replay else None
+        )
+    except FileNotFoundError:
+        return None  # which is said where the replay is opened
 
 
 def _plan(config: RlConfig) -> Plan:

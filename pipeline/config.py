@@ -6,7 +6,7 @@ neither torch nor Ray.
 
 import re
 import tomllib
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
@@ -125,6 +125,10 @@ class TokensConfig(Section):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+    def dated(self, known: str | None = None) -> Self:
+        """With a date: its own, else the one that is known from before, else today's (UTC)."""
+        return self if self.date else self.model_copy(update={"date": known or str(datetime.now(UTC).date())})
 
     @field_validator("date")
     @classmethod

@@ -13,7 +13,7 @@ from pipeline.models import UNBOUNDED, context_length, identify_model, load_sett
 from pipeline.samples import Turn
 from pipeline.store import fingerprint
 from pipeline.store.schema import Failure, Label
-from pipeline.tokens import Ending, Renderer, TokenizedTurn
+from pipeline.tokens import Ending, PlainRenderer, Renderer, TokenizedTurn
 
 Engine = Literal["scorer", "classifier", "generator"]
 
@@ -23,15 +23,17 @@ Texts = tuple[tuple[str, str], ...]  # files that the configuration names: path 
 
 @lru_cache(maxsize=4)
 def open_renderer(
-    model: ModelConfig, tokens: TokensConfig, ending: Ending = "turn", bounded: bool = True, texts: Texts | None = None
+    model: ModelConfig, tokens: TokensConfig, ending: Ending = "turn", counts: bool = False, texts: Texts | None = None
 ) -> Renderer:
     """Tokenizer, template, rubrics and context length of a run; one in a process. Raises ConfigError.
 
-    Without bounds, texts are only counted, and nothing is too long.
+    Where it only counts, texts are plain, and nothing is too long.
     """
     tokenizer = load_tokenizer(model)
-    context = context_length(load_settings(model), tokenizer) if bounded else UNBOUNDED
-    return Renderer(tokenizer, tokens, context, None if texts is None else dict(texts), ending)
+    known = None if texts is None else dict(texts)
+    if counts:
+        return PlainRenderer(tokenizer, tokens, UNBOUNDED, known, ending)
+    return Renderer(tokenizer, tokens, context_length(load_settings(model), tokenizer), known, ending)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Labeller:
     @property
     def renderer(self) -> Renderer:
         """Makes what the model sees."""
-        return open_renderer(self.tokenizer or self.model, self.tokens, self.ending, True, self.texts)
+        return open_renderer(self.tokenizer or self.model, self.tokens, self.ending, False, self.texts)
 
     @property
     def counter(self) -> Renderer:
@@ -95,7 +97,7 @@ class Asking(Labeller):
     @property
     def counter(self) -> Renderer:
         plain = {"template": "none", "append_eos": False, "max_length": None}
-        return open_renderer(self.model, self.config.tokens.model_copy(update=plain), "none", False, self.texts)
+        return open_renderer(self.model, self.config.tokens.model_copy(update=plain), "none", True, self.texts)
 
     def fitted(self, turn: Turn) -> TokenizedTurn:
         """A question with its answer as tokens. Raises RowError."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import TokensConfig
+from pipeline.labellers.base import open_renderer
 from pipeline.models import identify_model
 from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.rl.prompts import Prompts
@@ -52,6 +53,7 @@ def describe_rl(
     del found["rl.keep_rollouts"]  # it changes nothing of what is learnt
     return found | {
         "tokens.template": _template(config.tokens),
+        "tokens.date": config.tokens.date if open_renderer(config.policy, config.tokens).asks_for_date else None,
         "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),
         "rl.credit": config.credit,
         "rl.kl_estimator": config.rl.kl,

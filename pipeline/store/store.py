@@ -135,6 +135,13 @@ class LabelStore:
         """What the fingerprint stands for. Raises FileNotFoundError where there is no store."""
         return documents.read(self.at("records", "run.json"))["description"]
 
+    def began_on(self) -> str | None:
+        """The day that a template got which asks for the date; None where there is no store or it has no such template."""
+        try:
+            return self.description().get("tokens.date")
+        except FileNotFoundError:
+            return None
+
     # Inputs
 
     def find_input(self, name: str) -> StoredInput | None:

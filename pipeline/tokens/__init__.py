@@ -8,7 +8,7 @@ renderer   turn -> TokenizedTurn, for one tokenizer and one configuration
 """
 
 from pipeline.tokens.encoding import Decode, pieces
-from pipeline.tokens.renderer import Ending, Renderer, TokenizedTurn
+from pipeline.tokens.renderer import Ending, PlainRenderer, Renderer, TokenizedTurn
 from pipeline.tokens.templates import STAND_IN
 from pipeline.tokens.texts import SPEAKERS, conversation_text, load_rubrics, read_texts
 
@@ -17,6 +17,7 @@ __all__ = [
     "STAND_IN",
     "Decode",
     "Ending",
+    "PlainRenderer",
     "Renderer",
     "TokenizedTurn",
     "conversation_text",

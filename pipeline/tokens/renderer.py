@@ -393,6 +393,24 @@ class Renderer:
         return replace(turn, response_ids=response[: limit - len(prompt)], truncated=True)
 
 
+class PlainRenderer(Renderer):
+    """Counts the tokens of responses that a model reads about, in a question: each is plain text, tokenised alone. Thoughts
+    beside the text are not part of what is judged; a response that calls tools cannot be judged as text."""
+
+    def _text(self, turn: Turn) -> _Text:
+        if turn.beside.get("tool_calls"):
+            raise RowError(
+                "no_template", "the response calls tools, and a question about it shows text alone; leave it out"
+            )
+        return super()._text(replace(turn, beside={}, tools=None))
+
+    def _tokens(self, text: _Text, prompt: str) -> TokenizedTurn:
+        response_ids = self.encoding.ids(text.text)
+        if all(i in self.special_ids for i in response_ids):
+            raise RowError("only_special_tokens", f"nothing but special tokens in {text.text[:40]!r}")
+        return TokenizedTurn(self._prompt_ids(prompt)[0], response_ids, text.messages)
+
+
 def _transcript(messages: list[Message], conversational: bool) -> str:
     """A base model's prompt. Bare prompts stay as they are; conversations become a transcript."""
     if not conversational:

@@ -202,7 +202,7 @@ def test_blank_lines_keep_the_numbers_of_the_others(write):
     ("name", "data"),
     [
         ("a.jsonl", b""), ("b.jsonl", b"\n \n"), ("c.json", b""), ("d.json", b" \n"), ("e.json", b"[ ]\n"),
-        ("f.jsonl.gz", b""), ("g.jsonl.gz", gzip.compress(b"")), ("h.parquet", parquet(TABLE.slice(0, 0))),
+        ("f.jsonl.gz", b""), ("g.jsonl.gz", gzip.compress(b"", mtime=0)), ("h.parquet", parquet(TABLE.slice(0, 0))),
         ("i.arrow", arrow(pa.ipc.new_stream, TABLE.slice(0, 0))), ("j.jsonl", b"\xef\xbb\xbf"),
     ],
 )  # fmt: skip

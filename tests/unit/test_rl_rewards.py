@@ -211,7 +211,9 @@ def foreign_case(models: Folders, chat: bool, text: str, finished: bool) -> tupl
 )
 def test_another_tokenizer_rewards_the_text_as_a_whole(models: Folders, chat: bool, text: str, finished: bool) -> None:
     folder, before, ids = foreign_case(models, chat, text, finished)
-    config = configured(models, reward_model={"name": str(folder)}, tokens={"system_prompt": "Kind."})
+    config = configured(
+        models, reward_model={"name": str(folder)}, tokens={"system_prompt": "Kind.", "control": "keep"}
+    )
     [found] = rewarded(config, prompted(), Rollout([1] * 5, text, finished, np.zeros(5, np.float32), 0))
     q, v = q_and_values(folder, before, ids)
     expected = q.sum() - v[1:].sum()

@@ -1,0 +1,59 @@
+"""A template that asks for the date gets the day on which the store began, whenever it is asked."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_templates import TEMPLATES
+from tiny import save_model
+
+from jobs.fill import Filling
+from pipeline.config import LabelConfig
+from pipeline.corpus import find_files
+from pipeline.labellers import Endogenous
+from pipeline.store import WriterLock, fingerprint
+
+TODAY = str(datetime.now(UTC).date())
+
+
+def opened(tmp_path: Path, template: str, **tokens: Any) -> Filling:
+    """A run held against its store, as `label` does it."""
+    model = tmp_path / template
+    if not model.exists():
+        save_model(model, TEMPLATES[template], context=1024)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"prompt": "hi", "chosen": "yes", "rejected": "no"}\n')
+    config = LabelConfig.model_validate({"model": {"name": str(model)}, "tokens": tokens})
+    files = find_files([str(corpus)])
+    return Filling.open(Endogenous(config, config.model), str(tmp_path / f"{template}-store"), "cpu", files)
+
+
+def began(tmp_path: Path, template: str, day: str) -> Filling:
+    """The same once the store is there and began on another day."""
+    filling = opened(tmp_path, template, date=day)
+    with WriterLock(filling.store.uri):
+        filling.store.open_for_writing(filling.description)
+    return opened(tmp_path, template)
+
+
+def test_a_new_store_begins_today(tmp_path: Path) -> None:
+    assert opened(tmp_path, "dated").description["tokens.date"] == TODAY
+    assert opened(tmp_path, "chatml").description["tokens.date"] is None  # that one does not ask
+
+
+def test_a_store_keeps_the_day_on_which_it_began(tmp_path: Path) -> None:
+    """At the base commit a run that was resumed on another day rendered other prompts under one fingerprint."""
+    again = began(tmp_path, "dated", "2020-02-03")
+    assert again.description["tokens.date"] == "2020-02-03"
+    renderer = again.labeller.renderer
+    prompt = renderer.prompt_ids([{"role": "user", "content": "hi"}], True)
+    assert "03 Feb 2020" in renderer.encoding.text(prompt)
+    assert fingerprint.digest(again.description) == again.store.fingerprint()
+
+
+def test_another_day_makes_another_store(tmp_path: Path) -> None:
+    began(tmp_path, "dated", "2020-02-03")
+    with pytest.raises(Exception, match=r"tokens\.date: the store has '2020-02-03', this run '2021-01-01'"):
+        opened(tmp_path, "dated", date="2021-01-01")
+    assert began(tmp_path, "chatml", "2020-02-03").description["tokens.date"] is None
