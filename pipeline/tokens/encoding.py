@@ -26,7 +26,7 @@ class Encoding:
     def ids(self, text: str) -> list[int]:
         """The tokens of a text, without any that a tokenizer likes to add."""
         if OPEN not in text:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
         found: list[int] = []
         for piece, plain in _pieces(text):
             encode = self._plain if plain else self.ids
