@@ -95,12 +95,24 @@ class TokensConfig(Section):
         description="cut the response on the right, cut the prompt on the left, or make it an error row",
     )
     append_eos: bool = Field(default=True, description="without a template: score an end token after the response")
+    sampled: Literal["exact", "render"] = Field(
+        default="exact",
+        description="responses of endoreward sample: exact scores the tokens that were drawn, after those that the policy was "
+        "asked with; render scores the texts anew, under the model's own tokenizer and template",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.system_prompt is not None and self.rubrics is not None:
             raise ValueError("give system_prompt or rubrics, not both")
         return self
+
+
+def refuse_sampled(tokens: TokensConfig) -> TokensConfig:
+    """Where a policy writes itself. Raises ValueError."""
+    if tokens.sampled != "exact":
+        raise ValueError("sampled says how label scores samples, and has no effect here; leave it out")
+    return tokens
 
 
 class RewardConfig(Section):
@@ -404,7 +416,7 @@ class SampleConfig(LabelConfig):
     def _one_prompt(cls, tokens: TokensConfig) -> TokensConfig:
         if tokens.rubrics is not None:
             raise ValueError("a policy answers under one system prompt: give tokens.system_prompt, not tokens.rubrics")
-        return tokens
+        return refuse_sampled(tokens)
 
 
 def load_config(toml_path: str | None, overrides: list[tuple[str, Any]], assignments: list[str]) -> LabelConfig:

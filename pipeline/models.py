@@ -3,6 +3,8 @@
 Code that a model folder brings and pickled weights are refused unless asked for.
 """
 
+import hashlib
+import json
 import os
 from typing import Any
 
@@ -11,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.store.fingerprint import folder_digest
 
 UNBOUNDED = 2**20  # what to take for a context where a model states none
+PROBE = "Over 3.14 x_i^2 = \\frac{1}{2};\r\n\n\tnaïve 日本 🙂   abcd.</s>"  # a text that is hard to cut into tokens
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -19,6 +22,13 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
     with _explained(config):
         return AutoTokenizer.from_pretrained(config.name, **_source(config))
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of what makes two tokenizers one: every token's id, the end token, and the ids of a text that is hard to cut,
+    with what the tokenizer puts around it."""
+    found = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, list(tokenizer(PROBE)["input_ids"])]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def load_settings(config: ModelConfig) -> Any:

@@ -50,6 +50,7 @@ def describe_rl(
     algorithm = config.rl.algorithm
     found = described(config, ["rl", algorithm, "tokens", "reward", "rewarding"], dtype, device, workers, deepspeed)
     del found["rl.keep_rollouts"]  # it changes nothing of what is learnt
+    del found["tokens.sampled"]  # nor can this be set
     return found | {
         "tokens.template": _template(config.tokens),
         "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),

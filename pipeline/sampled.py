@@ -1,0 +1,115 @@
+"""Responses that `sample` wrote, scored after the very tokens that the policy was asked with.
+
+A text that is rendered and tokenised anew may become other tokens than those that were drawn: a template that thinks is
+asked behind its generation prompt and rendered, for scoring, behind a closed block of thoughts. So samples carry
+
+    prompt_token_ids     what the policy was asked with
+    response_token_ids   what it wrote, for each response; the end token where it ended itself
+    rendering            a digest of tokenizer, template and what else made the prompt's tokens
+
+and `label` scores these tokens where it renders as the sampler did, else it refuses; with `tokens.sampled = render` it
+scores the texts, anew, under its own tokenizer and template: another reward.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from pipeline.corpus import RawRow, Shape
+from pipeline.corpus.shapes import SAMPLED
+from pipeline.errors import ConfigError, RowError
+from pipeline.models import tokenizer_digest
+from pipeline.samples import Sample, Turn
+from pipeline.tokens import Renderer, TokenizedTurn
+
+OTHER_RENDERING = "other_rendering"
+RENDER = "set tokens.sampled = render to score the text anew under this one: another reward"
+
+
+@lru_cache(maxsize=8)
+def rendering_of(renderer: Renderer) -> str:
+    """What `rendering` says of samples that this renderer made the prompts of."""
+    return getattr(renderer, "identity", None) or rendering_digest(renderer.tokenizer, renderer.template)
+
+
+def rendering_digest(tokenizer: Any, template: str | None) -> str:
+    """sha256 of all that decides a prompt's tokens."""
+    return hashlib.sha256(json.dumps([tokenizer_digest(tokenizer), template]).encode()).hexdigest()
+
+
+def as_asked(sample: Sample, renderer: Renderer) -> Sample:
+    """A row with its tokens where they are to be scored, and without them under `tokens.sampled = render`.
+
+    Raises RowError: other_rendering where this renderer would not have asked with such tokens, bad_token_ids where they
+    are not those of the row's texts.
+    """
+    given = [sample.rendering, sample.prompt_token_ids, *(response.token_ids for response in sample.responses)]
+    if all(each is None for each in given):
+        return sample
+    if renderer.config.sampled == "render":
+        texts = [replace(response, token_ids=None) for response in sample.responses]
+        return replace(sample, responses=texts, prompt_token_ids=None, rendering=None)
+    whole = isinstance(sample.rendering, str) and all(map(_are_ids, given[1:]))
+    if not whole or any(len(response.messages) > 1 for response in sample.responses):
+        raise RowError(
+            "bad_token_ids",
+            f"{', '.join(SAMPLED)} are not a list of ids, one list for each response and a digest; keep them beside their "
+            f"texts as sample wrote them, or {RENDER}",
+        )
+    if list(renderer.rubrics.values()) != [None]:
+        raise RowError(
+            OTHER_RENDERING,
+            "the responses were written without the system prompt of tokens.system_prompt or tokens.rubrics, and the row "
+            f"holds the tokens that they were written after; leave the system prompt out, or {RENDER}",
+        )
+    if sample.rendering != rendering_of(renderer):
+        raise RowError(
+            OTHER_RENDERING,
+            "the responses were sampled under another tokenizer, chat template or setting of it, so their token ids are not "
+            f"this model's; label with the policy's own, or {RENDER}",
+        )
+    if renderer.prompt_ids(sample.prompt, sample.conversational, sample.tools) != sample.prompt_token_ids:
+        raise RowError(
+            "bad_token_ids",
+            f"prompt_token_ids are not the tokens of the prompt; was its text changed? Sample it anew, or {RENDER}",
+        )
+    return sample
+
+
+def check_samples(file: str, rows: Iterable[RawRow], shape: Shape, renderer: Renderer) -> None:
+    """Raises ConfigError where the first of a file's rows that holds samples was sampled under another rendering."""
+    for number, row in rows if shape.sampled else ():
+        try:
+            if isinstance(row, RowError):
+                raise row
+            as_asked(shape.normalise(file, number, row), renderer)
+            return
+        except RowError as error:
+            if error.reason == OTHER_RENDERING:
+                raise ConfigError(f"{file}, row {number}: {error.detail}") from None
+
+
+def scored_tokens(turn: Turn, renderer: Renderer) -> TokenizedTurn:
+    """What is scored of a turn: the tokens that it carries, else those of its text. Raises RowError: bad_token_ids, and what
+    `Renderer.tokenize` raises."""
+    if turn.prompt_token_ids is None or turn.response_token_ids is None:
+        return renderer.tokenize(turn)
+    text = renderer.tokenizer.decode(
+        turn.response_token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    if turn.conversational and renderer.template is None:  # a transcript puts a space after `Assistant:`
+        text = text.removeprefix(" ")
+    if text != turn.response:
+        raise RowError(
+            "bad_token_ids",
+            f"response_token_ids read {text[:40]!r}, and the response is {turn.response[:40]!r}; was it changed by hand? Give "
+            f"it the text that was sampled, or {RENDER}",
+        )
+    return renderer._fit(TokenizedTurn(turn.prompt_token_ids, turn.response_token_ids, turn.prompt))
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int and each >= 0 for each in value)
