@@ -46,7 +46,8 @@ class Shape:
     def describe(self) -> str:
         """One line for people: `prompt + chosen + rejected (text, 3 each)`."""
         named = [self.system, self.prompt, self.context, *(column for column, _ in self.responses), self.label]
-        return " + ".join(filter(None, named)) + (f" ({self.note})" if self.note else "")
+        tokens = ", with the tokens that were sampled" if self.sampled else ""
+        return " + ".join(filter(None, named)) + (f" ({self.note})" if self.note else "") + tokens
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
