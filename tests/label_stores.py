@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -57,9 +57,9 @@ def label_store(
     return store
 
 
-def as_format_1(store: LabelStore) -> None:
+def as_format_1(store: LabelStore, extra_info: Callable[[dict[str, Any]], str] | None = None) -> None:
     """Make a store what it was before prompts kept their tokens and messages what else they hold: columns, description and
-    digests."""
+    digests. `extra_info` makes that column of a row as it is now."""
     run = documents.read(store.at("records", "run.json"))
     description = {k: v for k, v in run["description"].items() if k != "model.tokenizer"} | {"format": 1}
     digest = fingerprint.digest(description)
@@ -70,6 +70,7 @@ def as_format_1(store: LabelStore) -> None:
             uri = part_uri(store.uri, "labels", record.shard)
             rows = pq.ParquetFile(uri).read().to_pylist()
             for row in rows:
+                row["extra_info"] = extra_info(row) if extra_info else row["extra_info"]
                 row["prompt"] = [{name: message[name] for name in ("role", "content")} for message in row["prompt"]]
             table = pa.table({f.name: [row[f.name] for row in rows] for f in FORMER_LABELS}, schema=FORMER_LABELS)
             pq.write_table(table, uri, compression="zstd", write_page_checksum=True)

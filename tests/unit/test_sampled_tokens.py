@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from label_stores import label_store
 from tiny import CHATML, save_model
 
 from jobs.plan import check_sampled
@@ -127,6 +128,31 @@ def test_label_gives_the_log_probabilities_of_the_sampler(
             np.testing.assert_allclose(label.token_logprobs, made.logprobs[3 * number + i], atol=1e-5)
             assert "rendering" not in json.loads(label.extra_info)
     assert len(found) > 5
+
+
+@pytest.mark.parametrize("name", ["stories260K", "soda-chat-3M", "babyllama-1M"])
+def test_real_models_are_scored_as_they_were_sampled(shared: Path, name: str) -> None:
+    """SentencePiece among them, whose text alone does not say whether a space comes first."""
+    model = shared / "models" / name
+    made = written(model, [{"prompt": "Tom had a ball. The ball was"}])
+    labels, _ = labelled(model, made.rows)
+    assert len(labels) == 3
+    for label, logprobs in zip(labels, made.logprobs, strict=True):
+        np.testing.assert_allclose(label.token_logprobs, logprobs, atol=1e-4)
+
+
+def test_a_refusal_comes_before_anything_is_written(thinking: Path, chat: Path, tmp_path: Path, here: Any) -> None:
+    source = tmp_path / "samples.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in written(thinking).rows))
+    for further in ((), ("--dry-run",)):
+        ran = here("label", "--model", chat, "--input", source, "--output", tmp_path / "labels", *further)
+        assert ran.returncode == 2 and "samples.jsonl, row 0: the responses were sampled under another" in ran.stderr
+        assert not (tmp_path / "labels").exists()
+    ran = here(
+        "label", "--model", chat, "--input", source, "--output", tmp_path / "labels", "--dry-run",
+        "--set", "tokens.sampled=render",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_a_policy_that_thinks_is_not_asked_behind_closed_thoughts(thinking: Path) -> None:
@@ -274,6 +300,32 @@ def test_columns_of_these_names_alone_are_columns() -> None:
     assert not shape.sampled and Shape.from_json(shape.to_json()) == shape
     sample = shape.normalise("a", 0, rows[0])
     assert sample.extra == {"rendering": "3d", "prompt_token_ids": [1]} and sample.prompt_token_ids is None
+
+
+# Learning from them
+
+
+def test_a_policy_learns_from_the_tokens_that_were_asked_and_drawn(thinking: Path, tmp_path: Path) -> None:
+    """Also one whose tokenizer has grown since, which renders the prompts to find that they are the same."""
+    made = written(thinking, PROMPTS[:2])
+    store = label_store(tmp_path / "store", thinking, made.rows)
+    asked = {f"store.jsonl:{n}": row["prompt_token_ids"] for n, row in enumerate(made.rows)}
+    grown = save_model(tmp_path / "grown", THINKING)
+    tok = transformers.AutoTokenizer.from_pretrained(grown)
+    tok.add_tokens(["zzz"])
+    tok.save_pretrained(grown)
+    told = {"train": {"labels": [store.uri], "objective": "sft"}, "sft": {"select": "all"}}
+    examples = find_examples(TrainConfig.model_validate(told))
+    for policy in (thinking, grown):
+        reader = RowReader(examples.sources, examples.parts, ModelConfig(name=str(policy)), 4)
+        assert reader.same == [policy == thinking]
+        rows = reader.read(examples, range(len(examples.rows)))
+        for row in rows:
+            prompt_id, _, index, _ = row.id.rsplit(":", 3)
+            assert row.prompt_ids == asked[prompt_id]
+            drawn = made.rows[int(prompt_id.rpartition(":")[2])]["response_token_ids"][int(index)]
+            assert row.response_ids == drawn
+        assert len(rows) >= 4
 
 
 # Online RL

@@ -6,9 +6,12 @@ import pytest
 from tiny import CHATML, save_model, tokenizer
 
 from pipeline.answers import extract_and_check
+from pipeline.benchmarks import find_benchmark
+from pipeline.benchmarks.maths import Maths
 from pipeline.config import EvaluateConfig, TokensConfig
+from pipeline.corpus import Shape, Shard
 from pipeline.errors import RowError
-from pipeline.labellers import PointwiseJudge
+from pipeline.labellers import PairwiseJudge, PointwiseJudge, Sampler, Verifier
 from pipeline.labellers.judge import verdict
 from pipeline.questions import Completion
 from pipeline.rl.config import RlConfig
@@ -39,6 +42,30 @@ def test_what_is_read_stands_behind_the_thoughts(text: str, opened: bool, answer
 @pytest.mark.parametrize(("template", "opened"), [(OPENING, True), (CHATML, False), (None, False)])
 def test_a_template_may_open_them(template: str | None, opened: bool) -> None:
     assert opens_thoughts(Renderer(tokenizer(template), TokensConfig(), 256)) is opened
+
+
+THINKING = CHATML.replace(
+    "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<think></think>{% endif %}{{ m['content'] }}"
+)
+
+
+def test_who_writes_may_think_and_what_is_scored_stands_behind_closed_thoughts(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", THINKING, context=2000)
+    config = EvaluateConfig.model_validate({"model": {"name": str(model)}})
+    shard, pair = Shard("a.jsonl", 0, 0, 1, 1, "0" * 64, 0, 10), Shape((("a", "chosen"), ("b", "rejected")), prompt="q")
+    maths, question = find_benchmark("gsm8k", config.best_of_n), Shape((), prompt="question")
+    assert isinstance(maths, Maths)
+    for labeller, shape, ending in (
+        (PointwiseJudge(config, config.model), pair, "assistant\n"),
+        (PairwiseJudge(config, config.model), pair, "assistant\n"),
+        (Sampler(config, config.model, benchmark=maths), question, "assistant\n"),
+        (Verifier(config, config.model), pair, "assistant\n<think></think>"),
+    ):
+        row = {"q": "what?", "a": "yes", "b": "no", "question": "1+1?", "answer": "#### 2"}
+        prepared = labeller.prepare(shard, 0, [(0, row)], shape)
+        assert prepared.requests and not prepared.failures
+        for request in prepared.requests:
+            assert labeller.renderer.tokenizer.decode(request.prompt_ids).endswith(ending)
 
 
 PATTERN = r"\[\[\s*(\d+)\s*\]\]"
