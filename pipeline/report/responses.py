@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.report.markup import esc, minus
-from pipeline.samples import Message
-from pipeline.store.schema import other_json, read_messages
+from pipeline.store.schema import message_text, read_messages
 from pipeline.summary import find_pairs, plain, signed
 
 Decode = Callable[[list[int]], list[str]]
@@ -152,7 +151,7 @@ def _response(record: dict[str, Any], views: list[View], decode: Decode) -> str:
 
 
 def _prompt(stored: list[dict[str, Any]]) -> str:
-    messages = [(message["role"], _whole(message)) for message in read_messages(stored)]
+    messages = [(message["role"], message_text(message)) for message in read_messages(stored)]
     length = sum(len(text) for _, text in messages)
     if not length:
         return '<p class="prompt none">No prompt.</p>'
@@ -171,11 +170,6 @@ def _prompt(stored: list[dict[str, Any]]) -> str:
     opening = f"{last[:110]}…" if len(last) > 110 else last
     summary = f'Prompt, {length:,} characters: <span dir="auto">{esc(opening)}</span>'
     return f"<details><summary>{summary}</summary>{body}</details>"
-
-
-def _whole(message: Message) -> str:
-    """A message's text; what it has beside that stands before it, as JSON."""
-    return "\n".join(filter(None, (other_json(message), message["content"])))
 
 
 def _piece(text: str) -> str:

@@ -123,6 +123,13 @@ def other_json(message: Mapping[str, Any]) -> str | None:
     return json.dumps(beside, ensure_ascii=True, sort_keys=True) if beside else None
 
 
+def message_text(message: Mapping[str, Any]) -> str:
+    """A message as a person reads it, or a judge: before its text what it has beside, as JSON."""
+    other = {name: message[name] for name in BESIDE if name in message}
+    said = json.dumps(other, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace").decode()
+    return "\n".join(filter(None, (said if other else "", message["content"])))
+
+
 def extra_json(extra: dict[str, Any]) -> str:
     """Deterministic JSON of the input columns that have no column of their own."""
     return json.dumps(_finite(extra), ensure_ascii=True, sort_keys=True, default=str, allow_nan=False)
