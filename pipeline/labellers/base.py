@@ -116,14 +116,12 @@ class Asking(Labeller):
         Raises RowError."""
         found = _under(self.renderer, rubric).prompt_ids(prompt, conversational, tools)
         if len(found) >= self.renderer.max_length:
-            raise RowError("question_too_long", self.too_long(len(found)))
+            raise RowError(
+                "question_too_long",
+                f"{len(found)} tokens of the question leave no room for an answer, {self.renderer.max_length} fit; shorten "
+                "the question, or take a model with a longer context",
+            )
         return found
-
-    def too_long(self, tokens: int) -> str:
-        return (
-            f"{tokens} tokens of the question leave no room for an answer, {self.renderer.max_length} fit; shorten the "
-            "question, or take a model with a longer context"
-        )
 
     def fitted(self, turn: Turn) -> TokenizedTurn:
         """A question with its answer as tokens, to be scored. Raises RowError."""
