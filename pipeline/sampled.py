@@ -43,7 +43,7 @@ def rendering_digest(tokenizer: Any, template: str | None) -> str:
 def as_asked(sample: Sample, renderer: Renderer) -> Sample:
     """A row with its tokens where they are to be scored, and without them under `tokens.sampled = render`.
 
-    Raises RowError: other_rendering where this renderer would not have asked with such tokens, bad_token_ids where they
+    Raises RowError: other_rendering where this renderer would not have asked with such tokens, other_tokens where they
     are not those of the row's texts.
     """
     given = [sample.rendering, sample.prompt_token_ids, *(response.token_ids for response in sample.responses)]
@@ -55,7 +55,7 @@ def as_asked(sample: Sample, renderer: Renderer) -> Sample:
     whole = isinstance(sample.rendering, str) and all(map(_are_ids, given[1:]))
     if not whole or any(len(response.messages) > 1 for response in sample.responses):
         raise RowError(
-            "bad_token_ids",
+            "other_tokens",
             f"{', '.join(SAMPLED)} are not a list of ids, one list for each response and a digest; keep them beside their "
             f"texts as sample wrote them, or {RENDER}",
         )
@@ -68,12 +68,13 @@ def as_asked(sample: Sample, renderer: Renderer) -> Sample:
     if sample.rendering != rendering_of(renderer):
         raise RowError(
             OTHER_RENDERING,
-            "the responses were sampled under another tokenizer, chat template or setting of it, so their token ids are not "
-            f"this model's; label with the policy's own, or {RENDER}",
+            "the responses were sampled under another tokenizer, chat template, or setting or date of it, so their token ids "
+            "are not this model's; label with the policy's own, under the tokens.* that it was sampled with (of a template that "
+            f"asks for the date also tokens.date, the day of sampling), or {RENDER}",
         )
     if renderer.prompt_ids(sample.prompt, sample.conversational, sample.tools) != sample.prompt_token_ids:
         raise RowError(
-            "bad_token_ids",
+            "other_tokens",
             f"prompt_token_ids are not the tokens of the prompt; was its text changed? Sample it anew, or {RENDER}",
         )
     return sample
@@ -93,7 +94,7 @@ def check_samples(file: str, rows: Iterable[RawRow], shape: Shape, renderer: Ren
 
 
 def scored_tokens(turn: Turn, renderer: Renderer) -> TokenizedTurn:
-    """What is scored of a turn: the tokens that it carries, else those of its text. Raises RowError: bad_token_ids, and what
+    """What is scored of a turn: the tokens that it carries, else those of its text. Raises RowError: other_tokens, and what
     `Renderer.tokenize` raises."""
     if turn.prompt_token_ids is None or turn.response_token_ids is None:
         return renderer.tokenize(turn)
@@ -104,7 +105,7 @@ def scored_tokens(turn: Turn, renderer: Renderer) -> TokenizedTurn:
         text = text.removeprefix(" ")
     if text != turn.response:
         raise RowError(
-            "bad_token_ids",
+            "other_tokens",
             f"response_token_ids read {text[:40]!r}, and the response is {turn.response[:40]!r}; was it changed by hand? Give "
             f"it the text that was sampled, or {RENDER}",
         )

@@ -20,8 +20,8 @@ from pipeline.models import (
 )
 from pipeline.samples import Message, Turn
 from pipeline.store import fingerprint
-from pipeline.store.schema import Failure, Label, message_text
-from pipeline.tokens import Ending, Renderer, TokenizedTurn, conversation_text
+from pipeline.store.schema import Failure, Label
+from pipeline.tokens import Ending, Renderer, TokenizedTurn
 
 Engine = Literal["scorer", "classifier", "generator"]
 
@@ -182,12 +182,6 @@ def _under(renderer: Renderer, rubric: str | None) -> Renderer:
     only = copy(renderer)
     only.rubrics = {rubric: renderer.rubrics[rubric]}
     return only
-
-
-def shown_texts(turn: Turn) -> tuple[str, str]:
-    """Prompt and response as a question shows them, with thoughts and calls of tools that stand beside a text."""
-    prompt = [Message(role=message["role"], content=message_text(message)) for message in turn.prompt]
-    return conversation_text(prompt), message_text(turn.answer)
 
 
 def filled(template: str, **texts: str) -> str:

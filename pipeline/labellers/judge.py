@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from pipeline.config import EvaluateConfig, JudgeConfig
 from pipeline.corpus import RawRow, Shape, Shard
 from pipeline.errors import RowError
-from pipeline.labellers.base import Asking, OfResponses, filled, shown_texts
+from pipeline.labellers.base import Asking, OfResponses, filled
 from pipeline.labelling import Prepared, failure, make_label, prepare
 from pipeline.questions import Completion, Question
 from pipeline.samples import Message, Turn
 from pipeline.store.schema import Failure, Label
 from pipeline.thoughts import behind_thoughts, opens_thoughts
-from pipeline.tokens import TokenizedTurn
+from pipeline.tokens import TokenizedTurn, conversation_text
 
 UNPARSABLE = "unparsable_judgement"
 WINNERS = {"A": 1, "B": -1, "C": 0, "TIE": 0}
@@ -38,8 +38,7 @@ class PointwiseJudge(Asking, OfResponses):
         return judge_settings(self.config.judge, "pointwise")
 
     def request(self, turn: Turn, tokens: TokenizedTurn) -> Question:
-        prompt, response = shown_texts(turn)
-        text = filled(self.config.judge.pointwise_prompt, prompt=prompt, response=response)
+        text = filled(self.config.judge.pointwise_prompt, prompt=conversation_text(turn.prompt), response=turn.response)
         return ask(self, turn, text)
 
     def reward(self, answer: list[Completion]) -> tuple[float, dict[str, Any]]:
@@ -101,8 +100,8 @@ class PairwiseJudge(Asking):
         return out
 
     def _ask(self, first: Turn, second: Turn) -> Question:
-        (prompt, one), (_, other) = shown_texts(first), shown_texts(second)
-        text = filled(self.config.judge.pairwise_prompt, prompt=prompt, first=one, second=other)
+        shown = {"first": first.response, "second": second.response}
+        text = filled(self.config.judge.pairwise_prompt, prompt=conversation_text(first.prompt), **shown)
         return ask(self, first, text)
 
     def finish(

@@ -12,10 +12,10 @@ log pi(Yes) alone, at temperature 1.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.labellers.base import Asking, OfResponses, filled, shown_texts
+from pipeline.labellers.base import Asking, OfResponses, filled
 from pipeline.samples import Message, Turn
 from pipeline.scores import Scores
-from pipeline.tokens import TokenizedTurn
+from pipeline.tokens import TokenizedTurn, conversation_text
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class Verifier(Asking, OfResponses):
         return {f"verifier.{name}": getattr(self.config.verifier, name) for name in ("question", "answer")}
 
     def request(self, turn: Turn, tokens: TokenizedTurn) -> TokenizedTurn:
-        prompt, response = shown_texts(turn)
-        question = filled(self.config.verifier.question, prompt=prompt, response=response)
+        question = filled(self.config.verifier.question, prompt=conversation_text(turn.prompt), response=turn.response)
         view = replace(turn, prompt=[Message(role="user", content=question)], response=self.config.verifier.answer)
         return self.fitted(replace(view, conversational=True, beside={}, tools=None))
 

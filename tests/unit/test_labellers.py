@@ -134,26 +134,6 @@ def test_a_rubric_reaches_judge_and_verifier(tmp_path: Path) -> None:
         assert "system\nBe strict." in labeller.renderer.tokenizer.decode(request.prompt_ids)
 
 
-def test_a_question_shows_what_stands_beside_the_texts(tmp_path: Path) -> None:
-    """Thoughts and calls of tools are no text of a message, and part of what is judged."""
-    model = save_model(tmp_path / "chat", CHATML, context=2000)
-    path = model / "tokenizer_config.json"
-    path.write_text(path.read_text().replace('"model_max_length": 256', '"model_max_length": 2000'))
-    short = {"pointwise_prompt": "{prompt} {response}", "pairwise_prompt": "{prompt} {first} {second}"}
-    config = configured(model, judge=short, verifier={"question": "{prompt} {response}"})
-    call = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
-    talk = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "", "tool_calls": call}]
-    talk += [{"role": "tool", "content": "3"}]
-    said = [{"role": "assistant", "content": text, "thinking": f"¿{text}?"} for text in ("three", "four")]
-    shard = Shard("a.jsonl", 0, 0, 1, 1, "0" * 64, 0, 10)
-    row = {"prompt": talk, "chosen": said[:1], "rejected": said[1:]}
-    for kind in (Verifier, PointwiseJudge, PairwiseJudge):
-        labeller = kind(config, config.model)
-        request = labeller.prepare(shard, 0, [(0, row)], SHAPE).requests[0]
-        question = labeller.renderer.tokenizer.decode(request.prompt_ids)
-        assert '"name": "add"' in question and "¿three?" in question and '"}\nthree' in question
-
-
 @pytest.mark.parametrize("kind", [Verifier, PointwiseJudge, PairwiseJudge, Classified])
 def test_samples_of_another_tokenizer_are_texts_to_who_asks_about_them(judge: Path, kind: type[Labeller]) -> None:
     """The tokens that a policy drew are of its own tokenizer; only their endogenous reward needs them."""
