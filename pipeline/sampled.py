@@ -69,8 +69,8 @@ def as_asked(sample: Sample, renderer: Renderer) -> Sample:
         raise RowError(
             OTHER_RENDERING,
             "the responses were sampled under another tokenizer, chat template, or setting or date of it, so their token ids "
-            "are not this model's; label with the policy's own, under the tokens.* that it was sampled with (of a template that "
-            f"asks for the date also tokens.date, the day of sampling), or {RENDER}",
+            "are not this model's; label with the policy's own, under the tokens.* that it was sampled with (where a template "
+            f"asks for the date, tokens.date = the day of sampling), or {RENDER}",
         )
     if renderer.prompt_ids(sample.prompt, sample.conversational, sample.tools) != sample.prompt_token_ids:
         raise RowError(
