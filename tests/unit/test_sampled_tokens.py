@@ -260,7 +260,7 @@ def test_what_was_changed_by_hand_is_an_error_row_with_a_remedy(chat: Path, chan
     shape = detect([changed], InputConfig())
     labels, failures = labelled(chat, [changed], shape=shape)
     assert not labels and [failure.id for failure in failures] == failed
-    assert failures[-1].reason == "other_tokens" and "set tokens.sampled = render" in failures[-1].detail
+    assert failures[-1].reason == "other_tokens" and "tokens.sampled = render" in failures[-1].detail
     labels, failures = labelled(chat, [changed], shape=shape, sampled="render")
     assert labels and all(failure.reason == "empty_response" for failure in failures)
     names = ("prompt_token_ids", "response_token_ids", "rendering")
