@@ -10,14 +10,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import terminal
 from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
-from pipeline.pairs import PAIR_COLUMNS, PREFERENCES, PairCounts, preference_pairs
+from pipeline.pairs import PAIR_COLUMNS, PREFERENCES, PairCounts, preference_pairs, preferences_table
 from pipeline.store import LabelStore, part_uri, read_part
 
 FORMATS = ("trl",)
@@ -49,17 +49,17 @@ def export(uri: str, format: str, output: str) -> int:
         )
     counts = PairCounts()
 
-    def tables() -> Iterator[pa.Table]:
+    def parts() -> Iterator[list[dict[str, Any]]]:
         nonlocal counts
         for record in terminal.track(store.records(), progress.shards, "export", "shards"):
             if record.labels.rows:
-                table, found = preference_pairs(read_part(part_uri(uri, "labels", record.shard), PAIR_COLUMNS))
+                pairs, found = preference_pairs(read_part(part_uri(uri, "labels", record.shard), PAIR_COLUMNS))
                 counts += found
-                yield table
+                yield pairs
 
     write = {".parquet": _write_parquet, ".jsonl": _write_json_lines}[ending]
     with _whole_file(output) as path:
-        write(path, tables())
+        write(path, parts())
         if not counts.known + counts.by_reward:
             raise StoreError(f"{uri} holds no pair: each of its prompts has one response, or responses of equal reward")
     for sentence in explain(counts):
@@ -97,17 +97,17 @@ def refuse_existing(output: str) -> None:
         raise StoreError(f"{output} exists already and is left as it is; remove it, or give another --output")
 
 
-def _write_parquet(path: str, tables: Iterable[pa.Table]) -> None:
+def _write_parquet(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:
     with pq.ParquetWriter(path, PREFERENCES, compression="zstd", write_page_checksum=True) as writer:
-        for table in tables:
-            if table.num_rows:
-                writer.write_table(table)
+        for pairs in parts:
+            if pairs:
+                writer.write_table(preferences_table(pairs))
 
 
-def _write_json_lines(path: str, tables: Iterable[pa.Table]) -> None:
+def _write_json_lines(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        for table in tables:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+        for pairs in parts:
+            file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
 
 
 @contextlib.contextmanager

@@ -23,12 +23,12 @@ from jobs import terminal
 from jobs.close import Timing, close, counted
 from jobs.cluster import cluster, pick_pool
 from jobs.flow import Done, Pool, Target, Work, label_shards
-from jobs.plan import ShapeOf, pending, plan_inputs
+from jobs.plan import ShapeOf, check_sampled, pending, plan_inputs
 from pipeline import storage
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import ConfigError, EndorewardError, RunError
-from pipeline.labellers import UNPARSABLE, Labeller, Sampling
+from pipeline.labellers import UNPARSABLE, Endogenous, Labeller, Sampling
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.store import LabelStore, Record, StoredInput, WriterLock, fingerprint
 from pipeline.tokens import read_texts
@@ -87,7 +87,10 @@ class Filling:
         labeller = replace(labeller, config=labeller.config.model_copy(update={"tokens": tokens}))
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
-        return cls(labeller, store, device, description, plan_inputs(store, files, labeller.config.input, shape_of))
+        inputs = plan_inputs(store, files, labeller.config.input, shape_of)
+        if isinstance(labeller, Endogenous):
+            check_sampled(inputs, labeller.renderer)
+        return cls(labeller, store, device, description, inputs)
 
     def run(self, ray: LateCluster, command: str, *, retry_errors: bool = False, quiet: bool = False) -> None:
         """Label what is left, then close the store. Raises EndorewardError."""

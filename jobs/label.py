@@ -6,7 +6,7 @@ import contextlib
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, require, with_absolute_places
-from jobs.plan import plan_inputs
+from jobs.plan import check_sampled, plan_inputs
 from jobs.preview import estimate, show_example, show_inputs
 from pipeline.config import LabelConfig
 from pipeline.corpus import find_files
@@ -24,6 +24,7 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         renderer = labeller.renderer
         terminal.say(to_toml(config.model_dump()))
         inputs = plan_inputs(None, files, config.input)
+        check_sampled(inputs, renderer)
         show_inputs(inputs)
         show_example(inputs, renderer, config)
         terminal.print_table("Estimate, from a sample", estimate(inputs, renderer, config))

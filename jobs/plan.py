@@ -6,9 +6,11 @@ from typing import Any
 from jobs import terminal
 from jobs.flow import Work
 from pipeline.config import InputConfig
-from pipeline.corpus import InputFile, Shape, detect, plan_file, read_together
+from pipeline.corpus import InputFile, Shape, detect, plan_file, read_shards, read_together
 from pipeline.errors import InputError, StoreError
+from pipeline.sampled import check_samples
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
+from pipeline.tokens import Renderer
 
 ShapeOf = Callable[[list[dict[str, Any]], InputConfig, str], Shape]
 
@@ -47,6 +49,14 @@ def plan_inputs(
     if not planned:
         raise InputError("the input holds no rows: every file is empty")
     return planned
+
+
+def check_sampled(inputs: Iterable[StoredInput], renderer: Renderer) -> None:
+    """Raises ConfigError where a file's first rows are samples whose tokens this model cannot be given."""
+    for stored in inputs:
+        if stored.shape.sampled:
+            _, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
+            check_samples(stored.file.name, rows, stored.shape, renderer)
 
 
 def pending(store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool) -> list[Work]:

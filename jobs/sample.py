@@ -186,8 +186,8 @@ def _show(summary: Json, store: LabelStore, config: SampleConfig) -> None:
     if summary["cut_off"]:
         terminal.warn(
             f"{summary['cut_off']:,} of {responses:,} responses were cut off before the policy ended them (column truncated); "
-            f"label scores an end after them that it did not write. Raise sample.max_new_tokens "
-            f"({config.sample.max_new_tokens}), or leave them out"
+            f"label scores them as far as they go. Raise sample.max_new_tokens ({config.sample.max_new_tokens}), or leave "
+            "them out"
         )
     if summary["empty"]:
         terminal.warn(f"{summary['empty']:,} of {responses:,} responses are empty; label makes error rows of them")

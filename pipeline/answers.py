@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pipeline.thoughts import behind_thoughts
+
 LONGEST = 400  # characters of an answer that is parsed, and of a text's end that is searched for one
 LARGEST_EXPONENT = 10**5
 LARGEST_POWER_OF_A_SUM = 32  # which SymPy may multiply out
@@ -64,10 +66,14 @@ class _Found:
 
 
 @lru_cache(maxsize=1 << 16)
-def extract_and_check(response: str, gold: str) -> Verdict:
+def extract_and_check(response: str, gold: str, thinking: bool = False) -> Verdict:
     r"""Whether the response's final answer is equivalent to that of `gold`, which may be an answer alone (`72`,
-    `\frac{1}{2}`, `$x^2$`), a MATH solution with its `\boxed{}`, or a GSM8K solution with its `####`. Raises nothing."""
-    found, due = _find(response), _find(gold)
+    `\frac{1}{2}`, `$x^2$`), a MATH solution with its `\boxed{}`, or a GSM8K solution with its `####`. Raises nothing.
+
+    The answer is looked for behind the response's thoughts; where these do not end, there is none. `thinking`: the prompt
+    opens them (`pipeline.thoughts`)."""
+    answer = behind_thoughts(response, thinking)
+    found, due = None if answer is None else _find(answer), _find(gold)
     if found is None or due is None:
         return Verdict(False, found.spelt if found else None)
     same = "".join(found.text.split()) == "".join(due.text.split())

@@ -123,6 +123,12 @@ class TokensConfig(Section):
         description="spaces at the end of a prompt go to the response, as in the text's own tokens, or stay",
     )
 
+    sampled: Literal["exact", "render"] = Field(
+        default="exact",
+        description="responses of endoreward sample: exact scores the tokens that were drawn, after those that the policy was "
+        "asked with; render scores the texts anew, under the model's own tokenizer and template",
+    )
+
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
@@ -150,6 +156,13 @@ class TokensConfig(Section):
         if self.system_prompt is not None and self.rubrics is not None:
             raise ValueError("give system_prompt or rubrics, not both")
         return self
+
+
+def refuse_sampled(tokens: TokensConfig) -> TokensConfig:
+    """Where a policy writes itself. Raises ValueError."""
+    if tokens.sampled != "exact":
+        raise ValueError("sampled says how label scores samples, and has no effect here; leave it out")
+    return tokens
 
 
 class RewardConfig(Section):
@@ -453,7 +466,7 @@ class SampleConfig(LabelConfig):
     def _one_prompt(cls, tokens: TokensConfig) -> TokensConfig:
         if tokens.rubrics is not None:
             raise ValueError("a policy answers under one system prompt: give tokens.system_prompt, not tokens.rubrics")
-        return tokens
+        return refuse_sampled(tokens)
 
 
 def load_config(toml_path: str | None, overrides: list[tuple[str, Any]], assignments: list[str]) -> LabelConfig:

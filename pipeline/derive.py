@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError
 from pipeline.reward import reward_columns, stored_action_values
-from pipeline.store.schema import Label
+from pipeline.store.schema import Label, read_messages
 from pipeline.summary import Moments, Tally, find_pairs
 
 Array = NDArray[np.float64]
@@ -121,6 +121,7 @@ def relabel(labels: pa.Table, stored: RewardConfig, wanted: RewardConfig) -> lis
     kept = labels.drop_columns([*TOKEN_COLUMNS, "reward"]).to_pylist()
     found = []
     for row, (logprobs, values, rewards) in zip(kept, tokens, strict=True):
+        row["prompt"] = read_messages(row["prompt"])
         q = stored_action_values(logprobs, values, rewards, stored.alpha, stored.gamma)
         anew, total = reward_columns(q, values, wanted)
         found.append(Label(**row, reward=total, token_logprobs=logprobs, token_values=values, token_rewards=anew))

@@ -16,12 +16,14 @@ from pipeline.config import RewardConfig
 from pipeline.corpus import RawRow, Shape, Shard, turns
 from pipeline.errors import RowError
 from pipeline.reward import reward_columns, stored_action_values, token_rewards
+from pipeline.sampled import as_asked
 from pipeline.samples import Turn, response_id
 from pipeline.scores import Scores
-from pipeline.store.schema import Failure, Label, extra_json
+from pipeline.store.schema import Failure, Label, extra_json, other_json
 from pipeline.tokens import Renderer, TokenizedTurn
 
 Column = NDArray[np.float32]
+KEPT = "reward_info"  # in extra_info: what a labeller keeps beside the reward
 NO_TOKENS = np.zeros(0, np.float32)
 ALIKE = "responses have the same tokens as another response to their prompt whose text differs: their rewards are equal"
 
@@ -67,7 +69,7 @@ def _expand(
     try:
         if isinstance(row, RowError):
             raise row
-        sample = shape.normalise(file, number, row)  # type: ignore[arg-type]
+        sample = as_asked(shape.normalise(file, number, row), renderer)  # type: ignore[arg-type]
     except RowError as error:
         yield failure(prompt_id, prompt_id, error)
         return
@@ -145,7 +147,9 @@ def make_label(
         token_values=values,
         token_rewards=rewards,
         rubric=turn.rubric,
-        extra_info=extra_json({**turn.extra, **({"reward_info": kept} if kept else {})}),
+        extra_info=extra_json({**turn.extra, **({KEPT: kept} if kept else {})}),
+        prompt_token_ids=tokens.prompt_ids,
+        response_other=other_json(turn.beside),
     )
 
 

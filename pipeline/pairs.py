@@ -7,13 +7,15 @@ The columns are those of TRL's conversational preference format with an explicit
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.errors import StoreError
 from pipeline.samples import Message
+from pipeline.store.schema import read_message, read_messages
 from pipeline.summary import find_pairs
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -30,7 +32,7 @@ PREFERENCES = pa.schema(
     }
 )
 CHOICE_COLUMNS = ["prompt_id", "rubric", "preference", "response_index", "turn", "reward"]
-PAIR_COLUMNS = [*CHOICE_COLUMNS, "prompt", "response"]
+PAIR_COLUMNS = [*CHOICE_COLUMNS, "prompt", "response", "response_other"]
 
 Group = tuple[str, str | None]  # prompt_id and rubric
 Rows = NDArray[np.int64]
@@ -51,14 +53,15 @@ class PairCounts:
         return PairCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def preference_pairs(labels: pa.Table) -> tuple[pa.Table, PairCounts]:
-    """The pairs of whole shards' labels, a row each with the columns PREFERENCES. Needs the columns PAIR_COLUMNS.
+def preference_pairs(labels: pa.Table) -> tuple[list[dict[str, Any]], PairCounts]:
+    """The pairs of whole shards' labels, a row each with the columns PREFERENCES, messages whole. Needs the columns
+    PAIR_COLUMNS.
 
     `choose_pairs` says which. The messages that both sides share are the prompt; what a conversation has of its own
     after them goes before its response.
     """
     pairs, counts = choose_pairs(labels)
-    return _table(labels, pairs), counts
+    return _rows(labels, pairs), counts
 
 
 def choose_pairs(
@@ -121,24 +124,42 @@ def last_turns(labels: pa.Table) -> dict[Group, tuple[list[int], bool]]:
     return found
 
 
-def _table(labels: pa.Table, pairs: Rows) -> pa.Table:
-    sides = [labels.select(["prompt", "response", "reward"]).take(pairs[:, side]).to_pylist() for side in (0, 1)]
+def preferences_table(pairs: Sequence[dict[str, Any]]) -> pa.Table:
+    """Pairs with the columns PREFERENCES. Raises StoreError for a message that has more than role and content."""
+    for pair in pairs:
+        for message in (*pair["prompt"], *pair["chosen"], *pair["rejected"]):
+            more = sorted(message.keys() - {"role", "content"})
+            if more:
+                raise StoreError(
+                    f"{pair['prompt_id']}: a message has {' and '.join(more)}, for which a .parquet file of this format "
+                    "has no column; give an --output that ends in .jsonl"
+                )
+    return pa.Table.from_pylist(list(pairs), schema=PREFERENCES)
+
+
+def _rows(labels: pa.Table, pairs: Rows) -> list[dict[str, Any]]:
+    columns = ["prompt", "response", "response_other", "reward"]
+    sides = [labels.select(columns).take(pairs[:, side]).to_pylist() for side in (0, 1)]
     names = labels.select(["prompt_id", "rubric"]).take(pairs[:, 0]).to_pylist()
     rows = []
     for chosen, rejected, name in zip(*sides, names, strict=True):
-        shared = _shared(chosen["prompt"], rejected["prompt"])
+        left, right = (read_messages(side["prompt"]) for side in (chosen, rejected))
+        shared = _shared(left, right)
         rows.append(
             {
-                "prompt": chosen["prompt"][:shared],
-                "chosen": [*chosen["prompt"][shared:], {"role": "assistant", "content": chosen["response"]}],
-                "rejected": [*rejected["prompt"][shared:], {"role": "assistant", "content": rejected["response"]}],
+                "prompt": left[:shared],
+                "chosen": [*left[shared:], read_message("assistant", chosen["response"], chosen["response_other"])],
+                "rejected": [
+                    *right[shared:],
+                    read_message("assistant", rejected["response"], rejected["response_other"]),
+                ],
                 "chosen_reward": chosen["reward"],
                 "rejected_reward": rejected["reward"],
                 "margin": chosen["reward"] - rejected["reward"],
                 **name,
             }
         )
-    return pa.Table.from_pylist(rows, schema=PREFERENCES)
+    return rows
 
 
 def _shared(left: list[Message], right: list[Message]) -> int:

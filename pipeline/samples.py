@@ -67,6 +67,7 @@ class Sample:
     failed: list[FailedResponse] = field(default_factory=list)
     tools: list[dict[str, Any]] | None = None  # that the conversation may call, as chat templates take them
     prompt_token_ids: list[int] | None = None  # where a policy was asked: the very tokens that it answered
+    rendering: str | None = None  # and what had made them of the prompt: see `pipeline.sampled`
 
     @property
     def prompt_id(self) -> str:

@@ -1,17 +1,23 @@
 """Finished label stores that tests build as a run does it, but for Ray: rows of a file, prepared, scored, committed."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.config import EvaluateConfig
 from pipeline.corpus import detect, find_files, plan_file, read_shards
 from pipeline.labellers import Endogenous, Labeller
 from pipeline.models import load_model
 from pipeline.scoring import Scorer
-from pipeline.store import LabelStore, StoredInput, commit, fingerprint
+from pipeline.store import LabelStore, StoredInput, commit, documents, fingerprint, part_uri, shard_name
+from pipeline.store.schema import FORMER_LABELS
 
 
 @lru_cache(maxsize=8)
@@ -49,6 +55,29 @@ def label_store(
         labels, failures = labeller.finish(prepared, _answers(labeller, prepared.requests))
         commit(store.uri, shard, fingerprint.digest(description), 0, labels, failures)
     return store
+
+
+def as_format_1(store: LabelStore, extra_info: Callable[[dict[str, Any]], str] | None = None) -> None:
+    """Make a store what it was before prompts kept their tokens and messages what else they hold: columns, description and
+    digests. `extra_info` makes that column of a row as it is now."""
+    run = documents.read(store.at("records", "run.json"))
+    description = {k: v for k, v in run["description"].items() if k != "model.tokenizer"} | {"format": 1}
+    digest = fingerprint.digest(description)
+    documents.write(store.at("records", "run.json"), {"fingerprint": digest, "description": description})
+    for record in list(store.records()):
+        data = None
+        if record.labels.rows:
+            uri = part_uri(store.uri, "labels", record.shard)
+            rows = pq.ParquetFile(uri).read().to_pylist()
+            for row in rows:
+                row["extra_info"] = extra_info(row) if extra_info else row["extra_info"]
+                row["prompt"] = [{name: message[name] for name in ("role", "content")} for message in row["prompt"]]
+            table = pa.table({f.name: [row[f.name] for row in rows] for f in FORMER_LABELS}, schema=FORMER_LABELS)
+            pq.write_table(table, uri, compression="zstd", write_page_checksum=True)
+            data = hashlib.sha256(Path(uri).read_bytes()).hexdigest()
+        labels = replace(record.labels, sha256=data)
+        content = replace(record, fingerprint=digest, labels=labels).to_json()
+        documents.write(store.at("records", f"{shard_name(record.shard)}.json"), content)
 
 
 def _answers(labeller: Labeller, requests: Sequence[Any]) -> list[Any]:

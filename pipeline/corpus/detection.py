@@ -18,7 +18,7 @@ from dataclasses import replace
 from pipeline.config import InputConfig
 from pipeline.corpus import columns
 from pipeline.corpus.columns import Row
-from pipeline.corpus.shapes import Column, Shape, label_number
+from pipeline.corpus.shapes import SAMPLED, Column, Shape, label_number
 from pipeline.errors import InputError, RowError
 from pipeline.samples import Sample
 
@@ -129,7 +129,8 @@ def _candidates(names: Sequence[str], config: InputConfig, first_label: int) -> 
             if name not in taken:
                 about = among(CONTEXTS) if name == "instruction" and not prompt else []
                 context = next((column for column in about if column not in taken), None)
-                yield replace(base, responses=tuple(responses), prompt=name, context=context)
+                sampled = all(column in names for column in SAMPLED) and len(responses) == 1 and not paired
+                yield replace(base, responses=tuple(responses), prompt=name, context=context, sampled=sampled)
         if not prompt and (keyed or paired):
             yield replace(base, responses=tuple(responses))
         if not prompt and keyed and not paired:

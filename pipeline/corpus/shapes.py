@@ -21,6 +21,7 @@ from pipeline.samples import BESIDE, FailedResponse, Message, Preference, Respon
 
 Column = tuple[str, Preference | None]
 
+SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")
 BETTER = (("a", "a>b", "a>>b", "model_a", "first"), ("b", "b>a", "b>>a", "model_b", "second"))
 NEITHER = ("c", "a=b", "b=a", "tie", "tie(bothbad)")
 
@@ -39,12 +40,14 @@ class Shape:
     label: str | None = None  # says which of the two responses is better
     first_label: int = 1  # a label that is this number names the first
     tools: str | None = None  # which the conversation may call; stays in `extra` as well
+    sampled: bool = False  # the columns SAMPLED hold the tokens that a policy was asked with and wrote
     note: str = field(default="", compare=False)  # what the first rows hold, for people
 
     def describe(self) -> str:
         """One line for people: `prompt + chosen + rejected (text, 3 each)`."""
         named = [self.system, self.prompt, self.context, *(column for column, _ in self.responses), self.label]
-        return " + ".join(filter(None, named)) + (f" ({self.note})" if self.note else "")
+        tokens = ", with the tokens that were sampled" if self.sampled else ""
+        return " + ".join(filter(None, named)) + (f" ({self.note})" if self.note else "") + tokens
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,7 +80,7 @@ class Shape:
                 if isinstance(value, RowError):
                     raise value
                 messages, as_messages = self._response(value, where, preference)
-                drafts.append(Response(messages, preference, index, extra))
+                drafts.append(Response(messages, preference, index, extra, self._written(row, index)))
                 conversational = conversational or len(messages) > 1 or (as_messages and self.prompt is None)
             except RowError as error:
                 failed.append(FailedResponse(preference, index, error))
@@ -99,8 +102,17 @@ class Shape:
         extra = row
         for column in used:
             extra = columns.without(extra, column)
+        asked, _, rendering = [row.get(column) if self.sampled else None for column in SAMPLED]
+        for column in SAMPLED if self.sampled else ():
+            extra = columns.without(extra, column)
         tools = read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None
-        return Sample(file_name, row_number, prompt, responses, conversational, columns.jsonable(extra), failed, tools)
+        extra = columns.jsonable(extra)
+        return Sample(file_name, row_number, prompt, responses, conversational, extra, failed, tools, asked, rendering)
+
+    def _written(self, row: Row, index: int) -> Any:
+        """The tokens of a response as its row has them, None for none. Whether they are its own is seen where it is scored."""
+        column = row.get(SAMPLED[1]) if self.sampled else None
+        return column[index] if isinstance(column, list) and index < len(column) else None
 
     def _labelled(self, row: Row, label: str) -> "Shape":
         """The shape of this one row: its better response chosen, the other rejected."""

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.benchmarks.items import Answer, Item
+from pipeline.labelling import KEPT
 
-KEPT = "reward_info"  # what a labeller keeps beside the reward, in extra_info
 COLUMNS = (
     "prompt_id", "rubric", "preference", "response_index", "turn", "response", "reward", "num_tokens", "truncated",
     "extra_info",

@@ -1,6 +1,7 @@
 """What all labellers share."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -9,11 +10,17 @@ from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, TokensConf
 from pipeline.corpus import RawRow, Shape, Shard
 from pipeline.errors import RowError
 from pipeline.labelling import Prepared, failure, make_label, prepare
-from pipeline.models import UNBOUNDED, context_length, identify_model, load_settings, load_tokenizer
-from pipeline.samples import Turn
+from pipeline.models import (
+    UNBOUNDED,
+    context_length,
+    identify_model,
+    load_settings,
+    load_tokenizer,
+)
+from pipeline.samples import Message, Turn
 from pipeline.store import fingerprint
 from pipeline.store.schema import Failure, Label
-from pipeline.tokens import Ending, PlainRenderer, Renderer, TokenizedTurn
+from pipeline.tokens import Ending, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 
 Engine = Literal["scorer", "classifier", "generator"]
 
@@ -69,7 +76,11 @@ class Labeller:
 
     def describe(self, dtype: str) -> dict[str, Any]:
         """All that changes a number: what the fingerprint of its label store is made of. Raises ConfigError."""
-        model = {**identify_model(self.model, dtype), "max_length": self.renderer.max_length}
+        model = {
+            **identify_model(self.model, dtype),
+            "max_length": self.renderer.max_length,
+            "tokenizer": tokenizer_digest(self.renderer.tokenizer),
+        }
         kind = {} if self.name == "endogenous" else {"labeller": self.name}
         config = self.config.model_copy(update={"tokens": self.tokens})
         settings = {**kind, **self.settings()}
@@ -96,11 +107,25 @@ class Asking(Labeller):
 
     @property
     def counter(self) -> Renderer:
-        plain = {"template": "none", "append_eos": False, "max_length": None}
+        plain = {"template": "none", "append_eos": False, "max_length": None, "sampled": "render"}
         return open_renderer(self.model, self.config.tokens.model_copy(update=plain), "none", True, self.texts)
 
+    def written(
+        self, prompt: list[Message], conversational: bool, rubric: str | None, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """The tokens of a prompt that the model is to answer itself, under a rubric: the template's own generation prompt.
+        Raises RowError."""
+        found = _under(self.renderer, rubric).prompt_ids(prompt, conversational, tools)
+        if len(found) >= self.renderer.max_length:
+            raise RowError(
+                "question_too_long",
+                f"{len(found)} tokens of the question leave no room for an answer, {self.renderer.max_length} fit; shorten "
+                "the question, or take a model with a longer context",
+            )
+        return found
+
     def fitted(self, turn: Turn) -> TokenizedTurn:
-        """A question with its answer as tokens. Raises RowError."""
+        """A question with its answer as tokens, to be scored. Raises RowError."""
         try:
             return self.renderer.tokenize(turn)
         except RowError as error:
@@ -151,6 +176,13 @@ class OfResponses(Labeller):
             except RowError as error:
                 failures.append(failure(turn.id, turn.prompt_id, error))
         return labels, failures
+
+
+def _under(renderer: Renderer, rubric: str | None) -> Renderer:
+    """The renderer with this one of its rubrics alone."""
+    only = copy(renderer)
+    only.rubrics = {rubric: renderer.rubrics[rubric]}
+    return only
 
 
 def filled(template: str, **texts: str) -> str:

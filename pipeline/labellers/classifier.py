@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config import TokensConfig
 from pipeline.labellers.base import OfResponses
 from pipeline.samples import Turn
 from pipeline.tokens import TokenizedTurn
@@ -15,6 +16,11 @@ class Classified(OfResponses):
     name = "classifier"
     engine = "classifier"
     ending = "whole"
+
+    @property
+    def tokens(self) -> TokensConfig:
+        """Texts are read: the tokens that a policy wrote are not the classifier's."""
+        return self.config.tokens.model_copy(update={"sampled": "render"})
 
     def settings(self) -> dict[str, Any]:
         return {"classifier.output": self.config.classifier.output}

@@ -19,7 +19,9 @@ class Endogenous(Labeller):
     name = "endogenous"
 
     def settings(self) -> dict[str, Any]:
-        return {f"reward.{name}": value for name, value in self.config.reward.model_dump().items()}
+        reward = {f"reward.{name}": value for name, value in self.config.reward.model_dump().items()}
+        sampled = self.config.tokens.sampled
+        return reward if sampled == "exact" else {**reward, "tokens.sampled": sampled}
 
     def prepare(self, shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape) -> Prepared:
         return prepare(shard, generation, rows, shape, self.renderer, self.config.input.turns)

@@ -1,4 +1,5 @@
-"""LLM as a judge (Zheng et al. 2023, arXiv 2306.05685): a model writes a verdict, which is read from its last match.
+"""LLM as a judge (Zheng et al. 2023, arXiv 2306.05685): a model writes a verdict, which is read from its last match behind
+its thoughts.
 
 A judgement that cannot be read is an error row, `unparsable_judgement`, and never a guess. A pairwise judge sees every
 pair in both orders; where it prefers the same place rather than the same response, the pair is a tie that is counted as
@@ -7,7 +8,7 @@ a disagreement.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from pipeline.labelling import Prepared, failure, make_label, prepare
 from pipeline.questions import Completion, Question
 from pipeline.samples import Message, Turn
 from pipeline.store.schema import Failure, Label
-from pipeline.tokens import STAND_IN, TokenizedTurn, conversation_text
+from pipeline.thoughts import behind_thoughts, opens_thoughts
+from pipeline.tokens import TokenizedTurn, conversation_text
 
 UNPARSABLE = "unparsable_judgement"
 WINNERS = {"A": 1, "B": -1, "C": 0, "TIE": 0}
@@ -41,7 +43,8 @@ class PointwiseJudge(Asking, OfResponses):
 
     def reward(self, answer: list[Completion]) -> tuple[float, dict[str, Any]]:
         [judgement] = answer
-        said, judge = verdict(self.config.judge.pointwise_pattern, judgement), self.config.judge
+        judge = self.config.judge
+        said = verdict(judge.pointwise_pattern, judgement, opens_thoughts(self.renderer))
         try:
             rating = float(said)
         except ValueError:
@@ -150,7 +153,7 @@ class PairwiseJudge(Asking):
         if isinstance(answer, RowError):
             raise answer
         [judgement] = answer
-        said = verdict(self.config.judge.pairwise_pattern, judgement).upper()
+        said = verdict(self.config.judge.pairwise_pattern, judgement, opens_thoughts(self.renderer)).upper()
         if said not in WINNERS:
             raise unparsable(judgement, f"{said!r} is not one of {', '.join(WINNERS)}")
         return WINNERS[said]
@@ -173,13 +176,16 @@ def compared(turns: Sequence[Turn]) -> Iterator[Shown]:
 
 def ask(judge: Asking, turn: Turn, text: str) -> Question:
     """A question to the judge, under the turn's rubric. Raises RowError where it does not fit."""
-    about = replace(turn, prompt=[Message(role="user", content=text)], response=STAND_IN, conversational=True)
-    return Question(judge.fitted(about).prompt_ids)
+    return Question(judge.written([Message(role="user", content=text)], True, turn.rubric))
 
 
-def verdict(pattern: str, judgement: Completion) -> str:
-    """The pattern's group in its last match. Raises RowError where there is none."""
-    matches = re.findall(pattern, judgement.text)
+def verdict(pattern: str, judgement: Completion, thinking: bool = False) -> str:
+    """The pattern's group in its last match behind the judge's thoughts, which the prompt opens where `thinking`. Raises
+    RowError where there is none."""
+    answer = behind_thoughts(judgement.text, thinking)
+    if answer is None:
+        raise unparsable(judgement, "its thoughts do not end")
+    matches = re.findall(pattern, answer)
     if not matches:
         raise unparsable(judgement, f"it holds nothing of the form {pattern}")
     return matches[-1]

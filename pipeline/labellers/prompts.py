@@ -2,10 +2,14 @@
 
 A row that comes out has the columns
 
-    prompt      as the input gave it: text stays text, messages stay messages
-    system      the system prompt of a bare text prompt, where the input has a column of it
+    prompt      as the input gave it: text stays text, messages stay messages; under the system prompt of the run
+    system      the system prompt of a bare text prompt, where the input has a column of it or the run one
     responses   texts, one for each sample
     truncated   for each response whether it was cut off, so that the policy did not end it itself
+
+and the tokens, by which `label` scores what was drawn after what was asked (`pipeline.sampled`):
+
+    prompt_token_ids, response_token_ids, rendering
 
 and the input's other columns under their own names, `input_` put before those that say a prompt, a response or a system
 prompt to whoever reads the row next. So `detect` finds `prompt + responses` whatever the input held.
@@ -22,16 +26,18 @@ import pyarrow as pa
 from pipeline.config import InputConfig, SampleConfig, SampleSection, TokensConfig
 from pipeline.corpus import Shape, columns, detect
 from pipeline.corpus.columns import Row
-from pipeline.corpus.detection import CONTEXTS, CONVERSATIONS, LISTED, PROMPTS, SYSTEMS
+from pipeline.corpus.detection import CONTEXTS, CONVERSATIONS, LISTED, PROMPTS, SYSTEMS, TOOLS
+from pipeline.corpus.shapes import SAMPLED
 from pipeline.errors import InputError, RowError
-from pipeline.labellers.sampling import Asked, Sampling
+from pipeline.labellers.sampling import Asked, Sampling, with_system
+from pipeline.labelling import KEPT
 from pipeline.questions import Completion
 from pipeline.samples import Message, Turn
-from pipeline.tokens import TokenizedTurn
 
-OURS = ("prompt", "responses", "truncated")
-TAKEN = {*OURS, *SYSTEMS, "chosen", "rejected", "response"}  # what `detect` would take for, or before, ours
-STORED = ["prompt_id", "response", "truncated", "num_tokens", "extra_info"]  # columns of the store that make a row
+OURS = ("prompt", "responses", "truncated", *SAMPLED)
+TAKEN = {*OURS, *SYSTEMS, "chosen", "rejected", "response", KEPT}  # what `detect` would take for, or before, ours
+# columns of the store that make a row
+STORED = ["prompt_id", "response", "truncated", "num_tokens", "extra_info", "prompt_token_ids", "token_ids"]
 
 
 @dataclass(frozen=True)
@@ -62,39 +68,41 @@ class PromptSampler(Sampling):
     def settings(self) -> dict[str, Any]:
         return {f"sample.{name}": value for name, value in self.config.sample.model_dump().items()}
 
-    def fitted(self, turn: Turn) -> TokenizedTurn:
-        try:
-            return self.renderer.tokenize(turn)
-        except RowError as error:
-            if error.reason != "prompt_too_long":
-                raise
+    def written(
+        self, prompt: list[Message], conversational: bool, rubric: str | None, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        found = self.renderer.prompt_ids(prompt, conversational, tools)
+        if len(found) >= self.renderer.max_length:
             raise RowError(
                 "prompt_too_long",
                 f"the prompt leaves no room for a response in {self.renderer.max_length} tokens; shorten it, or take a "
                 "policy with a longer context",
-            ) from None
+            )
+        return found
 
     def asked(self, file: str, number: int, row: Row, shape: Shape) -> Asked:
         """Raises RowError."""
-        prompt, conversational, other = prompt_of(file, number, row, shape)
-        return Asked(prompt, conversational, _given(prompt, conversational) | _renamed(other))
+        asked = prompt_of(file, number, row, shape)
+        shown = with_system(asked.prompt, self.config.tokens.system_prompt)
+        return replace(asked, extra=_given(shown, asked.conversational) | _renamed(asked.extra))
 
     def judged(self, turn: Turn, completion: Completion) -> tuple[float, dict[str, Any]]:
-        return float(completion.finished), {}
+        return float(completion.finished), {"rendering": self.renderer.identity}
 
 
-def prompt_of(file: str, number: int, row: Row, shape: Shape) -> tuple[list[Message], bool, Row]:
-    """A row's prompt, whether it is a conversation, and what else the row holds; of an answer that closes a
-    conversation, `response`. Raises RowError."""
+def prompt_of(file: str, number: int, row: Row, shape: Shape) -> Asked:
+    """A row's prompt, and in `extra` what else the row holds; of an answer that closes a conversation, `response`. Raises
+    RowError."""
     alone = replace(shape, responses=()).normalise(file, number, row)
     found = alone if shape.prompt is not None else shape.normalise(file, number, row)
     if found.failed and not found.responses:
         raise found.failed[0].error
     prompt, other = found.prompt, dict(alone.extra)
     if found.conversational and prompt and prompt[-1]["role"] == "assistant":
-        other["response"] = prompt[-1]["content"]
+        last = prompt[-1]
+        other["response"] = last["content"] if last.keys() == {"role", "content"} else last
         prompt = prompt[:-1]
-    return prompt, found.conversational, other
+    return Asked(prompt, found.conversational, other, found.tools)
 
 
 def _given(prompt: list[Message], conversational: bool) -> Row:
@@ -124,10 +132,10 @@ def prompt_shape(rows: Sequence[Row], config: InputConfig, name: str) -> Shape:
     given = config.prompt_key or config.messages_key
     if given and not any(columns.has(row, given) for row in rows):
         raise InputError(f"{name}: there is no column {given!r} in its first rows; columns: {_listed(rows)}")
-    system = next((column for column in SYSTEMS if column in names), None)
+    system, tools = (next((column for column in known if column in names), None) for known in (SYSTEMS, TOOLS))
     for column in [given] if given else [column for column in PROMPTS + CONVERSATIONS if column in names]:
         about = [context for context in CONTEXTS if context in names and column == "instruction" and not given]
-        shape = Shape((), prompt=column, context=next(iter(about), None), system=system)
+        shape = Shape((), prompt=column, context=next(iter(about), None), system=system, tools=tools)
         for row in rows:
             try:
                 note = "messages" if shape.normalise(name, 0, row).conversational else "text"
@@ -135,7 +143,7 @@ def prompt_shape(rows: Sequence[Row], config: InputConfig, name: str) -> Shape:
             except RowError:
                 continue
     try:
-        shape = replace(detect(rows, config, name), turns="last", label=None)
+        shape = replace(detect(rows, config, name), turns="last", label=None, sampled=False)
     except InputError:
         shape = Shape((), plain=True)
     if shape.plain:
@@ -181,4 +189,8 @@ def sampled(part: pa.Table) -> Iterator[Samples]:
             "responses": [label["response"] for label in siblings],
             "truncated": [label["truncated"] for label in siblings],
         }
+        asked = siblings[0]["prompt_token_ids"]
+        if asked is not None:  # which a store of format 1 does not say
+            written = [label["token_ids"] for label in siblings]
+            ours |= dict(zip(SAMPLED, (asked, written, given.pop(KEPT)["rendering"]), strict=True))
         yield Samples(ours | given, sum(label["num_tokens"] for label in siblings))

@@ -17,7 +17,7 @@ from pipeline.labelling import Prepared, failure, make_label
 from pipeline.questions import Completion, Question
 from pipeline.samples import Message, Turn, turn_id
 from pipeline.store.schema import Failure, Label
-from pipeline.tokens import STAND_IN, TokenizedTurn
+from pipeline.tokens import TokenizedTurn
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Asked:
     prompt: list[Message]
     conversational: bool  # as in `Sample`
     extra: dict[str, Any]
+    tools: list[dict[str, Any]] | None = None  # as in `Sample`
 
 
 class Sampling(Asking):
@@ -65,16 +66,16 @@ class Sampling(Asking):
             except RowError as error:
                 out.failures.append(failure(prompt_id, prompt_id, error))
                 continue
-            for rubric in self.renderer.rubrics:
+            for rubric, system in self.renderer.rubrics.items():
                 turn = _turn(prompt_id, asked, rubric)
                 try:
-                    tokens = self.fitted(turn)
+                    ids = self.written(asked.prompt, asked.conversational, rubric, asked.tools)
                 except RowError as error:
                     out.failures.append(failure(turn.id, prompt_id, error))
                     continue
                 seed = hashlib.sha256(f"{self.drawn.seed}:{turn.id}".encode()).digest()
-                requests.append(Question(tokens.prompt_ids, self.answers, int.from_bytes(seed[:4], "big")))
-                plan.append((turn, tokens))
+                requests.append(Question(ids, self.answers, int.from_bytes(seed[:4], "big")))
+                plan.append((turn, TokenizedTurn(ids, [], with_system(asked.prompt, system))))
         out.requests, out.plan, out.notes = requests, plan, list(self.renderer.notes)
         return out
 
@@ -112,8 +113,18 @@ def _turn(prompt_id: str, asked: Asked, rubric: str | None) -> Turn:
         response_index=0,
         turn=0,
         prompt=asked.prompt,
-        response=STAND_IN,
+        response="",
         conversational=asked.conversational,
         rubric=rubric,
         extra=asked.extra,
+        tools=asked.tools,
     )
+
+
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """A prompt under a system prompt, as `Renderer` shows it: one of its own follows."""
+    if not system:
+        return messages
+    own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    whole = system if own is None else f"{system}\n\n{own}"
+    return [Message(role="system", content=whole), *messages[own is not None :]]

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.report.markup import esc, minus
+from pipeline.store.schema import message_text, read_messages
 from pipeline.summary import find_pairs, plain, signed
 
 Decode = Callable[[list[int]], list[str]]
@@ -149,22 +150,23 @@ def _response(record: dict[str, Any], views: list[View], decode: Decode) -> str:
     )
 
 
-def _prompt(messages: list[dict[str, str]]) -> str:
-    length = sum(len(message["content"]) for message in messages)
+def _prompt(stored: list[dict[str, Any]]) -> str:
+    messages = [(message["role"], message_text(message)) for message in read_messages(stored)]
+    length = sum(len(text) for _, text in messages)
     if not length:
         return '<p class="prompt none">No prompt.</p>'
     room, shown = MAX_PROMPT, []
-    for message in messages:
-        text = message["content"][: max(room, 0)]
+    for role, whole in messages:
+        text = whole[: max(room, 0)]
         room -= len(text)
-        shown.append(f'<p><b>{esc(message["role"])}</b> <span dir="auto">{esc(text)}</span></p>')
+        shown.append(f'<p><b>{esc(role)}</b> <span dir="auto">{esc(text)}</span></p>')
         if room <= 0:
             break
     more = f"<p><small>{length - MAX_PROMPT:,} more characters</small></p>" if length > MAX_PROMPT else ""
     body = f'<div class="prompt">{"".join(shown)}{more}</div>'
     if length <= FOLDED_PROMPT:
         return body
-    last = " ".join(messages[-1]["content"].split())
+    last = " ".join(messages[-1][1].split())
     opening = f"{last[:110]}…" if len(last) > 110 else last
     summary = f'Prompt, {length:,} characters: <span dir="auto">{esc(opening)}</span>'
     return f"<details><summary>{summary}</summary>{body}</details>"

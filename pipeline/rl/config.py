@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config import InputConfig, ModelConfig, Place, RewardConfig, Section, TokensConfig
+from pipeline.config import InputConfig, ModelConfig, Place, RewardConfig, Section, TokensConfig, refuse_sampled
 from pipeline.training.config import LearningConfig, OptimizerSection
 
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce", "reinforce_plus_plus")
@@ -278,7 +278,7 @@ class RlConfig(LearningConfig):
                 "over_length = cut_prompt is for labelling: a prompt that leaves no room for a response is left out, with a "
                 "warning; shorten it, or take a policy with a longer context"
             )
-        return tokens
+        return refuse_sampled(tokens)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -13,8 +13,7 @@ columns hold that another store's hold otherwise:
   and `train` must not take their log-probabilities for those of a reference.
 - token_values: empty where no source of rewards has values.
 - truncated: the response was cut off by its longest length.
-- prompt: with the policy's system prompt before it. A template that drops system messages sees another prompt than the
-  store shows, and `train` says so; replaying does not mind.
+- prompt: with the policy's system prompt before it. prompt_token_ids are what the policy was asked with.
 - extra_info: the prompt's columns, and as `rollout` what has no column: arrays as their type and the base64 of their bytes.
 
 What is read back is what was kept, to the last bit. Left out: a lock. A run has one writer, which holds that of its folder.
@@ -39,10 +38,11 @@ from pipeline import __version__, storage
 from pipeline.corpus import FilePlan, InputFile, Shape, Shard
 from pipeline.errors import StoreError
 from pipeline.labellers.base import open_renderer
+from pipeline.labellers.sampling import with_system
 from pipeline.labelling import NO_TOKENS
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
-from pipeline.samples import Message, turn_id
+from pipeline.samples import turn_id
 from pipeline.store import (
     Label,
     LabelStore,
@@ -56,6 +56,7 @@ from pipeline.store import (
     shard_name,
 )
 from pipeline.summary import merge
+from pipeline.tokens import tokenizer_digest
 
 SYSTEM = "tokens.system_prompt"
 OWN = "rollout"  # ours, in extra_info
@@ -80,8 +81,8 @@ def describe_kept(config: RlConfig, run_description: Mapping[str, Any], dtype: s
         "format": fingerprint.FORMAT,
         "model.dtype": dtype,
         "model.max_length": renderer.max_length,
-        "tokens.template": renderer.template,
-        "tokens.append_eos": config.tokens.append_eos,
+        "model.tokenizer": tokenizer_digest(renderer.tokenizer),
+        **fingerprint.describe_tokens(config.tokens, renderer.template),
         "tokens.over_length": "cut_response",
         SYSTEM: config.tokens.system_prompt,
         "reward.gamma": config.reward.gamma,
@@ -190,7 +191,7 @@ class KeptRollouts:
 
     def _labels(self, step: int, row: int, group: Group) -> list[Label]:
         prompt_id = f"{_name(step)}:{row}"
-        prompt = _with_system(group.prompt.messages, self._system)
+        prompt = with_system(group.prompt.messages, self._system)
         siblings = zip(group.rollouts, group.rewarded, strict=True)
         return [
             Label(
@@ -211,6 +212,7 @@ class KeptRollouts:
                 token_rewards=rewarded.token_rewards.astype(np.float32),
                 rubric=None,
                 extra_info=_extra_info(group.prompt, rollout, rewarded),
+                prompt_token_ids=group.prompt.ids,
             )
             for index, (rollout, rewarded) in enumerate(siblings)
         ]
@@ -239,15 +241,6 @@ def _digest(labels: Sequence[Label]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _with_system(messages: list[Message], system: str | None) -> list[Message]:
-    """The prompt as `Renderer` shows it: one of its own follows the policy's system prompt."""
-    if not system:
-        return messages
-    own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-    whole = system if own is None else f"{system}\n\n{own}"
-    return [Message(role="system", content=whole), *messages[own is not None :]]
-
-
 # What has no column
 
 
@@ -256,12 +249,12 @@ def _extra_info(prompt: Prompt, rollout: Rollout, rewarded: Rewarded) -> str:
         "prompt": prompt.id,
         "messages": prompt.messages,
         "conversational": prompt.conversational,
-        "prompt_ids": _packed(np.array(prompt.ids, np.int32)),
         "version": rollout.version,
         "parts": rewarded.parts,
         "token_rewards": _packed(rewarded.token_rewards),
         "values": _packed(rewarded.values),
         "reference": _packed(rewarded.reference),
+        **({} if prompt.tools is None else {"tools": prompt.tools}),
     }
     columns = prompt.columns
     if OWN in columns or json.loads(extra_json(columns)) != columns:  # nan, which JSON has no word for
@@ -282,8 +275,9 @@ def _read(labels: pa.Table, row: int, label: Mapping[str, Any]) -> tuple[Prompt,
     logprobs = labels["token_logprobs"][row].values.to_numpy(zero_copy_only=False).copy()
     token_rewards = _unpacked(own["token_rewards"])
     assert token_rewards is not None
+    ids = _unpacked(own["prompt_ids"]).tolist() if "prompt_ids" in own else label["prompt_token_ids"]  # of format 1
     return (
-        Prompt(own["prompt"], own["messages"], own["conversational"], _unpacked(own["prompt_ids"]).tolist(), columns),
+        Prompt(own["prompt"], own["messages"], own["conversational"], ids, columns, own.get("tools")),
         Rollout(label["token_ids"], label["response"], not label["truncated"], logprobs, own["version"]),
         Rewarded(label["reward"], own["parts"], token_rewards, _unpacked(own["values"]), _unpacked(own["reference"])),
     )

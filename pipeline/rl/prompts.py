@@ -14,8 +14,7 @@ from pipeline.labellers.base import open_renderer
 from pipeline.labellers.prompts import prompt_of, prompt_shape
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Prompt
-from pipeline.samples import Turn
-from pipeline.tokens import STAND_IN, Renderer
+from pipeline.tokens import Renderer
 
 FEWEST_TOKENS = 2  # of a response: one and its end
 
@@ -75,19 +74,14 @@ def _prompt(file: str, number: int, row: Row | RowError, shape: Shape, renderer:
     """Raises RowError."""
     if isinstance(row, RowError):
         raise row
-    messages, conversational, other = prompt_of(file, number, row, shape)
-    name = f"{file}:{number}"
-    turn = Turn(name, name, None, 0, 0, messages, STAND_IN, conversational, None, {})
-    try:
-        ids = renderer.tokenize(turn).prompt_ids
-    except RowError as error:
-        if error.reason != "prompt_too_long":
-            raise
-        ids = []
-    if not ids or len(ids) + FEWEST_TOKENS > renderer.max_length:
+    asked = prompt_of(file, number, row, shape)
+    ids = renderer.prompt_ids(asked.prompt, asked.conversational, asked.tools)
+    if len(ids) + FEWEST_TOKENS > renderer.max_length:
         raise RowError(
             "prompt_too_long",
             f"the prompt leaves no room for a response in {renderer.max_length} tokens; shorten it, or take a policy with a "
             "longer context",
         )
-    return Prompt(name, messages, conversational, ids, jsonable(other))
+    return Prompt(
+        f"{file}:{number}", asked.prompt, asked.conversational, ids, jsonable(asked.extra), jsonable(asked.tools)
+    )

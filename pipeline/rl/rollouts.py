@@ -23,8 +23,9 @@ class Prompt:
     id: str  # its file and row
     messages: list[Message]
     conversational: bool  # as in `Sample`
-    ids: list[int]  # under the policy's tokenizer and template, at least one
+    ids: list[int]  # what the policy is asked with: the generation prompt of its own template, at least one token
     columns: dict[str, Any] = field(default_factory=dict)  # what else its row holds, such as the right answer
+    tools: list[dict[str, Any]] | None = None  # as in `Sample`
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def describe_rl(
     algorithm = config.rl.algorithm
     found = described(config, ["rl", algorithm, "tokens", "reward", "rewarding"], dtype, device, workers, deepspeed)
     del found["rl.keep_rollouts"]  # it changes nothing of what is learnt
+    del found["tokens.sampled"]  # nor can this be set
     return found | {
         "tokens.template": _template(config.tokens),
         "tokens.date": config.tokens.date if open_renderer(config.policy, config.tokens).asks_for_date else None,

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.rl.rollouts import Array, Group
 from pipeline.samples import Message
+from pipeline.store.schema import message_text
 from pipeline.training.advantages import alike
 
 Row = Mapping[str, Any]  # of metrics.jsonl
@@ -292,5 +293,5 @@ def _sample(group: Group, right: Sequence[bool | None]) -> dict[str, Any]:
 def _text(messages: Sequence[Message]) -> str:
     """A lone message as it is; of a conversation each message under its role."""
     if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return message_text(messages[0])
+    return "\n\n".join(f"{message['role']}: {message_text(message)}" for message in messages)

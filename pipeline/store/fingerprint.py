@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, TokensConfig
 from pipeline.tokens.templates import ASKS_FOR_DATE
 
 WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
@@ -32,18 +32,25 @@ def describe(
     return {
         "format": FORMAT,
         **{f"model.{name}": value for name, value in model.items()},
-        "tokens.template": template,
+        **describe_tokens(config.tokens, template),
         "tokens.rubrics": {str(name): text for name, text in rubrics.items()},
-        "tokens.over_length": config.tokens.over_length,
-        "tokens.append_eos": config.tokens.append_eos,
-        "tokens.template_kwargs": config.tokens.template_kwargs,
-        "tokens.date": config.tokens.date if ASKS_FOR_DATE in (template or "") else None,
-        "tokens.thoughts": config.tokens.thoughts,
-        "tokens.control": config.tokens.control,
-        "tokens.trailing_space": config.tokens.trailing_space,
         **settings,
         "input.turns": config.input.turns,
         **{f"input.{name}": value for name, value in config.input.model_dump().items() if _names_a_column(name, value)},
+    }
+
+
+def describe_tokens(config: TokensConfig, template: str | None) -> dict[str, Any]:
+    """What of a description makes tokens of a conversation, under a template."""
+    return {
+        "tokens.template": template,
+        "tokens.template_kwargs": config.template_kwargs,
+        "tokens.date": config.date if ASKS_FOR_DATE in (template or "") else None,
+        "tokens.thoughts": config.thoughts,
+        "tokens.control": config.control,
+        "tokens.trailing_space": config.trailing_space,
+        "tokens.over_length": config.over_length,
+        "tokens.append_eos": config.append_eos,
     }
 
 

@@ -2,23 +2,24 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.samples import Message, Preference
+from pipeline.samples import BESIDE, Message, Preference
 
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("other", pa.string())])
 LABELS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("preference", pa.string()),
         pa.field("response_index", pa.int32(), nullable=False),
-        pa.field("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), nullable=False),
+        pa.field("prompt", pa.list_(MESSAGE), nullable=False),
         pa.field("response", pa.string(), nullable=False),
         pa.field("reward", pa.float64(), nullable=False),
         pa.field("num_tokens", pa.int32(), nullable=False),
@@ -31,8 +32,15 @@ LABELS = pa.schema(
         pa.field("token_rewards", pa.list_(pa.float32()), nullable=False),
         pa.field("rubric", pa.string()),
         pa.field("extra_info", pa.string(), nullable=False),
+        pa.field("prompt_token_ids", pa.list_(pa.int32())),  # null where the store follows from one without
+        pa.field("response_other", pa.string()),
     ]
 )
+LATER = ("prompt_token_ids", "response_other")  # columns that stores of format 1 lack
+_FORMER_PROMPT = pa.field(
+    "prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), nullable=False
+)
+FORMER_LABELS = pa.schema([_FORMER_PROMPT if f.name == "prompt" else f for f in LABELS if f.name not in LATER])
 
 ERRORS = pa.schema(
     [
@@ -67,6 +75,8 @@ class Label:
     token_rewards: NDArray[np.float32]
     rubric: str | None
     extra_info: str
+    prompt_token_ids: Sequence[int] | None = None
+    response_other: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class Failure:
 
 
 def labels_table(labels: Sequence[Label]) -> pa.Table:
-    return _table(labels, LABELS)
+    return _table([replace(label, prompt=stored_messages(label.prompt)) for label in labels], LABELS)
 
 
 def errors_table(failures: Sequence[Failure]) -> pa.Table:
@@ -91,6 +101,33 @@ def errors_table(failures: Sequence[Failure]) -> pa.Table:
 
 def _table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
     return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+
+
+def stored_messages(messages: Sequence[Message]) -> list[Any]:
+    """Messages as the columns hold them: `other` is JSON of what a message has beside role and content, else null."""
+    return [{"role": m["role"], "content": m["content"], "other": other_json(m)} for m in messages]
+
+
+def read_messages(stored: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The inverse of `stored_messages`, also of a store of format 1, whose messages have no `other`."""
+    return [read_message(m["role"], m["content"], m.get("other")) for m in stored]
+
+
+def read_message(role: str, content: str, other: str | None) -> Message:
+    return {"role": role, "content": content, **json.loads(other or "{}")}
+
+
+def other_json(message: Mapping[str, Any]) -> str | None:
+    """JSON of what a message has beside role and content, None for nothing."""
+    beside = {name: message[name] for name in BESIDE if name in message}
+    return json.dumps(beside, ensure_ascii=True, sort_keys=True) if beside else None
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """A message as a person reads it: before its text what it has beside, as JSON."""
+    other = {name: message[name] for name in BESIDE if name in message}
+    said = json.dumps(other, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace").decode()
+    return "\n".join(filter(None, (said if other else "", message["content"])))
 
 
 def extra_json(extra: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from pipeline.errors import StoreError
 from pipeline.store import documents, fingerprint
 from pipeline.store.commit import Record, file_key, part_uri, shard_name
 from pipeline.store.lock import holder_of
+from pipeline.store.schema import LABELS, LATER
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,12 @@ class LabelStore:
 
 
 def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file of a store, its page checksums verified."""
+    """One Parquet file of a store, its page checksums verified. Columns that are asked for and that a store of format 1
+    lacks are null."""
     filesystem, path = storage.locate(uri)
     with filesystem.open_input_file(path) as file:
-        return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns, use_threads=False)
+        table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns, use_threads=False)
+    for name in LATER:
+        if columns and name in columns and name not in table.column_names:
+            table = table.append_column(LABELS.field(name), pa.nulls(table.num_rows, LABELS.field(name).type))
+    return table

@@ -12,9 +12,10 @@ from pipeline.corpus import Shard, find_files, plan_file
 from pipeline.errors import EndorewardError, InputError, StoreError
 from pipeline.store import documents, fingerprint
 from pipeline.store.commit import Record, ids_digest, part_uri, shard_name
-from pipeline.store.schema import ERRORS, LABELS
+from pipeline.store.schema import ERRORS, FORMER_LABELS, LABELS
 from pipeline.store.store import LabelStore, StoredInput
 
+SCHEMAS = {"labels": (LABELS, FORMER_LABELS), "errors": (ERRORS,)}
 MEND = "delete its record in records/ and run label again"
 
 
@@ -102,7 +103,7 @@ def _rows_of(store: LabelStore, record: Record) -> set[int]:
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise StoreError(f"{uri}: damaged, its checksum is not the recorded one; {MEND}")
         table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(use_threads=False)
-        if not table.schema.equals(LABELS if kind == "labels" else ERRORS):
+        if not any(table.schema.equals(schema) for schema in SCHEMAS[kind]):
             raise StoreError(f"{uri}: its columns are not those of {kind}/")
         ids = table["id"].to_pylist()
         if len(ids) != part.rows or ids_digest(ids) != part.ids_sha256:

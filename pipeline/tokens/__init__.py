@@ -7,12 +7,13 @@ encoding   text -> ids that decode to it again, wherever it is cut
 renderer   turn -> TokenizedTurn, for one tokenizer and one configuration
 """
 
-from pipeline.tokens.encoding import Decode, pieces
+from pipeline.tokens.encoding import PROBE, Decode, pieces, tokenizer_digest
 from pipeline.tokens.renderer import Ending, PlainRenderer, Renderer, TokenizedTurn
 from pipeline.tokens.templates import STAND_IN
 from pipeline.tokens.texts import SPEAKERS, conversation_text, load_rubrics, read_texts
 
 __all__ = [
+    "PROBE",
     "SPEAKERS",
     "STAND_IN",
     "Decode",
@@ -24,4 +25,5 @@ __all__ = [
     "load_rubrics",
     "pieces",
     "read_texts",
+    "tokenizer_digest",
 ]

@@ -5,6 +5,8 @@ then without the space that SentencePiece puts before every text. Text whose con
 piece by piece: a marked control token as the plain text that it is.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from pipeline.errors import RowError
 from pipeline.tokens.control import MARKED, OPEN, unmarked
 
 GUARDS = ("\n", ".", "a")  # texts to tokenise a piece behind, so that it is not taken for the beginning of a text
+PROBE = "Over 3.14 x_i^2 = \\frac{1}{2};\r\n\n\tnaïve 日本 🙂   abcd.</s>"  # a text that is hard to cut into tokens
 LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
 
 Decode = Callable[[list[int]], list[str]]
@@ -85,6 +88,13 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
     for number, piece in enumerate(MARKED.split(text)):
         if bare := unmarked(piece):
             yield bare, number % 2 == 1
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of what makes two tokenizers one: every token's id, the end token, and the ids of a text that is hard to cut,
+    with what the tokenizer puts around it."""
+    found = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, list(tokenizer(PROBE)["input_ids"])]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def pieces(tokenizer: Any) -> Decode:

@@ -19,17 +19,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from pipeline.config import TokensConfig
 from pipeline.errors import RowError
 from pipeline.samples import Message, Turn
 from pipeline.tokens.control import ControlTokens, unmarked
-from pipeline.tokens.encoding import Encoding
+from pipeline.tokens.encoding import Encoding, tokenizer_digest
 from pipeline.tokens.templates import CLOSED, OPENED, STAND_IN, ChatTemplate, Rendering, Tools, common_prefix
 from pipeline.tokens.texts import load_rubrics, read_texts, speaker
 
 Ending = Literal["turn", "whole", "none"]
+RENDER = "set tokens.sampled = render to score the text anew under this one: another reward"
 UNBOUNDED = 2**20  # tokens: as good as no limit
 
 
@@ -111,12 +113,11 @@ class Renderer:
         """Whether the template asks for today's date, so that `tokens.date` changes its tokens."""
         return self.chat is not None and self.chat.asks_for_date
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A digest of all that makes tokens of a conversation: tokenizer, template, its settings, its date."""
-        core = getattr(self.tokenizer, "backend_tokenizer", None)
         parts = {
-            "tokenizer": core.to_str() if core is not None else sorted(self.tokenizer.get_vocab().items()),
+            "tokenizer": tokenizer_digest(self.tokenizer),
             "template": self.template,
             "kwargs": self.config.template_kwargs,
             "date": self.config.date if self.asks_for_date else None,
@@ -334,11 +335,13 @@ class Renderer:
     def _as_written(self, turn: Turn, prompt_ids: list[int], response_ids: list[int]) -> TokenizedTurn:
         """A response that a policy wrote. Raises RowError where its tokens are not those of its text."""
         text = self.tokenizer.decode(response_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if text.removeprefix(" ") != turn.response.removeprefix(" ") or not response_ids or not prompt_ids:
+        if turn.conversational and self.chat is None:  # a transcript puts a space after `Assistant:`
+            text = text.removeprefix(" ")
+        if text != turn.response:
             raise RowError(
                 "other_tokens",
-                f"its response_token_ids read {text[:40]!r} and its text is {turn.response[:40]!r}; leave sampled rows as "
-                "they are, or score their texts with tokens.sampled = render",
+                f"response_token_ids read {text[:40]!r}, and the response is {turn.response[:40]!r}; was it changed by hand? "
+                f"Give it the text that was sampled, or {RENDER}",
             )
         return TokenizedTurn(list(prompt_ids), list(response_ids), turn.prompt)
 

@@ -1,17 +1,21 @@
 """Rows of label stores as tokens for a policy: what a step computes on.
 
-A store keeps a response's tokens and its prompt's messages. The prompt's tokens are rendered anew, by the tokenizer of
-the policy under the settings that the store records, and every row that is read is held against what the store says of
-it: the number of prompt tokens, and the response's own tokens. A policy that would see other tokens than those that were
-labelled is refused at the first such row, never trained.
+A store keeps the tokens of prompt and response, and its description which tokenizer made them. Where that is the policy's
+they are what it learns from, and nothing is rendered. Under another tokenizer each row that is read is rendered by it,
+with the settings that the store records, and has to come to the stored tokens. A policy that would see other tokens than
+those that were labelled is refused at the first such row, never trained.
+
+A store of format 1 keeps of a prompt the messages and the number of its tokens, and is held against that number and the
+response's own tokens.
 
 Without a template a store does not say whether a prompt was bare text or a conversation. Both are rendered; the one
-that has the stored tokens is it.
+that has the stored tokens is it. So are the prompt of an answer that is scored and that of one that is written.
 
 Parts are read whole and kept, the last used ones, with the rows that were read of them: a window of `order.Order` is read,
 rendered and checked once.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,16 +28,35 @@ from numpy.typing import NDArray
 from pipeline.config import ModelConfig, TokensConfig
 from pipeline.derive import TOKEN_COLUMNS
 from pipeline.errors import ConfigError, RowError
-from pipeline.labellers import Classified, Endogenous, Labeller, PairwiseJudge, PointwiseJudge, Sampler, Verifier
-from pipeline.models import UNBOUNDED, context_length, identify_model, load_settings, load_tokenizer
+from pipeline.labellers import (
+    Classified,
+    Endogenous,
+    Labeller,
+    PairwiseJudge,
+    PointwiseJudge,
+    PromptSampler,
+    Sampler,
+    Sampling,
+    Verifier,
+)
+from pipeline.models import (
+    UNBOUNDED,
+    context_length,
+    identify_model,
+    load_settings,
+    load_tokenizer,
+)
 from pipeline.samples import Turn
-from pipeline.tokens import STAND_IN, Renderer, TokenizedTurn
+from pipeline.store.schema import LATER, read_messages
+from pipeline.tokens import STAND_IN, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 from pipeline.training.examples import Examples, Integers, LabelPart, Source, read_columns
 
-COLUMNS = ["id", "prompt", "response", "reward", "num_prompt_tokens", "truncated", "token_ids", *TOKEN_COLUMNS]
+LIGHT = ["id", "prompt", "response", "reward", "num_prompt_tokens", "truncated", "token_ids", *LATER]
+COLUMNS = [*LIGHT, *TOKEN_COLUMNS]
 STORED = "stored"  # stands for the file of the template, whose text is in the store
 KINDS: dict[str, type[Labeller]] = {
-    kind.name: kind for kind in (Endogenous, Classified, PointwiseJudge, PairwiseJudge, Sampler, Verifier)
+    kind.name: kind
+    for kind in (Endogenous, Classified, PointwiseJudge, PairwiseJudge, PromptSampler, Sampler, Verifier)
 }
 PLAIN = (PointwiseJudge, PairwiseJudge, Verifier)  # they ask about a response, whose own tokens are of its plain text
 REMEDY = (
@@ -74,6 +97,8 @@ class RowReader:
         self.tokenizer, settings = load_tokenizer(policy), load_settings(policy)
         self.context = context_length(settings, self.tokenizer)
         self.vocabulary: int = settings.get_text_config().vocab_size
+        own = tokenizer_digest(self.tokenizer)
+        self.same = [source.description.get("model.tokenizer") == own for source in sources]
         self.renderers = [stored_renderer(self.tokenizer, source.description) for source in sources]
         self._held: OrderedDict[int, tuple[pa.Table, dict[int, Row]]] = OrderedDict()
 
@@ -104,15 +129,17 @@ class RowReader:
         return self._held[number]
 
     def _row(self, number: int, labels: pa.Table, row: int) -> Row:
-        [stored] = labels.slice(row, 1).select(COLUMNS[:-3]).to_pylist()
-        ids: list[int] = stored["token_ids"]
-        where = f"{self.sources[self.parts[number].source].uri}, row {stored['id']}"
-        if max(ids, default=0) >= self.vocabulary:
+        [stored] = labels.slice(row, 1).select(LIGHT).to_pylist()
+        source = self.parts[number].source
+        ids, asked = stored["token_ids"], stored["prompt_token_ids"]
+        where = f"{self.sources[source].uri}, row {stored['id']}"
+        largest = max([*ids, *(asked or ())], default=0)
+        if largest >= self.vocabulary:
             raise ConfigError(
-                f"{where}: token {max(ids)} is outside the vocabulary of {self.policy.name}, which has {self.vocabulary:,} "
+                f"{where}: token {largest} is outside the vocabulary of {self.policy.name}, which has {self.vocabulary:,} "
                 f"tokens: a policy whose vocabulary differs from the stored token ids; {REMEDY}"
             )
-        prompt_ids = self._prompt(self.renderers[self.parts[number].source], stored, where)
+        prompt_ids = asked if asked and self.same[source] else self._prompt(self.renderers[source], stored, where)
         if len(prompt_ids) + len(ids) > self.context:
             raise ConfigError(
                 f"{where}: {len(prompt_ids)} prompt and {len(ids)} response tokens, and {self.policy.name} takes "
@@ -123,14 +150,22 @@ class RowReader:
 
     def _prompt(self, renderer: Renderer, stored: Mapping[str, Any], where: str) -> list[int]:
         """The prompt's tokens, which are those that were labelled. Raises ConfigError where none are."""
-        length, ids = stored["num_prompt_tokens"], stored["token_ids"]
-        rendered = [self._rendered(renderer, stored, talk, where) for talk in _readings(renderer)]
+        length, ids, asked = stored["num_prompt_tokens"], stored["token_ids"], stored["prompt_token_ids"]
+        rendered = [each for talk in _readings(renderer) for each in self._rendered(renderer, stored, talk, where)]
         fitting = [each for each in rendered if len(each.prompt_ids) == length]
+        if asked and fitting:
+            fitting = [each for each in fitting if each.prompt_ids == asked]
+            if not fitting:
+                raise ConfigError(
+                    f"{where}: its prompt's tokens read {self._decoded(asked)[-60:]!r} under the tokenizer of "
+                    f"{self.policy.name}, which makes others of the prompt: a policy whose vocabulary differs from the stored "
+                    f"token ids, or that is asked another way; {REMEDY}"
+                )
         for each in fitting:
             if each.response_ids == ids:
                 return each.prompt_ids
         if not fitting:
-            lengths = " or ".join(str(len(each.prompt_ids)) for each in rendered)
+            lengths = " or ".join(dict.fromkeys(str(len(each.prompt_ids)) for each in rendered))
             raise ConfigError(
                 f"{where}: its prompt has {length} tokens in the labels and {lengths} under the tokenizer of "
                 f"{self.policy.name}, which is not the one that the labels were made with; {REMEDY}"
@@ -142,15 +177,22 @@ class RowReader:
             )
         return fitting[0].prompt_ids
 
-    def _rendered(self, renderer: Renderer, stored: Mapping[str, Any], talk: bool, where: str) -> TokenizedTurn:
-        response = stored["response"] if stored["response"].strip() else STAND_IN  # a sampled answer may be empty
-        turn = Turn(stored["id"], "", None, 0, 0, stored["prompt"], response, talk, None, {})
+    def _rendered(self, renderer: Renderer, stored: Mapping[str, Any], talk: bool, where: str) -> list[TokenizedTurn]:
+        """As an answer that is scored and, where the stored tokens can tell, as a prompt that the policy answers itself."""
+        prompt, beside = read_messages(stored["prompt"]), json.loads(stored["response_other"] or "{}")
+        response = (
+            stored["response"] if stored["response"].strip() or beside else STAND_IN
+        )  # a sampled one may be empty
+        turn = Turn(stored["id"], "", None, 0, 0, prompt, response, talk, None, {}, beside)
         try:
-            return renderer.tokenize(turn)
+            found = [renderer.tokenize(turn)]
+            if stored["prompt_token_ids"]:
+                found.append(TokenizedTurn(renderer.prompt_ids(prompt, talk), [], prompt))
         except RowError as error:
             raise ConfigError(
                 f"{where}: cannot be rendered for {self.policy.name} as it was labelled: {error.detail}; {REMEDY}"
             ) from None
+        return found
 
     def _says(self, ids: list[int], response: str, truncated: bool) -> bool:
         """Whether tokens that another cut gave (a sampled answer) spell the response."""
@@ -173,16 +215,22 @@ def stored_renderer(tokenizer: Any, description: Mapping[str, Any]) -> Renderer:
     """Renders what a store's rows hold as they were rendered: a rubric is in their prompts already."""
     kind = KINDS[description.get("labeller", Endogenous.name)]
     template = description["tokens.template"]
+    first = description["format"] == 1  # of before there were these choices
     config = TokensConfig(
-        template=STORED, over_length=description["tokens.over_length"], append_eos=description["tokens.append_eos"]
+        template=STORED if template is not None else "none",
+        over_length=description["tokens.over_length"],
+        append_eos=description["tokens.append_eos"],
+        template_kwargs=description.get("tokens.template_kwargs", {}),
+        date=description.get("tokens.date"),
+        thoughts=description.get("tokens.thoughts", "score"),
+        control=description.get("tokens.control", "keep" if first else "text"),
+        trailing_space=description.get("tokens.trailing_space", "keep" if first else "move"),
     )
     if issubclass(kind, PLAIN):
         plain = config.model_copy(update={"template": "none", "append_eos": False})
-        return Renderer(tokenizer, plain, UNBOUNDED, {}, "none")
+        return PlainRenderer(tokenizer, plain, UNBOUNDED, {}, "none")
     texts = {} if template is None else {STORED: template}
-    if template is None:
-        config = config.model_copy(update={"template": "none"})
-    if kind is Sampler:  # its answers were generated, to any length
+    if issubclass(kind, Sampling):  # its answers were generated, to any length
         return Renderer(tokenizer, config, UNBOUNDED, texts)
     return Renderer(tokenizer, config, description["model.max_length"], texts, kind.ending)
 

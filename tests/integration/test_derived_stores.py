@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.reward import action_values, token_rewards
 from pipeline.reward import aggregate as aggregate_tokens
 from pipeline.store import LabelStore, WriterLock
+from pipeline.store.schema import read_messages
 
 WANTED = ["reward.aggregation=discounted_sum", "reward.gamma=0.9"]
 FAST = ("input.shard_rows=8", "run.num_cpus=2", "scorer.cpus_per_actor=1")
@@ -205,7 +206,7 @@ def test_an_export_holds_every_pair(
     for i in set(range(20)) - {3}:
         row = pairs[f"pairs.jsonl:{i}"]
         chosen, rejected = (labels[f"pairs.jsonl:{i}:{side}:0:0"] for side in ("chosen", "rejected"))
-        assert row["prompt"] == chosen["prompt"] and row["rubric"] is None
+        assert row["prompt"] == read_messages(chosen["prompt"]) and row["rubric"] is None
         for side, label in (("chosen", chosen), ("rejected", rejected)):
             assert row[side] == [{"role": "assistant", "content": label["response"]}]
             assert row[f"{side}_reward"] == label["reward"]

@@ -44,7 +44,7 @@ def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Cli, on_one_ray: Cl
 
     labelled = on_one_ray("label", "--model", MODEL, "--input", output, "--output", store, *FAST)
     assert labelled.returncode == 0, labelled.stderr
-    assert "prompt + responses (text, 3)" in labelled.stdout
+    assert "prompt + responses (text, 3), with the tokens that were sampled" in labelled.stdout
     labels = pq.read_table(store / "labels").sort_by("id").to_pylist()
     assert [label["id"] for label in labels] == sorted(
         f"{file.name}:{row}:response:{index}:0" for row in range(10) for index in range(3)
@@ -57,9 +57,8 @@ def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Cli, on_one_ray: Cl
         row, sample = samples[int(label["prompt_id"].split(":")[1])], label["response_index"]
         assert label["response"] == row["responses"][sample]
         before = drawn[row["prompt"], sample]
-        assert label["num_prompt_tokens"] == before["num_prompt_tokens"]
-        if not before["truncated"]:  # the very tokens that the policy drew are scored
-            assert label["token_ids"] == before["token_ids"]
+        assert label["prompt_token_ids"] == before["prompt_token_ids"] == row["prompt_token_ids"]
+        assert label["token_ids"] == before["token_ids"]  # the very tokens that the policy drew, cut off or not
         extra = json.loads(label["extra_info"])
         assert extra == {"answer": row["answer"], "truncated": row["truncated"]}
 

@@ -182,7 +182,7 @@ def assistant(text: str) -> dict[str, str]:
 
 def table(*rows: dict[str, Any]) -> pa.Table:
     usual = {"rubric": None, "preference": None, "response_index": 0, "turn": 0, "prompt": [user("q")], "reward": 0.0}
-    schema = pa.schema([LABELS.field(name) for name in ("prompt_id", *usual, "response")])
+    schema = pa.schema([LABELS.field(name) for name in ("prompt_id", *usual, "response", "response_other")])
     return pa.Table.from_pylist([{**usual, "response": f"answer {i}", **row} for i, row in enumerate(rows)], schema)
 
 
@@ -200,8 +200,8 @@ def test_known_preferences_stand_whatever_the_rewards_say() -> None:
         )
     )
     assert counts == PairCounts(known=3, against=1, alone=2)
-    assert [row["margin"] for row in found.to_pylist()] == [-2.0, 1.5, 0.5]
-    assert found.to_pylist()[0] == {
+    assert [row["margin"] for row in found] == [-2.0, 1.5, 0.5]
+    assert found[0] == {
         "prompt": [user("q")],
         "chosen": [assistant("answer 1")],
         "rejected": [assistant("answer 0")],
@@ -224,7 +224,7 @@ def test_without_preferences_the_rewards_decide() -> None:
         )
     )
     assert counts == PairCounts(by_reward=1, ties=1, alone=2)
-    [pair] = found.to_pylist()
+    [pair] = found
     assert (pair["chosen"], pair["rejected"]) == ([assistant("answer 1")], [assistant("answer 2")])
     assert pair["margin"] == 7.0
 
@@ -239,7 +239,7 @@ def test_conversations_part_where_they_differ() -> None:
             {"prompt_id": "a", "preference": "rejected", "turn": 0, "response": "other"},
         )
     )
-    [pair] = found.to_pylist()
+    [pair] = found
     assert pair["prompt"] == [user("q")]
     assert pair["chosen"] == [assistant("one"), user("and?"), assistant("late")]
     assert pair["rejected"] == [assistant("other")]

@@ -12,9 +12,9 @@ import transformers
 from tiny import CHATML, save_bigram, save_model
 
 from pipeline.config import EvaluateConfig
-from pipeline.corpus import Shape, Shard
+from pipeline.corpus import Shape, Shard, detect
 from pipeline.generation import Generator
-from pipeline.labellers import Endogenous, Labeller, PairwiseJudge, PointwiseJudge, Verifier
+from pipeline.labellers import Classified, Endogenous, Labeller, PairwiseJudge, PointwiseJudge, Verifier
 from pipeline.labellers.base import filled
 from pipeline.models import load_model
 from pipeline.scoring import Scorer
@@ -132,6 +132,20 @@ def test_a_rubric_reaches_judge_and_verifier(tmp_path: Path) -> None:
         labeller = kind(config, config.model)
         request = labeller.prepare(shard, 0, [(0, pair("a", "b"))], SHAPE).requests[0]
         assert "system\nBe strict." in labeller.renderer.tokenizer.decode(request.prompt_ids)
+
+
+@pytest.mark.parametrize("kind", [Verifier, PointwiseJudge, PairwiseJudge, Classified])
+def test_samples_of_another_tokenizer_are_texts_to_who_asks_about_them(judge: Path, kind: type[Labeller]) -> None:
+    """The tokens that a policy drew are of its own tokenizer; only their endogenous reward needs them."""
+    config = configured(judge, judge={"pointwise_prompt": "{prompt} {response}"})
+    labeller = kind(config, config.model)
+    tokens = {"prompt_token_ids": [900], "response_token_ids": [[901], [902, 903]], "rendering": "another"}
+    row = {"prompt": "what is it", "responses": ["one good", "two"], **tokens}
+    shape = detect([row], config.input)
+    assert shape.sampled
+    prepared = labeller.prepare(Shard("a.jsonl", 0, 0, 1, 1, "0" * 64, 0, 10), 0, [(0, row)], shape)
+    assert not prepared.failures and len(prepared.requests) == 2
+    assert all(max(turn.response_ids) < 900 for turn in prepared.tokens)
 
 
 def test_descriptions_tell_kinds_apart_and_label_keeps_its_own(judge: Path) -> None:

@@ -1,5 +1,6 @@
 """Kept rollouts: what is read is what was kept, whatever was killed; and a store like any other to those who read stores."""
 
+import base64
 import io
 import itertools
 import json
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from label_stores import as_format_1
 from tiny import CHATML, save_model
 
 from jobs import inspect_store
@@ -109,6 +111,29 @@ def test_awkward_values_come_back(kept: KeptRollouts) -> None:
     assert bits(kept.read(0)) == bits(batch)
 
 
+def test_rollouts_of_format_1_are_read(kept: KeptRollouts) -> None:
+    """Which kept the prompt's tokens beside the other things that have no column."""
+
+    def former(row: dict[str, Any]) -> str:
+        extra = json.loads(row["extra_info"])
+        ids = np.array(row["prompt_token_ids"], np.int32)
+        extra["rollout"]["prompt_ids"] = [ids.dtype.str, base64.b64encode(ids.tobytes()).decode()]
+        return json.dumps(extra)
+
+    for step, batch in enumerate(BATCHES):
+        kept.keep(step, batch)
+    as_format_1(kept.store, former)
+    assert list(problems(kept.store)) == []
+    assert [bits(kept.read(step)) for step in range(2)] == [bits(batch) for batch in BATCHES]
+
+
+def test_the_tools_of_a_prompt_are_kept(kept: KeptRollouts) -> None:
+    made = group(0)
+    batch = [replace(made, prompt=replace(made.prompt, tools=[{"type": "function", "function": {"name": "add"}}]))]
+    kept.keep(0, batch)
+    assert bits(kept.read(0)) == bits(batch)
+
+
 def test_the_columns_are_those_of_the_contract(kept: KeptRollouts) -> None:
     batch = [group(0, answer="12")]
     kept.keep(0, batch)
@@ -117,6 +142,7 @@ def test_the_columns_are_those_of_the_contract(kept: KeptRollouts) -> None:
     assert first["id"] == "step-000000:0:response:0:0" and first["prompt_id"] == second["prompt_id"] == "step-000000:0"
     assert first["reward"] == rewarded.reward and not first["truncated"] and second["truncated"]
     assert first["token_ids"] == rollout.ids and first["num_prompt_tokens"] == 3
+    assert first["prompt_token_ids"] == batch[0].prompt.ids
     assert np.float32(first["token_logprobs"]).tobytes() == rollout.logprobs.tobytes()
     assert np.array_equal(np.float32(first["token_rewards"]), rewarded.token_rewards.astype(np.float32))
     extra = json.loads(first["extra_info"])

@@ -16,6 +16,7 @@ from tiny import CHATML, save_bigram, save_model
 from jobs.sample import check_names, check_place, is_written, samples_name, write_samples
 from pipeline.config import InputConfig, LabelConfig, SampleConfig, load_config_as
 from pipeline.corpus import FilePlan, InputFile, Shard, detect, turns
+from pipeline.corpus.shapes import SAMPLED
 from pipeline.errors import ConfigError, InputError, RowError, RunError, StoreError
 from pipeline.generation import Generator
 from pipeline.labellers import Endogenous, PromptSampler
@@ -180,6 +181,7 @@ def test_label_sees_the_prompt_that_was_sampled(name: str, kind: str, request: p
     assert not failures
     [samples] = sampled(labels_table(labels))
     out = json.loads(json.dumps(samples.row))
+    tokens = {name: out.pop(name) for name in SAMPLED}
     assert out.pop("prompt") == prompt and len(out.pop("responses")) == len(out.pop("truncated")) == 3 and out == other
     shape = detect([samples.row], InputConfig(), "samples")
     assert shape.prompt == "prompt" and shape.responses == (("responses", None),)
@@ -188,7 +190,9 @@ def test_label_sees_the_prompt_that_was_sampled(name: str, kind: str, request: p
     )
     renderer = Endogenous(LabelConfig(model=config.model), config.model).renderer
     seen = [renderer.tokenize(turn) for turn in turns(shape.normalise("samples", 0, samples.row))]
-    assert [tokens.prompt_ids for tokens in seen] == [asked.requests[0].prompt_ids] * len(seen) and seen
+    assert [each.prompt_ids for each in seen] == [asked.requests[0].prompt_ids] * len(seen) and seen
+    assert tokens["prompt_token_ids"] == seen[0].prompt_ids and tokens["rendering"] == renderer.identity
+    assert tokens["response_token_ids"] == [list(label.token_ids) for label in labels]
 
 
 def test_the_space_of_a_transcript_is_not_said_twice(base: Path) -> None:
@@ -309,7 +313,7 @@ def test_the_files_hold_every_prompt_once_in_its_inputs_order(
     assert write_samples(store, str(output)) == summary
     assert summary["files"] == ["samples-00000-a.jsonl", "samples-00000-b-x.parquet.jsonl"]
     found = list(read(output))
-    assert [{k: v for k, v in row.items() if k not in ("responses", "truncated")} for row in found] == [
+    assert [{k: v for k, v in row.items() if k not in ("responses", "truncated", *SAMPLED)} for row in found] == [
         rows[3], rows[0], rows[1], rows[2],
     ]  # fmt: skip
     assert [summary[name] for name in ("prompts", "responses")] == [4, 8] and summary["errors"] == {"null": 1}

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import transformers
-from label_stores import label_store
+from label_stores import as_format_1, label_store
 from tiny import CHATML, save_bigram, save_model, tokenizer
 
 from pipeline.config import EvaluateConfig, ModelConfig
@@ -225,6 +225,9 @@ def test_another_tokenizer_is_refused(tmp_path: Path, model: Path) -> None:
     swapped = save_model(tmp_path / "swapped", CHATML)
     swap(swapped, "a", "n")
     said = refused(examples, swapped)
+    assert "a policy whose vocabulary differs from the stored token ids" in said and "its prompt's tokens read" in said
+    as_format_1(store)
+    said = refused(examples_of(store), swapped)
     assert "a policy whose vocabulary differs from the stored token ids" in said and "and its text is" in said
 
 

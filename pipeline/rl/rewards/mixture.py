@@ -14,7 +14,7 @@ from pipeline.rl.rewards.base import Earned, Sampled, Source
 from pipeline.rl.rewards.endogenous import Endogenous
 from pipeline.rl.rewards.function import Function, call, load_function
 from pipeline.rl.rewards.length import Length
-from pipeline.rl.rewards.maths import Maths, right, right_answer
+from pipeline.rl.rewards.maths import Maths, right, right_answer, thinks
 from pipeline.rl.rewards.models import Models, Reader
 from pipeline.rl.rewards.relative import Relative
 from pipeline.rl.rollouts import Array, Prompt, Rewarded, Rollout, Tokens
@@ -192,7 +192,8 @@ def checker(config: RlConfig) -> Callable[[Prompt, str], bool] | None:
     if check is None:
         return None
     if check == "maths":
-        return lambda prompt, text: right("held_out.check", prompt, text, key)
+        thinking = thinks(config)
+        return lambda prompt, text: right("held_out.check", prompt, text, key, thinking)
     if not check.rpartition(":")[0].endswith(".py"):
         raise ConfigError(f"held_out.check = {check!r} is neither maths nor path.py:name")
     function, named = load_function("held_out.check", check), f"held_out.check: {check}"

@@ -17,12 +17,11 @@ from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.rl.rollouts import Prompt, Rollout
 from pipeline.samples import Turn
 from pipeline.scores import Scores
-from pipeline.tokens import STAND_IN, TokenizedTurn
+from pipeline.tokens import PROBE, TokenizedTurn
 
 if TYPE_CHECKING:
     from pipeline.scoring import Scorer
 
-PROBE = "Over 3.14 x_i^2 = \\frac{1}{2};\r\n\n\tnaïve 日本 🙂   abcd.</s>"
 BLANK = ("empty_response", "only_special_tokens")  # no text for a renderer, and yet what a policy may well answer
 REMEDIES = {
     "too_long": "take a model with a longer context, shorter prompts or a lower rl.max_new_tokens",
@@ -89,10 +88,7 @@ class Reader:
     def shown(self, prompt: Prompt) -> int:
         """How many tokens of the prompt the model sees. Raises RunError where they leave no room for a response."""
         try:
-            found = len(self._prompt_ids(prompt))
-            if found >= self.context:
-                raise RowError("prompt_too_long", f"{found} tokens of the prompt, and {self.context} fit")
-            return found
+            return len(self._prompt_ids(prompt))
         except RowError as error:
             raise self._failed(prompt, error) from error
 
@@ -115,9 +111,13 @@ class Reader:
         return found
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        if self.same and self.system_prompt is None:
-            return prompt.ids
-        return self.whole.tokenize(_turn(prompt, STAND_IN)).prompt_ids
+        """What the policy is asked with, in this model's tokens. Raises RowError where it leaves no room for a response."""
+        found = prompt.ids
+        if not self.same or self.system_prompt is not None:
+            found = self.whole.prompt_ids(prompt.messages, prompt.conversational, prompt.tools)
+        if len(found) >= self.context:
+            raise RowError("prompt_too_long", f"{len(found)} tokens of the prompt, and {self.context} fit")
+        return found
 
     def _turn(self, prompt: Prompt, prompt_ids: list[int], rollout: Rollout) -> TokenizedTurn:
         """Raises RowError."""
@@ -205,7 +205,8 @@ class Models:
 
 
 def _turn(prompt: Prompt, response: str) -> Turn:
-    return Turn(prompt.id, prompt.id, None, 0, 0, prompt.messages, response, prompt.conversational, None, {})
+    talk, tools = prompt.conversational, prompt.tools
+    return Turn(prompt.id, prompt.id, None, 0, 0, prompt.messages, response, talk, None, {}, tools=tools)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
