@@ -145,11 +145,13 @@ def csv_header(stream: BinaryIO, delimiter: str) -> list[str]:
 
     Raises ValueError where two are the same, or where the one that there is seems to hold several.
     """
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
         names = next(filter(None, csv.reader(text, delimiter=delimiter)), [])
     except csv.Error as error:
         raise ValueError(f"its first line, of names: {error}") from None
+    if any("\udc80" <= character <= "\udcff" for character in "".join(names)):
+        raise ValueError(f"its first line, of names, is not UTF-8 text: {ascii(names)[:80]}")
     if names:
         require_columns(names)
     other = next(

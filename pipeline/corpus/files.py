@@ -86,13 +86,15 @@ def _suffix_format(name: str) -> tuple[Kind | None, Literal["gzip", "zstd"] | No
     stem, suffix = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(suffix)
     kind = KINDS.get(os.path.splitext(stem)[1] if compression else suffix)
-    return (None if compression and kind in ("parquet", "arrow") else kind), compression
+    return kind, compression
 
 
 def _wrapped(name: str) -> str | None:
     """Why a file cannot be read before something is done to it, and what to do; None where it can."""
     stem, suffix = os.path.splitext(name.lower())
     outer = os.path.splitext(stem)[1] if suffix in COMPRESSIONS else suffix
+    if suffix in COMPRESSIONS and KINDS.get(outer) in ("parquet", "arrow"):
+        return f"{outer} is not read through {suffix}; unpack it with `{'gunzip' if suffix == '.gz' else 'unzstd'} -k`"
     if outer in WRAPPINGS:
         return f"{outer} is not unpacked here; unpack it with `{WRAPPINGS[outer]}`"
     return f"{outer} is not read; export it as CSV" if outer in TABLES else None
@@ -100,9 +102,7 @@ def _wrapped(name: str) -> str | None:
 
 def unread(name: str) -> str | None:
     """Why a file in a folder is not read, or None."""
-    if _suffix_format(name)[0]:
-        return None
-    return _wrapped(name) or "its suffix is none that is read"
+    return _wrapped(name) or (None if _suffix_format(name)[0] else "its suffix is none that is read")
 
 
 def file_format(name: str, format: str = "auto") -> Format:
@@ -120,11 +120,6 @@ def file_format(name: str, format: str = "auto") -> Format:
         raise InputError(
             f"{name}: its suffix does not say how to read it (known: {' '.join(KINDS)}, and .gz or .zst after those of "
             f"text); {SAY_FORMAT}{text}"
-        )
-    if compression and kind in ("parquet", "arrow"):
-        raise InputError(
-            f"{name}: {kind} is compressed within, and not read through {compression}; unpack it with `"
-            f"{'gunzip' if compression == 'gzip' else 'unzstd'} -k` and give what comes out"
         )
     return Format(kind, compression)
 
@@ -232,7 +227,7 @@ class _Search:
         entries = dict(sorted(_below(filesystem, root), key=lambda entry: entry[0]))
         folder = self._folder(filesystem, root, entries)
         matched = [name for name in entries if matches(name.split("/"), pattern)]
-        names = without_unnamed(folder, [name for name in matched if _suffix_format(name)[0]] or matched)
+        names = without_unnamed(folder, [name for name in matched if not unread(name)] or matched)
         if not names:
             raise InputError(f"{self.path}: matches no file (`**` stands for any number of folders)")
         folder.skip((name for name in matched if name not in names and unread(name)), "its suffix is none that is read")

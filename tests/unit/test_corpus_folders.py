@@ -76,11 +76,11 @@ LAYOUTS = {
     ),
     "one split beside another file": (["extra.jsonl", "train.jsonl"], None, Choice(), ["extra.jsonl", "train.jsonl"]),
     "one split of that, chosen": (["extra.jsonl", "train.jsonl"], None, Choice(split="train"), ["train.jsonl"]),
-    "corpora that only look like splits": (["a/x.test.json", "b/train.jsonl"], None, Choice(), ["a/x.test.json", "b/train.jsonl"]),
+    "corpora, no splits": (["a/x.test.json", "b/train.jsonl"], None, Choice(), ["a/x.test.json", "b/train.jsonl"]),
     "train and test, one chosen": (["test.jsonl", "train.jsonl"], None, Choice(split="test"), ["test.jsonl"]),
     "another word for it": (["train.csv", "valid.csv"], None, Choice(split="dev"), ["valid.csv"]),
     "a pattern": (["train_a.tsv", "train_b.tsv", "test.tsv"], None, Choice(split="tr*"), ["train_a.tsv", "train_b.tsv"]),
-    "all of them": (["test.jsonl", "train.jsonl", "x.jsonl"], None, Choice(split="*"), ["test.jsonl", "train.jsonl", "x.jsonl"]),
+    "all of them": (["test.csv", "train.csv", "x.csv"], None, Choice(split="*"), ["test.csv", "train.csv", "x.csv"]),
     "folders of splits": (["test/1.json", "train/1.json"], None, Choice(split="train"), ["train/1.json"]),
     "a clone of one split": (["pairs.jsonl", "notes.jsonl"], ONE_SPLIT, Choice(), ["pairs.jsonl"]),
     "a clone of two splits": (
@@ -95,7 +95,7 @@ LAYOUTS = {
         ["main/train-00000-of-00001.parquet", "main/test-00000-of-00001.parquet", "socratic/test-00000-of-00001.parquet"],
         TWO_CONFIGS, Choice("socratic"), ["socratic/test-00000-of-00001.parquet"],
     ),
-    "configurations by data_dir": (["de/test.csv", "de/train.csv", "en/x.csv"], DATA_DIR, Choice("de", "train"), ["de/train.csv"]),
+    "a data_dir": (["de/test.csv", "de/train.csv", "en/x.csv"], DATA_DIR, Choice("de", "train"), ["de/train.csv"]),
     "a card without configurations": (HH, "---\nlicense: mit\n---\n", Choice(split="test"), sorted(HH)[::2]),
     "a card that is not YAML": (["a.jsonl"], "---\na: [\n---\n", Choice(), ["a.jsonl"]),
     "a card that names nothing here": (["a.jsonl"], DEFAULT, Choice(), ["a.jsonl"]),
@@ -107,7 +107,9 @@ LAYOUTS = {
         ["data/train_prefs-00000-of-00001.parquet", "data/train_sft-00000-of-00001.parquet"], None, Choice(split="train_sft"),
         ["data/train_sft-00000-of-00001.parquet"],
     ),
-    "metadata beside data": (["a.jsonl", "dataset_infos.json", "config.json", "README", "LICENSE.md"], "# Mine", Choice(), ["a.jsonl"]),
+    "metadata beside data": (
+        ["a.jsonl", "dataset_infos.json", "config.json", "README", "LICENSE.md"], "# Mine", Choice(), ["a.jsonl"],
+    ),
 }  # fmt: skip
 
 
@@ -137,7 +139,9 @@ SEVERAL = {
     ),
     "the raw and the filtered": (REWARD_BENCH, None, "filtered (data/filtered-00000-of-00001.parquet), raw"),
     "folders of one name": (HH, None, "train (2 files), test (2 files)"),
-    "odd names": (["it's $(x)-00000-of-00001.csv", "b-00000-of-00001.csv"][1:] + ["c-00000-of-00001.csv"], None, "b (b-"),
+    "a name to quote": (
+        ["a $x/train-00000-of-00001.csv", "b/train-00000-of-00001.csv", ".gitattributes"], None, "a $x (a $x/train",
+    ),
 }  # fmt: skip
 
 
@@ -238,7 +242,7 @@ def test_a_saved_dictionary_is_one_split(tmp_path):
     ("state", "said"),
     [
         ({}, "does not name them"),
-        ({"_data_files": [{"filename": "data-00000-of-00001.arrow"}, {"filename": "gone.arrow"}]}, "gone.arrow, which is not there"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, "gone.arrow, which is not there"),
         ({"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_data_files": [{}]}, "flatten_indices"),
     ],
 )  # fmt: skip
