@@ -37,10 +37,11 @@ class LabelRows:
     `response_key`, and what its labeller kept.
 
     Args:
-        labels: with all siblings of each prompt; needs `COLUMNS` only, and where items are to know their prompts `PROMPT`.
+        labels: with all siblings of each prompt; needs `COLUMNS` only, and `PROMPT` where `prompts` are asked for.
+        prompts: whether items know their prompts.
     """
 
-    def __init__(self, labels: pa.Table):
+    def __init__(self, labels: pa.Table, prompts: bool = False):
         columns = {name: labels[name].to_pylist() for name in COLUMNS if name != "reward"}
         last: dict[tuple[str, str | None, str | None, int], int] = {}
         names = zip(*(columns[name] for name in COLUMNS[:4]), strict=True)
@@ -53,7 +54,7 @@ class LabelRows:
         self.columns = columns
         self.groups = [sorted(rows, key=columns["response_index"].__getitem__) for rows in groups.values()]
         self.last_turns = {response: columns["turn"][row] for response, row in last.items()}
-        self.prompts = _prompt_digests(labels, self.groups) if PROMPT in labels.column_names else {}
+        self.prompts = _prompt_digests(labels, self.groups) if prompts else {}
         self.extras: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         for rows in self.groups:
             self.extras |= _extras(columns["extra_info"], rows)

@@ -60,7 +60,7 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
             for variant in group:
                 rewards[variant.name].append(variant.of(parts))
         labels = pa.concat_tables(tables)
-        rows = LabelRows(labels)
+        rows = LabelRows(labels, benchmark.by_prompt)
         reasons = _reasons(rows, failed)
         for variant in group:
             items = rows.items(np.concatenate(rewards[variant.name]))
