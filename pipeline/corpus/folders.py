@@ -34,8 +34,12 @@ SPLIT_WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "eval", "evaluation": "eval",
 }  # fmt: skip
-SHARD = re.compile(r"(?P<split>\w+(?:[.-]\w+)*)-\d{5}-of-\d{5}")
+SHARD = re.compile(r"(?P<split>\w+(?:[.-]\w+)*)-(?P<index>\d{5})-of-(?P<number>\d{5})")
+CACHE = re.compile(
+    r"cache-[0-9a-f]+(_\d+_of_\d+)?\.arrow"
+)  # what `datasets` computed once, beside what it was computed of
 UNNAMED = "its state.json does not name it"
+CACHED = "a cache of `datasets`"
 LISTED = 20  # splits and configurations named in a message
 
 
@@ -95,13 +99,16 @@ def choose(folder: Folder, choice: Choice, default: Choice = ANY) -> tuple[list[
         default: what is taken where nothing is configured and the folder has configurations or splits.
 
     Raises:
-        InputError: where there are several and nothing chooses, where the choice fits none, or where a saved dataset
-            lacks a file.
+        InputError: where there are several and nothing chooses, where the choice fits none, and where files are missing or
+            seem to be there twice.
     """
     members = _members(folder)
     members, by_config = _narrowed(folder, members, "config", choice, default)
     members, by_split = _narrowed(folder, members, "split", choice, default)
-    return list(dict.fromkeys(member.name for member in members)), by_config or by_split
+    names = list(dict.fromkeys(member.name for member in members))
+    _require_whole(folder, names)
+    _require_once(folder, names)
+    return names, by_config or by_split
 
 
 def without_unnamed(folder: Folder, names: Iterable[str]) -> list[str]:
@@ -109,8 +116,10 @@ def without_unnamed(folder: Folder, names: Iterable[str]) -> list[str]:
     saved = _saved(folder)
     files = {each.name for members in saved.values() for each in members}
     unnamed = {name for name in names if name.endswith(".arrow") and _top(name) in saved} - files
+    cached = {name for name in names if CACHE.fullmatch(_base(name))} - unnamed - files
     folder.skip(sorted(unnamed), UNNAMED)
-    return [name for name in names if name not in unnamed]
+    folder.skip(sorted(cached), CACHED)
+    return [name for name in names if name not in unnamed | cached]
 
 
 def _members(folder: Folder) -> list[Member]:
@@ -124,6 +133,8 @@ def _members(folder: Folder) -> list[Member]:
             folder.skip([name], "metadata")
         elif _top(name) in saved:
             folder.skip([name], UNNAMED)
+        elif CACHE.fullmatch(_base(name)):
+            folder.skip([name], CACHED)
         elif why := folder.unread(name):
             folder.skip([name], why)
         else:
@@ -178,7 +189,11 @@ def _stated(folder: Folder, data: Sequence[str]) -> list[Member]:
     """The files that README.md's `configs` name, with configuration and split; empty where it names none that is here."""
     if "README.md" not in folder.names:
         return []
-    configs = _front_matter(folder.read("README.md")).get("configs")
+    try:
+        configs = _front_matter(folder.read("README.md")).get("configs")
+    except yaml.YAMLError:
+        folder.skip(["README.md"], "its YAML cannot be understood, so that it names no splits")
+        return []
     members = []
     for config in configs if isinstance(configs, list) else []:
         if not isinstance(config, dict):
@@ -194,17 +209,16 @@ def _stated(folder: Folder, data: Sequence[str]) -> list[Member]:
             members += [
                 Member(each, name, split) for each in data if any(matches(each.split("/"), glob) for glob in whole)
             ]
+    if configs and not members:
+        folder.skip(["README.md"], "its configurations name no file that is here")
     return members
 
 
 def _front_matter(readme: bytes) -> Mapping[str, Any]:
-    """The YAML between two lines of `---` at the head of a dataset card; empty where there is none that can be read."""
+    """The YAML between two lines of `---` at the head of a dataset card, empty where there is none. Raises YAMLError."""
     text = readme.decode("utf-8-sig", "replace").replace("\r\n", "\n")
     head = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
-    try:
-        found = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:
-        return {}
+    found = yaml.safe_load(head[1]) if head else None
     return found if isinstance(found, dict) else {}
 
 
@@ -294,6 +308,37 @@ def _split_by_word(members: Sequence[Member], word: str) -> list[Member]:
     """A split that is no split's name everywhere, such as `filtered`: the files with that word in their names."""
     within = re.compile(rf"(^|[-._ /]){re.escape(word)}([-._ /]|$)")
     return [replace(member, split=word) if within.search(member.name) else member for member in members]
+
+
+def _require_whole(folder: Folder, names: Sequence[str]) -> None:
+    """Raises InputError where shards say how many they are, and are fewer or more."""
+    sets: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for name in names:
+        if shard := SHARD.match(_base(name)):
+            sets[_top(name), shard["split"], int(shard["number"])].append(int(shard["index"]))
+    for (top, split, number), indices in sets.items():
+        if sorted(indices) == list(range(number)):
+            continue
+        glob = quote(folder.path(_joined(top, f"{split}-*")))
+        missing = sorted(set(range(number)) - set(indices))
+        wrong = f"shard {missing[0]} of {number} is missing" if missing else "a shard is there more than once"
+        raise InputError(
+            f"{folder.path(_joined(top, split))}-*-of-{number:05d}: {wrong} ({len(indices)} files); complete the folder, or "
+            f"take what is there with --input {glob}"
+        )
+
+
+def _require_once(folder: Folder, names: Sequence[str]) -> None:
+    """Raises InputError for two files that differ in their suffixes alone: one corpus in two forms, most likely."""
+    forms: dict[str, str] = {}
+    for name in names:
+        stem = re.sub(r"(\.(gz|zst))?$", "", name).rpartition(".")[0]
+        other = forms.setdefault(stem, name)
+        if other != name:
+            raise InputError(
+                f"{folder.place}: {other} and {name} seem to be one corpus in two forms, and each row would count twice; give "
+                f"one of them, such as --input {quote(folder.path(other))} (a glob takes what it matches)"
+            )
 
 
 def _side_by_side(members: Sequence[Member]) -> bool:

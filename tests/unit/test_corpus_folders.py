@@ -71,8 +71,8 @@ LAYOUTS = {
     "shards stay a corpus": (["part-0001.jsonl", "part-0002.jsonl"], None, Choice(), ["part-0001.jsonl", "part-0002.jsonl"]),
     "files of any name": (["a.jsonl", "b.jsonl", "sub/c.csv"], None, Choice(), ["a.jsonl", "b.jsonl", "sub/c.csv"]),
     "shards by year": (
-        ["2023/part-00000-of-00002.jsonl", "2024/part-00000-of-00002.jsonl"], None, Choice(),
-        ["2023/part-00000-of-00002.jsonl", "2024/part-00000-of-00002.jsonl"],
+        ["2023/part-00000-of-00001.jsonl", "2024/part-00000-of-00001.jsonl"], None, Choice(),
+        ["2023/part-00000-of-00001.jsonl", "2024/part-00000-of-00001.jsonl"],
     ),
     "one split beside another file": (["extra.jsonl", "train.jsonl"], None, Choice(), ["extra.jsonl", "train.jsonl"]),
     "one split of that, chosen": (["extra.jsonl", "train.jsonl"], None, Choice(split="train"), ["train.jsonl"]),
@@ -379,3 +379,39 @@ def test_rm_bench_has_each_item_once(tmp_path):
     assert benchmark.shape(plan_file(file).head, load_config(None, [], []).input, file.name) == detect(
         list(plan_file(file).head), load_config(None, [], []).input
     )
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (["data/train-00000-of-00003.csv", "data/train-00002-of-00003.csv"], r"shard 1 of 3 is missing \(2 files\)"),
+        (
+            ["data/train-00000-of-00001.csv", "data/train-00000-of-00001-1f.csv"],
+            r"a shard is there more than once \(2 files\)",
+        ),
+        (["pairs.jsonl", "pairs.csv"], r"pairs\.csv and pairs\.jsonl seem to be one corpus in two forms"),
+        (["a/pairs.jsonl", "a/pairs.jsonl.gz"], r"a/pairs\.jsonl and a/pairs\.jsonl\.gz seem to be one corpus"),
+    ],
+)
+def test_files_that_are_missing_or_there_twice_are_refused(tmp_path, there, said):
+    folder = laid_out(tmp_path / "the corpus", *there, "x.jsonl")
+    with pytest.raises(InputError, match=said) as raised:
+        find_files([str(folder)])
+    _, [path] = obeyed(str(raised.value), [])
+    assert 0 < len(find_files([path])) < 3  # a file or a glob is a choice by itself
+    assert len(find_files([f"{folder}/**/*"])) == 3
+
+
+def test_caches_of_datasets_are_no_data(tmp_path):
+    laid_out(tmp_path, "gsm8k-train.arrow", "cache-0123abcd.arrow", "cache-0123abcd_00000_of_00002.arrow")
+    files = find_files([str(tmp_path)])
+    assert [file.name for file in files] == ["gsm8k-train.arrow"]
+    assert {each.reason for each in files.skipped} == {"a cache of `datasets`"}
+    assert [file.name for file in find_files([f"{tmp_path}/*.arrow"])] == ["gsm8k-train.arrow"]
+
+
+def test_a_card_that_is_of_no_use_is_named(tmp_path):
+    laid_out(tmp_path, "a.jsonl", card=DEFAULT)
+    assert "name no file that is here): README.md" in " ".join(find_files([str(tmp_path)]).notes())
+    laid_out(tmp_path, card="---\na: [\n---\n")
+    assert "YAML cannot be understood" in " ".join(find_files([str(tmp_path)]).notes())
