@@ -51,7 +51,9 @@ class Maths(Benchmark):
     def check_layout(self, head: Sequence[Row], file: str) -> None:
         """Raises InputError, naming file and missing field, unless each of a file's first rows has what is needed."""
         if not head:
-            raise InputError(f"{file}: not one row is a JSON object; if the file is one array, say input.format=json")
+            raise InputError(
+                f"{file}: not one row is a JSON object; if the file is one array, say --set input.format=json"
+            )
         for row in head:
             for names in (self.questions, self.answers):
                 if not any(has(row, name) for name in names):

@@ -203,17 +203,18 @@ class _Search:
             raise
         except Exception as error:  # whatever a filesystem raises: no network, no rights, no such scheme
             raise InputError(f"{self.path}: cannot be listed: {error or type(error).__name__}") from error
-        return [InputFile(name, self._uri(info), info.size or 0, info.mtime_ns or 0) for name, info in found]
+        return [InputFile(name, self._uri(info.path), info.size or 0, info.mtime_ns or 0) for name, info in found]
 
     def _of_folder(self, filesystem: fs.FileSystem, root: str) -> list[tuple[str, Any]]:
         entries = dict(sorted(_below(filesystem, root), key=lambda entry: entry[0]))
         folder = self._folder(filesystem, root, entries)
         names, self.chosen = choose(folder, self.choice, self.default)
         folder.skip(folder.hidden, "names that begin with . or _")
+        folder.skip(_dangling(root) if self.local else [], "links to nothing")
         self._pass_over(folder, root)
         if not names:
             notes = InputFiles((), tuple(self.skipped)).notes()
-            glob = f"{self.path.rstrip('/')}/*"
+            glob = storage.join(self.path, "*")
             raise InputError(
                 f"{self.path}: no file to read in this folder (looked for {' '.join(KINDS)}, .gz, .zst)"
                 + "".join(f"; {note}" for note in notes)
@@ -245,13 +246,11 @@ class _Search:
         return Folder(self.path, shown, list(hidden), unread, read, self.section)
 
     def _pass_over(self, folder: Folder, root: str) -> None:
-        self.skipped = [each._replace(uri=f"{self._scheme()}{root}/{each.name}") for each in folder.skipped]
+        self.skipped = [each._replace(uri=self._uri(f"{root}/{each.name}")) for each in folder.skipped]
 
-    def _uri(self, info: Any) -> str:
-        return f"{self._scheme()}{info.path}{self.mark}{self.query}"
-
-    def _scheme(self) -> str:
-        return "" if self.local else self.path.partition("://")[0] + "://"
+    def _uri(self, path: str) -> str:
+        scheme = "" if self.local else self.path.partition("://")[0] + "://"
+        return f"{scheme}{path}{self.mark}{self.query}"
 
 
 def _hidden(name: str) -> str | None:
@@ -266,6 +265,12 @@ def _below(filesystem: fs.FileSystem, root: str) -> Iterator[tuple[str, Any]]:
     for info in filesystem.get_file_info(selector):
         if info.type == fs.FileType.File:
             yield info.path[len(root) :].lstrip("/"), info
+
+
+def _dangling(root: str) -> list[str]:
+    """Links below a local folder whose targets are not there, which Arrow does not list."""
+    links = (os.path.join(top, name) for top, _, names in os.walk(root) for name in names)
+    return sorted(os.path.relpath(link, root) for link in links if os.path.islink(link) and not os.path.exists(link))
 
 
 def _split_glob(path: str) -> tuple[str, list[str]]:

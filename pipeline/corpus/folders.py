@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from pipeline import storage
 from pipeline.errors import InputError
 
 # As `datasets` ignores them, and what belongs to a repository rather than to its data.
@@ -88,7 +89,7 @@ class Folder:
         self.skipped += [Skipped(name, reason) for name in names]
 
     def path(self, name: str) -> str:
-        return f"{self.place.rstrip('/')}/{name}"
+        return storage.join(self.place, name)
 
 
 def choose(folder: Folder, choice: Choice, default: Choice = ANY) -> tuple[list[str], bool]:

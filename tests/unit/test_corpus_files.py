@@ -2,10 +2,12 @@ import gzip
 import json
 import os
 import pickle
+import re
+import shlex
 
 import pytest
 
-from pipeline.corpus import file_format, find_files, plan_file, read_shards
+from pipeline.corpus import Choice, file_format, find_files, plan_file, read_shards
 from pipeline.errors import InputError
 
 
@@ -157,6 +159,22 @@ def test_s3(tmp_path, monkeypatch):
             shards = plan_file(file, shard_rows=4).shards
             rows = [row for _, rows in read_shards(file, "auto", shards[1:]) for row in rows]
             assert rows == [(i, {"text": f"story {i}"}) for i in range(4, 10)]
+        card = b"---\nconfigs:\n- config_name: default\n  data_files:\n    good: one.csv\n    bad: two.csv\n---\n"
+        for name, body in (("README.md", card), ("one.csv", b"text\n007\n"), ("two.csv", b"text\nx\n")):
+            client.put_object(Bucket="corpora", Key=f"clone/{name}", Body=body)
+        for clone in (
+            "s3://corpora/clone",
+            f"s3://corpora/clone?endpoint_override={endpoint.partition('//')[2]}&scheme=http",
+        ):
+            with pytest.raises(InputError, match=r"several splits.*bad \(two\.csv\), good \(one\.csv\)") as raised:
+                find_files([clone])
+            (two,) = shlex.split(re.search(r"\(or with --input (.*?)\);", str(raised.value))[1])
+            assert [file.name for file in find_files([two])] == ["two.csv"]
+            (file,) = files = find_files([clone], Choice(split="good"))
+            assert [row for _, rows in read_shards(file, "auto", plan_file(file).shards) for row in rows] == [
+                (0, {"text": "007"})
+            ]
+            assert [each.name for each in files.skipped] == ["README.md", "two.csv"]
         for missing in ("s3://corpora/none", "s3://nobucket/x"):
             with pytest.raises(InputError, match="no such file"):
                 find_files([missing])

@@ -274,6 +274,13 @@ def test_what_is_skipped_is_named_with_its_remedy(tmp_path):
         find_files([str(folder)])
 
 
+def test_a_link_to_nothing_is_named(tmp_path):
+    laid_out(tmp_path, "a.jsonl")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    assert find_files([str(tmp_path)]).notes() == ["not read (links to nothing): sub/b.jsonl"]
+
+
 def test_advice_for_files_without_a_suffix_is_enough(tmp_path):
     laid_out(tmp_path / "out", "part-0", "part-1")
     with pytest.raises(InputError, match="no file to read") as raised:
