@@ -145,7 +145,7 @@ def find_files(
     """
     names: dict[str, InputFile] = {}  # by the file's identity
     skipped: list[Skipped] = []
-    chosen = False
+    chosen: set[str] = set()
     for path in paths:
         below: dict[str, InputFile] = {}
         search = _Search(path, choice, default, section)
@@ -155,12 +155,13 @@ def find_files(
         for key, file in below.items():
             names[key] = max(names.get(key, file), file, key=_length)
         skipped += search.skipped
-        chosen = chosen or search.chosen
-    if not chosen and (choice.config or choice.split):
-        key, value = ("split", choice.split) if choice.split else ("config", choice.config)
-        raise InputError(
-            f"input.{key} = {value!r} chooses among those of a folder, and there are none in {', '.join(paths)}; leave it out"
-        )
+        chosen |= search.chosen
+    for kind, value in (("config", choice.config), ("split", choice.split)):
+        if value and kind not in chosen:
+            raise InputError(
+                f"input.{kind} = {value!r} chooses among those of a folder, and there are none in {', '.join(paths)}; "
+                "leave it out"
+            )
     owners: dict[str, InputFile] = {}
     for file in sorted(names.values(), key=lambda file: (file.name, file.uri)):
         other = owners.setdefault(file.name, file)
@@ -183,7 +184,7 @@ class _Search:
     def __init__(self, path: str, choice: Choice, default: Choice, section: str | None):
         self.path, self.choice, self.default, self.section = path, choice, default, section
         self.skipped: list[Skipped] = []
-        self.chosen = False
+        self.chosen: set[str] = set()
         self.local = storage.is_local(path)
         self.base, self.mark, self.query = (path, "", "") if self.local else path.partition("?")
 
@@ -218,7 +219,7 @@ class _Search:
             raise InputError(
                 f"{self.path}: no file to read in this folder (looked for {' '.join(KINDS)}, .gz, .zst)"
                 + "".join(f"; {note}" for note in notes)
-                + (f". Of files without a suffix {SAY_FORMAT}, with --input {quote(glob)}" if notes else "")
+                + (f". Of files without a suffix {SAY_FORMAT}, and give the glob {quote(glob)}" if notes else "")
             )
         return [(name, entries[name]) for name in names]
 

@@ -36,9 +36,8 @@ SPLIT_WORDS = {
     "dev": "validation", "test": "test", "testing": "test", "eval": "eval", "evaluation": "eval",
 }  # fmt: skip
 SHARD = re.compile(r"(?P<split>\w+(?:[.-]\w+)*)-(?P<index>\d{5})-of-(?P<number>\d{5})")
-CACHE = re.compile(
-    r"cache-[0-9a-f]+(_\d+_of_\d+)?\.arrow"
-)  # what `datasets` computed once, beside what it was computed of
+# What `datasets` computed once, beside what it was computed of.
+CACHE = re.compile(r"cache-[0-9a-f]+(_\d+_of_\d+)?\.arrow")
 UNNAMED = "its state.json does not name it"
 CACHED = "a cache of `datasets`"
 LISTED = 20  # splits and configurations named in a message
@@ -92,8 +91,8 @@ class Folder:
         return storage.join(self.place, name)
 
 
-def choose(folder: Folder, choice: Choice, default: Choice = ANY) -> tuple[list[str], bool]:
-    """The files of one corpus, and whether the choice had anything to choose from. What is left out is in `skipped`.
+def choose(folder: Folder, choice: Choice, default: Choice = ANY) -> tuple[list[str], set[str]]:
+    """The files of one corpus, and what there was to choose: `config`, `split`. What is left out is in `skipped`.
 
     Args:
         choice: as configured.
@@ -104,12 +103,14 @@ def choose(folder: Folder, choice: Choice, default: Choice = ANY) -> tuple[list[
             seem to be there twice.
     """
     members = _members(folder)
-    members, by_config = _narrowed(folder, members, "config", choice, default)
-    members, by_split = _narrowed(folder, members, "split", choice, default)
+    kinds = set()
+    for kind in ("config", "split"):
+        members, several = _narrowed(folder, members, kind, choice, default)
+        kinds |= {kind} if several else set()
     names = list(dict.fromkeys(member.name for member in members))
     _require_whole(folder, names)
     _require_once(folder, names)
-    return names, by_config or by_split
+    return names, kinds
 
 
 def without_unnamed(folder: Folder, names: Iterable[str]) -> list[str]:
@@ -166,7 +167,7 @@ def _saved(folder: Folder) -> dict[str, list[Member]]:
         except (ValueError, TypeError, KeyError):
             raise InputError(
                 f"{folder.path(name)} lies beside .arrow files and does not name them (`_data_files`) as "
-                "`datasets.save_to_disk` does: copy the saved dataset again, or give each of its files as an --input"
+                "`datasets.save_to_disk` does: copy the saved dataset again, or give the path of each of its files"
             ) from None
         if state.get("_indices_data_files"):
             raise InputError(
@@ -179,7 +180,7 @@ def _saved(folder: Folder) -> dict[str, list[Member]]:
                 f"{folder.path(name)} names {_base(missing[0])}, which is not there ({len(missing)} of {len(files)} files "
                 "are missing): copy the saved dataset whole"
             )
-        split, beside = _split_of_folder(top) or state.get("_split"), _top(top)
+        split, beside = split_word(_base(top)) or state.get("_split"), _top(top)
         if _joined(beside, "dataset_dict.json") in there and top:
             split = _base(top)
         found[top] = [Member(file, None, split, beside) for file in files]
@@ -259,10 +260,6 @@ def _split_of(name: str) -> tuple[str | None, str]:
     return (shard["split"] if shard else None), top
 
 
-def _split_of_folder(top: str) -> str | None:
-    return split_word(_base(top))
-
-
 def split_word(name: str) -> str | None:
     """The split that a word of a name says: `harmless-base-test.jsonl.gz` is of test."""
     words = re.split(r"[-._ 0-9]+", name.lower())
@@ -313,19 +310,19 @@ def _split_by_word(members: Sequence[Member], word: str) -> list[Member]:
 
 def _require_whole(folder: Folder, names: Sequence[str]) -> None:
     """Raises InputError where shards say how many they are, and are fewer or more."""
-    sets: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    sets: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for name in names:
         if shard := SHARD.match(_base(name)):
-            sets[_top(name), shard["split"], int(shard["number"])].append(int(shard["index"]))
-    for (top, split, number), indices in sets.items():
-        if sorted(indices) == list(range(number)):
+            sets[_top(name), shard["split"]].append((int(shard["index"]), int(shard["number"])))
+    for (top, split), shards in sets.items():
+        number = shards[0][1]
+        if sorted(shards) == [(index, number) for index in range(number)]:
             continue
-        glob = quote(folder.path(_joined(top, f"{split}-*")))
-        missing = sorted(set(range(number)) - set(indices))
+        missing = sorted(set(range(number)) - {index for index, _ in shards})
         wrong = f"shard {missing[0]} of {number} is missing" if missing else "a shard is there more than once"
         raise InputError(
-            f"{folder.path(_joined(top, split))}-*-of-{number:05d}: {wrong} ({len(indices)} files); complete the folder, or "
-            f"take what is there with --input {glob}"
+            f"{folder.path(_joined(top, split))}-*: {wrong} ({len(shards)} files); complete the folder, or to take what is "
+            f"there give the glob {quote(folder.path(_joined(top, f'{split}-*')))}"
         )
 
 
@@ -338,7 +335,7 @@ def _require_once(folder: Folder, names: Sequence[str]) -> None:
         if other != name:
             raise InputError(
                 f"{folder.place}: {other} and {name} seem to be one corpus in two forms, and each row would count twice; give "
-                f"one of them, such as --input {quote(folder.path(other))} (a glob takes what it matches)"
+                f"the path of one, such as {quote(folder.path(other))} (a glob takes what it matches)"
             )
 
 
@@ -359,7 +356,7 @@ def _several(folder: Folder, kind: str, groups: Mapping[str | None, list[Member]
         return f"{several} by its path" + (f", such as {path}" if path else "")
     within = sorted({member.split for member in groups[first] if member.split}, key=_order)
     further = f" --set input.split={quote(within[0])}" if kind == "config" and len(within) > 1 else ""
-    or_path = f" (or with --input {quote(path)})" if path and not further else ""
+    or_path = f" (or give the path {quote(path)})" if path and not further else ""
     return (
         f"{several}, for example with --set input.{kind}={quote(first)}{further}{or_path}; --set 'input.{kind}=*' takes all "
         "of them together"

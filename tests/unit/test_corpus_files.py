@@ -168,7 +168,7 @@ def test_s3(tmp_path, monkeypatch):
         ):
             with pytest.raises(InputError, match=r"several splits.*bad \(two\.csv\), good \(one\.csv\)") as raised:
                 find_files([clone])
-            (two,) = shlex.split(re.search(r"\(or with --input (.*?)\);", str(raised.value))[1])
+            (two,) = shlex.split(re.search(r"\(or give the path (.*?)\);", str(raised.value))[1])
             assert [file.name for file in find_files([two])] == ["two.csv"]
             (file,) = files = find_files([clone], Choice(split="good"))
             assert [row for _, rows in read_shards(file, "auto", plan_file(file).shards) for row in rows] == [

@@ -145,21 +145,13 @@ SEVERAL = {
 }  # fmt: skip
 
 
-def obeyed(said: str, paths: list[str]) -> tuple[list[str], list[str]]:
-    """The first of each kind of advice that a message gives, as a person would type it: --set words, or --input paths."""
+def obeyed(said: str) -> tuple[list[str], list[str]]:
+    """The settings, and the paths, that a message tells a person to give, read as a shell would; not those for all at once."""
     said = said.split("; --set")[0]
-    advice = re.search(r"--(set|input) .*", said)
-    assert advice, said
-    settings, inputs = [], []
-    words = shlex.split(advice[0].split(" (")[0].rstrip(".,;"))
-    for flag, value in zip(words[::2], words[1::2], strict=False):
-        if flag == "--set":
-            settings.append(value.rstrip(","))
-        elif flag == "--input":
-            inputs.append(value.rstrip(","))
-        else:
-            break
-    return settings, inputs or paths
+    settings = [word.rstrip(".,;") for word in re.findall(r"--set ((?:[^\s']|'[^']*')+)", said)]
+    paths = re.findall(r"(?:give the (?:path|glob)(?: of one, such as)?) ('[^']*'|[^\s;)]+)", said)
+    assert settings or paths, said
+    return shlex.split(" ".join(settings)), shlex.split(" ".join(paths))
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -170,13 +162,12 @@ def test_several_splits_are_refused_and_the_advice_is_enough(tmp_path, name):
         find_files([str(folder)])
     assert said in str(raised.value) and str(folder) in str(raised.value)
 
-    settings, _ = obeyed(str(raised.value), [str(folder)])
+    settings, paths = obeyed(str(raised.value))
     config = load_config(None, [], settings).input
     files = find_files([str(folder)], Choice(config.config, config.split))
     assert 0 < len(files) < len(there) + (card is not None)
-    if path := re.search(r"--input (.*?)\);", str(raised.value)):
-        again = find_files(shlex.split(path[1]))
-        assert [file.uri for file in again] == [file.uri for file in files]
+    for path in paths:
+        assert [file.uri for file in find_files([path])] == [file.uri for file in files]
 
     everything = re.search(r"--set '(input\.\w+=\*)' takes all", str(raised.value))
     config = load_config(None, [], [everything[1]]).input
@@ -192,7 +183,7 @@ def test_a_choice_that_fits_nothing_is_refused(tmp_path):
         InputError, match=r"input\.split = 'filtered' is no split .* train \(train\.jsonl\), test"
     ) as raised:
         find_files([str(folder)], Choice(split="filtered"))
-    settings, _ = obeyed(str(raised.value), [])
+    settings, _ = obeyed(str(raised.value))
     assert settings == ["input.split=train"]
     with pytest.raises(
         InputError, match=r"input\.split = 'train' chooses among .* there are none in .*train\.jsonl; leave it out"
@@ -200,6 +191,8 @@ def test_a_choice_that_fits_nothing_is_refused(tmp_path):
         find_files([str(folder / "train.jsonl")], Choice(split="train"))
     with pytest.raises(InputError, match=r"input\.config = 'a' chooses among"):
         find_files([str(folder / "train.jsonl")], Choice("a"))
+    with pytest.raises(InputError, match=r"input\.config = 'a' chooses among"):
+        find_files([str(folder)], Choice("a", "train"))
 
 
 def test_the_held_out_prompts_choose_by_path(tmp_path):
@@ -232,8 +225,8 @@ def test_a_saved_dictionary_is_one_split(tmp_path):
     (folder / "dataset_dict.json").write_text('{"splits": ["train_prefs", "good"]}')
     with pytest.raises(InputError, match=r"several splits.*good \(2 files\), train_prefs \(2 files\)") as raised:
         find_files([str(folder)])
-    settings, _ = obeyed(str(raised.value), [])
-    assert settings == ["input.split=good"] and f"--input {folder}/good" in str(raised.value)
+    settings, _ = obeyed(str(raised.value))
+    assert settings == ["input.split=good"] and f"give the path {folder}/good)" in str(raised.value)
     assert [file.name for file in find_files([str(folder)], Choice(split="good"))] == [f"good/{n}" for n in SAVED[:2]]
     assert [file.name for file in find_files([f"{folder}/good"])] == list(SAVED[:2])
 
@@ -285,8 +278,7 @@ def test_advice_for_files_without_a_suffix_is_enough(tmp_path):
     laid_out(tmp_path / "out", "part-0", "part-1")
     with pytest.raises(InputError, match="no file to read") as raised:
         find_files([str(tmp_path / "out")])
-    (glob,) = shlex.split(str(raised.value).rpartition("--input ")[2])
-    settings, _ = obeyed(str(raised.value), [])
+    settings, [glob] = obeyed(str(raised.value))
     format = load_config(None, [], settings).input.format
     assert [plan_file(file, format).rows for file in find_files([glob])] == [1, 1]
 
@@ -368,7 +360,7 @@ def test_what_is_chosen_goes_before_what_the_benchmark_is(tmp_path):
         InputError, match=r"benchmark is the split 'filtered', which is not in .*; there are raw"
     ) as raised:
         of_benchmark("reward-bench", tmp_path / "train")
-    assert obeyed(str(raised.value), [])[0] == ["input.split=raw"]
+    assert obeyed(str(raised.value))[0] == ["input.split=raw"]
 
 
 def test_rm_bench_has_each_item_once(tmp_path):
@@ -396,6 +388,10 @@ def test_rm_bench_has_each_item_once(tmp_path):
             ["data/train-00000-of-00001.csv", "data/train-00000-of-00001-1f.csv"],
             r"a shard is there more than once \(2 files\)",
         ),
+        (
+            [f"data/train-0000{i}-of-0000{n}.csv" for n in (1, 2) for i in range(n)],
+            r"a shard is there more than once \(3 files\)",
+        ),
         (["pairs.jsonl", "pairs.csv"], r"pairs\.csv and pairs\.jsonl seem to be one corpus in two forms"),
         (["a/pairs.jsonl", "a/pairs.jsonl.gz"], r"a/pairs\.jsonl and a/pairs\.jsonl\.gz seem to be one corpus"),
     ],
@@ -404,9 +400,9 @@ def test_files_that_are_missing_or_there_twice_are_refused(tmp_path, there, said
     folder = laid_out(tmp_path / "the corpus", *there, "x.jsonl")
     with pytest.raises(InputError, match=said) as raised:
         find_files([str(folder)])
-    _, [path] = obeyed(str(raised.value), [])
-    assert 0 < len(find_files([path])) < 3  # a file or a glob is a choice by itself
-    assert len(find_files([f"{folder}/**/*"])) == 3
+    _, [path] = obeyed(str(raised.value))
+    assert 0 < len(find_files([path])) <= len(there)  # a file or a glob is a choice by itself
+    assert len(find_files([f"{folder}/**/*"])) == len(there) + 1
 
 
 def test_caches_of_datasets_are_no_data(tmp_path):
