@@ -56,6 +56,9 @@ def unnest(name: str, nested: str) -> str:
     if nested.startswith("columns"):
         code = f"import pandas; pandas.read_json({base!r}).to_json({base + 'l'!r}, orient='records', lines=True)"
         return f"make a row of each with `python -c {quote(code)}`"
+    if not nested.endswith("'"):
+        code = f"import json; [print(json.dumps(row)) for row in json.load(open({base!r})).values()]"
+        return f"take them out with `python -c {quote(code)} > rows.jsonl`"
     first = nested.removeprefix("rows under ").split(" and ")[0]
     code = f"import json; [print(json.dumps(row)) for row in json.load(open({base!r}))[{first}]]"
     return f"take out one of them with `python -c {quote(code)} > rows.jsonl`"

@@ -2,7 +2,7 @@
 
 JSON lines (not compressed) and Parquet are read by byte range, so that shards can be read anywhere in any order. Gzip,
 zstd, JSON arrays, CSV and Arrow are read from the front, once for all the shards asked for. Memory holds one shard, or one
-record where that is larger; of CSV also a block of 16 MiB.
+record where that is larger; of CSV also a few blocks of 16 MiB.
 
 In CSV and TSV every cell is text (`007` stays `007`), an empty one the empty text; the first line has the names. Rows are
 numbered from 0 after it.

@@ -16,6 +16,7 @@ CHUNK = 1 << 16  # characters read at once from an array
 LONGEST_TOKEN = 16  # no JSON token is longer, but for strings and numbers
 
 NESTS = {"data", "rows", "examples", "instances", "items", "records", "samples", "train", "validation", "test", "dev"}
+ABOUT = {"version", "name", "title", "description", "license", "source", "author", "date", "url", "split", "citation"}
 _ROLES = {"role", "from"}
 
 Record = tuple[int, bytes]
@@ -107,8 +108,8 @@ def layout(stream: io.BufferedReader) -> Literal["lines", "values"]:
     first = next(line for line in stream if line.removeprefix(BOM).strip())
     try:
         parse(0, first)
-    except RowError:
-        return "values"
+    except RowError as error:
+        return "lines" if error.reason == "duplicate_key" else "values"
     return "lines"
 
 
@@ -148,14 +149,19 @@ def nested_rows(row: dict[str, Any]) -> str | None:
 
     A row may hold lists too, of messages or of responses. Columns are nothing but lists of one length, none of messages, or
     nothing but objects of row numbers (as pandas writes them). Rows are lists of objects that are no messages: nothing but
-    those, or one under a name that says so.
+    those, or one under a name that says so beside what only describes a data set; or more than two objects of the same keys.
     """
     values = list(row.values())
-    if values and all(isinstance(value, dict) and value and all(map(str.isdigit, value)) for value in values):
-        return "columns, each an object of row numbers"
+    if values and all(isinstance(value, dict) and value for value in values):
+        if all(all(map(str.isdigit, value)) for value in values):
+            return "columns, each an object of row numbers"
+        keys = values[0].keys()
+        same = len(values) > 2 and len(keys) > 1 and all(value.keys() == keys for value in values)
+        return "rows under keys of their own" if same and not _ROLES & keys else None
     lists = {name: value for name, value in row.items() if isinstance(value, list) and value}
     rows = [name for name, value in lists.items() if all(isinstance(v, dict) and not _ROLES & v.keys() for v in value)]
-    if rows and (len(rows) == len(row) or any(name.lower() in NESTS for name in rows)):
+    texts = {name.lower() for name, value in row.items() if isinstance(value, str)}
+    if rows and (len(rows) == len(row) or (texts <= ABOUT and any(name.lower() in NESTS for name in rows))):
         return f"rows under {' and '.join(map(repr, rows))}"
     lengths = {len(value) for value in lists.values()}
     messages = any(isinstance(v, dict) for value in lists.values() for v in value)

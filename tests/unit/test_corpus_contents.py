@@ -87,6 +87,9 @@ def test_a_row_of_lists_is_a_row(tmp_path):
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         {"chosen": message, "rejected": message},
         {"prompt": {"0": "q"}, "chosen": "a"},
+        {"prompt": "q", "samples": [{"text": "a"}, {"text": "b"}]},
+        {"prompt": {"text": "q"}, "chosen": {"text": "a"}, "rejected": {"text": "b"}},
+        {"prompt": message[0], "chosen": message[1], "rejected": message[1]},
     ):
         for name, data in (("a.json", json.dumps(row, indent=1)), ("b.jsonl", json.dumps(row))):
             assert rows_of(put(tmp_path, name, data.encode())) == [row]
@@ -128,6 +131,7 @@ REFUSED = {
         "one object, of columns, each an object of row numbers",
     ),
     "splits": ("a.json", json.dumps({"train": ROWS, "test": ROWS[:1]}).encode(), "of rows under 'train' and 'test'"),
+    "rows by id": ("a.json", json.dumps({f"id{i}": row for i, row in enumerate(ROWS)}).encode(), "of rows under keys"),
     "rows under a name": ("a.json", json.dumps({"version": "1.0", "data": ROWS}).encode(), "of rows under 'data'"),
 }  # fmt: skip
 
@@ -176,3 +180,8 @@ def test_columns_are_recognised_after_all_this(tmp_path):
     assert (
         detect(plan_file(put(tmp_path, "a.json", ARRAY)).head, InputConfig()).describe().startswith("prompt + chosen")
     )
+
+
+def test_a_key_twice_in_the_first_line_keeps_lines(tmp_path):
+    file = put(tmp_path, "a.json", b'{"a": 1, "a": 2}\n' + LINES)
+    assert plan_file(file).shards[0].offset == 0 and rows_of(file)[1:] == ROWS
