@@ -12,8 +12,9 @@ import pytest
 from tiny import CHATML, save_model
 
 from jobs.__main__ import main
+from jobs.plan import find_inputs
 from pipeline.benchmarks import find_benchmark
-from pipeline.config import load_config
+from pipeline.config import InputConfig, load_config
 from pipeline.corpus import Choice, detect, find_files, plan_file
 from pipeline.corpus.folders import split_word
 from pipeline.errors import InputError
@@ -341,15 +342,21 @@ CLONES = {
 
 
 def of_benchmark(name: str, path: Path, choice: Choice = Choice()) -> list[str]:  # noqa: B008
-    benchmark = find_benchmark(name)
-    files = find_files([str(path)], choice, benchmark.choice)
-    return [file.name for file in files.without(benchmark.left_out([file.name for file in files]))]
+    config = InputConfig(paths=[str(path)], config=choice.config, split=choice.split)
+    return [file.name for file in find_inputs(config, find_benchmark(name))]
 
 
 @pytest.mark.parametrize("name", CLONES)
 def test_a_benchmark_takes_its_own_of_a_clone(tmp_path, name):
     there, card, expected = CLONES[name]
     assert of_benchmark(name.split()[0], laid_out(tmp_path, *there, card=card)) == expected
+
+
+def test_evaluate_names_what_is_not_the_benchmark(tmp_path, capsys):
+    folder = laid_out(tmp_path / "reward-bench", *REWARD_BENCH)
+    words = ["evaluate", "--benchmark", "reward-bench", "--input", str(folder), "--output", str(tmp_path / "out")]
+    assert main([*words, "--model", str(tmp_path / "none")]) == 2  # found out after the files were
+    assert "not read (split raw): data/raw-00000-of-00001.parquet" in capsys.readouterr().err
 
 
 def test_what_is_chosen_goes_before_what_the_benchmark_is(tmp_path):
