@@ -23,12 +23,12 @@ from jobs import terminal
 from jobs.close import input_rows, versions
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, TooManyErrors, absolute, require, with_absolute_places
+from jobs.plan import find_inputs
 from pipeline import storage
 from pipeline.benchmarks import find_benchmark
 from pipeline.benchmarks.base import Benchmark
 from pipeline.benchmarks.maths import Maths
 from pipeline.config import EvaluateConfig, ModelConfig, RewardConfig, load_config
-from pipeline.corpus import find_files
 from pipeline.derive import stored_reward
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.evaluation.results import Cost, make_results
@@ -120,7 +120,7 @@ def _filled(
     """
     paths = config.input.paths or ([benchmark.source] if benchmark.source else [])
     require(input=paths)
-    files = find_files(paths)
+    files = find_inputs(config.input.model_copy(update={"paths": paths}), benchmark)
     claim = _claimed(config, [file.name for file in files])
     labellers = sampler_of(config, benchmark) if isinstance(benchmark, Maths) else labellers_of(config)
     with contextlib.ExitStack() as held:

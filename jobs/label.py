@@ -6,10 +6,9 @@ import contextlib
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, require, with_absolute_places
-from jobs.plan import check_sampled, plan_inputs
+from jobs.plan import check_sampled, find_inputs, plan_inputs
 from jobs.preview import estimate, show_example, show_inputs
 from pipeline.config import LabelConfig
-from pipeline.corpus import find_files
 from pipeline.labellers import Endogenous
 from pipeline.report import to_toml
 
@@ -18,7 +17,7 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
     """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
     require(model=config.model.name, input=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
-    files = find_files(config.input.paths)
+    files = find_inputs(config.input)
     labeller = Endogenous(config, config.model)
     if dry_run:
         renderer = labeller.renderer

@@ -1,18 +1,41 @@
-"""What there is to label: the shards of every input file, and those of them that are not done."""
+"""What there is to label: the input files, the shards of each, and those of them that are not done."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from jobs import terminal
 from jobs.flow import Work
+from pipeline.benchmarks.base import Benchmark
 from pipeline.config import InputConfig
-from pipeline.corpus import InputFile, Shape, detect, plan_file, read_shards, read_together
+from pipeline.corpus import (
+    Choice,
+    InputFile,
+    InputFiles,
+    Shape,
+    detect,
+    find_files,
+    plan_file,
+    read_shards,
+    read_together,
+)
 from pipeline.errors import InputError, StoreError
 from pipeline.sampled import check_samples
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
 from pipeline.tokens import Renderer
 
 ShapeOf = Callable[[list[dict[str, Any]], InputConfig, str], Shape]
+
+
+def find_inputs(config: InputConfig, benchmark: Benchmark | None = None) -> InputFiles:
+    """The files of the input, of a benchmark only those that are its own, after a warning that names those that are not
+    read. Raises InputError."""
+    default = benchmark.choice if benchmark else Choice()
+    files = find_files(config.paths, Choice(config.config, config.split), default)
+    if benchmark:
+        files = files.without(benchmark.left_out([file.name for file in files]))
+    for note in files.notes():
+        terminal.warn(note)
+    return files
 
 
 def plan_inputs(

@@ -290,7 +290,7 @@ def _check_replay(config: RlConfig, replay: str, description: dict[str, Any]) ->
 
 
 def _notes(config: RlConfig, name: str, found: Prompts) -> list[str]:
-    notes = []
+    notes = [f"{name}: {note}" for note in found.skipped]
     if found.left_out:
         notes.append(f"{name}: {len(found.left_out):,} prompts are left out, the first: {found.left_out[0]}")
     if found.short:

@@ -21,10 +21,11 @@ from jobs.close import counted
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, require, with_absolute_places
 from jobs.inspect_store import error_rows
+from jobs.plan import find_inputs
 from jobs.preview import show_inputs
 from pipeline import storage
 from pipeline.config import SampleConfig
-from pipeline.corpus import InputFile, find_files
+from pipeline.corpus import InputFile
 from pipeline.errors import InputError, RunError, StoreError
 from pipeline.labellers import PromptSampler
 from pipeline.labellers.prompts import STORED, Samples, prompt_shape, sampled
@@ -43,7 +44,7 @@ def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "
     require(policy=config.model.name, prompts=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
     output = config.output.path
-    files = find_files(config.input.paths)
+    files = find_inputs(config.input)
     check_place(output)
     with contextlib.ExitStack() as held:
         ray = LateCluster(config, held)

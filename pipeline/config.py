@@ -43,8 +43,14 @@ class InputConfig(Section):
     """The corpus and how to read it. Keys are column names; `a.b` reaches into a nested column."""
 
     paths: list[Place] = Field(default=[], description="files, folders, globs, s3://, gs://, hf://datasets/...")
-    format: Literal["auto", "json", "jsonl", "parquet", "arrow"] = Field(
+    format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "arrow"] = Field(
         default="auto", description="by file name; .gz and .zst are unpacked"
+    )
+    config: str | None = Field(
+        default=None, description="which configuration of a folder that holds several: a name, or a glob pattern"
+    )
+    split: str | None = Field(
+        default=None, description="which split of a folder that holds several: a name, or a glob pattern"
     )
     prompt_key: str | None = Field(default=None, description="column of the prompt: text or a list of messages")
     response_key: str | list[str] | None = Field(

@@ -4,6 +4,7 @@ table of them."""
 from pipeline.benchmarks.base import Benchmark
 from pipeline.benchmarks.best_of_n import BestOfN
 from pipeline.benchmarks.dsp import DomainPreference
+from pipeline.benchmarks.kto import Kto
 from pipeline.benchmarks.maths import MATHS
 from pipeline.benchmarks.pairs import Pairs
 from pipeline.benchmarks.reward_bench import RewardBench
@@ -14,7 +15,16 @@ from pipeline.errors import ConfigError
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for benchmark in (RMBench(), RewardBench(), RewardBench2(), DomainPreference(), Pairs(), BestOfN(), *MATHS.values())
+    for benchmark in (
+        RMBench(),
+        RewardBench(),
+        RewardBench2(),
+        DomainPreference(),
+        Pairs(),
+        Kto(),
+        BestOfN(),
+        *MATHS.values(),
+    )
 }
 
 

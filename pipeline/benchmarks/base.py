@@ -9,19 +9,22 @@ from numpy.typing import NDArray
 from pipeline.benchmarks.figures import Figures
 from pipeline.benchmarks.items import Item
 from pipeline.config import EvaluateConfig, InputConfig
-from pipeline.corpus import Shape, detect
+from pipeline.corpus import Choice, Shape, detect
 from pipeline.corpus.columns import Row, lookup
 from pipeline.errors import ConfigError, InputError, RowError
 
 
 class Benchmark:
-    """Base of all benchmarks. A subclass sets the class attributes and gives `figures`; `shape`, `check` and `requires`
-    where the layout is not one that `label` recognises, where items can be malformed, where a run can lack something."""
+    """Base of all benchmarks. A subclass sets the class attributes and gives `figures`; `left_out`, `shape`, `check` and
+    `requires` where a copy holds more than the benchmark, where the layout is not one that `label` recognises, where items
+    can be malformed, where a run can lack something."""
 
     name: ClassVar[str]
     about: ClassVar[str]  # one sentence for people
     source: ClassVar[str | None] = None  # where its authors publish it, as a path for --input
     fields: ClassVar[tuple[str, ...]] = ()  # columns that the published layout has; `a.b` is `b` within `a`
+    choice: ClassVar[Choice] = Choice()  # what it is of a folder that holds several configurations or splits
+    by_prompt: ClassVar[bool] = False  # whether its items need to know their prompts
     knows_preferences: ClassVar[bool] = True  # whether items have chosen and rejected responses
 
     def requires(self, config: EvaluateConfig) -> None:
@@ -30,6 +33,10 @@ class Benchmark:
             raise ConfigError(
                 f"{self.name} has no chosen and rejected responses for judge-pairwise to compare; use judge-pointwise"
             )
+
+    def left_out(self, names: Sequence[str]) -> dict[str, str]:
+        """Of the input's files those that its layout has beside the benchmark, or that hold items again: reason by name."""
+        return {}
 
     def shape(self, head: Sequence[Row], config: InputConfig, file: str) -> Shape:
         """Which columns hold what, from a file's first rows. Raises InputError that names file and missing field."""

@@ -114,10 +114,7 @@ class BestOfN(Benchmark):
             given += value if isinstance(value, list) else [value]
         if len(given) != due:
             raise RowError("no_score", f"{len(given)} scores for {due} responses; one for each is due, in their order")
-        for each in given:
-            if not isinstance(each, int | float) or math.isnan(each):
-                raise RowError("no_score", f"a response has the score {each!r}; a number or a boolean is due")
-        return [float(each) for each in given]
+        return [_number(each) for each in given]
 
 
 def expected_best(rewards: Sequence[float], scores: Sequence[float], k: int) -> float:
@@ -140,6 +137,17 @@ def expected_best(rewards: Sequence[float], scores: Sequence[float], k: int) -> 
         expected += sum(group) / len(group) * ((comb(upper, k) - comb(lower, k)) / comb(len(rewards), k))
         lower = upper
     return expected
+
+
+def _number(value: Any) -> float:
+    """A score; in CSV it is text. Raises RowError."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        number = {"true": 1.0, "false": 0.0}.get(value.strip().lower(), math.nan)
+    if math.isnan(number):
+        raise RowError("no_score", f"a response has the score {value!r}; a number or a boolean is due")
+    return number
 
 
 def _responses(item: Item) -> tuple[Answer, ...]:

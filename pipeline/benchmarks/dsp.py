@@ -14,8 +14,10 @@ from pipeline.benchmarks.base import Benchmark, listed
 from pipeline.benchmarks.figures import Array, Figures, Matrix
 from pipeline.benchmarks.items import Item
 from pipeline.config import EvaluateConfig
+from pipeline.corpus import Choice
 from pipeline.errors import ConfigError, InputError
 
+FILE = "domain_specific_preference"
 RUBRICS = "examples/dsp-rubrics.toml"
 
 
@@ -31,6 +33,7 @@ class DomainPreference(Benchmark):
 
     name = "dsp"
     about = "Domain-specific preference: what each domain's rubric does to that domain's answers"
+    choice = Choice(split="test")
     fields = ("query", "responses")
     knows_preferences = False
 
@@ -38,6 +41,11 @@ class DomainPreference(Benchmark):
         super().requires(config)
         if config.tokens.rubrics is None and config.evaluate.labels is None:
             raise ConfigError(f"dsp compares rewards under one rubric per domain: give --rubrics {RUBRICS}")
+
+    def left_out(self, names: Sequence[str]) -> dict[str, str]:
+        if not any(FILE in name for name in names):
+            return {}
+        return {name: "another data set of its repository" for name in names if FILE not in name}
 
     def chance(self, figures: Figures) -> float | None:
         return 0.5

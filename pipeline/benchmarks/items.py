@@ -35,6 +35,7 @@ class Item:
     others: tuple[Answer, ...] = ()  # responses that no preference is known of
     rubric: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns
+    prompt: str = ""  # a digest of its messages; empty where no benchmark asks for it
     verdicts: Mapping[tuple[int, int], float] | None = None
 
     @property

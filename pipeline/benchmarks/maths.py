@@ -22,7 +22,7 @@ from pipeline.benchmarks.base import Benchmark, item_name
 from pipeline.benchmarks.figures import Array, Figures
 from pipeline.benchmarks.items import Item
 from pipeline.config import EvaluateConfig, InputConfig
-from pipeline.corpus import Shape
+from pipeline.corpus import Choice, Shape
 from pipeline.corpus.columns import Row, has, lookup
 from pipeline.corpus.messages import to_text
 from pipeline.errors import ConfigError, InputError, RowError
@@ -51,7 +51,9 @@ class Maths(Benchmark):
     def check_layout(self, head: Sequence[Row], file: str) -> None:
         """Raises InputError, naming file and missing field, unless each of a file's first rows has what is needed."""
         if not head:
-            raise InputError(f"{file}: not one row is a JSON object; if the file is one array, say input.format=json")
+            raise InputError(
+                f"{file}: not one row is a JSON object; if the file is one array, say --set input.format=json"
+            )
         for row in head:
             for names in (self.questions, self.answers):
                 if not any(has(row, name) for name in names):
@@ -160,6 +162,7 @@ class Gsm8k(Maths):
     name = "gsm8k"
     about = "GSM8K: grade-school word problems answered by the policy; pass@1"
     source = "hf://datasets/openai/gsm8k/main/test-00000-of-00001.parquet"
+    choice = Choice(config="main", split="test")
     questions = ("question",)
     answers = ("answer",)
 
@@ -168,6 +171,7 @@ class Hendrycks(Maths):
     name = "math"
     about = "MATH (Hendrycks et al. 2021): competition problems answered by the policy; pass@1, by level and type"
     source = "hf://datasets/EleutherAI/hendrycks_math/*/test-*.parquet"
+    choice = Choice(config="*", split="test")
     questions = ("problem",)
     answers = ("solution",)
 
@@ -176,6 +180,7 @@ class Math500(Maths):
     name = "math-500"
     about = "MATH-500: 500 problems of MATH answered by the policy; pass@1, by level and subject"
     source = "hf://datasets/HuggingFaceH4/MATH-500/test.jsonl"
+    choice = Choice(split="test")
     questions = ("problem",)
     answers = ("answer", "solution")
 
@@ -192,6 +197,7 @@ class Amc(Maths):
     name = "amc"
     about = "AMC: competition problems with numbers as answers, by the policy; pass@1"
     source = "hf://datasets/math-ai/amc23"
+    choice = Choice(split="test")
     questions = ("problem", "question")
     answers = ("answer",)
 
@@ -200,6 +206,7 @@ class Minerva(Maths):
     name = "minerva"
     about = "Minerva Math (Lewkowycz et al. 2022): undergraduate problems in science, by the policy; pass@1"
     source = "hf://datasets/math-ai/minervamath"
+    choice = Choice(split="test")
     questions = ("question", "problem")
     answers = ("answer", "solution")
 
@@ -208,6 +215,7 @@ class OlympiadBench(Maths):
     name = "olympiadbench"
     about = "OlympiadBench: problems of olympiads, by the policy; pass@1"
     source = "hf://datasets/math-ai/olympiadbench"
+    choice = Choice(split="test")
     questions = ("question", "problem")
     answers = ("final_answer", "answer")
 

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.benchmarks.base import Benchmark, count_ties, first_right, item_name, listed, strata_of
 from pipeline.benchmarks.figures import Figures
 from pipeline.benchmarks.items import Item
+from pipeline.corpus import Choice
 
 SECTIONS = {
     "Chat": {
@@ -40,6 +41,7 @@ class RewardBench(Benchmark):
     name = "reward-bench"
     about = "RewardBench: accuracy in chat, hard chat, safety and reasoning, and their mean"
     source = "hf://datasets/allenai/reward-bench/data/filtered-*.parquet"
+    choice = Choice(split="filtered")  # `raw` has the pairs that the authors took out
     fields = ("prompt", "chosen", "rejected", "subset")
 
     def check(self, item: Item) -> str | None:

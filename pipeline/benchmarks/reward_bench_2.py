@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.benchmarks.base import Benchmark, count_ties, item_name, listed
 from pipeline.benchmarks.figures import Figures
 from pipeline.benchmarks.items import Item
+from pipeline.corpus import Choice
 from pipeline.errors import InputError
 
 TIES = "Ties"
@@ -30,6 +31,7 @@ class RewardBench2(Benchmark):
     name = "reward-bench-2"
     about = "RewardBench 2: best of four in five subsets, and Ties"
     source = "hf://datasets/allenai/reward-bench-2/data/test-*.parquet"
+    choice = Choice(split="test")
     fields = ("id", "prompt", "chosen", "rejected", "subset")
 
     def check(self, item: Item) -> str | None:

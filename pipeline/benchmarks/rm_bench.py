@@ -22,6 +22,7 @@ PARTS = {
     "chat": "chat", "math": "math", "code": "code", "safety-refuse": "safety", "safety-response": "safety",
 }  # `domain` in the data: the domain it belongs to; in the authors' order  # fmt: skip
 DOMAINS = tuple(dict.fromkeys(PARTS.values()))
+TOTAL = "total_dataset"  # the file that holds all domains
 STYLES = ("concise", "detailed, plain", "detailed, markdown")
 
 
@@ -36,6 +37,11 @@ class RMBench(Benchmark):
     about = "RM-Bench: chosen and rejected in three styles each; overall, hard, normal, easy"
     source = "hf://datasets/THU-KEG/RM-Bench/total_dataset.json"
     fields = ("prompt", "chosen", "rejected")
+
+    def left_out(self, names: Sequence[str]) -> dict[str, str]:
+        if not any(_part_of_file(name) == TOTAL for name in names):
+            return {}
+        return {name: f"{TOTAL} has its items" for name in names if _part_of_file(name) in PARTS}
 
     def shape(self, head: Sequence[Row], config: InputConfig, file: str) -> Shape:
         unnamed = next((row for row in head if "domain" not in row), None)

@@ -1,9 +1,11 @@
 """A corpus: from the paths a person gives to samples, step by step, one module each.
 
-    files     paths -> InputFile       what there is to read, under names that are the same on every machine
+    files     paths -> InputFiles      what there is to read, under names that are the same on every machine
+    folders   names -> names           which files of a folder are data, and of one split
+    contents  bytes -> a remedy        what a file is that is not what its name says
     shards    Shard, FilePlan          the unit of commit: a row range of one file and the digest of its content
     text      bytes -> records         JSON lines, one JSON array, a sequence of JSON objects
-    columnar  bytes -> record batches  Parquet, Arrow
+    columnar  bytes -> record batches  Parquet, Arrow, CSV, TSV
     readers   InputFile -> rows        plan_file once on the driver, read_shards on the workers
     detection rows -> Shape            which columns hold what
     shapes    rows -> Sample -> Turn   one row normalised; `columns` and `messages` read its values
@@ -12,15 +14,18 @@ Nothing here holds a whole file in memory, knows a tokenizer, or starts a proces
 """
 
 from pipeline.corpus.detection import detect
-from pipeline.corpus.files import Format, InputFile, file_format, find_files
+from pipeline.corpus.files import Format, InputFile, InputFiles, file_format, find_files
+from pipeline.corpus.folders import Choice
 from pipeline.corpus.readers import RawRow, plan_file, read_shards
 from pipeline.corpus.shapes import Shape, turns
 from pipeline.corpus.shards import FilePlan, Shard, read_together
 
 __all__ = [
+    "Choice",
     "FilePlan",
     "Format",
     "InputFile",
+    "InputFiles",
     "RawRow",
     "Shape",
     "Shard",

@@ -1,15 +1,24 @@
-"""Rows of Parquet and Arrow files, a record batch at a time."""
+"""Rows of Parquet, Arrow, CSV and TSV files, a record batch at a time."""
 
+import csv
 import hashlib
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.errors import RowError
 
 READ_BYTES = 1 << 22
+CSV_BYTES = 1 << 24  # a block of CSV; no row may be longer
+END = b"\x1eend"  # each cell of a row that is put after the last, to know that no quote is left open
+
+# What a value raises that Python cannot hold: KeyError is a map with a key twice.
+UNREADABLE = (ValueError, OverflowError, KeyError, pa.ArrowException)
 
 Range = tuple[int, int]
 
@@ -25,7 +34,19 @@ class Span(NamedTuple):
 
 
 def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
-    return pq.ParquetFile(source, pre_buffer=False, buffer_size=READ_BYTES, page_checksum_verification=True)
+    """Raises ValueError for a table without columns or with two of one name."""
+    parquet = pq.ParquetFile(source, pre_buffer=False, buffer_size=READ_BYTES, page_checksum_verification=True)
+    require_columns(parquet.schema_arrow.names)
+    return parquet
+
+
+def require_columns(names: Sequence[str]) -> None:
+    """Raises ValueError, which a reader of files names."""
+    if not names:
+        raise ValueError("it has no columns")
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise ValueError(f"column {twice[0]!r} is there twice, and only one can be meant; rename one of them")
 
 
 def spans(parquet: pq.ParquetFile, rows: int) -> list[Span]:
@@ -92,10 +113,112 @@ def arrow_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
     source.seek(0)
     if start == b"ARROW1":
         reader = pa.ipc.open_file(source)
+        require_columns(reader.schema.names)
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)
     else:
-        yield from pa.ipc.open_stream(source)
+        stream = pa.ipc.open_stream(source)
+        require_columns(stream.schema.names)
+        yield from stream
+
+
+class _Ended(io.RawIOBase):
+    """A stream with something after its end."""
+
+    def __init__(self, stream: BinaryIO, end: bytes):
+        super().__init__()
+        self.stream, self.end = stream, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        if not data:
+            data, self.end = self.end[: len(buffer)], self.end[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def csv_header(stream: BinaryIO, delimiter: str) -> list[str]:
+    """The names in the first line that is not blank; empty where there is none.
+
+    Raises ValueError where two are the same, or where the one that there is seems to hold several.
+    """
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        names = next(filter(None, csv.reader(text, delimiter=delimiter)), [])
+    except csv.Error as error:
+        raise ValueError(f"its first line, of names: {error}") from None
+    if any("\udc80" <= character <= "\udcff" for character in "".join(names)):
+        raise ValueError(f"its first line, of names, is not UTF-8 text: {ascii(names)[:80]}")
+    if names:
+        require_columns(names)
+    other = next(
+        (sign for sign in (",", "\t", ";", "|") if sign != delimiter and len(names) == 1 and sign in names[0]), None
+    )
+    if other:
+        format = {",": "csv", "\t": "tsv"}.get(other)
+        remedy = f"say --set input.format={format}" if format else "write the file again with commas"
+        raise ValueError(
+            f"its first line is one column, {names[0][:60]!r}, and seems to be separated by {other!r}: {remedy}"
+        )
+    return names
+
+
+def csv_batches(stream: BinaryIO, names: Sequence[str], delimiter: str) -> Iterator[pa.RecordBatch]:
+    """The batches of a CSV file with these columns, every cell as text and an empty one as the empty text.
+
+    Raises ValueError, or what Arrow raises, for a row with another number of cells and for a quote that is left open.
+    """
+    ragged: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        ragged.append(row)
+        return "error"
+
+    ended = io.BufferedReader(_Ended(stream, b"\n" + delimiter.encode().join([END] * len(names)) + b"\n"), READ_BYTES)
+    last: pa.RecordBatch | None = None
+    try:
+        batches = pyarrow.csv.open_csv(
+            ended,
+            pyarrow.csv.ReadOptions(block_size=CSV_BYTES, use_threads=False),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, check_utf8=False
+            ),
+        )
+        if batches.schema.names != list(names):
+            raise ValueError(
+                f"its first line is read as {batches.schema.names} and as {list(names)}; write it in one line"
+            )
+        for batch in batches:
+            if batch.num_rows:
+                if last is not None:
+                    yield last
+                last = batch
+    except pa.ArrowInvalid as error:
+        if "straddl" in str(error):
+            raise ValueError(
+                f"a row is longer than {CSV_BYTES >> 20} MiB, or a double quote is opened and never closed"
+            ) from error
+        if not ragged:
+            raise
+        row = ragged[0]
+        raise ValueError(
+            f"row {row.number} (the line of names is row 1) has {row.actual_columns} cells and {row.expected_columns} are "
+            f"due: {row.text[:60]!r}; a cell with {delimiter!r} or a line break in it belongs between double quotes"
+        ) from error
+    if last is None or last.slice(last.num_rows - 1).to_pylist() != [dict.fromkeys(names, END.decode())]:
+        raise ValueError('a double quote is opened and never closed; write " within a cell as ""')
+    if last.num_rows > 1:
+        yield last.slice(0, last.num_rows - 1)
+
+
+def cells(batch: pa.RecordBatch) -> bytes:
+    """The bytes of a batch of text, row by row, for a digest that does not depend on how rows were read together."""
+    columns = [column.cast(pa.binary()).to_pylist() for column in batch.columns]
+    return b"".join(len(cell).to_bytes(8) + cell for row in zip(*columns, strict=True) for cell in row)
 
 
 def cut(
@@ -128,12 +251,12 @@ def content(batch: pa.RecordBatch) -> bytes:
 
 
 def rows_of(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """Numbered rows as dicts. A value that Python cannot hold (text that is not UTF-8, a date in the year 200000) makes
-    its row a RowError."""
+    """Numbered rows as dicts. A value that Python cannot hold (text that is not UTF-8, a date in the year 200000, a map with
+    a key twice) makes its row a RowError."""
     for batch in batches:
         try:
-            yield from enumerate(batch.to_pylist(maps_as_pydicts="lossy"), row)
-        except (ValueError, OverflowError, pa.ArrowException):
+            yield from enumerate(batch.to_pylist(maps_as_pydicts="strict"), row)
+        except UNREADABLE:
             for index in range(batch.num_rows):
                 yield row + index, _row_of(batch.slice(index, 1))
         row += batch.num_rows
@@ -141,8 +264,8 @@ def rows_of(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[tuple[int, 
 
 def _row_of(batch: pa.RecordBatch) -> dict[str, Any] | RowError:
     try:
-        return batch.to_pylist(maps_as_pydicts="lossy")[0]
+        return batch.to_pylist(maps_as_pydicts="strict")[0]
     except UnicodeDecodeError as error:
         return RowError("not_utf8", f"a text of the row is not UTF-8: {error.object[:60]!r}; convert it")
-    except (ValueError, OverflowError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         return RowError("unreadable", f"a value of the row cannot be read: {error}")

@@ -7,22 +7,30 @@ path below that folder, a file matched by a glob by its path below the glob's fi
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 from pyarrow import fs
 
 from pipeline import storage
+from pipeline.corpus.folders import ANY, Choice, Folder, Skipped, choose, matches, without_unnamed
 from pipeline.errors import InputError
 
-Kind = Literal["json", "jsonl", "parquet", "arrow"]
+Kind = Literal["json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 
 KINDS: dict[str, Kind] = {
-    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow",
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".arrow": "arrow",
 }  # fmt: skip
 COMPRESSIONS: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
-# What `datasets.save_to_disk` writes beside its .arrow files.
-ARROW_COMPANIONS = {"dataset_info.json", "dataset_dict.json", "state.json"}
+# What wraps data in a form that is not read, and the command that takes it out.
+WRAPPINGS = {
+    ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".lzma": "unlzma -k", ".lz4": "lz4 -dk", ".zip": "unzip", ".7z": "7z x",
+    ".tar": "tar -xf", ".tgz": "tar -xf", ".rar": "unrar x",
+}  # fmt: skip
+TABLES = (".xlsx", ".xls", ".ods")
+SAY_FORMAT = "say what it is, such as --set input.format=jsonl (or json, csv, tsv, parquet, arrow)"
+NAMED = 5  # skipped files named in one note
 
 
 @dataclass(frozen=True)
@@ -40,45 +48,120 @@ class Format(NamedTuple):
     compression: Literal["gzip", "zstd"] | None
 
 
+@dataclass(frozen=True)
+class InputFiles:
+    """What there is to read, sorted by name, and what lies beside it and is not read, each with its reason."""
+
+    files: tuple[InputFile, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def __iter__(self) -> Iterator[InputFile]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> InputFile:
+        return self.files[index]
+
+    def without(self, reasons: dict[str, str]) -> "InputFiles":
+        """Less the files of some names, which are then skipped for these reasons."""
+        left_out = [Skipped(file.name, reasons[file.name], file.uri) for file in self.files if file.name in reasons]
+        return InputFiles(tuple(f for f in self.files if f.name not in reasons), (*self.skipped, *left_out))
+
+    def notes(self) -> list[str]:
+        """A sentence for each reason why files are skipped: how many, and which are the first."""
+        by_reason: dict[str, list[str]] = {}
+        for each in self.skipped:
+            by_reason.setdefault(each.reason, []).append(each.name)
+        return [_note(reason, names) for reason, names in by_reason.items()]
+
+
+def _note(reason: str, names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"not read ({reason}): {', '.join(names[:NAMED])}{more}"
+
+
 def _suffix_format(name: str) -> tuple[Kind | None, Literal["gzip", "zstd"] | None]:
     stem, suffix = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(suffix)
     kind = KINDS.get(os.path.splitext(stem)[1] if compression else suffix)
-    return (None if compression and kind in ("parquet", "arrow") else kind), compression
+    return kind, compression
+
+
+def _wrapped(name: str) -> str | None:
+    """Why a file cannot be read before something is done to it, and what to do; None where it can."""
+    stem, suffix = os.path.splitext(name.lower())
+    outer = os.path.splitext(stem)[1] if suffix in COMPRESSIONS else suffix
+    if suffix in COMPRESSIONS and KINDS.get(outer) in ("parquet", "arrow"):
+        return f"{outer} is not read through {suffix}; unpack it with `{'gunzip' if suffix == '.gz' else 'unzstd'} -k`"
+    if outer in WRAPPINGS:
+        return f"{outer} is not unpacked here; unpack it with `{WRAPPINGS[outer]}`"
+    return f"{outer} is not read; export it as CSV" if outer in TABLES else None
+
+
+def unread(name: str) -> str | None:
+    """Why a file in a folder is not read, or None."""
+    return _wrapped(name) or (None if _suffix_format(name)[0] else "its suffix is none that is read")
 
 
 def file_format(name: str, format: str = "auto") -> Format:
     """How a file is read: `format` as configured, or by its name's suffix; compression always by suffix.
 
-    Raises InputError where the suffix says nothing and no format was given.
+    Raises InputError where the suffix says nothing and no format was given, and for what has to be unpacked first.
     """
+    if wrapped := _wrapped(name):
+        raise InputError(f"{name}: {wrapped} and give what comes out")
     kind, compression = _suffix_format(name)
     if format != "auto":
-        kind = format  # type: ignore[assignment]  # InputConfig allows the four kinds only
+        kind = format  # type: ignore[assignment]  # InputConfig allows the kinds only
     if kind is None:
+        text = '; of plain text make JSON lines, {"text": ...} each' if ".txt" in name.lower() else ""
         raise InputError(
-            f"{name}: its suffix does not say how to read it (known: {' '.join(KINDS)}, and .gz or .zst after the JSON "
-            "ones); say it with --set input.format=jsonl, or json, parquet, arrow"
+            f"{name}: its suffix does not say how to read it (known: {' '.join(KINDS)}, and .gz or .zst after those of "
+            f"text); {SAY_FORMAT}{text}"
         )
     return Format(kind, compression)
 
 
-def find_files(paths: list[str]) -> list[InputFile]:
+def find_files(
+    paths: list[str], choice: Choice = ANY, default: Choice = ANY, section: str | None = "input"
+) -> InputFiles:
     """The files behind `paths`, sorted by name: files, folders, globs; local, file://, s3://, gs://, hf://datasets/...
 
-    Folders are searched in depth, for recognised suffixes only, passing over names that begin with `.` or `_`. In a
-    glob `**` stands for any number of folders. A file reached twice counts once, under its longest name, which does
-    not depend on the order of `paths`. Raises InputError for a path that leads to no file, and for two files of one
-    name.
+    Folders are searched in depth, for recognised suffixes only, passing over names that begin with `.` or `_`; of a saved
+    dataset and of a clone, the files of one split are read (`pipeline.corpus.folders`). In a glob `**` stands for any
+    number of folders. A file reached twice counts once, under its longest name, which does not depend on the order of
+    `paths`.
+
+    Args:
+        choice: the configuration and split that are configured.
+        default: those that are taken of a folder which has them where nothing is configured.
+        section: of the configuration, for messages; None where only a path can choose.
+
+    Raises:
+        InputError: for a path that leads to no file, for two files of one name, for a folder of several splits or
+            configurations of which none is chosen, and for a choice that no folder leaves.
     """
     names: dict[str, InputFile] = {}  # by the file's identity
+    skipped: list[Skipped] = []
+    chosen: set[str] = set()
     for path in paths:
         below: dict[str, InputFile] = {}
-        for file in _search(path):  # of several links to one file in one folder the shortest counts
+        search = _Search(path, choice, default, section)
+        for file in search.files():  # of several links to one file in one folder the shortest counts
             key = os.path.realpath(file.uri) if storage.is_local(file.uri) else file.uri
             below[key] = min(below.get(key, file), file, key=_length)
         for key, file in below.items():
             names[key] = max(names.get(key, file), file, key=_length)
+        skipped += search.skipped
+        chosen |= search.chosen
+    for kind, value in (("config", choice.config), ("split", choice.split)):
+        if value and kind not in chosen:
+            raise InputError(
+                f"input.{kind} = {value!r} chooses among those of a folder, and there are none in {', '.join(paths)}; "
+                "leave it out"
+            )
     owners: dict[str, InputFile] = {}
     for file in sorted(names.values(), key=lambda file: (file.name, file.uri)):
         other = owners.setdefault(file.name, file)
@@ -87,51 +170,95 @@ def find_files(paths: list[str]) -> list[InputFile]:
                 f"{other.uri} and {file.uri} would both be called {file.name!r}, and ids are made of that name; give "
                 "their common folder as one input, or rename one"
             )
-    return list(owners.values())
+    read = {file.uri for file in owners.values()}
+    return InputFiles(tuple(owners.values()), tuple(each for each in dict.fromkeys(skipped) if each.uri not in read))
 
 
 def _length(file: InputFile) -> tuple[int, str]:
     return len(file.name), file.name
 
 
-def _search(path: str) -> list[InputFile]:
-    """What one given path leads to."""
-    local = storage.is_local(path)
-    base, mark, query = (path, "", "") if local else path.partition("?")
-    try:
-        filesystem, root = storage.locate(path)
-        top = filesystem.get_file_info(root)
-        if top.type == fs.FileType.File:
-            found = [(top.base_name, top)]
-        elif top.type == fs.FileType.Directory:
-            found = [
-                (name, info)
-                for name, info in _below(filesystem, root)
-                if not any(p[0] in "._" for p in name.split("/"))
-            ]
-            found = _recognised(found)
-            if not found:
-                raise InputError(f"{path}: no file to read in this folder (looked for {' '.join(KINDS)}, .gz, .zst)")
-        elif any(sign in base for sign in "*?["):
-            fixed, pattern = _split_glob(base)
-            filesystem, root = storage.locate(fixed + mark + query)
-            entries = _below(filesystem, root)
-            found = [(name, info) for name, info in entries if _matches(name.split("/"), pattern)]
-            found = _recognised(found) or found
-            if not found:
-                raise InputError(f"{path}: matches no file (`**` stands for any number of folders)")
-        else:
-            raise InputError(f"{path}: there is no such file or folder")
-    except InputError:
-        raise
-    except (
-        Exception
-    ) as error:  # whatever the filesystem behind the scheme raises: no network, no rights, no such scheme
-        raise InputError(f"{path}: cannot be listed: {error or type(error).__name__}") from error
-    scheme = "" if local else path.partition("://")[0] + "://"
-    return [
-        InputFile(name, f"{scheme}{info.path}{mark}{query}", info.size or 0, info.mtime_ns or 0) for name, info in found
-    ]
+class _Search:
+    """What one given path leads to, and after `files` what it passed over."""
+
+    def __init__(self, path: str, choice: Choice, default: Choice, section: str | None):
+        self.path, self.choice, self.default, self.section = path, choice, default, section
+        self.skipped: list[Skipped] = []
+        self.chosen: set[str] = set()
+        self.local = storage.is_local(path)
+        self.base, self.mark, self.query = (path, "", "") if self.local else path.partition("?")
+
+    def files(self) -> list[InputFile]:
+        try:
+            filesystem, root = storage.locate(self.path)
+            top = filesystem.get_file_info(root)
+            if top.type == fs.FileType.File:
+                found = [(top.base_name, top)]
+            elif top.type == fs.FileType.Directory:
+                found = self._of_folder(filesystem, root)
+            elif any(sign in self.base for sign in "*?["):
+                found = self._of_glob()
+            else:
+                raise InputError(f"{self.path}: there is no such file or folder")
+        except InputError:
+            raise
+        except Exception as error:  # whatever a filesystem raises: no network, no rights, no such scheme
+            raise InputError(f"{self.path}: cannot be listed: {error or type(error).__name__}") from error
+        return [InputFile(name, self._uri(info.path), info.size or 0, info.mtime_ns or 0) for name, info in found]
+
+    def _of_folder(self, filesystem: fs.FileSystem, root: str) -> list[tuple[str, Any]]:
+        entries = dict(sorted(_below(filesystem, root), key=lambda entry: entry[0]))
+        folder = self._folder(filesystem, root, entries)
+        names, self.chosen = choose(folder, self.choice, self.default)
+        folder.skip(folder.hidden, "names that begin with . or _")
+        folder.skip(_dangling(root) if self.local else [], "links to nothing")
+        self._pass_over(folder, root)
+        if not names:
+            notes = InputFiles((), tuple(self.skipped)).notes()
+            glob = storage.join(self.path, "*")
+            raise InputError(
+                f"{self.path}: no file to read in this folder (looked for {' '.join(KINDS)}, .gz, .zst)"
+                + "".join(f"; {note}" for note in notes)
+                + (f". Of files without a suffix {SAY_FORMAT}, and give the glob {quote(glob)}" if notes else "")
+            )
+        return [(name, entries[name]) for name in names]
+
+    def _of_glob(self) -> list[tuple[str, Any]]:
+        fixed, pattern = _split_glob(self.base)
+        filesystem, root = storage.locate(fixed + self.mark + self.query)
+        entries = dict(sorted(_below(filesystem, root), key=lambda entry: entry[0]))
+        folder = self._folder(filesystem, root, entries)
+        matched = [name for name in entries if matches(name.split("/"), pattern)]
+        names = without_unnamed(folder, [name for name in matched if not unread(name)] or matched)
+        if not names:
+            raise InputError(f"{self.path}: matches no file (`**` stands for any number of folders)")
+        folder.skip((name for name in matched if name not in names and unread(name)), "its suffix is none that is read")
+        self._pass_over(folder, root)
+        return [(name, entries[name]) for name in names]
+
+    def _folder(self, filesystem: fs.FileSystem, root: str, entries: dict[str, Any]) -> Folder:
+        shown = [name for name in entries if not _hidden(name)]
+
+        def read(name: str) -> bytes:
+            with filesystem.open_input_stream(entries[name].path) as stream:
+                return stream.read()
+
+        hidden = dict.fromkeys(h for name in entries if (h := _hidden(name)))
+        return Folder(self.path, shown, list(hidden), unread, read, self.section)
+
+    def _pass_over(self, folder: Folder, root: str) -> None:
+        self.skipped = [each._replace(uri=self._uri(f"{root}/{each.name}")) for each in folder.skipped]
+
+    def _uri(self, path: str) -> str:
+        scheme = "" if self.local else self.path.partition("://")[0] + "://"
+        return f"{scheme}{path}{self.mark}{self.query}"
+
+
+def _hidden(name: str) -> str | None:
+    """The file, or the outermost folder of it, whose name begins with `.` or `_`; a folder ends in /."""
+    parts = name.split("/")
+    depth = next((depth for depth, part in enumerate(parts) if part[0] in "._"), None)
+    return None if depth is None else "/".join(parts[: depth + 1]) + ("/" if depth < len(parts) - 1 else "")
 
 
 def _below(filesystem: fs.FileSystem, root: str) -> Iterator[tuple[str, Any]]:
@@ -141,12 +268,10 @@ def _below(filesystem: fs.FileSystem, root: str) -> Iterator[tuple[str, Any]]:
             yield info.path[len(root) :].lstrip("/"), info
 
 
-def _recognised(found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Those with a suffix we read, without the notes that lie beside a saved Arrow dataset."""
-    known = [(name, info) for name, info in found if _suffix_format(name)[0]]
-    if any(name.lower().endswith(".arrow") for name, _ in known):
-        known = [(name, info) for name, info in known if info.base_name not in ARROW_COMPANIONS]
-    return known
+def _dangling(root: str) -> list[str]:
+    """Links below a local folder whose targets are not there, which Arrow does not list."""
+    links = (os.path.join(top, name) for top, _, names in os.walk(root) for name in names)
+    return sorted(os.path.relpath(link, root) for link in links if os.path.islink(link) and not os.path.exists(link))
 
 
 def _split_glob(path: str) -> tuple[str, list[str]]:
@@ -155,16 +280,3 @@ def _split_glob(path: str) -> tuple[str, list[str]]:
     first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
     fixed = "/".join(parts[:first])
     return fixed or ("/" if path.startswith("/") else "."), parts[first:]
-
-
-def _matches(names: list[str], pattern: list[str]) -> bool:
-    """Whether a path fits a glob, part by part. A name that begins with `.` or `_` fits only a part that begins so."""
-    if not pattern:
-        return not names
-    if pattern[0] == "**" and _matches(names, pattern[1:]):
-        return True
-    if not names or (names[0][0] in "._" and pattern[0][0] != names[0][0]):
-        return False
-    if pattern[0] == "**":
-        return _matches(names[1:], pattern)
-    return fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])

@@ -1,8 +1,11 @@
 """Reads a file twice: once to plan its shards, once to give their rows.
 
 JSON lines (not compressed) and Parquet are read by byte range, so that shards can be read anywhere in any order. Gzip,
-zstd, JSON arrays and Arrow are read from the front, once for all the shards asked for. Memory holds one shard, or one
-record where that is larger.
+zstd, JSON arrays, CSV and Arrow are read from the front, once for all the shards asked for. Memory holds one shard, or one
+record where that is larger; of CSV also a few blocks of 16 MiB.
+
+In CSV and TSV every cell is text (`007` stays `007`), an empty one the empty text; the first line has the names. Rows are
+numbered from 0 after it.
 """
 
 import hashlib
@@ -16,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.corpus import columnar, text
+from pipeline.corpus import columnar, contents, text
 from pipeline.corpus.files import Format, InputFile, file_format
 from pipeline.corpus.shards import FilePlan, Shard
 from pipeline.errors import InputError, RowError
@@ -25,6 +28,7 @@ RawRow = tuple[int, dict[str, Any] | RowError]
 
 HEAD_ROWS = 20
 SHARD_BYTES = 1 << 26  # a shard of JSON ends here even where it has fewer rows than asked for
+BATCHED = ("arrow", "csv", "tsv")
 BROKEN = (OSError, ValueError, pa.ArrowException)  # what reading a file that is not what it should be raises
 
 
@@ -67,18 +71,24 @@ def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128) -> F
     gives it as a RowError in its place.
     """
     how = file_format(file.name, format)
-    plan = {"parquet": _plan_parquet, "arrow": _plan_arrow}.get(how.kind, _plan_text)
+    plan = _plan_parquet if how.kind == "parquet" else _plan_batches if how.kind in BATCHED else _plan_text
     draft = _Draft(file)
     try:
+        start = _start(file)
+        if wrong := contents.mistaken(file.name, start, how):
+            raise InputError(f"{file.uri}: {wrong}")
         plan(draft, how, shard_rows)
     except BROKEN as error:
         where = f"breaks after {draft.seen} rows" if draft.seen else "cannot be read"
         said = f"{how.kind} in {how.compression}" if how.compression else how.kind
-        raise InputError(
-            f"{file.uri}: {where} as {said}: {error}; fetch or write the file again, or say what it is with --set "
-            "input.format=json, jsonl, parquet or arrow"
-        ) from error
+        remedy = contents.remedy(start, how) if "--set" not in str(error) else ""
+        raise InputError(f"{file.uri}: {where} as {said}: {error}; fetch or write the file again{remedy}") from error
     return draft.done()
+
+
+def _start(file: InputFile) -> bytes:
+    with _open(file) as source:
+        return source.read(contents.LOOKED_AT)
 
 
 def read_shards(file: InputFile, format: str, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
@@ -87,7 +97,7 @@ def read_shards(file: InputFile, format: str, shards: Iterable[Shard]) -> Iterat
     Raises InputError where a shard is not what it was when the file was planned, before any of its rows is given.
     """
     how = file_format(file.name, format)
-    read = {"parquet": _read_parquet, "arrow": _read_arrow}.get(how.kind, _read_text)
+    read = _read_parquet if how.kind == "parquet" else _read_batches if how.kind in BATCHED else _read_text
     wanted = sorted(shards, key=lambda shard: shard.index)
     if not wanted:
         return
@@ -111,19 +121,29 @@ def _open(file: InputFile) -> pa.NativeFile:
     return filesystem.open_input_file(path)
 
 
+def _stream(file: InputFile, how: Format) -> io.BufferedReader:
+    """The file from its front, unpacked."""
+    filesystem, path = storage.locate(file.uri)
+    return io.BufferedReader(filesystem.open_input_stream(path, compression=how.compression), 1 << 20)
+
+
+def _require_text(file: InputFile, stream: io.BufferedReader) -> None:
+    """Raises InputError for what is no UTF-8 text by its first bytes; reads nothing on."""
+    if wrong := contents.not_text(stream.peek(contents.LOOKED_AT)[: contents.LOOKED_AT]):
+        raise InputError(f"{file.uri}: {wrong}")
+
+
 @contextmanager
 def _records(file: InputFile, how: Format) -> Iterator[tuple[Iterator[text.Record], bool]]:
     """All records of a JSON file, and whether it can be split."""
 
-    def stream() -> io.BufferedReader:
-        filesystem, path = storage.locate(file.uri)
-        return io.BufferedReader(filesystem.open_input_stream(path, compression=how.compression), 1 << 20)
-
     layout = "lines"
     if how.kind == "json":
-        with stream() as start:
+        with _stream(file, how) as start:
+            _require_text(file, start)
             layout = text.layout(start)
-    with stream() as whole:
+    with _stream(file, how) as whole:
+        _require_text(file, whole)
         yield getattr(text, layout)(whole), layout == "lines" and how.compression is None
 
 
@@ -161,6 +181,20 @@ def _plan_text(draft: _Draft, how: Format, shard_rows: int) -> None:
                 start, rows, offset, length = draft.seen, 0, offset + length, 0
                 digest = hashlib.sha256()
         close()
+    _require_rows(draft, how)
+
+
+def _require_rows(draft: _Draft, how: Format) -> None:
+    """Says of lines that are not one of them an object what they may be. Raises InputError for a file that is one object and
+    no row."""
+    if how.kind == "jsonl" and draft.trouble and not draft.head:
+        draft.trouble += (
+            "; where the file is one array, or its objects run over several lines, say --set input.format=json"
+        )
+    if sum(shard.rows for shard in draft.shards) == 1 and draft.head and (nested := text.nested_rows(draft.head[0])):
+        raise InputError(
+            f"{draft.file.uri}: the whole file is one object, of {nested}; {contents.unnest(draft.file.name, nested)}"
+        )
 
 
 def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
@@ -219,29 +253,58 @@ def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator
                 yield shard, list(columnar.rows_of(pieces, shard.start))
 
 
-def _plan_arrow(draft: _Draft, how: Format, shard_rows: int) -> None:
-    with _open(draft.file) as source:
+def _content(how: Format, pieces: Iterable[pa.RecordBatch]) -> bytes:
+    return b"".join(map(columnar.content if how.kind == "arrow" else columnar.cells, pieces))
+
+
+@contextmanager
+def _batches(file: InputFile, how: Format) -> Iterator[Iterator[pa.RecordBatch]]:
+    """All record batches of a file that is read from its front."""
+    if how.kind == "arrow":
+        with _open(file) as source:
+            yield columnar.arrow_batches(source)
+        return
+    delimiter = "\t" if how.kind == "tsv" else ","
+    with _stream(file, how) as start:
+        _require_text(file, start)
+        names = columnar.csv_header(start, delimiter)
+    with _stream(file, how) as whole:
+        yield columnar.csv_batches(whole, names, delimiter) if names else iter(())
+
+
+def _plan_batches(draft: _Draft, how: Format, shard_rows: int) -> None:
+    with _batches(draft.file, how) as found:
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for batch in columnar.arrow_batches(source):
-                draft.total.update(columnar.content(batch))
+            for index, batch in enumerate(found):
+                draft.total.update(_names(how, batch) if index == 0 else b"")
+                draft.total.update(_content(how, [batch]))
                 yield batch
 
         ranges = ((start, start + shard_rows) for start in count(0, shard_rows))
         for (start, stop), pieces in columnar.cut(batches(), 0, ranges):
-            digest = hashlib.sha256(b"".join(map(columnar.content, pieces)))
             if len(draft.head) < HEAD_ROWS:
                 for _, row in columnar.rows_of([piece.slice(0, HEAD_ROWS) for piece in pieces], start):
                     draft.show(row)
             draft.seen = stop
-            draft.close(start, stop, stop - start, digest.hexdigest())
+            draft.close(start, stop, stop - start, _digest(how, pieces))
 
 
-def _read_arrow(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
-    with _open(file) as source:
+def _digest(how: Format, pieces: list[pa.RecordBatch]) -> str:
+    names = _names(how, pieces[0]) if pieces else b""
+    return hashlib.sha256(names + _content(how, pieces)).hexdigest()
+
+
+def _names(how: Format, batch: pa.RecordBatch) -> bytes:
+    """The names of columns, for a digest; in Arrow they are part of each batch's content."""
+    return b"" if how.kind == "arrow" else repr(batch.schema.names).encode()
+
+
+def _read_batches(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+    with _batches(file, how) as batches:
         ranges = ((shard.start, shard.stop) for shard in shards)
-        found = columnar.cut(columnar.arrow_batches(source), 0, ranges)
+        found = columnar.cut(batches, 0, ranges)
         for shard in shards:
             _, pieces = next(found, ((0, 0), []))
-            _verify(file, shard, hashlib.sha256(b"".join(map(columnar.content, pieces))).hexdigest())
+            _verify(file, shard, _digest(how, pieces))
             yield shard, list(columnar.rows_of(pieces, shard.start))

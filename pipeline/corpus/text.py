@@ -15,6 +15,10 @@ BOM = b"\xef\xbb\xbf"
 CHUNK = 1 << 16  # characters read at once from an array
 LONGEST_TOKEN = 16  # no JSON token is longer, but for strings and numbers
 
+NESTS = {"data", "rows", "examples", "instances", "items", "records", "samples", "train", "validation", "test", "dev"}
+ABOUT = {"version", "name", "title", "description", "license", "source", "author", "date", "url", "split", "citation"}
+_ROLES = {"role", "from"}
+
 Record = tuple[int, bytes]
 _decoder = json.JSONDecoder()
 
@@ -104,8 +108,8 @@ def layout(stream: io.BufferedReader) -> Literal["lines", "values"]:
     first = next(line for line in stream if line.removeprefix(BOM).strip())
     try:
         parse(0, first)
-    except RowError:
-        return "values"
+    except RowError as error:
+        return "lines" if error.reason == "duplicate_key" else "values"
     return "lines"
 
 
@@ -114,19 +118,56 @@ def is_blank(row: int, raw: bytes) -> bool:
 
 
 def parse(row: int, raw: bytes) -> dict[str, Any]:
-    """One record as a dict. Raises RowError `not_utf8` or `not_json`."""
+    """One record as a dict. Raises RowError `not_utf8`, `not_json` or `duplicate_key`."""
     try:
         text = (raw.removeprefix(BOM) if row == 0 else raw).decode("utf-8")
     except UnicodeDecodeError as error:
         found = raw[max(error.start - 20, 0) : error.end + 20]
         raise RowError("not_utf8", f"byte {error.start} of the row is not UTF-8: {found!r}; convert the file") from None
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
+    except RowError:
+        raise
     except (ValueError, RecursionError) as error:
         raise RowError("not_json", f"the row is not JSON ({error}): {excerpt(text)}") from None
     if not isinstance(value, dict):
         raise RowError("not_json", f"the row is not a JSON object but {excerpt(text)}")
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RowError("duplicate_key", f"an object of the row has {excerpt(twice)} twice, and only one can be meant")
+    return found
+
+
+def nested_rows(row: dict[str, Any]) -> str | None:
+    """What the single object of a file holds where it is no row: columns, or rows under names. None where it is a row.
+
+    A row may hold lists too, of messages or of responses. Columns are nothing but lists of one length, none of messages, or
+    nothing but objects of row numbers (as pandas writes them). Rows are lists of objects that are no messages: nothing but
+    those, or one under a name that says so beside what only describes a data set; or more than two objects of the same keys.
+    """
+    values = list(row.values())
+    if values and all(isinstance(value, dict) and value for value in values):
+        if all(all(map(str.isdigit, value)) for value in values):
+            return "columns, each an object of row numbers"
+        keys = values[0].keys()
+        same = len(values) > 2 and len(keys) > 1 and all(value.keys() == keys for value in values)
+        return "rows under keys of their own" if same and not _ROLES & keys else None
+    lists = {name: value for name, value in row.items() if isinstance(value, list) and value}
+    rows = [name for name, value in lists.items() if all(isinstance(v, dict) and not _ROLES & v.keys() for v in value)]
+    texts = {name.lower() for name, value in row.items() if isinstance(value, str)}
+    if rows and (len(rows) == len(row) or (texts <= ABOUT and any(name.lower() in NESTS for name in rows))):
+        return f"rows under {' and '.join(map(repr, rows))}"
+    lengths = {len(value) for value in lists.values()}
+    messages = any(isinstance(v, dict) for value in lists.values() for v in value)
+    if len(lists) == len(row) and len(lengths) == 1 and lengths != {1} and not messages:
+        return "columns, each a list"
+    return None
 
 
 def excerpt(text: str, width: int = 60) -> str:

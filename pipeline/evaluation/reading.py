@@ -4,6 +4,7 @@ The labels do not say which responses failed, so a row that lost one still gives
 those out: their ids are in the store's errors.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pipeline.benchmarks.items import Answer, Item
 from pipeline.labelling import KEPT
 
+PROMPT = "prompt"
 COLUMNS = (
     "prompt_id", "rubric", "preference", "response_index", "turn", "response", "reward", "num_tokens", "truncated",
     "extra_info",
@@ -35,10 +37,11 @@ class LabelRows:
     `response_key`, and what its labeller kept.
 
     Args:
-        labels: with all siblings of each prompt; needs `COLUMNS` only.
+        labels: with all siblings of each prompt; needs `COLUMNS` only, and `PROMPT` where `prompts` are asked for.
+        prompts: whether items know their prompts.
     """
 
-    def __init__(self, labels: pa.Table):
+    def __init__(self, labels: pa.Table, prompts: bool = False):
         columns = {name: labels[name].to_pylist() for name in COLUMNS if name != "reward"}
         last: dict[tuple[str, str | None, str | None, int], int] = {}
         names = zip(*(columns[name] for name in COLUMNS[:4]), strict=True)
@@ -51,6 +54,7 @@ class LabelRows:
         self.columns = columns
         self.groups = [sorted(rows, key=columns["response_index"].__getitem__) for rows in groups.values()]
         self.last_turns = {response: columns["turn"][row] for response, row in last.items()}
+        self.prompts = _prompt_digests(labels, self.groups) if prompts else {}
         self.extras: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         for rows in self.groups:
             self.extras |= _extras(columns["extra_info"], rows)
@@ -79,7 +83,14 @@ class LabelRows:
             others=tuple(answers[None]),
             rubric=self.columns["rubric"][rows[0]],
             extra=self.extras[rows[0]][0],
+            prompt=self.prompts.get(rows[0], ""),
         )
+
+
+def _prompt_digests(labels: pa.Table, groups: Sequence[Sequence[int]]) -> dict[int, str]:
+    """By the first row of each group."""
+    column = labels[PROMPT].combine_chunks()
+    return {rows[0]: hashlib.sha256(json.dumps(column[rows[0]].as_py()).encode()).hexdigest()[:32] for rows in groups}
 
 
 def _extras(texts: Sequence[str], rows: Sequence[int]) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.benchmarks.base import Benchmark, item_name
 from pipeline.benchmarks.items import Item
 from pipeline.derive import TOKEN_COLUMNS
-from pipeline.evaluation.reading import COLUMNS, LabelRows
+from pipeline.evaluation.reading import COLUMNS, PROMPT, LabelRows
 from pipeline.labellers import UNPARSABLE
 from pipeline.rewards import Parts, Variant
 from pipeline.samples import Preference, parse_turn_id
@@ -49,17 +49,18 @@ class _Failed:
 def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], benchmark: Benchmark) -> list[Evaluated]:
     """Read each store once, part by part. Raises ConfigError where a variant cannot be made of a store's rows."""
     found = []
+    columns = [*COLUMNS, PROMPT] if benchmark.by_prompt else list(COLUMNS)
     for names in dict.fromkeys(variant.stores for variant in variants):
         group = [variant for variant in variants if variant.stores == names]
         failed = _failures([stores[name] for name in names])
         rewards: dict[str, list[np.ndarray]] = {variant.name: [np.zeros(0)] for variant in group}
-        tables = [LABELS.empty_table().select(COLUMNS)]
-        for parts in _parts(stores, names, tokens=any(variant.tokens for variant in group)):
-            tables.append(parts[names[0]].select(COLUMNS))
+        tables = [LABELS.empty_table().select(columns)]
+        for parts in _parts(stores, names, columns, tokens=any(variant.tokens for variant in group)):
+            tables.append(parts[names[0]].select(columns))
             for variant in group:
                 rewards[variant.name].append(variant.of(parts))
         labels = pa.concat_tables(tables)
-        rows = LabelRows(labels)
+        rows = LabelRows(labels, benchmark.by_prompt)
         reasons = _reasons(rows, failed)
         for variant in group:
             items = rows.items(np.concatenate(rewards[variant.name]))
@@ -67,9 +68,9 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
     return sorted(found, key=lambda each: variants.index(each.variant))
 
 
-def _parts(stores: Mapping[str, LabelStore], names: Sequence[str], tokens: bool) -> Iterator[Parts]:
+def _parts(stores: Mapping[str, LabelStore], names: Sequence[str], columns: list[str], tokens: bool) -> Iterator[Parts]:
     """The parts of several stores of the same input, the same responses in each: those that all of them have."""
-    columns = [*COLUMNS, "id", "token_ids", *TOKEN_COLUMNS] if tokens else list(COLUMNS)
+    columns = [*columns, "id", "token_ids", *TOKEN_COLUMNS] if tokens else columns
     for record in stores[names[0]].records():
         parts = {name: _part(stores[name], record, columns) for name in names}
         if len(names) > 1:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.corpus import Shape, find_files, plan_file, read_shards
+from pipeline.corpus import Choice, Shape, find_files, plan_file, read_shards
 from pipeline.corpus.columns import Row, jsonable
 from pipeline.errors import InputError, RowError
 from pipeline.labellers.base import open_renderer
@@ -27,12 +27,14 @@ class Prompts:
         digest: sha256 of the content of all files, in their order.
         left_out: prompts that cannot be asked, as `file:row: why`.
         short: prompts that leave less than rl.max_new_tokens for a response.
+        skipped: sentences that name the files which are not read.
     """
 
     prompts: list[Prompt]
     digest: str
     left_out: list[str]
     short: int
+    skipped: tuple[str, ...] = ()
 
 
 def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts:
@@ -49,7 +51,10 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
     found: list[Prompt] = []
     left_out: list[str] = []
     digest = hashlib.sha256()
-    for file in find_files(list(paths)):
+    practised_on = wanted == "input.paths"  # input.split and input.config are of these alone
+    choice = Choice(config.input.config, config.input.split) if practised_on else Choice()
+    files = find_files(list(paths), choice, section="input" if practised_on else None)
+    for file in files:
         plan = plan_file(file, config.input.format, config.input.shard_rows)
         digest.update(f"{file.name} {plan.digest}\n".encode())
         if not plan.rows:
@@ -67,7 +72,7 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
         reason = f"; the first of {len(left_out):,}: {left_out[0]}" if left_out else ": every file is empty"
         raise InputError(f"{wanted}: no prompt can be asked{reason}")
     short = sum(renderer.max_length - len(prompt.ids) < config.rl.max_new_tokens for prompt in found)
-    return Prompts(found, digest.hexdigest(), left_out, short)
+    return Prompts(found, digest.hexdigest(), left_out, short, tuple(files.notes()))
 
 
 def _prompt(file: str, number: int, row: Row | RowError, shape: Shape, renderer: Renderer) -> Prompt:

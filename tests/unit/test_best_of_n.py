@@ -91,7 +91,7 @@ def test_a_rule_scores_by_equivalence():
         ([1.0], "1 scores for 2 responses"),
         ([1.0, float("nan")], "nan"),
         ([1.0, None], "None"),
-        ([1.0, "1"], "'1'"),
+        ([1.0, "one"], "'one'"),
         ([1.0, 7], "score 7"),
         (None, "1 scores"),
     ],

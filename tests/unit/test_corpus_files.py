@@ -1,10 +1,13 @@
 import gzip
+import json
 import os
 import pickle
+import re
+import shlex
 
 import pytest
 
-from pipeline.corpus import file_format, find_files, plan_file, read_shards
+from pipeline.corpus import Choice, file_format, find_files, plan_file, read_shards
 from pipeline.errors import InputError
 
 
@@ -73,10 +76,11 @@ def test_links_to_one_file_count_once(tree):
 
 
 def test_a_saved_dataset_is_its_arrow_files(tree):
-    for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json"):
+    state = json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    for name, content in (("data-00000-of-00001.arrow", ""), ("state.json", state), ("dataset_info.json", "")):
         path = tree / "saved/train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+        path.write_text(content)
     assert names("saved") == ["train/data-00000-of-00001.arrow"]
 
 
@@ -120,7 +124,7 @@ def test_format(name, format, expected):
     assert file_format(name, format) == expected
 
 
-@pytest.mark.parametrize("name", ["a.txt", "part-0", "a.gz", "a.parquet.gz"])
+@pytest.mark.parametrize("name", ["a.txt", "part-0", "a.gz"])
 def test_an_unknown_suffix_asks_for_the_format(name):
     with pytest.raises(InputError, match=r"input\.format="):
         file_format(name)
@@ -149,11 +153,28 @@ def test_s3(tmp_path, monkeypatch):
             ("a b/one.jsonl", "s3://corpora/set/a b/one.jsonl"),
             ("two.jsonl.gz", "s3://corpora/set/two.jsonl.gz"),
         ]
-        assert files == find_files(["s3://corpora/set/**/*.jsonl*"])
+        assert [(each.name, each.uri) for each in files.skipped] == [("_SUCCESS", "s3://corpora/set/_SUCCESS")]
+        assert files.files == find_files(["s3://corpora/set/**/*.jsonl*"]).files
         for file in files:
             shards = plan_file(file, shard_rows=4).shards
             rows = [row for _, rows in read_shards(file, "auto", shards[1:]) for row in rows]
             assert rows == [(i, {"text": f"story {i}"}) for i in range(4, 10)]
+        card = b"---\nconfigs:\n- config_name: default\n  data_files:\n    good: one.csv\n    bad: two.csv\n---\n"
+        for name, body in (("README.md", card), ("one.csv", b"text\n007\n"), ("two.csv", b"text\nx\n")):
+            client.put_object(Bucket="corpora", Key=f"clone/{name}", Body=body)
+        for clone in (
+            "s3://corpora/clone",
+            f"s3://corpora/clone?endpoint_override={endpoint.partition('//')[2]}&scheme=http",
+        ):
+            with pytest.raises(InputError, match=r"several splits.*bad \(two\.csv\), good \(one\.csv\)") as raised:
+                find_files([clone])
+            (two,) = shlex.split(re.search(r"\(or give the path (.*?)\);", str(raised.value))[1])
+            assert [file.name for file in find_files([two])] == ["two.csv"]
+            (file,) = files = find_files([clone], Choice(split="good"))
+            assert [row for _, rows in read_shards(file, "auto", plan_file(file).shards) for row in rows] == [
+                (0, {"text": "007"})
+            ]
+            assert [each.name for each in files.skipped] == ["README.md", "two.csv"]
         for missing in ("s3://corpora/none", "s3://nobucket/x"):
             with pytest.raises(InputError, match="no such file"):
                 find_files([missing])

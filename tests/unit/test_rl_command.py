@@ -152,3 +152,18 @@ def test_what_each_gets_of_the_gpus(gpus: int, device: str, monkeypatch: pytest.
         return
     everyone = share.sampler_gpus + share.rewarder_gpus + share.learner_gpus
     assert share.samplers == 1 and 0 < everyone <= (gpus or 3)  # a cluster that has shrunk to its head grows
+
+
+def test_prompts_are_of_one_split(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("train", "test"):
+        prompts(tmp_path).rename(folder / f"{name}.jsonl")
+    words = told(model, folder, tmp_path / "out")
+    assert main([*words, "--dry-run"]) == 2
+    assert "several splits" in capsys.readouterr().err
+    words += ["--set", "input.split=train"]
+    assert main([*words, "--set", f'held_out.prompts=["{folder}"]', "--dry-run"]) == 2
+    assert f"Choose one by its path, such as {folder}/train.jsonl" in capsys.readouterr().err
+    assert main([*words, "--set", f'held_out.prompts=["{folder}/test.jsonl"]', "--dry-run"]) == 0
+    assert "input.paths: not read (split test): test.jsonl" in capsys.readouterr().err
