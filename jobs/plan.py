@@ -1,12 +1,14 @@
 """What there is to label: the shards of every input file, and those of them that are not done."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from jobs import terminal
 from jobs.flow import Work
 from pipeline.config import InputConfig
-from pipeline.corpus import InputFile, Shape, detect, plan_file, read_together
+from pipeline.corpus import FilePlan, InputFile, Shape, detect, examined, plan_file, read_together
+from pipeline.corpus.labels import Guessed
 from pipeline.errors import InputError, StoreError
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
 
@@ -17,16 +19,19 @@ def plan_inputs(
     store: LabelStore | None, files: Iterable[InputFile], config: InputConfig, shape_of: ShapeOf | None = None
 ) -> list[StoredInput]:
     """The shards of every file: from the store where it knows the file and the file is untouched, else by reading it
-    once. Writes nothing. `shape_of` finds a file's shape from its first rows; by default its columns are recognised.
+    once. Writes nothing. `shape_of` finds a file's shape from its first rows; by default its columns are recognised. What
+    its labels mean is held against every row.
 
     Raises:
-        InputError: where a file is broken, of no known shape, or all are empty.
-        StoreError: where a file's content changed since the store labelled it.
+        InputError: where a file is broken, of no known shape, its labels' meaning is not proven, or all are empty.
+        StoreError: where a file's content changed since the store labelled it, or its labels were guessed then.
     """
     planned = []
     for file in files:
         stored = store.find_input(file.name) if store is not None else None
-        if stored is not None and file.stamp and (stored.file.size, stored.file.stamp) == (file.size, file.stamp):
+        guessed = stored is not None and isinstance(stored.shape.label, Guessed)
+        untouched = stored and file.stamp and (stored.file.size, stored.file.stamp) == (file.size, file.stamp)
+        if stored is not None and untouched and not guessed:
             planned.append(StoredInput(file, stored.format, stored.shape, stored.plan))
             continue
         plan = plan_file(file, config.format, config.shard_rows)
@@ -35,10 +40,10 @@ def plan_inputs(
         elif stored is None:
             if not plan.head and plan.trouble:
                 raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
-            shape = (shape_of or detect)(list(plan.head), config, file.name)
-            planned.append(StoredInput(file, config.format, shape, plan))
+            planned.append(StoredInput(file, config.format, _shape(file, plan, config, shape_of or detect), plan))
         elif stored.plan.digest == plan.digest:
-            planned.append(StoredInput(file, stored.format, stored.shape, stored.plan))
+            shape = _proven(stored, file, plan, config, shape_of or detect) if guessed else stored.shape
+            planned.append(StoredInput(file, stored.format, shape, stored.plan))
         else:
             raise StoreError(
                 f"{file.uri}: its content changed since it was labelled; restore it, or label the new content into "
@@ -46,7 +51,49 @@ def plan_inputs(
             )
     if not planned:
         raise InputError("the input holds no rows: every file is empty")
+    _require_one_meaning(planned)
     return planned
+
+
+def _shape(file: InputFile, plan: FilePlan, config: InputConfig, shape_of: ShapeOf) -> Shape:
+    """A file's shape, its labels held against every row. Raises InputError."""
+    shape = shape_of(list(plan.head), config, file.name)
+    return examined(shape, file, config.format, plan)
+
+
+def _proven(stored: StoredInput, file: InputFile, plan: FilePlan, config: InputConfig, shape_of: ShapeOf) -> Shape:
+    """The shape of a file whose labels an earlier version guessed: with a proven reading that says the same.
+
+    Raises StoreError where they mean something else, or it is not known what.
+    """
+    rule = stored.shape.label
+    assert isinstance(rule, Guessed)
+    was = f"an earlier version took {rule.first_label} in column {rule.column!r} of {file.name} for the first response"
+    aside = "its labels are left as they are; label into another --output, with what the label means"
+    try:
+        shape = _shape(file, plan, config, shape_of)
+    except InputError as error:
+        raise StoreError(f"{was}, which was a guess; {aside}. {error}") from error
+    names = [column for column, _ in stored.shape.responses]
+    if shape.responses != stored.shape.responses or not rule.agrees(shape.label, names):
+        because = getattr(shape.label, "why", "")
+        raise StoreError(f"{was}, and that is not what it means ({because}): chosen and rejected may be swapped there; {aside}")
+    return replace(stored.shape, label=shape.label)
+
+
+def _require_one_meaning(inputs: Iterable[StoredInput]) -> None:
+    """Raises InputError where the same columns would say something else in another file."""
+    rules: dict[tuple[Any, ...], StoredInput] = {}
+    for stored in inputs:
+        shape = stored.shape
+        if shape.label is None:
+            continue
+        first = rules.setdefault((shape.label.columns, shape.responses), stored)
+        if first.shape.label != shape.label:
+            raise InputError(
+                f"{stored.file.name}: {', '.join(shape.label.columns)} would be read otherwise than in {first.file.name}; say what "
+                "it means with input.label_values, or label the files into outputs of their own"
+            )
 
 
 def pending(store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool) -> list[Work]:

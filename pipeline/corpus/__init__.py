@@ -5,13 +5,16 @@
     text      bytes -> records         JSON lines, one JSON array, a sequence of JSON objects
     columnar  bytes -> record batches  Parquet, Arrow
     readers   InputFile -> rows        plan_file once on the driver, read_shards on the workers
-    detection rows -> Shape            which columns hold what
+    detection rows -> Shape            which columns hold what: by name, or as one of the published `layouts`
+    meaning   rows -> LabelRule        which response is better: stated, proven by its `words`, or refused; `labels` apply it
     shapes    rows -> Sample -> Turn   one row normalised; `columns` and `messages` read its values
+    examine   Shape -> Shape           a shape's labels held against every row of its file
 
 Nothing here holds a whole file in memory, knows a tokenizer, or starts a process.
 """
 
 from pipeline.corpus.detection import detect
+from pipeline.corpus.examine import examined
 from pipeline.corpus.files import Format, InputFile, file_format, find_files
 from pipeline.corpus.readers import RawRow, plan_file, read_shards
 from pipeline.corpus.shapes import Shape, turns
@@ -25,6 +28,7 @@ __all__ = [
     "Shape",
     "Shard",
     "detect",
+    "examined",
     "file_format",
     "find_files",
     "plan_file",
