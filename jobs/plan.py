@@ -77,7 +77,9 @@ def _proven(stored: StoredInput, file: InputFile, plan: FilePlan, config: InputC
     names = [column for column, _ in stored.shape.responses]
     if shape.responses != stored.shape.responses or not rule.agrees(shape.label, names):
         because = getattr(shape.label, "why", "")
-        raise StoreError(f"{was}, and that is not what it means ({because}): chosen and rejected may be swapped there; {aside}")
+        raise StoreError(
+            f"{was}, and that is not what it means ({because}): chosen and rejected may be swapped there; {aside}"
+        )
     return replace(stored.shape, label=shape.label)
 
 
@@ -91,8 +93,8 @@ def _require_one_meaning(inputs: Iterable[StoredInput]) -> None:
         first = rules.setdefault((shape.label.columns, shape.responses), stored)
         if first.shape.label != shape.label:
             raise InputError(
-                f"{stored.file.name}: {', '.join(shape.label.columns)} would be read otherwise than in {first.file.name}; say what "
-                "it means with input.label_values, or label the files into outputs of their own"
+                f"{stored.file.name}: {', '.join(shape.label.columns)} would be read otherwise than in {first.file.name}; say "
+                "what it means with input.label_values, or label the files into outputs of their own"
             )
 
 

@@ -42,9 +42,7 @@ def first_preference(stored: StoredInput) -> str | None:
         }
         chosen, rejected = texts["chosen"], texts["rejected"]
         if chosen and rejected:
-            return (
-                f"better in row {number}: {_quoted(chosen)}, not {_quoted(rejected)}, because {decision.because}"
-            )
+            return f"better in row {number}: {_quoted(chosen)}, not {_quoted(rejected)}, because {decision.because}"
     return None
 
 

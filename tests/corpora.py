@@ -60,10 +60,13 @@ def obeyed(message: str, config: InputConfig | None = None) -> list[InputConfig]
     ways = []
     for way in re.split(r",? or (?=--set)", message):
         words = shlex.split(re.sub(r"(?<!-)-(?!-set)", "-", " ".join(re.findall(r"--set (?:'[^']*'|\S+)", way))))
-        assignments = [word.rstrip(";,.") if word.endswith((";", ",", ".")) else word for word in words if word != "--set"]
+        assignments = [
+            word.rstrip(";,.") if word.endswith((";", ",", ".")) else word for word in words if word != "--set"
+        ]
         if assignments:
             given = [
-                (f"input.{name}", value) for name, value in (config.model_dump(exclude_unset=True) if config else {}).items()
+                (f"input.{name}", value)
+                for name, value in (config.model_dump(exclude_unset=True) if config else {}).items()
             ]
             ways.append(load_config(None, given, assignments).input)
     return ways

@@ -12,9 +12,12 @@ layouts whose columns need more than their names are in `pipeline.corpus.layouts
 `pipeline.corpus.meaning`.
 """
 
+import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pipeline.config import InputConfig
 from pipeline.corpus import columns, layouts
@@ -22,7 +25,7 @@ from pipeline.corpus import messages as read
 from pipeline.corpus.columns import Row
 from pipeline.corpus.labels import ByScores
 from pipeline.corpus.layouts import Layout
-from pipeline.corpus.meaning import keys_of_labels, label_rule, siblings
+from pipeline.corpus.meaning import label_column, label_rule, siblings
 from pipeline.corpus.shapes import Column, Shape
 from pipeline.errors import InputError, RowError
 from pipeline.samples import Sample
@@ -35,7 +38,16 @@ CONVERSATIONS = ("messages", "conversations")
 TOOLS = ("tools",)
 RESPONSES = ("response", "responses", "completion", "completions", "answer", "answers", "output", "solution")
 # Reasons that say the columns were misread; others speak of one bad row.
-MISFITS = {"missing_column", "not_text", "bad_message", "bad_role", "no_prompt", "prompt_mismatch", "bad_label", "no_score"}
+MISFITS = {
+    "missing_column",
+    "not_text",
+    "bad_message",
+    "bad_role",
+    "no_prompt",
+    "prompt_mismatch",
+    "bad_label",
+    "no_score",
+}
 LISTED = 40  # columns named in a message
 
 
@@ -50,6 +62,17 @@ def detect(rows: Sequence[Row], config: InputConfig, name: str = "the input") ->
     """
     if not rows:
         raise InputError(f"{name}: not one row is a JSON object; if the file is one array, say --set input.format=json")
+    found = _search(rows, config, name)
+    if isinstance(found, Shape):
+        return found
+    raise InputError(_explained(name, rows, found, config))
+
+
+Nearest = list[tuple[Shape, RowError]]  # shapes that fit none of the first rows, and why
+
+
+def _search(rows: Sequence[Row], config: InputConfig, name: str) -> Shape | Nearest:
+    """The shape, or what comes nearest. Raises InputError where a key or a label cannot be what it is said to be."""
     names = list(dict.fromkeys(column for row in rows for column in row))
     layout = layouts.recognised(rows, config, name)
     wanted = layouts.completed(layout, config, name) if layout else config
@@ -57,7 +80,7 @@ def detect(rows: Sequence[Row], config: InputConfig, name: str = "the input") ->
         if not any(columns.has(row, given) for row in rows):
             raise InputError(f"{name}: input.{key} = {given!r} is in none of its first rows; columns: {_listed(rows)}")
     base = _base(rows, names, wanted, layout, name)
-    nearest: list[tuple[Shape, RowError]] = []
+    nearest: Nearest = []
     bearable: list[Shape] = []
     for shape in _candidates(rows, names, wanted, base):
         errors: list[RowError] = []
@@ -74,9 +97,7 @@ def detect(rows: Sequence[Row], config: InputConfig, name: str = "the input") ->
             bearable.append(shape)
         elif errors:
             nearest.append((shape, errors[0]))
-    if bearable:
-        return bearable[0]
-    raise InputError(_explained(name, rows, names, nearest, wanted))
+    return bearable[0] if bearable else nearest
 
 
 def _keys(config: InputConfig) -> Iterator[tuple[str, str]]:
@@ -169,38 +190,63 @@ def _note(shape: Shape, row: Row, sample: Sample) -> str:
     return f"{kind}, {' and '.join(map(str, counts.values()))}"
 
 
-def _explained(
-    name: str, rows: Sequence[Row], names: Sequence[str], nearest: list[tuple[Shape, RowError]], config: InputConfig
-) -> str:
-    """Why no shape fits, and the keys that would make one."""
-    prompt = config.prompt_key or next((column for column in PROMPTS if column in names), None)
-    remedy = _remedy(rows, prompt, config)
+def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputConfig) -> str:
+    """Why no shape fits, and keys that make one: they have been tried."""
+    prompt = config.prompt_key or next((column for column in PROMPTS if any(column in row for row in rows)), None)
     if nearest:
         shape, error = nearest[0]
         near = f"nearest is {shape.describe()}, but {error.detail}"
-        if shape.context and f"{shape.context!r}" in error.detail:
-            remedy = f"leave that column out of the prompt with --set input.context_key=, or {remedy}"
     elif prompt:
         near = f"{prompt!r} would be a prompt, but no column is known to hold a response"
     else:
         near = "no column has a name that says prompt, response, chosen and rejected, messages or text"
-    return (
-        f"{name}: its columns do not say what is the prompt and what the response: {near}. Columns: {_listed(rows)}. "
-        f"Say it with keys, for example {remedy} (there are also input.chosen_key, input.rejected_key and "
-        "input.messages_key; a dot reaches into a column)"
-    )
+    advice = next((keys for keys in _advice(rows, prompt, config, nearest) if _helps(rows, config, keys, name)), None)
+    remedy = "No keys make prompt and response of these rows: mend them"
+    if nearest and nearest[0][1].reason == "no_prompt":
+        remedy = "Give the rows a column with the prompt, or responses that are conversations and begin with it"
+    if advice:
+        said = " ".join(f"--set {_assignment(key, value)}" for key, value in advice.items())
+        remedy = (
+            f"Say it with keys, for example {said} (there are also input.chosen_key, input.rejected_key and "
+            "input.messages_key; a dot reaches into a column)"
+        )
+    why = f"{name}: its columns do not say what is the prompt and what the response: {near}"
+    return f"{why}. Columns: {_listed(rows)}. {remedy}"
 
 
-def _remedy(rows: Sequence[Row], prompt: str | None, config: InputConfig) -> str:
-    """Keys that make a shape of what is there: where two columns stand beside each other and one names the better, those."""
+def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, nearest: Nearest) -> Iterator[dict[str, Any]]:
+    """Keys that may make a shape of what is there, likeliest first. Where two columns stand beside each other and another
+    names the better, those."""
+    if nearest and nearest[0][0].context and nearest[0][0].context in nearest[0][1].detail:
+        yield {"context_key": ""}
     texts = columns.paths(rows, (str, list))
-    pair = siblings(rows, [path for path in texts if path != prompt])
-    first = prompt or next((path for path in texts if path not in (pair or ())), "COLUMN")
-    if pair:
-        return f"--set input.prompt_key={first} {keys_of_labels(rows, pair, config)}"
+    halves = {config.chosen_key or "chosen", config.rejected_key or "rejected"}
+    if halves <= set(texts):  # they are the responses: only their prompt is to be found
+        yield from ({"prompt_key": path} for path in texts if path not in halves)
+        return
+    if halves <= set(columns.paths(rows, (int, float))):
+        yield from ({"response_key": path, "label_key": min(halves)} for path in texts if path != prompt)
+    pair = siblings([path for path in texts if path != prompt])
+    first = prompt or next((path for path in texts if path not in (pair or ())), None)
+    if pair and first:
+        label = config.label_key or label_column(rows, pair)
+        yield {"prompt_key": first, "response_key": list(pair), **({"label_key": label} if label else {})}
     others = [path for path in texts if path != first]
-    response = next((path for path in others if path.split(".")[-1] in RESPONSES), next(iter(others), "COLUMN"))
-    return f"--set input.prompt_key={first} --set input.response_key={response}"
+    for path in sorted(others, key=lambda path: path.split(".")[-1] not in RESPONSES):
+        yield {"prompt_key": first, "response_key": path}
+    yield from ({"response_key": path} for path in texts if prompt is None)  # a corpus of text without prompts
+
+
+def _helps(rows: Sequence[Row], config: InputConfig, keys: dict[str, Any], name: str) -> bool:
+    """Whether keys get a person past this error, be it to the next one: what a label means."""
+    try:
+        return isinstance(_search(rows, config.model_copy(update=keys), name), Shape)
+    except InputError:
+        return "label_key" in keys
+
+
+def _assignment(key: str, value: Any) -> str:
+    return shlex.quote(f"input.{key}={value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _listed(rows: Sequence[Row]) -> str:

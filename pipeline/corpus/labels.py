@@ -51,7 +51,8 @@ class ByValue:
             known = ", ".join(value for value, _ in self.meanings[:12])
             raise RowError(
                 "bad_label",
-                f"{self._where} says {self._shown(row)}, which names none of the responses {', '.join(names)}; understood are {known} ({self.why})",
+                f"{self._where} says {self._shown(row)}, which names none of the responses {', '.join(names)}; "
+                f"understood are {known} ({self.why})",
             )
         preferences: dict[str, Preference] = {name: "chosen" if name == better else "rejected" for name in names}
         return Decision(preferences, f"{self._where} says {said}, which names {better} ({self.why})")
@@ -67,7 +68,9 @@ class ByValue:
         values = {column: word(columns.lookup(row, column)) for column in self.columns}
         ones = [column for column, value in values.items() if value in ("1", "true")]
         if len(ones) != 1 or any(value not in ("1", "true", "0", "false") for value in values.values()):
-            raise RowError("bad_label", f"{self._where}: one must be 1 and the others 0, but they are {self._shown(row)}")
+            raise RowError(
+                "bad_label", f"{self._where}: one must be 1 and the others 0, but they are {self._shown(row)}"
+            )
         whole = squash(ones[0])
         return whole if whole in dict(self.meanings) else short_name(ones[0], self.columns)
 
@@ -111,7 +114,9 @@ class ByGrade:
             raise RowError("bad_label", f"column {self.column!r} says {value!r:.60}; a number is due")
         margin = grade - self.threshold
         if abs(margin) <= self.tie:
-            raise RowError("no_preference", f"column {self.column!r} says {grade:g}: neither response is the better one")
+            raise RowError(
+                "no_preference", f"column {self.column!r} says {grade:g}: neither response is the better one"
+            )
         better = self.above if margin > 0 else self.below
         preferences: dict[str, Preference] = {name: "chosen" if name == better else "rejected" for name in names}
         side = "above" if margin > 0 else "below"
@@ -146,10 +151,13 @@ class ByScores:
         preferences = self._pairs({name: sign * score for name, score in scores.items()})
         kind = "rank" if self.ranks else "score"
         because = "; ".join(
-            f"{preference}: {kind} {scores[name]:g}" for name, preference in sorted(preferences.items(), key=lambda each: each[1])
+            f"{preference}: {kind} {scores[name]:g}"
+            for name, preference in sorted(preferences.items(), key=lambda each: each[1])
         )
         of_response = {name: {key: score} for name, score in given.items()}
-        return Decision(preferences, f"{because} ({', '.join(self.columns)}; input.pairs_from = {self.pairs})", {}, of_response)
+        return Decision(
+            preferences, f"{because} ({', '.join(self.columns)}; input.pairs_from = {self.pairs})", {}, of_response
+        )
 
     def _pairs(self, scores: Mapping[str, float]) -> dict[str, Preference]:
         """[better is larger]"""
@@ -184,7 +192,9 @@ class ByScores:
             values += value if isinstance(value, list) else [value]
         where = ", ".join(self.columns)
         if len(values) != len(names):
-            raise RowError("no_score", f"{where}: {len(values)} numbers for {len(names)} responses; one for each is due")
+            raise RowError(
+                "no_score", f"{where}: {len(values)} numbers for {len(names)} responses; one for each is due"
+            )
         scores = [as_number(value) for value in values]
         wrong = next((v for v, score in zip(values, scores, strict=True) if score is None and word(v) != ""), None)
         if wrong is not None:
@@ -204,7 +214,9 @@ class Guessed:
         return (self.column,)
 
     def decide(self, row: Row, names: Sequence[str]) -> Decision:
-        raise RowError("bad_label", f"what column {self.column!r} means was guessed by an earlier version of this program")
+        raise RowError(
+            "bad_label", f"what column {self.column!r} means was guessed by an earlier version of this program"
+        )
 
     def agrees(self, rule: "LabelRule | None", names: Sequence[str]) -> bool:
         """Whether a rule gives every value that both understand the same meaning."""
@@ -219,7 +231,14 @@ class Guessed:
         for index, name in enumerate(names):
             letter, other = ("a", "b") if index == 0 else ("b", "a")
             order = ("first", "second")[index]
-            if said in (letter, f"{letter}>{other}", f"{letter}>>{other}", f"model_{letter}", order, str(self.first_label + index)):
+            if said in (
+                letter,
+                f"{letter}>{other}",
+                f"{letter}>>{other}",
+                f"model_{letter}",
+                order,
+                str(self.first_label + index),
+            ):
                 return name
         return None
 

@@ -18,7 +18,7 @@ from pipeline.corpus.layouts import Layout
 from pipeline.corpus.words import ORDERED, TIE, TIES, as_number, family, is_scale, parts, tokens, vocabulary, word
 from pipeline.errors import InputError, RowError
 
-LABELS = frozenset("label labels winner winners better best preferred preference choice chosen verdict".split())
+LABELS = {"label", "labels", "winner", "better", "best", "preferred", "preference", "choice", "chosen", "verdict"}
 
 
 def label_rule(rows: Sequence[Row], config: InputConfig, layout: Layout | None, name: str) -> LabelRule | None:
@@ -34,11 +34,15 @@ def label_rule(rows: Sequence[Row], config: InputConfig, layout: Layout | None, 
     if scored:
         return _by_scores(config, scored, name)
     if config.pairs_from is not None:
-        raise InputError(f"{name}: input.pairs_from needs scores or ranks to make pairs of; give input.score_key or input.rank_key")
+        raise InputError(
+            f"{name}: input.pairs_from needs scores or ranks to make pairs of; give input.score_key or input.rank_key"
+        )
     if config.label_key is None:
         for key in ("label_values", "label_threshold"):
             if getattr(config, key) is not None:
-                raise InputError(f"{name}: input.{key} says what a label means, and no column is one; give input.label_key")
+                raise InputError(
+                    f"{name}: input.{key} says what a label means, and no column is one; give input.label_key"
+                )
         return None
     names = _response_names(rows, config, name)
     label = (config.label_key,) if isinstance(config.label_key, str) else tuple(config.label_key)
@@ -81,7 +85,7 @@ def _response_names(rows: Sequence[Row], config: InputConfig, name: str) -> list
         if lists:
             return [str(i) for i in range(max(map(len, lists)))]
     texts = [path for path in columns.paths(rows, (str, list)) if path != config.prompt_key]
-    pair = siblings(rows, texts) or ("response_A", "response_B")
+    pair = siblings(texts) or ("response_A", "response_B")
     raise InputError(
         f"{name}: input.label_key = {config.label_key!r} chooses between two columns, and input.response_key is "
         f"{given!r}; name the two, for example --set 'input.response_key={json.dumps(list(pair))}'"
@@ -95,16 +99,25 @@ def _is_turn(value: object) -> bool:
 def _by_grade(config: InputConfig, label: tuple[str, ...], names: Sequence[str], name: str) -> ByGrade:
     above, threshold = config.label_above, config.label_threshold
     assert threshold is not None
-    if above not in names or len(names) != 2:
-        raise InputError(f"{name}: input.label_above = {above!r} is none of two responses; there are {', '.join(names)}")
+    if above is None or above not in names or len(names) != 2:
+        raise InputError(
+            f"{name}: input.label_above = {above!r} is none of two responses; there are {', '.join(names)}"
+        )
     if len(label) != 1:
-        raise InputError(f"{name}: input.label_threshold is of one column of numbers, and input.label_key names {len(label)}")
+        raise InputError(
+            f"{name}: input.label_threshold is of one column of numbers, and input.label_key names {len(label)}"
+        )
     below = next(each for each in names if each != above)
     return ByGrade(label[0], threshold, above, below, config.label_tie)
 
 
 def _stated(
-    rows: Sequence[Row], config: InputConfig, layout: Layout | None, label: tuple[str, ...], names: Sequence[str], name: str
+    rows: Sequence[Row],
+    config: InputConfig,
+    layout: Layout | None,
+    label: tuple[str, ...],
+    names: Sequence[str],
+    name: str,
 ) -> ByValue:
     """By `input.label_values`, or by what a layout has in its place."""
     meanings: dict[str, str] = {}
@@ -116,7 +129,9 @@ def _stated(
                 f"{', '.join(names)}, and tie"
             )
         if meanings.setdefault(word(value), better) != better:
-            raise InputError(f"{name}: input.label_values gives {word(value)!r} two meanings, as {value!r} and in another spelling")
+            raise InputError(
+                f"{name}: input.label_values gives {word(value)!r} two meanings, as {value!r} and in another spelling"
+            )
     known = layout is not None and config.label_values == layout.keys.get("label_values")
     if known and layout is not None:
         rule = ByValue(label, tuple(meanings.items()), f"the layout {layout.name}, {layout.source}", "digits")
@@ -140,7 +155,12 @@ def _require_a_known_value(rows: Sequence[Row], rule: ByValue, names: Sequence[s
 
 
 def _proven(
-    rows: Sequence[Row], config: InputConfig, layout: Layout | None, label: tuple[str, ...], names: Sequence[str], name: str
+    rows: Sequence[Row],
+    config: InputConfig,
+    layout: Layout | None,
+    label: tuple[str, ...],
+    names: Sequence[str],
+    name: str,
 ) -> ByValue:
     """By the columns' own names."""
     first, second = names[0], names[-1]
@@ -148,7 +168,9 @@ def _proven(
     kind = family(first, second) if known else "other"
     if len(label) == 1 and is_scale(label[0], digits=True):
         letters = is_scale(label[0], digits=False)
-        known = {said: column for said, column in known.items() if not said.isdigit() and not (letters and len(said) == 1)}
+        known = {
+            said: column for said, column in known.items() if not said.isdigit() and not (letters and len(said) == 1)
+        }
     why = "the values are the names of the columns, or their letters or digits"
     rule = ByValue(label, tuple(known.items()), why, kind if kind in ("digits", "letters") else "")
     said = _said(rows, rule)
@@ -192,12 +214,19 @@ def _said(rows: Sequence[Row], rule: ByValue) -> list[str]:
 def _ways(label: tuple[str, ...], said: Sequence[str], names: Sequence[str]) -> str:
     """How to say what a label means: sentences with keys that can be given as they stand."""
     first, second = names[0], names[-1]
-    numbers = [as_number(each) for each in said]
+    numbers = [number for each in said if (number := as_number(each)) is not None]
     words = [each for each in said if each not in TIES or as_number(each) is not None]
-    scale = len(label) == 1 and bool(said) and None not in numbers and (len(words) > 2 or is_scale(label[0], digits=True))
+    if list(names) == [str(i) for i in range(len(names))]:  # places in a list
+        ways = []
+        for start in (0, 1):
+            values = {str(place + start): name for place, name in enumerate(names)}
+            ways.append(f"--set 'input.label_values={_inline(values)}' where {start} means the first")
+        return f"Say it: {', or '.join(ways)}"
+    all_numbers = len(label) == 1 and 0 < len(said) == len(numbers)
+    scale = all_numbers and (len(words) > 2 or is_scale(label[0], digits=True))
     ways = []
     if scale and len(names) == 2:
-        low, high = min(filter(_is_number, numbers)), max(filter(_is_number, numbers))
+        low, high = min(numbers), max(numbers)
         middle = 0.0 if low < 0 < high else (low + high) / 2
         ways += [
             f"--set input.label_threshold={middle:g} --set input.label_above={better} where a higher value prefers {better}"
@@ -210,11 +239,7 @@ def _ways(label: tuple[str, ...], said: Sequence[str], names: Sequence[str]) -> 
             ways.append(f"--set 'input.label_values={_inline(values)}' where {one} means {better}")
     if not ways:
         ways = [f"--set 'input.label_values={_inline({'VALUE': first, 'OTHER': second})}' with its values"]
-    return f"Say it: {', or '.join(ways)} (a value that calls neither better means \"tie\")"
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None
+    return f'Say it: {", or ".join(ways)} (a value that calls neither better means "tie")'
 
 
 def _inline(values: dict[str, str]) -> str:
@@ -226,8 +251,8 @@ def _column(label: tuple[str, ...]) -> str:
     return f"column {label[0]!r}" if len(label) == 1 else f"columns {', '.join(label)}"
 
 
-def siblings(rows: Sequence[Row], texts: Sequence[str]) -> tuple[str, str] | None:
-    """Two columns of text whose names differ in a letter, a digit or a word that counts: `output_1`, `output_2`."""
+def siblings(texts: Sequence[str]) -> tuple[str, str] | None:
+    """Two columns whose names differ in a letter, a digit or a word that counts: `output_1`, `output_2`."""
     for i, first in enumerate(texts):
         for second in texts[i + 1 :]:
             if parts(first, second) in ORDERED:
@@ -235,9 +260,6 @@ def siblings(rows: Sequence[Row], texts: Sequence[str]) -> tuple[str, str] | Non
     return None
 
 
-def keys_of_labels(rows: Sequence[Row], pair: tuple[str, str], config: InputConfig) -> str:
-    """The keys that say a pair of columns, and the column that seems to name the better one."""
-    keys = f"--set 'input.response_key={json.dumps(list(pair))}'"
-    others = [path for path in columns.paths(rows) if path not in pair]
-    label = config.label_key or next((path for path in others if LABELS & set(tokens(path))), None)
-    return f"{keys} --set input.label_key={label}" if isinstance(label, str) else keys
+def label_column(rows: Sequence[Row], pair: tuple[str, str]) -> str | None:
+    """The column that by its name says which of two is better."""
+    return next((path for path in columns.paths(rows) if path not in pair and LABELS & set(tokens(path))), None)

@@ -189,9 +189,7 @@ def _transcript_turns(text: str) -> list[Message]:
     if head:
         return []
     names = {"Human": "user", "Assistant": "assistant"}
-    return [
-        Message(role=names[name], content=text.strip()) for name, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    return [Message(role=names[name], content=text.strip()) for name, text in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def is_transcript(value: Any) -> bool:
@@ -267,7 +265,9 @@ def interleaved(prompts: Any, answers: Any, where: str) -> list[Message]:
     if not isinstance(asked, list) or not isinstance(said, list):
         raise RowError("bad_message", f"{where} is {_kind(said)} and its prompt {_kind(asked)}; lists of texts are due")
     if len(asked) != len(said) or not asked:
-        raise RowError("bad_message", f"{where} has {len(said)} turns for {len(asked)} of the prompt column; as many are due")
+        raise RowError(
+            "bad_message", f"{where} has {len(said)} turns for {len(asked)} of the prompt column; as many are due"
+        )
     pairs = zip(asked, said, strict=True)
     texts = [(("user", user), ("assistant", assistant)) for user, assistant in pairs]
     return [Message(role=role, content=to_text(text, where)) for pair in texts for role, text in pair]

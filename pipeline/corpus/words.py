@@ -15,15 +15,19 @@ from typing import Any, Literal
 Family = Literal["digits", "letters", "other"]
 
 TIE = "tie"  # what a word means that calls neither response better
-TIES = frozenset(
-    "tie ties tied tie(bothbad) tie(bothgood) bothbad both_bad bothgood both_good both neither none draw equal equally same c "
-    "a=b b=a a~b a~=b 1=2 2=1 0=1 1=0 nopreference no_preference".split()
-)
+TIES = {
+    "tie", "ties", "tied", "tie(bothbad)", "tie(bothgood)", "bothbad", "both_bad", "bothgood", "both_good", "both", "neither",
+    "none", "draw", "equal", "equally", "same", "c", "a=b", "b=a", "a~b", "a~=b", "1=2", "2=1", "0=1", "1=0", "nopreference",
+    "no_preference",
+}  # fmt: skip
 MISSING = frozenset(("", "nan", "null", "na", "n/a"))
 NOUNS = ("model", "response", "answer", "output", "assistant", "completion")
 ORDERED = (("a", "b"), ("0", "1"), ("1", "2"), ("first", "second"), ("one", "two"))
 # Columns whose numbers lie on a scale, whatever digits the response columns have in their names.
-SCALES = frozenset("score scores rating ratings rate grade grades strength scale degree likert confidence margin".split())
+SCALES = {
+    "score", "scores", "rating", "ratings", "rate", "grade", "grades", "strength", "scale", "degree", "likert", "confidence",
+    "margin",
+}  # fmt: skip
 TOKEN = re.compile(r"[a-z]+|\d+")
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -96,19 +100,28 @@ def vocabulary(first: str, second: str) -> dict[str, str]:
         found[squash(own)] = own
         if squash(own.rpartition(".")[2]) != squash(other.rpartition(".")[2]):
             found.setdefault(squash(own.rpartition(".")[2]), own)
+    for own, rest in zip((first, second), _remainders(tokens(first), tokens(second)), strict=True):
+        for join in ("", "_", "-"):
+            if rest:
+                found.setdefault(join.join(rest), own)
     if pair is None:
         return found
-    at = next(i for i, (left, right) in enumerate(zip(tokens(first), tokens(second), strict=True)) if left != right)
-    for own in (first, second):
-        for join in ("", "_", "-"):
-            found.setdefault(join.join(tokens(own)[: at + 1]), own)
     _name(found, pair, (first, second))
     order = next((known for known in ORDERED if pair in (known, known[::-1])), None)
     if order:
         ranked = (first, second) if pair == order else (second, first)
-        for other in (("a", "b"), ("first", "second")):
-            _name(found, other, ranked)
+        for names in (("a", "b"), ("first", "second")):
+            _name(found, names, ranked)
     return found
+
+
+def _remainders(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
+    """Two names less the words that both begin and end with."""
+    while left and right and left[-1] == right[-1]:
+        left, right = left[:-1], right[:-1]
+    while left and right and left[0] == right[0]:
+        left, right = left[1:], right[1:]
+    return left, right
 
 
 def _name(found: dict[str, str], pair: tuple[str, str], columns: tuple[str, str]) -> None:

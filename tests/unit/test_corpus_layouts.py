@@ -4,6 +4,8 @@ Rows are made up here; sources are the corpora's cards or the code of their auth
 """
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -29,7 +31,7 @@ class Layout(NamedTuple):
     source: str
     rows: list[Row]
     expected: list[Any]  # of each row [(preference, prompt, response), ...], in the order of scoring, or a reason
-    keys: dict[str, Any] = {}
+    keys: Mapping[str, Any] = MappingProxyType({})
     says: str = ""  # within what is shown of the file
 
 
@@ -79,7 +81,9 @@ def arena(winner: str) -> Row:
 
 
 def arena_55k(a: int, b: int, tie: int, text: str = json.dumps([ASKED])) -> Row:
-    one, other = (json.dumps([GOOD]), json.dumps([BAD])) if text == json.dumps([ASKED]) else ('["1", "2"]', '["1", "3"]')
+    one, other = (
+        (json.dumps([GOOD]), json.dumps([BAD])) if text == json.dumps([ASKED]) else ('["1", "2"]', '["1", "3"]')
+    )
     return {
         "id": 1, "model_a": "x", "model_b": "y", "prompt": text, "response_a": one, "response_b": other,
         "winner_model_a": a, "winner_model_b": b, "winner_tie": tie,
@@ -262,7 +266,8 @@ LAYOUTS = {
                   {"role": "tool", "content": "big"}], GOOD)]],
     ),
     "answers with scores": Layout(
-        "made up, by stated keys", [{"question": ASKED, "answers": [{"text": BAD, "pm_score": 1}, {"text": GOOD, "pm_score": 8}]}],
+        "made up, by stated keys",
+        [{"question": ASKED, "answers": [{"text": BAD, "pm_score": 1}, {"text": GOOD, "pm_score": 8}]}],
         [[("rejected", Q, BAD), ("chosen", Q, GOOD)]],
         {"response_key": "answers.text", "score_key": "answers.pm_score", "pairs_from": "best_worst"},
     ),
@@ -333,7 +338,9 @@ def test_thoughts_beside_the_text_come_along(tmp_path):
 
 def test_kto_keeps_its_label_as_a_boolean(tmp_path):
     write(tmp_path, [{"prompt": "q", "completion": "a", "label": label} for label in (True, False, "true", "False")])
-    assert [each[0].extra for each in scored(plan(tmp_path))] == [{"label": value} for value in (True, False, True, False)]
+    assert [each[0].extra for each in scored(plan(tmp_path))] == [
+        {"label": value} for value in (True, False, True, False)
+    ]
 
 
 def test_scores_and_ranks_come_along_and_margins_too(tmp_path):
