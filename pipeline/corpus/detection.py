@@ -24,7 +24,7 @@ from pipeline.corpus import columns, layouts
 from pipeline.corpus import messages as read
 from pipeline.corpus.columns import Row
 from pipeline.corpus.labels import ByScores
-from pipeline.corpus.layouts import Layout
+from pipeline.corpus.layouts import Form, Layout
 from pipeline.corpus.meaning import label_column, label_rule, siblings
 from pipeline.corpus.shapes import Column, Shape
 from pipeline.errors import InputError, RowError
@@ -115,10 +115,19 @@ def _base(rows: Sequence[Row], names: Sequence[str], config: InputConfig, layout
         turns=config.turns,
         label=label_rule(rows, config, layout, name),
         tools=next((column for column in TOOLS if column in names), None),
-        form=layout.form if layout else "",
+        form=_form(rows, layout, config),
         desirable=layout.desirable if layout else None,
         layout=layout.name if layout else None,
     )
+
+
+def _form(rows: Sequence[Row], layout: Layout | None, config: InputConfig) -> Form:
+    """How a layout puts its columns together; turns in lists only where there are lists."""
+    if layout is None or layout.form != "threads":
+        return layout.form if layout else ""
+    values = [columns.lookup(row, config.prompt_key or "") for row in rows if columns.has(row, config.prompt_key or "")]
+    lists = any(isinstance(value, list) or (isinstance(value, str) and value.startswith("[")) for value in values)
+    return "threads" if lists else ""
 
 
 def _candidates(rows: Sequence[Row], names: Sequence[str], config: InputConfig, base: Shape) -> Iterator[Shape]:
@@ -207,8 +216,8 @@ def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputCo
     if advice:
         said = " ".join(f"--set {_assignment(key, value)}" for key, value in advice.items())
         remedy = (
-            f"Say it with keys, for example {said} (there are also input.chosen_key, input.rejected_key and "
-            "input.messages_key; a dot reaches into a column)"
+            f"Say it with keys, for example {said} (there are also input.chosen_key, input.rejected_key, input.messages_key "
+            "and input.score_key; a dot reaches into a column)"
         )
     why = f"{name}: its columns do not say what is the prompt and what the response: {near}"
     return f"{why}. Columns: {_listed(rows)}. {remedy}"
@@ -227,12 +236,14 @@ def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, neares
     if halves <= set(columns.paths(rows, (int, float))):
         yield from ({"response_key": path, "label_key": min(halves)} for path in texts if path != prompt)
     pair = siblings([path for path in texts if path != prompt])
-    first = prompt or next((path for path in texts if path not in (pair or ())), None)
+    inside = [path for path in texts if path == prompt or path.startswith(f"{prompt}.")]  # a prompt may be an object
+    first = next(iter(inside if prompt else [path for path in texts if path not in (pair or ())]), None)
     if pair and first:
         label = config.label_key or label_column(rows, pair)
         yield {"prompt_key": first, "response_key": list(pair), **({"label_key": label} if label else {})}
     others = [path for path in texts if path != first]
-    for path in sorted(others, key=lambda path: path.split(".")[-1] not in RESPONSES):
+    likely = (*RESPONSES, "text", "content", "body")
+    for path in sorted(others, key=lambda path: (path.split(".")[-1] not in likely, others.index(path))):
         yield {"prompt_key": first, "response_key": path}
     yield from ({"response_key": path} for path in texts if prompt is None)  # a corpus of text without prompts
 

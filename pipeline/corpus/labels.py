@@ -46,16 +46,16 @@ class ByValue:
         said = self.said(row)
         better = self.meaning(said)
         if better == TIE:
-            raise RowError("no_preference", f"{self._where} says {said!r}: neither response is the better one")
+            raise RowError("no_preference", f"{self._says} {said!r}: neither response is the better one")
         if better is None or better not in names:
             known = ", ".join(value for value, _ in self.meanings[:12])
             raise RowError(
                 "bad_label",
-                f"{self._where} says {self._shown(row)}, which names none of the responses {', '.join(names)}; "
+                f"{self._says} {self._shown(row)}, which names none of the responses {', '.join(names)}; "
                 f"understood are {known} ({self.why})",
             )
         preferences: dict[str, Preference] = {name: "chosen" if name == better else "rejected" for name in names}
-        return Decision(preferences, f"{self._where} says {said}, which names {better} ({self.why})")
+        return Decision(preferences, f"{self._says} {said}, which names {better} ({self.why})")
 
     def meaning(self, said: str) -> str | None:
         stands = dict(self.meanings).get(said)
@@ -68,9 +68,7 @@ class ByValue:
         values = {column: word(columns.lookup(row, column)) for column in self.columns}
         ones = [column for column, value in values.items() if value in ("1", "true")]
         if len(ones) != 1 or any(value not in ("1", "true", "0", "false") for value in values.values()):
-            raise RowError(
-                "bad_label", f"{self._where}: one must be 1 and the others 0, but they are {self._shown(row)}"
-            )
+            raise RowError("bad_label", f"{self._says} {self._shown(row)}; one must be 1 and the others 0")
         whole = squash(ones[0])
         return whole if whole in dict(self.meanings) else short_name(ones[0], self.columns)
 
@@ -84,8 +82,9 @@ class ByValue:
         return said if self.closed == "digits" or (len(said) == 1 and said.isalpha()) else None
 
     @property
-    def _where(self) -> str:
-        return f"column {self.columns[0]!r}" if len(self.columns) == 1 else f"columns {', '.join(self.columns)}"
+    def _says(self) -> str:
+        one = len(self.columns) == 1
+        return f"column {self.columns[0]!r} says" if one else f"columns {', '.join(self.columns)} say"
 
     def _shown(self, row: Row) -> str:
         return ", ".join(f"{columns.lookup(row, column)!r:.60}" for column in self.columns)
@@ -195,11 +194,16 @@ class ByScores:
             raise RowError(
                 "no_score", f"{where}: {len(values)} numbers for {len(names)} responses; one for each is due"
             )
-        scores = [as_number(value) for value in values]
+        scores = [_score(value) for value in values]
         wrong = next((v for v, score in zip(values, scores, strict=True) if score is None and word(v) != ""), None)
         if wrong is not None:
             raise RowError("no_score", f"{where}: a response has {wrong!r:.60}; a number is due, or null for none")
         return dict(zip(names, scores, strict=True))
+
+
+def _score(value: Any) -> float | None:
+    said = word(value)
+    return float(said == "true") if said in ("true", "false") else as_number(value)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pipeline.corpus.layouts import Layout
 from pipeline.corpus.words import ORDERED, TIE, TIES, as_number, family, is_scale, parts, tokens, vocabulary, word
 from pipeline.errors import InputError, RowError
 
+BITS = ("0", "1", "true", "false", "")
 LABELS = {"label", "labels", "winner", "better", "best", "preferred", "preference", "choice", "chosen", "verdict"}
 
 
@@ -225,21 +226,24 @@ def _ways(label: tuple[str, ...], said: Sequence[str], names: Sequence[str]) -> 
     all_numbers = len(label) == 1 and 0 < len(said) == len(numbers)
     scale = all_numbers and (len(words) > 2 or is_scale(label[0], digits=True))
     ways = []
-    if scale and len(names) == 2:
-        low, high = min(numbers), max(numbers)
-        middle = 0.0 if low < 0 < high else (low + high) / 2
+    note = 'a value that calls neither better means "tie"'
+    low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+    if scale and len(names) == 2 and (low < 0 or low < high):
+        middle = 0.0 if low < 0 else (low + high) / 2
         ways += [
             f"--set input.label_threshold={middle:g} --set input.label_above={better} where a higher value prefers {better}"
             for better in (second, first)
         ]
-    if words and (not scale or len(words) <= 2):
+        if low >= 0:
+            note += f"; {middle:g} is only the middle of what its first rows say: give the value that prefers neither"
+    if words and (not scale or (len(words) <= 2 and all(number.is_integer() for number in numbers))):
         one, other = words[0], words[1] if len(words) > 1 else None
         for better, worse in ((first, second), (second, first)):
             values = {one: better} | ({other: worse} if other else {})
             ways.append(f"--set 'input.label_values={_inline(values)}' where {one} means {better}")
     if not ways:
         ways = [f"--set 'input.label_values={_inline({'VALUE': first, 'OTHER': second})}' with its values"]
-    return f'Say it: {", or ".join(ways)} (a value that calls neither better means "tie")'
+    return f"Say it: {', or '.join(ways)} ({note})"
 
 
 def _inline(values: dict[str, str]) -> str:
@@ -260,6 +264,10 @@ def siblings(texts: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def label_column(rows: Sequence[Row], pair: tuple[str, str]) -> str | None:
-    """The column that by its name says which of two is better."""
-    return next((path for path in columns.paths(rows) if path not in pair and LABELS & set(tokens(path))), None)
+def label_column(rows: Sequence[Row], pair: tuple[str, str]) -> str | list[str] | None:
+    """The column that by its name says which of two is better; where several of 0 and 1 do, those."""
+    named = [path for path in columns.paths(rows) if path not in pair and LABELS & set(tokens(path))]
+    ones = [
+        path for path in named if all(word(columns.lookup(row, path)) in BITS for row in rows if columns.has(row, path))
+    ]
+    return ones if len(ones) > 1 else next(iter(named), None)

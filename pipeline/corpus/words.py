@@ -71,8 +71,9 @@ def tokens(name: str) -> list[str]:
 
 
 def is_scale(column: str, *, digits: bool) -> bool:
-    """Whether a column is named for a score, a rating or a strength, so that its values are no names of responses."""
-    scales = SCALES | {"preference", "preferences"} if digits else SCALES
+    """Whether a column is named for a score, a rating or a strength, or for a question that is answered by yes or no, so
+    that its values are no names of responses."""
+    scales = SCALES | {"preference", "preferences", "is", "was", "has", "does"} if digits else SCALES
     return any(token in scales for token in tokens(column))
 
 
