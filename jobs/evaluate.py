@@ -23,6 +23,7 @@ from jobs import terminal
 from jobs.close import input_rows, versions
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, TooManyErrors, absolute, require, with_absolute_places
+from jobs.preview import show_inputs
 from pipeline import storage
 from pipeline.benchmarks import find_benchmark
 from pipeline.benchmarks.base import Benchmark
@@ -134,6 +135,7 @@ def _filled(
             for name, labeller in labellers.items()
         }
         _check_reference(labellers)
+        show_inputs(next(iter(fillings.values())).inputs)
         documents.write(*claim)
         stopped = {}
         for name, filling in fillings.items():

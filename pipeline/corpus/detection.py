@@ -123,8 +123,10 @@ def _base(rows: Sequence[Row], names: Sequence[str], config: InputConfig, layout
 
 def _form(rows: Sequence[Row], layout: Layout | None, config: InputConfig) -> Form:
     """How a layout puts its columns together; turns in lists only where there are lists."""
-    if layout is None or layout.form != "threads":
-        return layout.form if layout else ""
+    if layout is None or config.prompt_key != layout.keys.get("prompt_key"):
+        return ""
+    if layout.form != "threads":
+        return layout.form
     values = [columns.lookup(row, config.prompt_key or "") for row in rows if columns.has(row, config.prompt_key or "")]
     lists = any(isinstance(value, list) or (isinstance(value, str) and value.startswith("[")) for value in values)
     return "threads" if lists else ""
@@ -158,7 +160,7 @@ def _candidates(rows: Sequence[Row], names: Sequence[str], config: InputConfig, 
         prompts = [prompt] if prompt else among(PROMPTS + CONVERSATIONS if keyed or paired else PROMPTS)
         for name in prompts:
             if name not in taken:
-                yield _prompted(replace(base, responses=tuple(responses), prompt=name), rows, names, config)
+                yield beside_prompt(replace(base, responses=tuple(responses), prompt=name), rows, config)
         if not prompt and (keyed or paired):
             yield replace(base, responses=tuple(responses))
         if not prompt and keyed and not paired:
@@ -168,15 +170,21 @@ def _candidates(rows: Sequence[Row], names: Sequence[str], config: InputConfig, 
         yield from (Shape(((column, None),), plain=True, turns=config.turns) for column in among(["text"]))
 
 
-def _prompted(shape: Shape, rows: Sequence[Row], names: Sequence[str], config: InputConfig) -> Shape:
+def beside_prompt(shape: Shape, rows: Sequence[Row], config: InputConfig) -> Shape:
     """A shape with what goes beside its prompt: the text that is asked about, and earlier turns."""
+    names = {column for row in rows for column in row}
     taken = {shape.prompt, *(column for column, _ in shape.responses)}
     about = [column for column in ASKED_OF.get(shape.prompt or "", ()) if column in names and column not in taken]
     context = next(iter(about), None) if config.context_key is None else config.context_key or None
     history = config.history_key or None
     if config.history_key is None and "history" in names and "history" not in taken:
-        history = "history" if any(isinstance(row.get("history"), list) and row["history"] for row in rows) else None
+        history = "history" if any(_is_history(row.get("history")) for row in rows) else None
     return replace(shape, context=context, history=history)
+
+
+def _is_history(value: Any) -> bool:
+    """Whether a column holds turns, be it as JSON text; SHP's `history` is a question."""
+    return bool(value) and (isinstance(value, list) or (isinstance(value, str) and value.startswith("[[")))
 
 
 def _note(shape: Shape, row: Row, sample: Sample) -> str:

@@ -125,6 +125,13 @@ LAYOUTS = (
     ),
 )
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
+# Rows that `endoreward sample` wrote: what else they hold is what the corpus of the prompts held.
+SAMPLED = Layout(
+    "",
+    "pipeline/labellers/prompts.py",
+    ("prompt", "responses", "truncated"),
+    {"prompt_key": "prompt", "response_key": "responses", "context_key": "", "history_key": ""},
+)
 OWN_RESPONSES = ("chosen_key", "rejected_key", "messages_key")  # keys that say another arrangement than a layout's
 
 
@@ -149,7 +156,7 @@ def recognised(rows: Sequence[Row], config: InputConfig, name: str) -> Layout | 
         return None
     if all(any(column in row for row in rows) for column in ("chosen", "rejected")):
         return None
-    for layout in LAYOUTS:
+    for layout in (SAMPLED, *LAYOUTS):
         if all(any(columns.has(row, column) for row in rows) for column in layout.columns) and _agrees(layout, config):
             return layout
     return None

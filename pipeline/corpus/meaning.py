@@ -135,9 +135,11 @@ def _stated(
             )
     known = layout is not None and config.label_values == layout.keys.get("label_values")
     if known and layout is not None:
-        rule = ByValue(label, tuple(meanings.items()), f"the layout {layout.name}, {layout.source}", "digits")
-        if config.layout is None:
-            refuse_disproved(rows, rule, name)
+        closed = (
+            "digits" if config.layout is None else ""
+        )  # a layout that is named is stated, one that is recognised is proven
+        rule = ByValue(label, tuple(meanings.items()), f"the layout {layout.name}, {layout.source}", closed)
+        refuse_disproved(rows, rule, name)
         return rule
     rule = ByValue(label, tuple(meanings.items()), "input.label_values")
     _require_a_known_value(rows, rule, names, name)

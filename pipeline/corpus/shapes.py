@@ -109,7 +109,8 @@ class Shape:
     def _normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
         drafts, decision = self._judged(row)
         prompt, conversational, drafted, failed = ARRANGEMENTS[self.arrangement](self, row, drafts)
-        before, used = self._before(prompt, row)
+        turns, used = self._turns_before(row)
+        before = [*self._system(row, [*turns, *prompt], used), *turns]
         responses = []
         for response in drafted:
             if self._can_be_scored(response):
@@ -124,7 +125,7 @@ class Shape:
             extra = {**extra, self.desirable: said == "true"}
         extra = {**decision.extra, **columns.jsonable(extra)}
         tools = read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None
-        conversational = conversational or bool(self.history and row.get(self.history))
+        conversational = conversational or bool(turns)
         return Sample(file_name, row_number, [*before, *prompt], responses, conversational, extra, failed, tools)
 
     def judge(self, row: Row) -> Decision:
@@ -174,19 +175,20 @@ class Shape:
     def decoded(self, value: Any, where: str) -> Any:
         return read.decoded(value, where) if self.parses else value
 
-    def _before(self, prompt: list[Message], row: Row) -> tuple[list[Message], list[str]]:
-        """What goes before the prompt (a system message, unless the prompt has one already; earlier turns), and the
-        columns that are used up."""
+    def _turns_before(self, row: Row) -> tuple[list[Message], list[str]]:
+        """The turns before the prompt, and the columns that the prompt uses up."""
         used = [column for column in (self.prompt, self.history) if column]
         if self.context and row.get(self.context) is not None:
             used.append(self.context)
-        turns = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
-        first = [*turns, *prompt][:1]
-        if self.system and row.get(self.system) and not (first and first[0]["role"] == "system"):
-            used.append(self.system)
-            system = read.to_text(row[self.system], f"column {self.system!r}")
-            turns = [Message(role="system", content=system), *turns]
-        return turns, used
+        history = columns.lookup(row, self.history) if self.history else None
+        return read.to_history(history, f"column {self.history!r}"), used
+
+    def _system(self, row: Row, conversation: Sequence[Message], used: list[str]) -> list[Message]:
+        """The system message of a column of its own, unless it is empty or the conversation has one already."""
+        if not self.system or not row.get(self.system) or (conversation and conversation[0]["role"] == "system"):
+            return []
+        used.append(self.system)
+        return [Message(role="system", content=read.to_text(row[self.system], f"column {self.system!r}"))]
 
     def _can_be_scored(self, response: Response) -> bool:
         scored = [

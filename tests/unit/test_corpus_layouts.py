@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.config import InputConfig
+from pipeline.corpus import detect
+from pipeline.errors import InputError, RowError
+from pipeline.labellers.prompts import prompt_of, prompt_shape
 from pipeline.samples import Message
 from tests.corpora import Row, plan, preferences, scored, write
 
@@ -360,3 +363,55 @@ def test_both_labels_of_pku_mean_the_index(tmp_path):
     write(tmp_path, [pku(1, 0)])
     for label, better in (("better_response_id", BAD), ("safer_response_id", GOOD)):
         assert preferences(plan(tmp_path, InputConfig(label_key=label)))[0][0] == better
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"response_0": "x", "response_1": "y", "better_response_id": 1, "safer_response_id": 0},
+        {"completion": "x", "label": True},
+        {"response_a": "x", "response_b": "y", "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
+        {"context": "of the prompts' corpus", "history": [["a", "b"]]},
+    ],
+)
+def test_what_sample_wrote_stays_prompt_and_responses(other, tmp_path):
+    write(tmp_path, [{"prompt": ASKED, "responses": [GOOD, BAD], "truncated": [False, True], **other}])
+    inputs = plan(tmp_path)
+    assert inputs[0].shape.describe() == "prompt + responses (text, 2)"
+    assert [(turn.preference, turn.prompt, turn.response) for turn in scored(inputs)[0]] == [
+        (None, Q, GOOD),
+        (None, Q, BAD),
+    ]
+
+
+ASKING = {
+    "question with context": ({"question": ASKED, "context": "Whales."}, [user(f"{ASKED}\n\nWhales.")], False),
+    "history": ({"instruction": ASKED, "history": [["Hello", "Hi."]]}, LONG, True),
+    "a transcript": ({"prompt": HH_LONG}, LONG, True),
+    "messages as JSON": ({"prompt": json.dumps(Q)}, Q, True),
+    "shp": (shp(1), Q, False),
+    "summarize_from_feedback": (summaries(1), POST, False),
+    "chatbot_arena_conversations": (arena("tie"), Q, True),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_sample_asks_what_label_reads(name):
+    row, expected, conversational = ASKING[name]
+    prompt, is_conversation, _ = prompt_of("f", 0, row, prompt_shape([row], InputConfig(), "f"))
+    assert (prompt, is_conversation) == (expected, conversational)
+
+
+def test_turns_without_answers_are_not_asked():
+    with pytest.raises(InputError, match="a person's turns without the answers between them"):
+        prompt_shape([arena_55k(1, 0, 0)], InputConfig(), "f")
+
+
+def test_a_layout_that_is_named_must_be_there():
+    with pytest.raises(InputError, match=r"input\.layout = 'spp' is not known; there are shp, "):
+        detect([shp(1)], InputConfig(layout="spp"))
+    with pytest.raises(InputError, match=r"not the layout shp of input\.layout: no column history, human_ref_A"):
+        detect([pku(1)], InputConfig(layout="shp"))
+    shape = detect([shp(1), shp(2)], InputConfig(layout="shp"))  # stated: another value is a bad row
+    with pytest.raises(RowError, match="bad_label"):
+        shape.normalise("f", 1, shp(2))
