@@ -38,16 +38,7 @@ CONVERSATIONS = ("messages", "conversations")
 TOOLS = ("tools",)
 RESPONSES = ("response", "responses", "completion", "completions", "answer", "answers", "output", "solution")
 # Reasons that say the columns were misread; others speak of one bad row.
-MISFITS = {
-    "missing_column",
-    "not_text",
-    "bad_message",
-    "bad_role",
-    "no_prompt",
-    "prompt_mismatch",
-    "bad_label",
-    "no_score",
-}
+MISFITS = {"missing_column", "not_text", "bad_message", "bad_role", "no_prompt", "prompt_mismatch", "no_score"}
 LISTED = 40  # columns named in a message
 
 

@@ -152,7 +152,7 @@ def recognised(rows: Sequence[Row], config: InputConfig, name: str) -> Layout | 
                 f"columns: {', '.join(columns.paths(rows)[:40])}"
             )
         return layout
-    if any(getattr(config, key) for key in OWN_RESPONSES) or config.score_key or config.rank_key:
+    if any(getattr(config, key) for key in OWN_RESPONSES):
         return None
     if all(any(column in row for row in rows) for column in ("chosen", "rejected")):
         return None
@@ -178,8 +178,11 @@ def completed(layout: Layout, config: InputConfig, name: str) -> InputConfig:
 
     Raises InputError where the layout has several labels and none of them is stated.
     """
-    stated = {key for key in layout.keys if getattr(config, key) is not None}
-    keys = {key: value for key, value in layout.keys.items() if key not in stated}
+    keys = {key: value for key, value in layout.keys.items() if getattr(config, key) is None}
+    if config.score_key or config.rank_key:  # stated: they say what is better, and no label does
+        return config.model_copy(
+            update={k: v for k, v in keys.items() if k not in ("score_key", "label_key", "label_values")}
+        )
     theirs = layout.keys.get("label_key")
     if layout.labels and config.label_key is None:
         ways = " or ".join(f"--set input.label_key={label} ({layout.about[label]} response)" for label in layout.labels)

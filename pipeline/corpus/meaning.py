@@ -48,7 +48,7 @@ def label_rule(rows: Sequence[Row], config: InputConfig, layout: Layout | None, 
     names = _response_names(rows, config, name)
     label = (config.label_key,) if isinstance(config.label_key, str) else tuple(config.label_key)
     if config.label_threshold is not None:
-        return _by_grade(config, label, names, name)
+        return _by_grade(rows, config, label, names, name)
     if config.label_values is not None:
         return _stated(rows, config, layout, label, names, name)
     return _proven(rows, config, layout, label, names, name)
@@ -97,7 +97,9 @@ def _is_turn(value: object) -> bool:
     return isinstance(value, dict) and bool({"role", "from"} & value.keys())
 
 
-def _by_grade(config: InputConfig, label: tuple[str, ...], names: Sequence[str], name: str) -> ByGrade:
+def _by_grade(
+    rows: Sequence[Row], config: InputConfig, label: tuple[str, ...], names: Sequence[str], name: str
+) -> ByGrade:
     above, threshold = config.label_above, config.label_threshold
     assert threshold is not None
     if above is None or above not in names or len(names) != 2:
@@ -107,6 +109,13 @@ def _by_grade(config: InputConfig, label: tuple[str, ...], names: Sequence[str],
     if len(label) != 1:
         raise InputError(
             f"{name}: input.label_threshold is of one column of numbers, and input.label_key names {len(label)}"
+        )
+    values = [columns.lookup(row, label[0]) for row in rows if columns.has(row, label[0])]
+    given = [value for value in values if word(value) != ""]
+    if given and all(as_number(value) is None for value in given):
+        raise InputError(
+            f"{name}: input.label_threshold is of numbers, and {_column(label)} says {given[0]!r:.60}; give "
+            "input.label_values"
         )
     below = next(each for each in names if each != above)
     return ByGrade(label[0], threshold, above, below, config.label_tie)

@@ -252,6 +252,15 @@ def test_keys_that_contradict_are_refused(keys, says):
             detect([{"prompt": "q", "response": "a"}], InputConfig(**lone))
 
 
+def test_labels_that_begin_late_are_read_where_they_are_stated():
+    rows = [two("a", "b", None)] * 20
+    shape = detect(rows, stated("a", "b", label_values={"1": "a"}))
+    sample = shape.normalise("f", 20, two("a", "b", 1))
+    assert [r.preference for r in sample.responses] == ["chosen", "rejected"]
+    with pytest.raises(InputError, match="'label' says 'A'; give input"):
+        detect([two("a", "b", "A")], stated("a", "b", label_threshold=0, label_above="a"))
+
+
 def test_one_hot_columns_are_one_label():
     def row(a, b, tie):
         return {"prompt": "q", "answer_a": "x", "answer_b": "y", "win_a": a, "win_b": b, "win_tie": tie}

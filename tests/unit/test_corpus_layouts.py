@@ -135,6 +135,10 @@ LAYOUTS = {
         "huggingface.co/datasets/stanfordnlp/SHP", [shp(1), shp(0), shp(1)], [FIRST, SECOND, FIRST],
         says="shp: text, 1 each",
     ),
+    "shp, by its scores": Layout(
+        "the same", [shp(1), shp(0)], [FIRST, SECOND],
+        {"score_key": ["score_A", "score_B"], "pairs_from": "best_worst", "min_margin": 1},
+    ),
     "shp, only ones": Layout("the same", [shp(1), shp(1)], [FIRST, FIRST]),
     "shp, only zeros": Layout("the same", [shp(0)], [SECOND]),
     "shp, a few columns": Layout(
@@ -170,6 +174,16 @@ LAYOUTS = {
     "ultrafeedback, best against all others": Layout(
         "the same", [ultrafeedback(7.5, 3.0, 7.0)], [[*PAIR, (None, Q, "A horse.")]],
         {"pairs_from": "best_rest", "min_margin": 1},
+    ),
+    "ultrafeedback, by another number": Layout(
+        "the same", [{**ultrafeedback(7.5, 3.0), "completions": [
+            {"response": GOOD, "overall_score": 7.5, "rating": "2"}, {"response": BAD, "overall_score": 3.0, "rating": "3"}]}],
+        [SECOND], {"score_key": "completions.rating", "pairs_from": "best_worst"},
+    ),
+    "ultrafeedback, a rating that is not there": Layout(
+        "the same", [{**ultrafeedback(7.5, 3.0), "completions": [
+            {"response": GOOD, "overall_score": 7.5, "rating": "2"}, {"response": BAD, "overall_score": 3, "rating": "NA"}]}],
+        [[(None, Q, GOOD), (None, Q, BAD)]], {"score_key": "completions.rating", "pairs_from": "best_worst"},
     ),
     "ultrafeedback, by a threshold": Layout(
         "the same", [ultrafeedback(7.5, 3.0, 5.0)], [[*PAIR, ("chosen", Q, "A horse.")]],
