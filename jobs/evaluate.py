@@ -88,6 +88,8 @@ def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore
     store = LabelStore(absolute(config.evaluate.labels or ""))
     if not store.progress().labels:
         raise StoreError(f"{store.uri} holds no labels yet")
+    for guess in store.guesses():
+        terminal.warn(guess)
     _claimed(config, [stored.file.name for stored in store.inputs()])
     wanted = stored_reward(store.description()).model_dump() | config.reward.model_dump(
         include=config.reward.model_fields_set

@@ -56,6 +56,8 @@ def test_a_guess_of_old_is_taken_up_only_where_it_is_proven(folder: Path, first_
     store, _ = stored(folder, SHP_KEYS)
     as_of_old(store, "labels", first_label)
     [known] = store.inputs()
+    [guess] = store.guesses()
+    assert f"{first_label} in column 'labels' was taken for the first" in guess and "may be swapped" in guess
     assert known.shape.label is not None and known.shape.describe().startswith("history + human_ref_A")
     if first_label == 1:  # 1 was human_ref_A then too, and 0 an error
         assert preferences(replan(store, folder, SHP_KEYS)) == [("x", "y"), ("y", "x")]
