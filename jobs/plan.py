@@ -7,7 +7,8 @@ from typing import Any
 from jobs import terminal
 from jobs.flow import Work
 from pipeline.config import InputConfig
-from pipeline.corpus import FilePlan, InputFile, Shape, detect, examined, plan_file, read_together
+from pipeline.corpus import FilePlan, InputFile, Shape, counted, detect, plan_file, read_together, require_proof
+from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels import Guessed
 from pipeline.errors import InputError, StoreError
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
@@ -26,7 +27,8 @@ def plan_inputs(
         InputError: where a file is broken, of no known shape, its labels' meaning is not proven, or all are empty.
         StoreError: where a file's content changed since the store labelled it, or its labels were guessed then.
     """
-    planned = []
+    planned: list[StoredInput] = []
+    new: list[Planned] = []
     for file in files:
         stored = store.find_input(file.name) if store is not None else None
         guessed = stored is not None and isinstance(stored.shape.label, Guessed)
@@ -40,7 +42,9 @@ def plan_inputs(
         elif stored is None:
             if not plan.head and plan.trouble:
                 raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
-            planned.append(StoredInput(file, config.format, _shape(file, plan, config, shape_of or detect), plan))
+            shape = (shape_of or detect)(list(plan.head), config, file.name)
+            new.append((file, config.format, shape, plan))
+            planned.append(StoredInput(file, config.format, counted(new[-1]), plan))
         elif stored.plan.digest == plan.digest:
             shape = _proven(stored, file, plan, config, shape_of or detect) if guessed else stored.shape
             planned.append(StoredInput(file, stored.format, shape, stored.plan))
@@ -51,14 +55,9 @@ def plan_inputs(
             )
     if not planned:
         raise InputError("the input holds no rows: every file is empty")
+    require_proof(new)
     _require_one_meaning(planned)
     return planned
-
-
-def _shape(file: InputFile, plan: FilePlan, config: InputConfig, shape_of: ShapeOf) -> Shape:
-    """A file's shape, its labels held against every row. Raises InputError."""
-    shape = shape_of(list(plan.head), config, file.name)
-    return examined(shape, file, config.format, plan)
 
 
 def _proven(stored: StoredInput, file: InputFile, plan: FilePlan, config: InputConfig, shape_of: ShapeOf) -> Shape:
@@ -71,7 +70,8 @@ def _proven(stored: StoredInput, file: InputFile, plan: FilePlan, config: InputC
     was = f"an earlier version took {rule.first_label} in column {rule.column!r} of {file.name} for the first response"
     aside = "its labels are left as they are; label into another --output, with what the label means"
     try:
-        shape = _shape(file, plan, config, shape_of)
+        shape = shape_of(list(plan.head), config, file.name)
+        require_proof([(file, stored.format, shape, plan)])
     except InputError as error:
         raise StoreError(f"{was}, which was a guess; {aside}. {error}") from error
     names = [column for column, _ in stored.shape.responses]

@@ -8,13 +8,13 @@
     detection rows -> Shape            which columns hold what: by name, or as one of the published `layouts`
     meaning   rows -> LabelRule        which response is better: stated, proven by its `words`, or refused; `labels` apply it
     shapes    rows -> Sample -> Turn   one row normalised; `columns` and `messages` read its values
-    examine   Shape -> Shape           a shape's labels held against every row of its file
+    examine   whole files              labels held against every row
 
 Nothing here holds a whole file in memory, knows a tokenizer, or starts a process.
 """
 
 from pipeline.corpus.detection import detect
-from pipeline.corpus.examine import examined
+from pipeline.corpus.examine import counted, require_proof
 from pipeline.corpus.files import Format, InputFile, file_format, find_files
 from pipeline.corpus.readers import RawRow, plan_file, read_shards
 from pipeline.corpus.shapes import Shape, turns
@@ -27,12 +27,13 @@ __all__ = [
     "RawRow",
     "Shape",
     "Shard",
+    "counted",
     "detect",
-    "examined",
     "file_format",
     "find_files",
     "plan_file",
     "read_shards",
     "read_together",
+    "require_proof",
     "turns",
 ]

@@ -225,8 +225,10 @@ def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputCo
 def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, nearest: Nearest) -> Iterator[dict[str, Any]]:
     """Keys that may make a shape of what is there, likeliest first. Where two columns stand beside each other and another
     names the better, those."""
-    if nearest and nearest[0][0].context and nearest[0][0].context in nearest[0][1].detail:
-        yield {"context_key": ""}
+    if nearest:
+        shape, error = nearest[0]
+        beside = {"context_key": shape.context, "history_key": shape.history}
+        yield from ({key: ""} for key, column in beside.items() if column and repr(column) in error.detail)
     texts = columns.paths(rows, (str, list))
     halves = {config.chosen_key or "chosen", config.rejected_key or "rejected"}
     if halves <= set(texts):  # they are the responses: only their prompt is to be found

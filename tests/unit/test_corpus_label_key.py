@@ -127,8 +127,10 @@ def test_numbers_that_are_in_no_columns_name_are_refused(kind):
 def test_one_foreign_value_in_any_row_of_any_file_refuses_the_run(tmp_path):
     write(tmp_path, [llm_bar(1)] * 300, "a.jsonl")
     path = write(tmp_path, [llm_bar(2)] * 200 + [llm_bar(0)], "b.jsonl")
-    with pytest.raises(InputError, match=r"b\.jsonl, row 200: column 'label' says '0'"):
+    with pytest.raises(InputError, match=r"b\.jsonl, row 200: column 'label' says '0'") as raised:
         plan(tmp_path, LLM_BAR)
+    for way in obeyed(str(raised.value), LLM_BAR):
+        plan(tmp_path, way)
     write(tmp_path, [llm_bar(2)] * 200 + [llm_bar(None)], path.name)  # a row without a label disproves nothing
     assert preferences(plan(tmp_path, LLM_BAR))[-2:] == [("y", "x"), "bad_label"]
 
@@ -365,6 +367,9 @@ STRANGERS = {
     "texts that need a prompt": ([{"chosen": "x", "rejected": "y"}], InputConfig(), "no column holds a prompt"),
     "context that is no text": (
         [{"question": "q", "context": ["a", "b"], "answer": "x"}], InputConfig(), r"--set input\.context_key=",
+    ),
+    "a history that is none": (
+        [{"prompt": "q", "history": ["I said", "you said"], "response": "x"}], InputConfig(), r"--set input\.history_key=",
     ),
     "messages that are no JSON": (
         [{"prompt": "q", "response": "[{'role': 'assistant', 'content': 'x'}]"}], InputConfig(), "is no JSON",
