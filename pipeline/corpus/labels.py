@@ -5,7 +5,7 @@
     ByScores  a score or a rank of each response; pairs of them only where that is asked for
 
 What a value means is stated by the configuration, proven by the names of the columns, or known of a published layout;
-`pipeline.corpus.detection` makes rules and refuses what is none of these. A value that a rule does not know makes its row
+`pipeline.corpus.meaning` makes rules and refuses what is none of these. A value that a rule does not know makes its row
 an error, never a preference.
 """
 

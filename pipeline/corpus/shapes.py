@@ -48,6 +48,7 @@ class Arranged(NamedTuple):
     conversational: bool
     responses: list[Response]
     failed: list[FailedResponse]
+    used: tuple[str, ...] = ()  # columns of which the prompt was made
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ class Shape:
 
     def _normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
         drafts, decision = self._judged(row)
-        prompt, conversational, drafted, failed = ARRANGEMENTS[self.arrangement](self, row, drafts)
-        turns, used = self._turns_before(row)
-        before = [*self._system(row, [*turns, *prompt], used), *turns]
+        prompt, conversational, drafted, failed, used = ARRANGEMENTS[self.arrangement](self, row, drafts)
+        turns = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
+        system = self._system(row, [*turns, *prompt])
         responses = []
         for response in drafted:
             if self._can_be_scored(response):
@@ -119,14 +120,17 @@ class Shape:
                 empty = RowError("empty_response", "the assistant's text is empty, so there is no token to score")
                 failed.append(FailedResponse(response.preference, response.index, empty))
         extra = row
-        for column in (*used, *(column for column, _ in self.responses)):
+        beside = (self.history, self.system if system else None)
+        for column in filter(None, (*used, *beside, *(column for column, _ in self.responses))):
             extra = columns.without(extra, column)
         if self.desirable and (said := word(row.get(self.desirable))) in ("true", "false"):
             extra = {**extra, self.desirable: said == "true"}
         extra = {**decision.extra, **columns.jsonable(extra)}
         tools = read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None
         conversational = conversational or bool(turns)
-        return Sample(file_name, row_number, [*before, *prompt], responses, conversational, extra, failed, tools)
+        return Sample(
+            file_name, row_number, [*system, *turns, *prompt], responses, conversational, extra, failed, tools
+        )
 
     def judge(self, row: Row) -> Decision:
         """Which responses of a row are chosen and rejected, and why. Raises RowError."""
@@ -175,19 +179,10 @@ class Shape:
     def decoded(self, value: Any, where: str) -> Any:
         return read.decoded(value, where) if self.parses else value
 
-    def _turns_before(self, row: Row) -> tuple[list[Message], list[str]]:
-        """The turns before the prompt, and the columns that the prompt uses up."""
-        used = [column for column in (self.prompt, self.history) if column]
-        if self.context and row.get(self.context) is not None:
-            used.append(self.context)
-        history = columns.lookup(row, self.history) if self.history else None
-        return read.to_history(history, f"column {self.history!r}"), used
-
-    def _system(self, row: Row, conversation: Sequence[Message], used: list[str]) -> list[Message]:
+    def _system(self, row: Row, conversation: Sequence[Message]) -> list[Message]:
         """The system message of a column of its own, unless it is empty or the conversation has one already."""
         if not self.system or not row.get(self.system) or (conversation and conversation[0]["role"] == "system"):
             return []
-        used.append(self.system)
         return [Message(role="system", content=read.to_text(row[self.system], f"column {self.system!r}"))]
 
     def _can_be_scored(self, response: Response) -> bool:
@@ -203,7 +198,7 @@ def _prompted(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     """A prompt column. Responses that are conversations repeat it, and must begin with it."""
     assert shape.prompt is not None
     value = columns.lookup(row, shape.prompt)
-    prompt, conversational = _prompt(shape, row, value)
+    prompt, conversational, used = _prompt(shape, row, value)
     transcript = value if shape.parses and read.is_transcript_prompt(value) else None
 
     def messages(draft: Draft) -> list[Message]:
@@ -217,21 +212,24 @@ def _prompted(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     conversational = conversational or any(len(response.messages) > 1 for response in responses)
     if any(response.messages[0]["role"] != "assistant" for response in responses):
         prompt, responses = _split(shape, prompt, responses)
-    return Arranged(prompt, conversational, responses, failed)
+    return Arranged(prompt, conversational, responses, failed, used)
 
 
-def _prompt(shape: Shape, row: Row, value: Any) -> tuple[list[Message], bool]:
-    """The prompt column as messages, and whether it is a conversation. Raises RowError."""
+def _prompt(shape: Shape, row: Row, value: Any) -> tuple[list[Message], bool, tuple[str, ...]]:
+    """The prompt column as messages, whether it is a conversation, and the columns that went into it. Raises RowError."""
+    assert shape.prompt is not None
     where = f"column {shape.prompt!r}"
     if shape.form == "tldr":
-        return [Message(role="user", content=_tldr(value, where))], False
+        return [Message(role="user", content=_tldr(value, where))], False, (shape.prompt,)
     if shape.parses and read.is_transcript_prompt(value):
-        return read.to_transcript_prompt(value, where), True
+        return read.to_transcript_prompt(value, where), True, (shape.prompt,)
     prompt, conversational = read.to_prompt(shape.decoded(value, where), where)
-    if shape.context and prompt and not conversational and row.get(shape.context):
+    if not shape.context or not prompt or conversational:
+        return prompt, conversational, (shape.prompt,)
+    if row.get(shape.context):
         about = read.to_text(row[shape.context], f"column {shape.context!r}")
         prompt = [Message(role="user", content=f"{prompt[0]['content']}\n\n{about}")]
-    return prompt, conversational
+    return prompt, False, (shape.prompt, shape.context)
 
 
 def _tldr(info: Any, where: str) -> str:
@@ -252,7 +250,7 @@ def _threads(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     asked = columns.lookup(row, shape.prompt)
     responses, failed = _each(shape, drafts, lambda draft: read.interleaved(asked, draft.value, draft.where))
     prompt, responses = _split(shape, [], responses) if responses else ([], [])
-    return Arranged(prompt, True, responses, failed)
+    return Arranged(prompt, True, responses, failed, (shape.prompt,))
 
 
 def _carried(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:

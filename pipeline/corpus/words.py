@@ -25,8 +25,9 @@ NOUNS = ("model", "response", "answer", "output", "assistant", "completion")
 ORDERED = (("a", "b"), ("0", "1"), ("1", "2"), ("first", "second"), ("one", "two"))
 # Columns whose numbers lie on a scale, whatever digits the response columns have in their names.
 SCALES = {
-    "score", "scores", "rating", "ratings", "rate", "grade", "grades", "strength", "scale", "degree", "likert", "confidence",
-    "margin",
+    "score", "scores", "rating", "ratings", "rate", "rank", "ranks", "ranking", "grade", "grades", "strength", "scale",
+    "degree", "likert", "level", "quality", "confidence", "probability", "margin", "points", "stars", "votes", "reward",
+    "rewards",
 }  # fmt: skip
 TOKEN = re.compile(r"[a-z]+|\d+")
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import InputConfig
@@ -346,6 +348,22 @@ def test_a_layout_is_read(name, tmp_path):
     assert layout.says in inputs[0].shape.describe()
 
 
+TABULAR = [name for name, layout in LAYOUTS.items() if not any("tool" in key for key in (name, *layout.rows[0]))]
+
+
+@pytest.mark.parametrize("name", TABULAR)
+def test_a_layout_is_read_from_parquet_too(name, tmp_path):
+    layout = LAYOUTS[name]
+    labels = {"labels", "label"} & layout.rows[0].keys()
+    rows = [row | {key: str(row[key]) for key in labels} for row in layout.rows]  # a column has one type
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "corpus.parquet", row_group_size=1)
+    found = [
+        each if isinstance(each, str) else [(turn.preference, turn.prompt, turn.response) for turn in each]
+        for each in scored(plan(tmp_path, InputConfig(**layout.keys)))
+    ]
+    assert found == layout.expected
+
+
 def test_thoughts_beside_the_text_come_along(tmp_path):
     answer = {**assistant(GOOD), "reasoning_content": "Weigh them."}
     write(tmp_path, [{"messages": [*Q, answer]}])
@@ -429,3 +447,15 @@ def test_a_layout_that_is_named_must_be_there():
     shape = detect([shp(1), shp(2)], InputConfig(layout="shp"))  # stated: another value is a bad row
     with pytest.raises(RowError, match="bad_label"):
         shape.normalise("f", 1, shp(2))
+
+
+def test_a_context_that_is_no_part_of_the_prompt_stays_beside_it(tmp_path):
+    write(
+        tmp_path,
+        [{"question": Q, "context": "Whales.", "answer": GOOD}, {"question": ASKED, "context": "", "answer": GOOD}],
+    )
+    first, second = scored(plan(tmp_path))
+    assert first[0].prompt == second[0].prompt == Q and (first[0].extra, second[0].extra) == (
+        {"context": "Whales."},
+        {},
+    )
