@@ -57,16 +57,11 @@ def preferences(inputs: list[StoredInput]) -> list[tuple[str | None, str | None]
 
 def obeyed(message: str, config: InputConfig | None = None) -> list[InputConfig]:
     """The configurations that an error's advice gives when it is typed as it stands: one for each of its alternatives."""
+    stated = config.model_dump(exclude_unset=True) if config else {}
+    given = [(f"input.{name}", value) for name, value in stated.items()]
     ways = []
-    for way in re.split(r",? or (?=--set)", message):
-        words = shlex.split(re.sub(r"(?<!-)-(?!-set)", "-", " ".join(re.findall(r"--set (?:'[^']*'|\S+)", way))))
-        assignments = [
-            word.rstrip(";,.") if word.endswith((";", ",", ".")) else word for word in words if word != "--set"
-        ]
-        if assignments:
-            given = [
-                (f"input.{name}", value)
-                for name, value in (config.model_dump(exclude_unset=True) if config else {}).items()
-            ]
-            ways.append(load_config(None, given, assignments).input)
+    for alternative in re.split(r"(?<!,) or (?=--set)|, or (?=--set)", message):
+        said = re.findall(r"--set ('[^']*'|\S+)", alternative)
+        if said:
+            ways.append(load_config(None, given, [shlex.split(each)[0].rstrip(";,.") for each in said]).input)
     return ways

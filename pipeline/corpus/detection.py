@@ -239,9 +239,13 @@ def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, neares
     pair = siblings([path for path in texts if path != prompt])
     inside = [path for path in texts if path == prompt or path.startswith(f"{prompt}.")]  # a prompt may be an object
     first = next(iter(inside if prompt else [path for path in texts if path not in (pair or ())]), None)
-    if pair and first:
+    if pair:
         label = config.label_key or label_column(rows, pair)
-        yield {"prompt_key": first, "response_key": list(pair), **({"label_key": label} if label else {})}
+        keys = {"response_key": list(pair), **({"label_key": label} if label else {})}
+        if any(isinstance(columns.lookup(row, pair[0]), list) for row in rows if columns.has(row, pair[0])):
+            yield keys  # conversations, which may carry their prompt
+        if first:
+            yield {"prompt_key": first, **keys}
     others = [path for path in texts if path != first]
     likely = (*RESPONSES, "text", "content", "body")
     for path in sorted(others, key=lambda path: (path.split(".")[-1] not in likely, others.index(path))):

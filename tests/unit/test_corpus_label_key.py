@@ -351,6 +351,11 @@ STRANGERS = {
         [two("response_a", "response_b", "a", "winner")], InputConfig(),
         r"input\.response_key=\[\"response_a\", \"response_b\"\].*--set input\.label_key=winner",
     ),
+    "conversations with ratings": (
+        [{"id": "1", "conv_A": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}], "conv_A_rating": 1,
+          "conv_B": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "y"}], "conv_B_rating": 2}],
+        InputConfig(), r"--set 'input\.response_key=\[\"conv_A\", \"conv_B\"\]' \(there are also .*input\.score_key",
+    ),
     "scores that nobody stated": (
         [{"question": "q", "answers": [{"text": "x", "pm_score": 1}, {"text": "y", "pm_score": 2}]}], InputConfig(),
         r"--set input\.prompt_key=question --set input\.response_key=answers\.text",
@@ -406,6 +411,15 @@ def test_advice_that_is_obeyed_removes_the_error(name, tmp_path):
 
 def _first_words(error):
     return str(error)[:60]
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, expected) in STRANGERS.items() if isinstance(expected, list)])
+def test_nothing_depends_on_the_order_of_response_key_or_of_columns(name, tmp_path):
+    rows, config, expected = STRANGERS[name]
+    write(tmp_path, [dict(reversed(row.items())) for row in rows])
+    assert isinstance(config.response_key, list)
+    found = preferences(plan(tmp_path, config.model_copy(update={"response_key": config.response_key[::-1]})))
+    assert [each if isinstance(each, str) else each[0] for each in found] == expected
 
 
 def test_a_label_column_in_only_some_files_is_refused(tmp_path):
