@@ -9,7 +9,7 @@ from jobs.flow import Work
 from pipeline.config import InputConfig
 from pipeline.corpus import FilePlan, InputFile, Shape, counted, detect, plan_file, read_together, require_proof
 from pipeline.corpus.examine import Planned
-from pipeline.corpus.labels import Guessed
+from pipeline.corpus.labels import Guessed, LabelRule, disagree
 from pipeline.errors import InputError, StoreError
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
 
@@ -85,16 +85,16 @@ def _proven(stored: StoredInput, file: InputFile, plan: FilePlan, config: InputC
 
 def _require_one_meaning(inputs: Iterable[StoredInput]) -> None:
     """Raises InputError where the same columns would say something else in another file."""
-    rules: dict[tuple[Any, ...], StoredInput] = {}
+    rules: dict[tuple[Any, ...], tuple[str, LabelRule]] = {}
     for stored in inputs:
-        shape = stored.shape
-        if shape.label is None:
+        rule, name = stored.shape.label, stored.file.name
+        if rule is None:
             continue
-        first = rules.setdefault((shape.label.columns, shape.responses), stored)
-        if first.shape.label != shape.label:
+        first, theirs = rules.setdefault((rule.columns, stored.shape.responses), (name, rule))
+        if disagree(theirs, rule):
             raise InputError(
-                f"{stored.file.name}: {', '.join(shape.label.columns)} would be read otherwise than in {first.file.name}; say "
-                "what it means with input.label_values, or label the files into outputs of their own"
+                f"{name}: {', '.join(rule.columns)} would be read otherwise than in {first}; say what it means with "
+                "input.label_values, or label the files into outputs of their own"
             )
 
 

@@ -248,6 +248,16 @@ class Guessed:
 
 
 LabelRule = ByValue | ByGrade | ByScores | Guessed
+
+
+def disagree(one: LabelRule, other: LabelRule) -> bool:
+    """Whether two rules read any row differently; a value that only one of them knows is no difference."""
+    if isinstance(one, ByValue) and isinstance(other, ByValue):
+        known = dict(one.meanings)
+        return one.columns != other.columns or any(known.get(said, better) != better for said, better in other.meanings)
+    return one != other
+
+
 KINDS: dict[str, type[LabelRule]] = {"value": ByValue, "grade": ByGrade, "scores": ByScores, "guessed": Guessed}
 
 

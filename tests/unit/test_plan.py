@@ -2,6 +2,7 @@
 reading."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jobs.plan import plan_inputs
 from jobs.preview import first_preference
 from pipeline.config import InputConfig, load_config
 from pipeline.corpus import find_files
+from pipeline.corpus.labels import ByValue
 from pipeline.errors import InputError, StoreError
 from pipeline.store import LabelStore, StoredInput, documents, fingerprint
 from tests.corpora import plan, preferences, write
@@ -96,6 +98,25 @@ def test_a_new_file_must_satisfy_what_is_stored(folder: Path) -> None:
     write(folder, [{**LLM_BAR, "label": 2}] * 30 + [{**LLM_BAR, "label": 0}], "c.jsonl")
     with pytest.raises(InputError, match=r"c\.jsonl, row 30: column 'label' says '0'"):
         replan(store, folder, LLM_BAR_KEYS)
+
+
+def test_rules_that_know_other_words_agree_and_other_meanings_do_not(folder: Path) -> None:
+    write(folder, [{**LLM_BAR, "label": 1}], "a.jsonl")
+    store, _ = stored(folder, LLM_BAR_KEYS)
+    write(folder, [{**LLM_BAR, "label": 1}], "b.jsonl")
+    [known] = store.inputs()
+    for meanings, fits in (
+        ((("1", "output_1"), ("best", "output_2")), True),
+        ((("1", "output_2"), ("2", "output_1")), False),
+    ):
+        assert isinstance(known.shape.label, ByValue)
+        rule = replace(known.shape.label, meanings=meanings)
+        store.add_input(replace(known, shape=replace(known.shape, label=rule)))
+        if fits:
+            assert len(replan(store, folder, LLM_BAR_KEYS)) == 2
+        else:
+            with pytest.raises(InputError, match=r"b\.jsonl: label would be read otherwise than in a\.jsonl"):
+                replan(store, folder, LLM_BAR_KEYS)
 
 
 def test_the_first_pair_is_said_in_words(folder: Path) -> None:
