@@ -183,7 +183,8 @@ def _note(shape: Shape, row: Row, sample: Sample) -> str:
     first = next(columns.lookup(row, column) for column, _ in shape.responses if columns.has(row, column))
     kind = "messages" if sample.conversational else "text"
     if shape.arrangement in ("carried", "conversation"):
-        kind = "transcripts that carry the prompt" if isinstance(shape.decoded(first, ""), str) else "conversations"
+        text = isinstance(first, str) and not read.LIST_AS_TEXT.match(first)
+        kind = "transcripts that carry the prompt" if text else "conversations"
     elif shape.prompt is not None and read.is_transcript_prompt(columns.lookup(row, shape.prompt)):
         kind = "transcripts"
     elif isinstance(first, dict) and any("response_key" in response.extra for response in sample.responses):

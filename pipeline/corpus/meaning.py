@@ -95,13 +95,14 @@ def _responses(rows: Sequence[Row], config: InputConfig, name: str) -> list[str]
     only = given if isinstance(given, str) else given[0] if given and len(given) == 1 else None
     if only is not None:
         values = [columns.lookup(row, only) for row in rows if columns.has(row, only)]
-        lists = [value for value in values if isinstance(value, list) and not any(map(_is_turn, value))]
+        lists = [v for v in values if isinstance(v, list) and len(v) > 1 and not any(map(_is_turn, v))]
         if lists:
             return [str(place) for place in range(max(map(len, lists)))]
     pair = siblings([path for path in columns.paths(rows, (str, list)) if path != config.prompt_key])
+    example = f", for example --set 'input.response_key={json.dumps(pair)}'" if pair else ""
     raise InputError(
-        f"{name}: input.label_key = {config.label_key!r} chooses between two columns, and input.response_key is "
-        f"{given!r}; name the two, for example --set 'input.response_key={json.dumps(pair or ('response_A', 'response_B'))}'"
+        f"{name}: input.label_key = {config.label_key!r} chooses between two columns, or between responses in a list of two or "
+        f"more, and input.response_key is {given!r}; name the two{example}"
     )
 
 

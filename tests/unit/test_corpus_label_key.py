@@ -351,6 +351,10 @@ STRANGERS = {
         [two("response_a", "response_b", "a", "winner")], InputConfig(),
         r"input\.response_key=\[\"response_a\", \"response_b\"\].*--set input\.label_key=winner",
     ),
+    "a list that holds one": (
+        [{"prompt": "q", "answers": ["x"], "best": 1}], InputConfig(response_key="answers", label_key="best"),
+        "chooses between two columns",
+    ),
     "conversations with ratings": (
         [{"id": "1", "conv_A": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}], "conv_A_rating": 1,
           "conv_B": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "y"}], "conv_B_rating": 2}],
@@ -401,7 +405,7 @@ def test_advice_that_is_obeyed_removes_the_error(name, tmp_path):
     with pytest.raises(InputError) as raised:
         plan(tmp_path, config)
     ways = obeyed(str(raised.value), config)
-    assert ways or re.search("No keys make|Give the rows", str(raised.value))
+    assert ways or re.search("No keys make|Give the rows|a list of two or more", str(raised.value))
     for way in ways:
         try:
             plan(tmp_path, way)
