@@ -24,6 +24,7 @@ from jobs.close import input_rows, versions
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, TooManyErrors, absolute, require, with_absolute_places
 from jobs.plan import find_inputs
+from jobs.preview import show_inputs
 from pipeline import storage
 from pipeline.benchmarks import find_benchmark
 from pipeline.benchmarks.base import Benchmark
@@ -87,6 +88,8 @@ def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore
     store = LabelStore(absolute(config.evaluate.labels or ""))
     if not store.progress().labels:
         raise StoreError(f"{store.uri} holds no labels yet")
+    for guess in store.guesses():
+        terminal.warn(guess)
     _claimed(config, [stored.file.name for stored in store.inputs()])
     wanted = stored_reward(store.description()).model_dump() | config.reward.model_dump(
         include=config.reward.model_fields_set
@@ -134,6 +137,7 @@ def _filled(
             for name, labeller in labellers.items()
         }
         _check_reference(labellers)
+        show_inputs(next(iter(fillings.values())).inputs)
         documents.write(*claim)
         stopped = {}
         for name, filling in fillings.items():

@@ -16,7 +16,10 @@ def status(uri: str) -> int:
     folder = RunFolder(uri)
     if (run := folder.read("run.json")) is not None:
         return run_status(folder, run)
-    progress = LabelStore(uri).progress()
+    store = LabelStore(uri)
+    progress = store.progress()
+    for guess in store.guesses():
+        terminal.warn(guess)
     state = "complete" if progress.complete else "incomplete: run the same label command again to go on"
     rows = [
         ("State", f"being written by {progress.writer}" if progress.writer else state),

@@ -1,6 +1,7 @@
 """What there is to label: the input files, the shards of each, and those of them that are not done."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from jobs import terminal
@@ -9,15 +10,20 @@ from pipeline.benchmarks.base import Benchmark
 from pipeline.config import InputConfig
 from pipeline.corpus import (
     Choice,
+    FilePlan,
     InputFile,
     InputFiles,
     Shape,
+    counted,
     detect,
     find_files,
     plan_file,
     read_shards,
     read_together,
+    require_proof,
 )
+from pipeline.corpus.examine import Planned
+from pipeline.corpus.labels import Guessed, LabelRule, disagree
 from pipeline.errors import InputError, StoreError
 from pipeline.sampled import check_samples
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
@@ -42,16 +48,20 @@ def plan_inputs(
     store: LabelStore | None, files: Iterable[InputFile], config: InputConfig, shape_of: ShapeOf | None = None
 ) -> list[StoredInput]:
     """The shards of every file: from the store where it knows the file and the file is untouched, else by reading it
-    once. Writes nothing. `shape_of` finds a file's shape from its first rows; by default its columns are recognised.
+    once. Writes nothing. `shape_of` finds a file's shape from its first rows; by default its columns are recognised. What
+    its labels mean is held against every row.
 
     Raises:
-        InputError: where a file is broken, of no known shape, or all are empty.
-        StoreError: where a file's content changed since the store labelled it.
+        InputError: where a file is broken, of no known shape, its labels' meaning is not proven, or all are empty.
+        StoreError: where a file's content changed since the store labelled it, or its labels were guessed then.
     """
-    planned = []
+    planned: list[StoredInput] = []
+    new: list[Planned] = []
     for file in files:
         stored = store.find_input(file.name) if store is not None else None
-        if stored is not None and file.stamp and (stored.file.size, stored.file.stamp) == (file.size, file.stamp):
+        guessed = stored is not None and isinstance(stored.shape.label, Guessed)
+        untouched = stored and file.stamp and (stored.file.size, stored.file.stamp) == (file.size, file.stamp)
+        if stored is not None and untouched and not guessed:
             planned.append(StoredInput(file, stored.format, stored.shape, stored.plan))
             continue
         plan = plan_file(file, config.format, config.shard_rows)
@@ -61,9 +71,11 @@ def plan_inputs(
             if not plan.head and plan.trouble:
                 raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
             shape = (shape_of or detect)(list(plan.head), config, file.name)
-            planned.append(StoredInput(file, config.format, shape, plan))
+            new.append((file, config.format, shape, plan))
+            planned.append(StoredInput(file, config.format, counted(new[-1]), plan))
         elif stored.plan.digest == plan.digest:
-            planned.append(StoredInput(file, stored.format, stored.shape, stored.plan))
+            shape = _proven(stored, file, plan, config, shape_of or detect) if guessed else stored.shape
+            planned.append(StoredInput(file, stored.format, shape, stored.plan))
         else:
             raise StoreError(
                 f"{file.uri}: its content changed since it was labelled; restore it, or label the new content into "
@@ -71,6 +83,8 @@ def plan_inputs(
             )
     if not planned:
         raise InputError("the input holds no rows: every file is empty")
+    require_proof(new)
+    _require_one_meaning(planned)
     return planned
 
 
@@ -80,6 +94,44 @@ def check_sampled(inputs: Iterable[StoredInput], renderer: Renderer) -> None:
         if stored.shape.sampled:
             _, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
             check_samples(stored.file.name, rows, stored.shape, renderer)
+
+
+def _proven(stored: StoredInput, file: InputFile, plan: FilePlan, config: InputConfig, shape_of: ShapeOf) -> Shape:
+    """The shape of a file whose labels an earlier version guessed: with a proven reading that says the same.
+
+    Raises StoreError where they mean something else, or it is not known what.
+    """
+    rule = stored.shape.label
+    assert isinstance(rule, Guessed)
+    was = f"an earlier version took {rule.first_label} in column {rule.column!r} of {file.name} for the first response"
+    aside = "its labels are left as they are; label into another --output, with what the label means"
+    try:
+        shape = shape_of(list(plan.head), config, file.name)
+        require_proof([(file, stored.format, shape, plan)])
+    except InputError as error:
+        raise StoreError(f"{was}, which was a guess; {aside}. {error}") from error
+    names = [column for column, _ in stored.shape.responses]
+    if shape.responses != stored.shape.responses or not rule.agrees(shape.label, names):
+        because = getattr(shape.label, "why", "")
+        raise StoreError(
+            f"{was}, and that is not what it means ({because}): chosen and rejected may be swapped there; {aside}"
+        )
+    return replace(stored.shape, label=shape.label)
+
+
+def _require_one_meaning(inputs: Iterable[StoredInput]) -> None:
+    """Raises InputError where the same columns would say something else in another file."""
+    rules: dict[tuple[Any, ...], tuple[str, LabelRule]] = {}
+    for stored in inputs:
+        rule, name = stored.shape.label, stored.file.name
+        if rule is None:
+            continue
+        first, theirs = rules.setdefault((rule.columns, stored.shape.responses), (name, rule))
+        if disagree(theirs, rule):
+            raise InputError(
+                f"{name}: {', '.join(rule.columns)} would be read otherwise than in {first}; say what it means with "
+                "input.label_values, or label the files into outputs of their own"
+            )
 
 
 def pending(store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool) -> list[Work]:

@@ -5,21 +5,53 @@ from collections import Counter
 from jobs import terminal
 from pipeline.config import LabelConfig
 from pipeline.corpus import read_shards
+from pipeline.errors import RowError
 from pipeline.labelling import Prepared, prepare
+from pipeline.samples import Response
 from pipeline.store import StoredInput
 from pipeline.tokens import Renderer, pieces
 
 SHOWN_CHARACTERS = 600
 SHOWN_FILES = 10
+QUOTED_CHARACTERS = 60
 
 
 def show_inputs(inputs: list[StoredInput]) -> None:
-    """Print what was found in each file."""
+    """Print what was found in each file, and once for files that are read alike which response counts as better."""
+    said = set()
     for stored in inputs[:SHOWN_FILES]:
         terminal.say(f"input {stored.file.name}: {stored.plan.rows:,} rows of {stored.shape.describe()}")
+        read_alike = (stored.shape.label, stored.shape.responses)
+        if read_alike not in said and (better := first_preference(stored)) is not None:
+            terminal.say(f"  {better}")
+            said.add(read_alike)
     if len(inputs) > SHOWN_FILES:
         rows = sum(stored.plan.rows for stored in inputs)
         terminal.say(f"... and {len(inputs) - SHOWN_FILES} more files, {rows:,} rows in all")
+
+
+def first_preference(stored: StoredInput) -> str | None:
+    """In words, which response of the first pair counts as better, and why; None where the first shard has no pair."""
+    for number, row in next(read_shards(stored.file, stored.format, stored.plan.shards[:1]), (None, []))[1]:
+        try:
+            if isinstance(row, RowError):
+                continue
+            sample, decision = stored.shape.normalise(stored.file.name, number, row), stored.shape.judge(row)
+        except RowError:
+            continue
+        texts = {
+            preference: next((r for r in sample.responses if r.preference == preference), None)
+            for preference in ("chosen", "rejected")
+        }
+        chosen, rejected = texts["chosen"], texts["rejected"]
+        if chosen and rejected:
+            return f"better in row {number}: {_quoted(chosen)}, not {_quoted(rejected)}, because {decision.because}"
+    return None
+
+
+def _quoted(response: Response) -> str:
+    text = " ".join(response.messages[-1]["content"].split())
+    return f'"{text}"' if len(text) <= QUOTED_CHARACTERS else f'"{text[: QUOTED_CHARACTERS - 3]}..."'
 
 
 def show_example(inputs: list[StoredInput], renderer: Renderer, config: LabelConfig) -> None:

@@ -7,13 +7,16 @@
     text      bytes -> records         JSON lines, one JSON array, a sequence of JSON objects
     columnar  bytes -> record batches  Parquet, Arrow, CSV, TSV
     readers   InputFile -> rows        plan_file once on the driver, read_shards on the workers
-    detection rows -> Shape            which columns hold what
+    detection rows -> Shape            which columns hold what: by name, or as one of the published `layouts`
+    meaning   rows -> LabelRule        which response is better: stated, proven by its `words`, or refused; `labels` apply it
     shapes    rows -> Sample -> Turn   one row normalised; `columns` and `messages` read its values
+    examine   whole files              labels held against every row
 
 Nothing here holds a whole file in memory, knows a tokenizer, or starts a process.
 """
 
 from pipeline.corpus.detection import detect
+from pipeline.corpus.examine import counted, require_proof
 from pipeline.corpus.files import Format, InputFile, InputFiles, file_format, find_files
 from pipeline.corpus.folders import Choice
 from pipeline.corpus.readers import RawRow, plan_file, read_shards
@@ -29,11 +32,13 @@ __all__ = [
     "RawRow",
     "Shape",
     "Shard",
+    "counted",
     "detect",
     "file_format",
     "find_files",
     "plan_file",
     "read_shards",
     "read_together",
+    "require_proof",
     "turns",
 ]

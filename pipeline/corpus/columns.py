@@ -1,4 +1,5 @@
-"""Columns of a row by dotted path: `a.b` is `b` within column `a`, unless a column is itself called `a.b`."""
+"""Columns of a row by dotted path: `a.b` is `b` within column `a`, unless a column is itself called `a.b`. Where `a` is a
+list of objects, `a.b` is the list of their `b`."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,8 @@ Row = dict[str, Any]
 
 
 def lookup(row: Row, path: str) -> Any:
-    """The value at a dotted path; a column whose own name has dots goes first. Raises RowError `missing_column`."""
+    """The value at a dotted path; a column whose own name has dots goes first. An object of a list that lacks it gives
+    None there. Raises RowError `missing_column`."""
     value: Any = row
     rest = path
     while isinstance(value, dict):
@@ -20,7 +22,13 @@ def lookup(row: Row, path: str) -> Any:
         if not dot or name not in value:
             break
         value = value[name]
+        if _is_objects(value) and (not value or any(has(each, rest) for each in value)):
+            return [lookup(each, rest) if has(each, rest) else None for each in value]
     raise RowError("missing_column", f"the row has no column {path!r}, only {', '.join(list(row)[:40]) or 'nothing'}")
+
+
+def _is_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def has(row: Row, path: str) -> bool:
@@ -37,10 +45,14 @@ def without(row: Row, path: str) -> Row:
     inner = row.get(name)
     if not rest:
         return {column: value for column, value in row.items() if column != name}
-    if not isinstance(inner, dict):
+    left: Any
+    if isinstance(inner, dict):
+        left = without(inner, rest)
+    elif isinstance(inner, list):
+        left = [without(each, rest) if isinstance(each, dict) else each for each in inner]
+    else:
         return row
-    left = without(inner, rest)
-    return {**row, name: left} if left else without(row, name)
+    return {**row, name: left} if left and any(each != {} for each in left) else without(row, name)
 
 
 def jsonable(value: Any) -> Any:
@@ -60,13 +72,14 @@ def jsonable(value: Any) -> Any:
 
 
 def paths(rows: Sequence[Row], types: tuple[type, ...] = (object,)) -> list[str]:
-    """Dotted paths of all values of these types; a message is a value."""
+    """Dotted paths of all values of these types; a message is a value, a list of other objects is not."""
     return list(dict.fromkeys(path for row in rows for path, value in _leaves(row) if isinstance(value, types)))
 
 
 def _leaves(row: Row, above: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in row.items():
-        if isinstance(value, dict) and value and not {"role", "from"} & value.keys():
-            yield from _leaves(value, f"{above}{name}.")
+        objects = value[:1] if isinstance(value, list) else [value]
+        if objects and isinstance(objects[0], dict) and objects[0] and not {"role", "from"} & objects[0].keys():
+            yield from _leaves(objects[0], f"{above}{name}.")
         else:
             yield f"{above}{name}", value

@@ -7,48 +7,73 @@ the first that makes a sample of one of the file's first rows is the shape. Conf
     messages, conversations       its own leading turns
     text                          none: a corpus of plain text
 
-A `system` column goes before the prompt in all of these but plain text. With `input.label_key` two response columns
-are a pair, and the label says in each row which of them is chosen.
+A `system` column goes before the prompt in all of these but plain text, a `history` of turns between the two. Published
+layouts whose columns need more than their names are in `pipeline.corpus.layouts`, and what a label means is settled in
+`pipeline.corpus.meaning`.
 """
 
+import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pipeline.config import InputConfig
-from pipeline.corpus import columns
+from pipeline.corpus import columns, layouts
+from pipeline.corpus import messages as read
 from pipeline.corpus.columns import Row
-from pipeline.corpus.shapes import SAMPLED, Column, Shape, label_number
+from pipeline.corpus.labels import ByScores
+from pipeline.corpus.layouts import Form, Layout
+from pipeline.corpus.meaning import label_column, label_rule, siblings
+from pipeline.corpus.shapes import SAMPLED, Column, Shape
 from pipeline.errors import InputError, RowError
 from pipeline.samples import Sample
 
 PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input")
 CONTEXTS = ("input", "context")  # what an `instruction` is about
+ASKED_OF = {"instruction": CONTEXTS, "question": ("context",), "query": ("context",)}
 SYSTEMS = ("system", "system_prompt")
 CONVERSATIONS = ("messages", "conversations")
 TOOLS = ("tools",)
 RESPONSES = ("response", "responses", "completion", "completions", "answer", "answers", "output", "solution")
 # Reasons that say the columns were misread; others speak of one bad row.
-MISFITS = {"missing_column", "not_text", "bad_message", "bad_role", "no_prompt", "prompt_mismatch", "bad_label"}
+MISFITS = {"missing_column", "not_text", "bad_message", "bad_role", "no_prompt", "prompt_mismatch", "no_score"}
 LISTED = 40  # columns named in a message
 
 
 def detect(rows: Sequence[Row], config: InputConfig, name: str = "the input") -> Shape:
     """The shape of a file by its first rows and by the keys configured.
 
-    Raises InputError where nothing fits or a key is in none of the rows: it names the file, the columns that are there,
-    what comes nearest, and the keys to give.
+    A label's reading is settled here as far as these rows go; whoever reads the whole file holds every row against it
+    (`ByValue.disproof`).
+
+    Raises InputError where nothing fits, a key is in none of the rows, or what a label means is neither stated nor proven:
+    it names the file, the columns that are there, what comes nearest, and the keys to give.
     """
     if not rows:
         raise InputError(f"{name}: not one row is a JSON object; if the file is one array, say --set input.format=json")
+    found = _search(rows, config, name)
+    if isinstance(found, Shape):
+        return found
+    raise InputError(_explained(name, rows, found, config))
+
+
+Nearest = list[tuple[Shape, RowError]]  # shapes that fit none of the first rows, and why
+
+
+def _search(rows: Sequence[Row], config: InputConfig, name: str) -> Shape | Nearest:
+    """The shape, or what comes nearest. Raises InputError where a key or a label cannot be what it is said to be."""
     names = list(dict.fromkeys(column for row in rows for column in row))
-    _require_two_outputs(config, name)
-    for key, given in _keys(config):
+    layout = layouts.recognised(rows, config, name)
+    wanted = layouts.completed(layout, config, name) if layout else config
+    for key, given in _keys(wanted):
         if not any(columns.has(row, given) for row in rows):
             raise InputError(f"{name}: input.{key} = {given!r} is in none of its first rows; columns: {_listed(rows)}")
-    nearest: list[tuple[Shape, RowError]] = []
+    base = _base(rows, names, wanted, layout, name)
+    nearest: Nearest = []
     bearable: list[Shape] = []
-    for shape in _candidates(names, config, _first_label(rows, config)):
+    for shape in _candidates(rows, names, wanted, base):
         errors: list[RowError] = []
         for row in rows:
             try:
@@ -63,49 +88,47 @@ def detect(rows: Sequence[Row], config: InputConfig, name: str = "the input") ->
             bearable.append(shape)
         elif errors:
             nearest.append((shape, errors[0]))
-    if bearable:
-        return bearable[0]
-    raise InputError(_explained(name, rows, names, nearest))
+    return bearable[0] if bearable else nearest
 
 
 def _keys(config: InputConfig) -> Iterator[tuple[str, str]]:
-    for key in ("prompt_key", "response_key", "chosen_key", "rejected_key", "messages_key", "label_key"):
+    keys = ("prompt_key", "context_key", "history_key", "response_key", "chosen_key", "rejected_key", "messages_key")
+    for key in (*keys, "label_key", "score_key", "rank_key"):
         given = getattr(config, key)
-        yield from ((key, each) for each in ([given] if isinstance(given, str) else given or []))
+        yield from ((key, each) for each in ([given] if isinstance(given, str) else given or []) if each)
 
 
-def _require_two_outputs(config: InputConfig, name: str) -> None:
-    """A label chooses between two columns. Raises InputError."""
-    if config.label_key is None:
-        return
-    if not isinstance(config.response_key, list) or len(set(config.response_key)) != 2:
-        raise InputError(
-            f"{name}: input.label_key = {config.label_key!r} chooses between two columns, and input.response_key is "
-            f'{config.response_key!r}; name the two, for example --set \'input.response_key=["response_A", '
-            '"response_B"]\''
-        )
-    if config.chosen_key or config.rejected_key:
-        raise InputError(
-            f"{name}: input.label_key says which response is chosen, and so do input.chosen_key and "
-            "input.rejected_key; give one or the other"
-        )
+def _base(rows: Sequence[Row], names: Sequence[str], config: InputConfig, layout: Layout | None, name: str) -> Shape:
+    """What all candidates share."""
+    return Shape(
+        (),
+        system=next((column for column in SYSTEMS if column in names), None),
+        turns=config.turns,
+        label=label_rule(rows, config, layout, name),
+        tools=next((column for column in TOOLS if column in names), None),
+        form=_form(rows, layout, config),
+        desirable=layout.desirable if layout else None,
+        layout=layout.name if layout else None,
+    )
 
 
-def _first_label(rows: Sequence[Row], config: InputConfig) -> int:
-    """The number that names the first response: 0 where the file's first rows have such a label, else 1."""
-    key = config.label_key
-    return 0 if key and any(label_number(columns.lookup(row, key)) == 0 for row in rows if columns.has(row, key)) else 1
+def _form(rows: Sequence[Row], layout: Layout | None, config: InputConfig) -> Form:
+    """How a layout puts its columns together; turns in lists only where there are lists."""
+    if layout is None or config.prompt_key != layout.keys.get("prompt_key"):
+        return ""
+    if layout.form != "threads":
+        return layout.form
+    values = [columns.lookup(row, config.prompt_key or "") for row in rows if columns.has(row, config.prompt_key or "")]
+    lists = any(isinstance(value, list) or (isinstance(value, str) and value.startswith("[")) for value in values)
+    return "threads" if lists else ""
 
 
-def _candidates(names: Sequence[str], config: InputConfig, first_label: int) -> Iterator[Shape]:
+def _candidates(rows: Sequence[Row], names: Sequence[str], config: InputConfig, base: Shape) -> Iterator[Shape]:
     """Arrangements of the columns, likeliest first."""
 
     def among(known: Sequence[str]) -> list[str]:
         return [name for name in known if name in names]
 
-    system = next(iter(among(SYSTEMS)), None)
-    tools = next(iter(among(TOOLS)), None)
-    base = Shape((), system=system, turns=config.turns, label=config.label_key, first_label=first_label, tools=tools)
     chosen = [config.chosen_key] if config.chosen_key else among(["chosen"])
     rejected = [config.rejected_key] if config.rejected_key else among(["rejected"])
     pair: list[Column] = [*((column, "chosen") for column in chosen), *((column, "rejected") for column in rejected)]
@@ -117,49 +140,70 @@ def _candidates(names: Sequence[str], config: InputConfig, first_label: int) -> 
     elif config.messages_key and not config.prompt_key:
         yield replace(base, responses=((config.messages_key, None),))
         return
+    elif len(pair) == 2:  # whoever has both columns means them: nothing weaker is tried
+        arrangements = [pair]
     else:
-        arrangements = [pair] if len(pair) == 2 else []
-        arrangements += [[(column, None)] for column in among(RESPONSES)]
+        arrangements = [[(column, None)] for column in among(RESPONSES)]
     prompt = config.prompt_key or config.messages_key
     for responses in arrangements:
         taken = [column for column, _ in responses]
-        paired = config.label_key is not None or any(preference for _, preference in responses)
+        paired = base.label is not None or any(preference for _, preference in responses)
         prompts = [prompt] if prompt else among(PROMPTS + CONVERSATIONS if keyed or paired else PROMPTS)
         for name in prompts:
             if name not in taken:
-                about = among(CONTEXTS) if name == "instruction" and not prompt else []
-                context = next((column for column in about if column not in taken), None)
                 sampled = all(column in names for column in SAMPLED) and len(responses) == 1 and not paired
-                yield replace(base, responses=tuple(responses), prompt=name, context=context, sampled=sampled)
+                shape = replace(base, responses=tuple(responses), prompt=name, sampled=sampled)
+                yield beside_prompt(shape, rows, config)
         if not prompt and (keyed or paired):
             yield replace(base, responses=tuple(responses))
         if not prompt and keyed and not paired:
-            yield Shape(tuple(responses), plain=True, turns=config.turns)
-    if not keyed and not prompt:
+            yield Shape(tuple(responses), plain=True, turns=config.turns, label=base.label)
+    if not keyed and not prompt and len(pair) < 2:
         yield from (replace(base, responses=((column, None),)) for column in among(CONVERSATIONS))
         yield from (Shape(((column, None),), plain=True, turns=config.turns) for column in among(["text"]))
+
+
+def beside_prompt(shape: Shape, rows: Sequence[Row], config: InputConfig) -> Shape:
+    """A shape with what goes beside its prompt: the text that is asked about, and earlier turns."""
+    names = {column for row in rows for column in row}
+    taken = {shape.prompt, *(column for column, _ in shape.responses)}
+    about = [column for column in ASKED_OF.get(shape.prompt or "", ()) if column in names and column not in taken]
+    context = next(iter(about), None) if config.context_key is None else config.context_key or None
+    history = config.history_key or None
+    if config.history_key is None and "history" in names and "history" not in taken:
+        history = "history" if any(_is_history(row.get("history")) for row in rows) else None
+    return replace(shape, context=context, history=history)
+
+
+def _is_history(value: Any) -> bool:
+    """Whether a column holds turns, be it as JSON text; SHP's `history` is a question."""
+    return bool(value) and (isinstance(value, list) or (isinstance(value, str) and value.startswith("[[")))
 
 
 def _note(shape: Shape, row: Row, sample: Sample) -> str:
     """What one good row holds: `text, 3 each`."""
     first = next(columns.lookup(row, column) for column, _ in shape.responses if columns.has(row, column))
     kind = "messages" if sample.conversational else "text"
-    if shape.prompt is None and not shape.plain:
-        kind = "transcripts that carry the prompt" if isinstance(first, str) else "conversations"
-    elif isinstance(first, dict) and any(response.extra for response in sample.responses):
+    if shape.arrangement in ("carried", "conversation"):
+        text = isinstance(first, str) and not read.LIST_AS_TEXT.match(first)
+        kind = "transcripts that carry the prompt" if text else "conversations"
+    elif shape.prompt is not None and read.is_transcript_prompt(columns.lookup(row, shape.prompt)):
+        kind = "transcripts"
+    elif isinstance(first, dict) and any("response_key" in response.extra for response in sample.responses):
         kind += " by name"
-    if shape.first_label == 0:
-        kind += " labelled from 0"
+    if shape.layout:
+        kind = f"{shape.layout}: {kind}"
     counts = Counter(response.preference for response in sample.responses)
+    if isinstance(shape.label, ByScores):
+        return f"{kind}, {sum(counts.values())} scored"
     if len(counts) > 1 and len(set(counts.values())) == 1:
         return f"{kind}, {next(iter(counts.values()))} each"
     return f"{kind}, {' and '.join(map(str, counts.values()))}"
 
 
-def _explained(name: str, rows: Sequence[Row], names: Sequence[str], nearest: list[tuple[Shape, RowError]]) -> str:
-    """Why no shape fits, and the keys that would make one."""
-    texts = columns.paths(rows, (str, list))
-    prompt = next((column for column in PROMPTS if column in names), None)
+def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputConfig) -> str:
+    """Why no shape fits, and keys that make one: they have been tried."""
+    prompt = config.prompt_key or next((column for column in PROMPTS if any(column in row for row in rows)), None)
     if nearest:
         shape, error = nearest[0]
         near = f"nearest is {shape.describe()}, but {error.detail}"
@@ -167,14 +211,61 @@ def _explained(name: str, rows: Sequence[Row], names: Sequence[str], nearest: li
         near = f"{prompt!r} would be a prompt, but no column is known to hold a response"
     else:
         near = "no column has a name that says prompt, response, chosen and rejected, messages or text"
-    first = prompt or next(iter(texts), "COLUMN")
+    advice = next((keys for keys in _advice(rows, prompt, config, nearest) if _helps(rows, config, keys, name)), None)
+    remedy = "No keys make prompt and response of these rows: mend them"
+    if nearest and nearest[0][1].reason == "no_prompt":
+        remedy = "Give the rows a column with the prompt, or responses that are conversations and begin with it"
+    if advice:
+        said = " ".join(f"--set {_assignment(key, value)}" for key, value in advice.items())
+        remedy = (
+            f"Say it with keys, for example {said} (there are also input.chosen_key, input.rejected_key, input.messages_key "
+            "and input.score_key; a dot reaches into a column)"
+        )
+    why = f"{name}: its columns do not say what is the prompt and what the response: {near}"
+    return f"{why}. Columns: {_listed(rows)}. {remedy}"
+
+
+def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, nearest: Nearest) -> Iterator[dict[str, Any]]:
+    """Keys that may make a shape of what is there, likeliest first. Where two columns stand beside each other and another
+    names the better, those."""
+    if nearest:
+        shape, error = nearest[0]
+        beside = {"context_key": shape.context, "history_key": shape.history}
+        yield from ({key: ""} for key, column in beside.items() if column and repr(column) in error.detail)
+    texts = columns.paths(rows, (str, list))
+    halves = {config.chosen_key or "chosen", config.rejected_key or "rejected"}
+    if halves <= set(texts):  # they are the responses: only their prompt is to be found
+        yield from ({"prompt_key": path} for path in texts if path not in halves)
+        return
+    if halves <= set(columns.paths(rows, (int, float))):
+        yield from ({"response_key": path, "label_key": min(halves)} for path in texts if path != prompt)
+    pair = siblings([path for path in texts if path != prompt])
+    inside = [path for path in texts if path == prompt or path.startswith(f"{prompt}.")]  # a prompt may be an object
+    first = next(iter(inside if prompt else [path for path in texts if path not in (pair or ())]), None)
+    if pair:
+        label = config.label_key or label_column(rows, pair)
+        keys = {"response_key": list(pair), **({"label_key": label} if label else {})}
+        if any(isinstance(columns.lookup(row, pair[0]), list) for row in rows if columns.has(row, pair[0])):
+            yield keys  # conversations, which may carry their prompt
+        if first:
+            yield {"prompt_key": first, **keys}
     others = [path for path in texts if path != first]
-    response = next((path for path in others if path.split(".")[-1] in RESPONSES), next(iter(others), "COLUMN"))
-    return (
-        f"{name}: its columns do not say what is the prompt and what the response: {near}. Columns: {_listed(rows)}. "
-        f"Say it with keys, for example --set input.prompt_key={first} --set input.response_key={response} (there are "
-        "also input.chosen_key, input.rejected_key and input.messages_key; a dot reaches into a column)"
-    )
+    likely = (*RESPONSES, "text", "content", "body")
+    for path in sorted(others, key=lambda path: (path.split(".")[-1] not in likely, others.index(path))):
+        yield {"prompt_key": first, "response_key": path}
+    yield from ({"response_key": path} for path in texts if prompt is None)  # a corpus of text without prompts
+
+
+def _helps(rows: Sequence[Row], config: InputConfig, keys: dict[str, Any], name: str) -> bool:
+    """Whether keys get a person past this error, be it to the next one: what a label means."""
+    try:
+        return isinstance(_search(rows, config.model_copy(update=keys), name), Shape)
+    except InputError:
+        return "label_key" in keys
+
+
+def _assignment(key: str, value: Any) -> str:
+    return shlex.quote(f"input.{key}={value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _listed(rows: Sequence[Row]) -> str:

@@ -9,7 +9,8 @@
     {"name": response, ...}             several, each with its name
 
 A message keeps its thoughts (`reasoning_content`, `reasoning`, `thinking`) and its tool calls; whether a chat template
-shows them is known where it is rendered. Pictures are errors: nothing but text can be labelled.
+shows them is known where it is rendered. Messages may have come as JSON text (`decoded`), a conversation as Anthropic's
+transcript. Pictures are errors: nothing but text can be labelled.
 """
 
 import json
@@ -30,6 +31,8 @@ ROLES = {
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 KEYS = (("role", "content"), ("from", "value"))
 TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+LIST_AS_TEXT = re.compile(r"[\[\s]*\{\s*['\"]")  # how messages begin that came as text
 
 
 def to_text(value: Any, where: str) -> str:
@@ -172,15 +175,102 @@ def to_response(value: Any, where: str) -> tuple[list[Message], bool]:
 def to_transcript(value: str, where: str) -> list[Message]:
     r"""Anthropic's "\n\nHuman: ... \n\nAssistant: ..." as turns, up to the last of the assistant; white space around a
     turn is dropped. Raises `no_prompt` and `no_assistant_turn`."""
-    head, *parts = TRANSCRIPT_TURN.split("\n\n" + to_text(value, where).lstrip())
-    if head or not parts:
+    turns = _transcript_turns(to_text(value, where))
+    if not turns:
         raise RowError(
             "no_prompt", f"{where} is text, no transcript that begins with '\\n\\nHuman:', and no column holds a prompt"
         )
-    turns = [
-        {"role": name.lower(), "content": text.strip()} for name, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
     return to_response(turns, where)[0]
+
+
+def _transcript_turns(text: str) -> list[Message]:
+    """White space around a turn dropped; nothing where the text is no transcript."""
+    head, *parts = TRANSCRIPT_TURN.split("\n\n" + text.lstrip())
+    if head:
+        return []
+    names = {"Human": "user", "Assistant": "assistant"}
+    return [Message(role=names[name], content=text.strip()) for name, text in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether text is a whole transcript: it begins with the person's turn, and the assistant has one."""
+    return isinstance(value, str) and value.startswith(HUMAN) and ASSISTANT in value
+
+
+def is_transcript_prompt(value: Any) -> bool:
+    """Whether text is a transcript up to where the assistant's next turn begins."""
+    return is_transcript(value) and value.rstrip().endswith(ASSISTANT)
+
+
+def to_transcript_prompt(value: str, where: str) -> list[Message]:
+    """The turns of a transcript that ends where the assistant's next turn begins. Raises what `to_text` raises."""
+    return _transcript_turns(to_text(value, where))[:-1]
+
+
+def continued(prompt: str, response: str, where: str) -> list[Message]:
+    """What follows a transcript's prompt: the turns of both together, less those of the prompt. Raises what
+    `to_transcript` raises."""
+    begun = len(_transcript_turns(prompt)) - 1
+    return to_transcript(prompt.rstrip() + " " + to_text(response, where), where)[begun:]
+
+
+def decoded(value: Any, where: str) -> Any:
+    """Messages that came as JSON text, one conversation or several, as they were before; anything else as it is.
+
+    Raises `bad_message` for text that begins as messages do and cannot be read.
+    """
+    if not isinstance(value, str) or not LIST_AS_TEXT.match(value):
+        return value
+    if not any(all(re.search(rf"(['\"]){key}\1\s*:", value) for key in keys) for keys in KEYS):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError as error:
+        raise RowError(
+            "bad_message",
+            f"{where} is text that begins as a list of messages does and is no JSON ({error}): {value[:60]!r}; write the "
+            "messages as a list, or as JSON with double quotes",
+        ) from None
+    return found if _are_messages(found) else value
+
+
+def _are_messages(value: Any) -> bool:
+    """One message, messages, or lists of messages."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_are_messages, value))
+    return isinstance(value, dict) and any(role in value and content in value for role, content in KEYS)
+
+
+def to_history(value: Any, where: str) -> list[Message]:
+    """Turns before a prompt: `[[user, assistant], ...]` as LLaMA-Factory has them, or messages. Raises `bad_message` and
+    what `to_message` raises."""
+    if value is None or value == "" or value == []:
+        return []
+    value = from_json(value, where)
+    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return [
+            Message(role=role, content=to_text(text, where))
+            for pair in value
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+    return to_messages(value, where)
+
+
+def interleaved(prompts: Any, answers: Any, where: str) -> list[Message]:
+    """A conversation from its user turns and its assistant turns, each a list of texts, perhaps as JSON text.
+
+    Raises `bad_message`, and what `to_text` raises.
+    """
+    asked, said = from_json(prompts, "the prompt column"), from_json(answers, where)
+    if not isinstance(asked, list) or not isinstance(said, list):
+        raise RowError("bad_message", f"{where} is {_kind(said)} and its prompt {_kind(asked)}; lists of texts are due")
+    if len(asked) != len(said) or not asked:
+        raise RowError(
+            "bad_message", f"{where} has {len(said)} turns for {len(asked)} of the prompt column; as many are due"
+        )
+    pairs = zip(asked, said, strict=True)
+    texts = [(("user", user), ("assistant", assistant)) for user, assistant in pairs]
+    return [Message(role=role, content=to_text(text, where)) for pair in texts for role, text in pair]
 
 
 def alternatives(value: Any) -> Iterator[tuple[str | None, Any]]:

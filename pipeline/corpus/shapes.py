@@ -1,29 +1,55 @@
 """A shape says which columns of a row hold what; by it a row becomes a sample, and a sample the turns to score.
 
-A corpus of two outputs and a label has its preferences in the label. What a label may say, white space, case and
-`[[ ]]` aside:
+One function reads each arrangement of columns:
 
-    the first output is better    A, A>B, A>>B, model_a, first, the first column's name, 1 (0 where labels count from 0)
-    the second output is better   B, B>A, B>>A, model_b, second, the second column's name, 2 (1 where they count from 0)
-    neither                       C, A=B, B=A, tie, tie (bothbad): the row is an error, `no_preference`
+    prompted      a prompt column, and responses to it, which may repeat it
+    threads       a column of user turns, and columns of assistant turns to put between them
+    carried       the two halves of a pair, each with the prompt in front: messages or transcripts
+    conversation  messages, of which the leading turns are the prompt
+    plain         text without a prompt
+
+Which response is better says the column it stands in, or the shape's label rule (`pipeline.corpus.labels`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipeline.corpus import columns
 from pipeline.corpus import messages as read
 from pipeline.corpus.columns import Row
+from pipeline.corpus.labels import ByScores, Decision, Guessed, LabelRule, rule_from_json, rule_to_json
+from pipeline.corpus.layouts import Form
+from pipeline.corpus.words import word
 from pipeline.errors import RowError
 from pipeline.samples import BESIDE, FailedResponse, Message, Preference, Response, Sample, Turn, turn_id
 
 Column = tuple[str, Preference | None]
+# How summarize-from-feedback (arXiv 2009.01325) asks for a summary, of a post and of an article.
+TLDR = (("subreddit", "SUBREDDIT: r/{}"), ("title", "TITLE: {}"), ("post", "POST: {}"))
+TLDR_END = "TL;DR:"
+SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # of what `sample` writes
 
-SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")
-BETTER = (("a", "a>b", "a>>b", "model_a", "first"), ("b", "b>a", "b>>a", "model_b", "second"))
-NEITHER = ("c", "a=b", "b=a", "tie", "tie(bothbad)")
+
+class Draft(NamedTuple):
+    """A response as it stands in its row."""
+
+    name: str  # of its column, or its place in the column's list
+    where: str  # for messages
+    preference: Preference | None
+    value: Any  # or the RowError that reading it gave
+    extra: dict[str, Any]
+
+
+class Arranged(NamedTuple):
+    """A row's conversation, before system messages, tools and other columns."""
+
+    prompt: list[Message]
+    conversational: bool
+    responses: list[Response]
+    failed: list[FailedResponse]
+    used: tuple[str, ...] = ()  # columns of which the prompt was made
 
 
 @dataclass(frozen=True)
@@ -37,25 +63,44 @@ class Shape:
     system: str | None = None
     plain: bool = False
     turns: Literal["last", "all"] = "last"
-    label: str | None = None  # says which of the two responses is better
-    first_label: int = 1  # a label that is this number names the first
+    label: LabelRule | None = None  # says which of the responses is better
     tools: str | None = None  # which the conversation may call; stays in `extra` as well
+    history: str | None = None  # turns before the prompt
+    form: Form = ""
+    desirable: str | None = None  # says of the response alone whether it is good; stays in `extra`
+    parses: bool = True  # whether text may be messages as JSON, or a transcript
+    layout: str | None = None  # a published one, by name
     sampled: bool = False  # the columns SAMPLED hold the tokens that a policy was asked with and wrote
     note: str = field(default="", compare=False)  # what the first rows hold, for people
 
     def describe(self) -> str:
         """One line for people: `prompt + chosen + rejected (text, 3 each)`."""
-        named = [self.system, self.prompt, self.context, *(column for column, _ in self.responses), self.label]
+        labels = self.label.columns if self.label else (self.desirable,)
+        responses = (column for column, _ in self.responses)
+        named = [self.system, self.history, self.prompt, self.context, *responses, *labels]
         tokens = ", with the tokens that were sampled" if self.sampled else ""
         return " + ".join(filter(None, named)) + (f" ({self.note})" if self.note else "") + tokens
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "label": rule_to_json(self.label)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Shape":
-        """Of a store from before there were labels too: fields that it lacks have their defaults."""
-        return cls(**{**data, "responses": tuple((column, preference) for column, preference in data["responses"])})
+        """Of older stores too: fields that they lack have the meaning that they had then."""
+        data = {"parses": False, **data, "responses": tuple((column, kind) for column, kind in data["responses"])}
+        first_label = data.pop("first_label", 1)
+        label = data.get("label")
+        data["label"] = Guessed(label, first_label) if isinstance(label, str) else rule_from_json(label)
+        return cls(**data)
+
+    @property
+    def arrangement(self) -> Literal["prompted", "threads", "carried", "conversation", "plain"]:
+        if self.plain:
+            return "plain"
+        if self.prompt is not None:
+            return "threads" if self.form == "threads" else "prompted"
+        paired = self.label is not None or any(preference for _, preference in self.responses)
+        return "carried" if paired else "conversation"
 
     def normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
         """One row as a sample. Responses that cannot be scored are in its `failed`; a row without a usable prompt
@@ -66,47 +111,29 @@ class Shape:
             raise RowError("too_deep", "the row nests lists or objects too deeply to be handled") from None
 
     def _normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
-        if self.label is not None:
-            return self._labelled(row, self.label)._normalise(file_name, row_number, row)
-        used = [column for column, _ in self.responses]
-        prompt, conversational = self._prompt(row, used)
-        drafts: list[Response] = []
-        failed: list[FailedResponse] = []
-        counts: dict[Preference | None, int] = {}
-        for where, preference, value, extra in self._values(row):
-            index = counts.setdefault(preference, 0)
-            counts[preference] += 1
-            try:
-                if isinstance(value, RowError):
-                    raise value
-                messages, as_messages = self._response(value, where, preference)
-                drafts.append(Response(messages, preference, index, extra, self._written(row, index)))
-                conversational = conversational or len(messages) > 1 or (as_messages and self.prompt is None)
-            except RowError as error:
-                failed.append(FailedResponse(preference, index, error))
-        if any(self.prompt is None or response.messages[0]["role"] != "assistant" for response in drafts):
-            prompt, drafts = self._split(prompt, drafts)
-        prompt = self._instructed(prompt, row, used)
+        drafts, decision = self._judged(row)
+        prompt, conversational, drafted, failed, used = ARRANGEMENTS[self.arrangement](self, row, drafts)
+        turns = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
+        system = self._system(row, [*turns, *prompt])
         responses = []
-        for response in drafts:
-            scored = [
-                message["content"] or message.get("reasoning_content") or message.get("tool_calls")
-                for message in response.messages
-                if message["role"] == "assistant"
-            ]
-            if all(scored if self.turns == "all" else scored[-1:]):
-                responses.append(response)
+        for response in drafted:
+            if self._can_be_scored(response):
+                responses.append(replace(response, token_ids=self._written(row, response.index)))
             else:
                 empty = RowError("empty_response", "the assistant's text is empty, so there is no token to score")
                 failed.append(FailedResponse(response.preference, response.index, empty))
         extra = row
-        for column in used:
-            extra = columns.without(extra, column)
+        beside = (self.history, self.system if system else None)
         asked, _, rendering = [row.get(column) if self.sampled else None for column in SAMPLED]
-        for column in SAMPLED if self.sampled else ():
+        tokens = SAMPLED if self.sampled else ()
+        for column in filter(None, (*used, *beside, *tokens, *(column for column, _ in self.responses))):
             extra = columns.without(extra, column)
+        if self.desirable and (said := word(row.get(self.desirable))) in ("true", "false"):
+            extra = {**extra, self.desirable: said == "true"}
+        extra = {**decision.extra, **columns.jsonable(extra)}
         tools = read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None
-        extra = columns.jsonable(extra)
+        conversational = conversational or bool(turns)
+        prompt = [*system, *turns, *prompt]
         return Sample(file_name, row_number, prompt, responses, conversational, extra, failed, tools, asked, rendering)
 
     def _written(self, row: Row, index: int) -> Any:
@@ -114,108 +141,209 @@ class Shape:
         column = row.get(SAMPLED[1]) if self.sampled else None
         return column[index] if isinstance(column, list) and index < len(column) else None
 
-    def _labelled(self, row: Row, label: str) -> "Shape":
-        """The shape of this one row: its better response chosen, the other rejected."""
-        (first, _), (second, _) = self.responses
-        better = self._better(columns.lookup(row, label), first, second)
-        named: tuple[Column, ...] = ((first, "chosen" if better == 0 else "rejected"),)
-        named += ((second, "rejected" if better == 0 else "chosen"),)
-        return replace(self, responses=named, label=None)
+    def judge(self, row: Row) -> Decision:
+        """Which responses of a row are chosen and rejected, and why. Raises RowError."""
+        return self._judged(row)[1]
 
-    def _better(self, value: Any, first: str, second: str) -> int:
-        """0 or 1: which response a label names. Raises `no_preference` and `bad_label`."""
-        said = _plain(value).removeprefix("[[").removesuffix("]]") if isinstance(value, str) else ""
-        if said in NEITHER:
-            raise RowError("no_preference", f"column {self.label!r} says {value!r}: neither response is the better one")
-        if said in (_plain(first), _plain(second)):  # before the letters: columns may be named B and A
-            return int(said != _plain(first))
-        for index, names in enumerate(BETTER):
-            if said in names or label_number(value) == self.first_label + index:
-                return index
-        raise RowError(
-            "bad_label",
-            f"column {self.label!r} says {value!r:.60}, which names none of the two responses; understood are A and B, "
-            f"A>B and B>A, first and second, {first} and {second}, {self.first_label} and {self.first_label + 1}",
-        )
+    def _judged(self, row: Row) -> tuple[list[Draft], Decision]:
+        """Every response as it stands, and what the row says of them. Raises RowError."""
+        drafts = list(self._drafts(row))
+        if self.label is None:
+            kinds = {preference: column for column, preference in self.responses if preference}
+            because = "; ".join(f"column {column!r} holds the {kind} one" for kind, column in kinds.items())
+            return drafts, Decision({}, because)
+        names = list(dict.fromkeys(draft.name for draft in drafts))
+        decision = self.label.decide(row, names)
+        return [
+            draft._replace(
+                preference=decision.preferences.get(draft.name),
+                extra={**draft.extra, **decision.of_response.get(draft.name, {})},
+            )
+            for draft in drafts
+        ], decision
 
-    def _prompt(self, row: Row, used: list[str]) -> tuple[list[Message], bool]:
-        if self.prompt is None:
-            return [], False
-        used.append(self.prompt)
-        prompt, conversational = read.to_prompt(columns.lookup(row, self.prompt), f"column {self.prompt!r}")
-        if self.context and prompt and not conversational:
-            used.append(self.context)
-            if row.get(self.context):
-                about = read.to_text(row[self.context], f"column {self.context!r}")
-                prompt = [Message(role="user", content=f"{prompt[0]['content']}\n\n{about}")]
-        return prompt, conversational
-
-    def _instructed(self, prompt: list[Message], row: Row, used: list[str]) -> list[Message]:
-        """The prompt after the system message of a column of its own, unless it has one already."""
-        if not self.system or not row.get(self.system) or (prompt and prompt[0]["role"] == "system"):
-            return prompt
-        used.append(self.system)
-        return [Message(role="system", content=read.to_text(row[self.system], f"column {self.system!r}")), *prompt]
-
-    def _values(self, row: Row) -> Iterator[tuple[str, Preference | None, Any, dict[str, Any]]]:
-        """Every response as it stands: where, preference, value or RowError, and its own extra."""
+    def _drafts(self, row: Row) -> Iterator[Draft]:
         several = sum(preference is None for _, preference in self.responses) > 1
+        keyed = several and not (self.label and not isinstance(self.label, ByScores))
         for column, preference in self.responses:
             where = f"column {column!r}"
-            key = column if several and preference is None else ""
+            key = column if keyed and preference is None else ""
             try:
-                found = list(read.alternatives(columns.lookup(row, column)))
+                value = columns.lookup(row, column)
+                if self.form == "threads":
+                    yield Draft(column, where, preference, value, {})
+                    continue
+                found = list(read.alternatives(self.decoded(value, where)))
                 if not found:
                     raise RowError("empty_response", f"{where} is empty: it holds no response")
             except RowError as error:
-                yield where, preference, error, {}
+                yield Draft(column, where, preference, error, {})
                 continue
             for i, (name, value) in enumerate(found):
                 full = ".".join(filter(None, (key, name)))
                 place = where if len(found) == 1 and name is None else f"response {name or i!r} of {where}"
-                yield place, preference, value, {"response_key": full} if full else {}
+                own = column if len(self.responses) > 1 else name or str(i)
+                yield Draft(own, place, preference, value, {"response_key": full} if full else {})
 
-    def _response(self, value: Any, where: str, preference: Preference | None) -> tuple[list[Message], bool]:
-        if self.prompt is not None or self.plain:
-            return read.to_response(value, where)
-        if isinstance(value, str):
-            if preference is None:
-                raise RowError("bad_message", f"{where} is text; a list of messages is due")
-            return read.to_transcript(value, where), True
-        messages, as_messages = read.to_response(value, where)
-        if preference and messages[0]["role"] == "assistant":
-            raise RowError("no_prompt", f"{where} begins with the assistant's turn and no column holds a prompt")
-        return messages, as_messages
+    def decoded(self, value: Any, where: str) -> Any:
+        return read.decoded(value, where) if self.parses else value
 
-    def _split(self, prompt: list[Message], whole: list[Response]) -> tuple[list[Message], list[Response]]:
-        """Conversations that carry their prompt, as that prompt and the responses to it."""
-        shared = self._shared([response.messages for response in whole])
-        carried = whole[0].messages[:shared]
-        if any(message not in carried for message in prompt):
-            raise RowError("prompt_mismatch", f"the responses begin with turns that are not those of {self.prompt!r}")
-        return carried, [replace(response, messages=response.messages[shared:]) for response in whole]
+    def _system(self, row: Row, conversation: Sequence[Message]) -> list[Message]:
+        """The system message of a column of its own, unless it is empty or the conversation has one already."""
+        if not self.system or not row.get(self.system) or (conversation and conversation[0]["role"] == "system"):
+            return []
+        return [Message(role="system", content=read.to_text(row[self.system], f"column {self.system!r}"))]
 
-    def _shared(self, conversations: list[list[Message]]) -> int:
-        """How many leading turns are the prompt: those that all share, leaving each its last. A conversation that is no
-        half of a pair leaves, with turns = "all", all from its first assistant turn on."""
-        longest = min(len(messages) for messages in conversations) - 1
-        if self.turns == "all" and all(preference is None for _, preference in self.responses):
-            first = next(i for i, message in enumerate(conversations[0]) if message["role"] == "assistant")
-            longest = min(longest, first)
-        same = takewhile(lambda turn: all(other == turn[0] for other in turn), zip(*conversations, strict=False))
-        return min(longest, sum(1 for _ in same))
+    def _can_be_scored(self, response: Response) -> bool:
+        scored = [
+            message["content"] or message.get("reasoning_content") or message.get("tool_calls")
+            for message in response.messages
+            if message["role"] == "assistant"
+        ]
+        return all(scored if self.turns == "all" else scored[-1:])
 
 
-def _plain(name: str) -> str:
-    return "".join(name.split()).lower()
+def _prompted(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+    """A prompt column. Responses that are conversations repeat it, and must begin with it."""
+    assert shape.prompt is not None
+    value = columns.lookup(row, shape.prompt)
+    prompt, conversational, used = _prompt(shape, row, value)
+    transcript = value if shape.parses and read.is_transcript_prompt(value) else None
+
+    def messages(draft: Draft) -> list[Message]:
+        if shape.parses and read.is_transcript(draft.value):
+            return read.to_transcript(draft.value, draft.where)
+        if transcript is not None and isinstance(draft.value, str):
+            return read.continued(transcript, draft.value, draft.where)
+        return read.to_response(draft.value, draft.where)[0]
+
+    responses, failed = _each(shape, drafts, messages)
+    conversational = conversational or any(len(response.messages) > 1 for response in responses)
+    if any(response.messages[0]["role"] != "assistant" for response in responses):
+        prompt, responses = _split(shape, prompt, responses)
+    return Arranged(prompt, conversational, responses, failed, used)
 
 
-def label_number(value: Any) -> int | None:
-    """A label that is a whole number, as a number or in text: its value, else None."""
-    if isinstance(value, str) and value.strip() in ("0", "1", "2"):
-        return int(value)
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value in (0, 1, 2)
-    return int(value) if whole else None
+def _prompt(shape: Shape, row: Row, value: Any) -> tuple[list[Message], bool, tuple[str, ...]]:
+    """The prompt column as messages, whether it is a conversation, and the columns that went into it. Raises RowError."""
+    assert shape.prompt is not None
+    where = f"column {shape.prompt!r}"
+    if shape.form == "tldr":
+        return [Message(role="user", content=_tldr(value, where))], False, (shape.prompt,)
+    if shape.parses and read.is_transcript_prompt(value):
+        return read.to_transcript_prompt(value, where), True, (shape.prompt,)
+    prompt, conversational = read.to_prompt(shape.decoded(value, where), where)
+    if not shape.context or not prompt or conversational:
+        return prompt, conversational, (shape.prompt,)
+    if row.get(shape.context):
+        about = read.to_text(row[shape.context], f"column {shape.context!r}")
+        prompt = [Message(role="user", content=f"{prompt[0]['content']}\n\n{about}")]
+    return prompt, False, (shape.prompt, shape.context)
+
+
+def _tldr(info: Any, where: str) -> str:
+    """summarize-from-feedback's question about a post or an article. Raises RowError."""
+    if not isinstance(info, dict):
+        raise RowError("not_text", f"{where} is no object with a post or an article")
+    if info.get("post"):
+        parts = [form.format(read.to_text(info[key], f"{where}'s {key}")) for key, form in TLDR if info.get(key)]
+        return "\n\n".join([*parts, TLDR_END])
+    if info.get("article"):
+        return f"Article:\n{read.to_text(info['article'], where)}\n\n{TLDR_END}\n"
+    raise RowError("null", f"{where} has neither a post nor an article to summarise")
+
+
+def _threads(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+    """User turns in one column, assistant turns in another: conversations that share their first turns."""
+    assert shape.prompt is not None
+    asked = columns.lookup(row, shape.prompt)
+    responses, failed = _each(shape, drafts, lambda draft: read.interleaved(asked, draft.value, draft.where))
+    prompt, responses = _split(shape, [], responses) if responses else ([], [])
+    return Arranged(prompt, True, responses, failed, (shape.prompt,))
+
+
+def _carried(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+    """A pair without a prompt column: each half begins with the prompt, as messages or as a transcript."""
+
+    def messages(draft: Draft) -> list[Message]:
+        if isinstance(draft.value, str):
+            return read.to_transcript(draft.value, draft.where)
+        found = read.to_response(draft.value, draft.where)[0]
+        if found[0]["role"] == "assistant":
+            raise RowError("no_prompt", f"{draft.where} begins with the assistant's turn and no column holds a prompt")
+        return found
+
+    responses, failed = _each(shape, drafts, messages)
+    prompt, responses = _split(shape, [], responses) if responses else ([], [])
+    return Arranged(prompt, True, responses, failed)
+
+
+def _conversation(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+    """Whole conversations, whose leading turns are the prompt."""
+
+    def messages(draft: Draft) -> list[Message]:
+        if isinstance(draft.value, str):
+            raise RowError("bad_message", f"{draft.where} is text; a list of messages is due")
+        return read.to_response(draft.value, draft.where)[0]
+
+    responses, failed = _each(shape, drafts, messages)
+    prompt, responses = _split(shape, [], responses) if responses else ([], [])
+    return Arranged(prompt, bool(responses), responses, failed)
+
+
+def _plain(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+    """Text that answers nothing."""
+    responses, failed = _each(shape, drafts, lambda draft: read.to_response(draft.value, draft.where)[0])
+    return Arranged([], any(len(response.messages) > 1 for response in responses), responses, failed)
+
+
+ARRANGEMENTS: dict[str, Callable[[Shape, Row, Sequence[Draft]], Arranged]] = {
+    "prompted": _prompted,
+    "threads": _threads,
+    "carried": _carried,
+    "conversation": _conversation,
+    "plain": _plain,
+}
+
+
+def _each(
+    shape: Shape, drafts: Sequence[Draft], messages: Callable[[Draft], list[Message]]
+) -> tuple[list[Response], list[FailedResponse]]:
+    """Every draft read, under its own index among those of its preference; what cannot be read apart."""
+    responses: list[Response] = []
+    failed: list[FailedResponse] = []
+    counts: dict[Preference | None, int] = {}
+    for draft in drafts:
+        index = counts.setdefault(draft.preference, 0)
+        counts[draft.preference] += 1
+        try:
+            if isinstance(draft.value, RowError):
+                raise draft.value
+            value = shape.decoded(draft.value, draft.where) if shape.form != "threads" else draft.value
+            responses.append(Response(messages(draft._replace(value=value)), draft.preference, index, draft.extra))
+        except RowError as error:
+            failed.append(FailedResponse(draft.preference, index, error))
+    return responses, failed
+
+
+def _split(shape: Shape, prompt: list[Message], whole: list[Response]) -> tuple[list[Message], list[Response]]:
+    """Conversations that carry their prompt, as that prompt and the responses to it. Raises `prompt_mismatch`."""
+    shared = _shared(shape, [response.messages for response in whole])
+    carried = whole[0].messages[:shared]
+    if any(message not in carried for message in prompt):
+        raise RowError("prompt_mismatch", f"the responses begin with turns that are not those of {shape.prompt!r}")
+    return carried, [replace(response, messages=response.messages[shared:]) for response in whole]
+
+
+def _shared(shape: Shape, conversations: list[list[Message]]) -> int:
+    """How many leading turns are the prompt: those that all share, leaving each its last. A conversation that is no
+    half of a pair leaves, with turns = "all", all from its first assistant turn on."""
+    longest = min(len(messages) for messages in conversations) - 1
+    if shape.turns == "all" and shape.label is None and all(preference is None for _, preference in shape.responses):
+        first = next(i for i, message in enumerate(conversations[0]) if message["role"] == "assistant")
+        longest = min(longest, first)
+    same = takewhile(lambda turn: all(other == turn[0] for other in turn), zip(*conversations, strict=False))
+    return min(longest, sum(1 for _ in same))
 
 
 def turns(sample: Sample, which: Literal["last", "all"] = "last") -> Iterator[Turn]:

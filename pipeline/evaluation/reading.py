@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.benchmarks.items import Answer, Item
 from pipeline.labelling import KEPT
 
+OWN = ("response_key", "response_score", "response_rank")  # what the input says of one response alone
 PROMPT = "prompt"
 COLUMNS = (
     "prompt_id", "rubric", "preference", "response_index", "turn", "response", "reward", "num_tokens", "truncated",
@@ -34,7 +35,7 @@ class LabelRows:
     There is one item for each (prompt_id, rubric), in the order in which they first occur. Where several turns of a
     response are labelled, its last labelled turn stands for it, as in `summary.find_pairs`. Responses stand in the order
     of their response_index. An item's `extra` is what extra_info says of the input row; an answer's is its
-    `response_key`, and what its labeller kept.
+    `response_key`, its score or rank, and what its labeller kept.
 
     Args:
         labels: with all siblings of each prompt; needs `COLUMNS` only, and `PROMPT` where `prompts` are asked for.
@@ -97,11 +98,11 @@ def _extras(texts: Sequence[str], rows: Sequence[int]) -> dict[int, tuple[dict[s
     """What extra_info says of the input row and of each of its responses; siblings share the row's."""
     parsed = {row: json.loads(texts[row]) for row in rows}
     first = parsed[rows[0]]
-    shared = {key: value for key, value in first.items() if key not in ("response_key", KEPT)}
+    shared = {key: value for key, value in first.items() if key not in (*OWN, KEPT)}
     return {row: (shared, _own(extra)) for row, extra in parsed.items()}
 
 
 def _own(extra: dict[str, Any]) -> dict[str, Any]:
-    key = {"response_key": extra["response_key"]} if "response_key" in extra else {}
+    key = {name: extra[name] for name in OWN if name in extra}
     kept = extra.get(KEPT)
     return {**key, **kept} if isinstance(kept, dict) else key

@@ -26,7 +26,8 @@ import pyarrow as pa
 from pipeline.config import InputConfig, SampleConfig, SampleSection, TokensConfig
 from pipeline.corpus import Shape, columns, detect
 from pipeline.corpus.columns import Row
-from pipeline.corpus.detection import CONTEXTS, CONVERSATIONS, LISTED, PROMPTS, SYSTEMS, TOOLS
+from pipeline.corpus.detection import CONVERSATIONS, LISTED, PROMPTS, SYSTEMS, TOOLS, beside_prompt
+from pipeline.corpus.layouts import recognised
 from pipeline.corpus.shapes import SAMPLED
 from pipeline.errors import InputError, RowError
 from pipeline.labellers.sampling import Asked, Sampling, with_system
@@ -132,10 +133,15 @@ def prompt_shape(rows: Sequence[Row], config: InputConfig, name: str) -> Shape:
     given = config.prompt_key or config.messages_key
     if given and not any(columns.has(row, given) for row in rows):
         raise InputError(f"{name}: there is no column {given!r} in its first rows; columns: {_listed(rows)}")
+    layout = recognised(rows, config, name)
+    if layout and layout.form == "threads" and not given:
+        raise InputError(
+            f"{name}: column {layout.keys['prompt_key']!r} of the layout {layout.name} holds a person's turns without the "
+            "answers between them, so nothing can be asked; give other prompts, or another column as input.prompt_key"
+        )
     system, tools = (next((column for column in known if column in names), None) for known in (SYSTEMS, TOOLS))
     for column in [given] if given else [column for column in PROMPTS + CONVERSATIONS if column in names]:
-        about = [context for context in CONTEXTS if context in names and column == "instruction" and not given]
-        shape = Shape((), prompt=column, context=next(iter(about), None), system=system, tools=tools)
+        shape = beside_prompt(Shape((), prompt=column, system=system, tools=tools), rows, config)
         for row in rows:
             try:
                 note = "messages" if shape.normalise(name, 0, row).conversational else "text"

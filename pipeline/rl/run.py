@@ -64,6 +64,11 @@ def describe_rl(
             for field, value in _source(config, source).items()
         },
         **{f"input.{name}": getattr(config.input, name) for name in ("prompt_key", "messages_key")},
+        **{
+            f"input.{name}": value
+            for name in ("context_key", "history_key", "layout")
+            if (value := getattr(config.input, name)) is not None
+        },
         "prompts.digest": prompts.digest,
         "prompts.count": len(prompts.prompts),
         "held_out.digest": held_out.digest if held_out else None,

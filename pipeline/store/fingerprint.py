@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
-from pipeline.config import LabelConfig, TokensConfig
+from pipeline.config import InputConfig, LabelConfig, TokensConfig
 from pipeline.tokens.templates import ASKS_FOR_DATE
 
 WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
@@ -36,7 +36,7 @@ def describe(
         "tokens.rubrics": {str(name): text for name, text in rubrics.items()},
         **settings,
         "input.turns": config.input.turns,
-        **{f"input.{name}": value for name, value in config.input.model_dump().items() if _names_a_column(name, value)},
+        **{f"input.{name}": value for name, value in config.input.model_dump().items() if _says_a_meaning(name, value)},
     }
 
 
@@ -54,9 +54,17 @@ def describe_tokens(config: TokensConfig, template: str | None) -> dict[str, Any
     }
 
 
-def _names_a_column(field: str, value: Any) -> bool:
-    """`label_key` came later than the others; stores that were made without it keep their fingerprint."""
-    return field.endswith("_key") and (field != "label_key" or value is not None)
+FIRST_KEYS = ("prompt_key", "response_key", "chosen_key", "rejected_key", "messages_key")
+LATER_KEYS = (
+    "context_key", "history_key", "layout", "label_key", "label_values", "label_threshold", "label_above", "label_tie",
+    "score_key", "rank_key", "pairs_from", "score_threshold", "min_margin",
+)  # fmt: skip
+
+
+def _says_a_meaning(field: str, value: Any) -> bool:
+    """Whether a field of the input says what its columns mean. Those that came later count only where they are set, so
+    that stores from before them keep their fingerprint."""
+    return field in FIRST_KEYS or (field in LATER_KEYS and value != InputConfig.model_fields[field].default)
 
 
 def digest(description: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from pipeline import storage
 from pipeline.corpus import FilePlan, InputFile, Shape
+from pipeline.corpus.labels import Guessed
 from pipeline.errors import StoreError
 from pipeline.store import documents, fingerprint
 from pipeline.store.commit import Record, file_key, part_uri, shard_name
@@ -160,6 +161,16 @@ class LabelStore:
         names = [n for n in storage.list_names(self.at("records")) if n.startswith("input-") and n.endswith(".json")]
         found = [StoredInput.from_json(documents.read(self.at("records", n))) for n in names]
         return sorted(found, key=lambda stored: stored.file.name)
+
+    def guesses(self) -> list[str]:
+        """A sentence for each input file whose labels an earlier version guessed."""
+        rules = [(stored.file.name, stored.shape.label) for stored in self.inputs()]
+        return [
+            f"{self.uri}: which response is better was guessed for {name}: {rule.first_label} in column {rule.column!r} was "
+            "taken for the first response. Chosen and rejected may be swapped; label the file again into another --output"
+            for name, rule in rules
+            if isinstance(rule, Guessed)
+        ]
 
     def _input_uri(self, name: str) -> str:
         return self.at("records", f"input-{file_key(name)}.json")

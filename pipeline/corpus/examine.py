@@ -1,0 +1,63 @@
+"""Reads whole files once more where their labels ask for it, before anything is labelled: the first rows may all say 1."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pipeline.corpus.files import InputFile
+from pipeline.corpus.labels import ByScores, ByValue
+from pipeline.corpus.meaning import disproved, words_of
+from pipeline.corpus.readers import read_shards
+from pipeline.corpus.shapes import Shape
+from pipeline.corpus.shards import FilePlan
+from pipeline.corpus.words import TIE
+from pipeline.errors import RowError
+
+Planned = tuple[InputFile, str, Shape, FilePlan]  # a file, its configured format, what was found in it
+SAID = 20  # different labels named in a message
+
+
+def require_proof(inputs: Iterable[Planned]) -> None:
+    """Hold every row of all files against labels whose meaning one foreign value disproves. Raises InputError for the first
+    such row; it names what the labels of all files say."""
+    said: dict[ByValue, dict[str, None]] = {}
+    foreign: tuple[ByValue, str, str, list[str]] | None = None
+    for file, format, shape, plan in inputs:
+        rule = shape.label
+        if not isinstance(rule, ByValue) or not rule.closed:
+            continue
+        words = said.setdefault(rule, {})
+        for _, rows in read_shards(file, format, plan.shards):
+            for number, row in rows:
+                if isinstance(row, RowError):
+                    continue
+                if len(words) < SAID:
+                    words |= dict.fromkeys(words_of([row], rule))
+                if foreign is None and (value := rule.disproof(row)) is not None:
+                    foreign = rule, value, f"{file.name}, row {number}", _responses(shape, rule)
+    if foreign is not None:
+        rule, value, where, responses = foreign
+        raise disproved(rule, value, list(said[rule] | {value: None}), responses, where)
+
+
+def _responses(shape: Shape, rule: ByValue) -> list[str]:
+    """What a rule chooses between, in the order of the shape."""
+    named = dict.fromkeys(better for _, better in rule.meanings if better != TIE)
+    return [column for column, _ in shape.responses if column in named] or list(named)
+
+
+def counted(planned: Planned) -> Shape:
+    """A file's shape; where pairs are made of scores, its note counts the rows that give one."""
+    file, format, shape, plan = planned
+    if not isinstance(shape.label, ByScores) or shape.label.pairs is None:
+        return shape
+    pairs = sum(_prefers(shape, row) for _, rows in read_shards(file, format, plan.shards) for _, row in rows)
+    alike = plan.rows - pairs
+    note = f"{shape.note}; {pairs:,} rows prefer a response, {alike:,} do not: ties, or scores that are not there"
+    return replace(shape, note=note)
+
+
+def _prefers(shape: Shape, row: object) -> bool:
+    try:
+        return isinstance(row, dict) and bool(shape.judge(row).preferences)
+    except RowError:
+        return False
