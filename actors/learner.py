@@ -168,7 +168,9 @@ class Learner:
                 self._require_number(row["loss"], "loss", learning_rate)
             self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
-        self._require_number(norm if norm >= 0 else math.nan, "gradient's norm", learning_rate)  # DeepSpeed has -1 for it
+        self._require_number(
+            norm if norm >= 0 else math.nan, "gradient's norm", learning_rate
+        )  # DeepSpeed has -1 for it
         return {**row, "grad_norm": norm, "learning_rate": learning_rate}
 
     @torch.no_grad()
