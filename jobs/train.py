@@ -27,6 +27,7 @@ from pipeline.training.order import Order
 from pipeline.training.rows import RowReader, check_rows, stored_reference
 from pipeline.training.run import RunFolder, describe
 from pipeline.training.schedule import base_rate
+from pipeline.training.steps import check_step
 
 
 def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> int:
@@ -121,6 +122,7 @@ def _plan(config: TrainConfig) -> Plan:
     reader = RowReader(examples.sources, examples.parts, config.policy, config.train.shuffle_parts)
     check_rows(reader, examples)
     config = _settled(config, examples)
+    check_step(config, examples, reader)
     learned, held_out = examples.split(config.train.eval_share)
     order = Order(learned.part, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
     reference = config.reference if config.reference.name else config.policy

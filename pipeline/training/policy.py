@@ -10,8 +10,8 @@ no token is padding. Where the architecture cannot be packed, rows are padded on
 the same gradients up to rounding.
 
 The output matrix is applied to a tile of [P, V] at a time, some positions and some of the vocabulary, and once more in
-the backward pass: a tile is all of [P, V] that is ever held. Dropout is off: a step is a function of its data, and
-log-probabilities are those of the labels.
+the backward pass: a tile is all of [P, V] that is ever held. Dropout is off, and so are dropped layers and noise in routers:
+a step is a function of its data, and log-probabilities are those of the labels.
 
 Shapes: P response tokens, D hidden size, V vocabulary.
 """
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Layout = Literal["packed", "padded"]
 WHOLE = 2**62  # a family is never split within a micro-batch
 LOWEST = torch.finfo(torch.float32).min  # stands for -inf where that would be taken off itself
+NOISE = ("layerdrop", "jitter_noise", "input_jitter_noise")  # what else some architectures draw while they are trained
 COLUMNS = 4096  # of a tile: many positions of a few columns, or the gradient [V, D] would be added to again and again
 
 
@@ -77,7 +78,7 @@ class Policy(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             for name, value in vars(module).items():  # some architectures keep the rate as a number
-                if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
+                if (name.endswith(("dropout", "pdrop")) or name in NOISE) and isinstance(value, float):
                     setattr(module, name, 0.0)
 
     def use_layout(self, layout: Layout) -> None:

@@ -367,11 +367,13 @@ def test_every_output_is_in_the_order_given(layout: str) -> None:
         (transformers.GPT2Config, {"n_positions": 128, "resid_pdrop": 0.5, "attn_pdrop": 0.5}),
         (transformers.OPTConfig, {"ffn_dim": 32, "dropout": 0.5, "word_embed_proj_dim": 24}),
         (transformers.LlamaConfig, {**LLAMA, "attention_dropout": 0.5}),
+        (transformers.OPTConfig, {"ffn_dim": 32, "layerdrop": 0.5, "word_embed_proj_dim": 24, "num_hidden_layers": 8}),
+        (transformers.MixtralConfig, {**LLAMA, "num_local_experts": 4, "router_jitter_noise": 0.5}),
     ],
-    ids=["gpt2", "opt", "llama"],
+    ids=["gpt2", "opt", "llama", "layers", "routers"],
 )
 def test_dropout_is_off(kind: type, further: dict, layout: str) -> None:
     torch.manual_seed(0)
-    policy = Policy(transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **further))).train()
+    policy = Policy(transformers.AutoModelForCausalLM.from_config(kind(**{**SIZES, **further}))).train()
     policy.use_layout(layout)
     torch.testing.assert_close(policy(TURNS).logprobs, policy(TURNS).logprobs, rtol=0, atol=0)

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,18 @@ def test_what_was_found_is_a_table(tmp_path: Path) -> None:
         ("Rubrics", "kind"),
     ]
     assert ("Prompts of one reward throughout", "1") in find_examples(configured(uri, objective="awr")).counts.rows()
+
+
+@pytest.mark.parametrize(("objective", "due"), [("dpo", ["1"]), ("sft", ["1"]), ("grpo", ["3"])])
+def test_responses_that_were_cut_off_are_counted_where_they_are_learnt_from(
+    objective: str, due: list[str], tmp_path: Path
+) -> None:
+    cut = [replace(each, truncated=each.reward > 1) for each in group("a:0", 1, 5, 3, 4)]
+    uri = stored(tmp_path / "s", cut, group("a:1", 1, 2))
+    rows = find_examples(configured(uri, objective=objective, pairs={"select": "best-worst"})).counts.rows()
+    assert [number for name, number in rows if name == "Responses that were cut off"] == due
+    whole = find_examples(configured(stored(tmp_path / "t", group("a:1", 1, 2)), objective=objective)).counts.rows()
+    assert "Responses that were cut off" not in dict(whole)
 
 
 def test_a_store_that_changed_is_told_by_its_description(tmp_path: Path) -> None:
