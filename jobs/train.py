@@ -15,7 +15,7 @@ from jobs import drive
 from jobs.fill import absolute, require
 from jobs.learn import Training, learn
 from jobs.reference import compute_references
-from jobs.trainer import pick_workers, run_workers
+from jobs.trainer import pick_workers, position_notes, run_workers
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
 from pipeline.objectives.preference import beta_of
@@ -127,6 +127,7 @@ def _plan(config: TrainConfig) -> Plan:
     order = Order(learned.part, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
     reference = config.reference if config.reference.name else config.policy
     stored, notes = stored_reference(examples.sources, reference, dtype)
+    notes += position_notes(config, settings, int((examples.prompt_tokens + examples.tokens).max()))
     if config.reference.name and not stored:
         check_rows(RowReader(examples.sources, examples.parts, config.reference, 1), examples)
     labelled, _ = stored_reference(examples.sources, config.policy, dtype)

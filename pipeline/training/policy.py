@@ -358,7 +358,8 @@ def _agree(found: torch.Tensor, due: torch.Tensor, tolerance: float) -> bool:
     Not of their size, most of which is the logarithm of the vocabulary: beside that, what changes for a response that sees
     its sibling, or loses its prompt, may be as small as rounding.
     """
-    return bool((found - due).square().mean().sqrt() <= tolerance * (due.max() - due.min()))
+    spread = (due.max() - due.min()).clamp_min(1e-3)  # an even distribution has none
+    return bool((found - due).square().mean().sqrt() <= tolerance * spread)
 
 
 def _plain_logprobs(policy: Policy, turn: TokenizedTurn) -> torch.Tensor:
