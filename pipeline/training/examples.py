@@ -156,6 +156,12 @@ class Examples:
         stores = [{"fingerprint": source.fingerprint, "records": source.records} for source in self.sources]
         return {"stores": stores, "examples": len(self)}
 
+    @property
+    def rows_digest(self) -> str:
+        """sha256 of which rows of which parts the examples are of: other settings may take as many others."""
+        parts, rows = self.places(np.arange(len(self.rows)))
+        return hashlib.sha256(parts.tobytes() + rows.tobytes()).hexdigest()
+
 
 class _Found(NamedTuple):
     """The e examples of one part, r rows in all."""

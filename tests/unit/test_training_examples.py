@@ -248,6 +248,18 @@ def test_a_store_that_changed_is_told_by_its_description(tmp_path: Path) -> None
     assert all(each != described[0] for each in described[2:])
 
 
+def test_other_rows_of_as_many_examples_are_told_by_their_digest(tmp_path: Path) -> None:
+    """Of which a computed reference is kept."""
+    under = [label("a:0", "chosen", 1.0), label("a:0", "rejected", 2.0), label("a:0", "rejected", 3.0, 1)]
+    uri = stored(tmp_path / "s", under, group("a:1", 1, 2))
+    known, by_reward = (
+        find_examples(configured(uri, pairs={"preference": name, "select": "all"})) for name in ("known", "reward")
+    )
+    known, by_reward = known.take([0]), by_reward.take([0])
+    assert known.describe() == by_reward.describe() and ids_of(known) != ids_of(by_reward)
+    assert known.rows_digest != by_reward.rows_digest
+
+
 def test_held_out_prompts_are_the_same_under_every_rubric_and_in_every_store(tmp_path: Path) -> None:
     def labels(prompt: int) -> list[Label]:
         return [label(f"a:{prompt}", None, r, r, 0, rubric) for rubric in ("x", "y") for r in (0, 1)]

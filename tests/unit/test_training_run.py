@@ -66,7 +66,7 @@ def test_a_users_configuration_is_merged() -> None:
         "offload_optimizer": {"device": "cpu", "pin_memory": True},
     }
     assert found["gradient_clipping"] == 1.0 and found["wall_clock_breakdown"] is True
-    assert found["bf16"] == {"enabled": True}
+    assert found["bf16"] == {"enabled": True, "immediate_grad_update": True}
     assert not found.keys() & {"train_batch_size", "optimizer", "fp16"}
 
 
