@@ -50,7 +50,7 @@ def position_notes(config: LearningConfig, settings: Any, longest: int) -> list[
     return [
         f"{config.policy.name} scales the positions of all that is computed together where one sequence has more than {limit} "
         f"tokens, and the longest here has {longest}: what shares a micro-batch with it is learnt from otherwise than it was "
-        f"labelled or sampled; label, or let it sample, with tokens.max_length = {limit}"
+        f"labelled or sampled; label or sample with tokens.max_length = {limit}"
     ]
 
 

@@ -54,10 +54,8 @@ def deepspeed_config(config: LearningConfig, dtype: str, text: str | None = None
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.max_grad_norm,
-        "bf16": {
-            "enabled": dtype == "bfloat16",
-            "immediate_grad_update": True,
-        },  # or stage 1 holds gradients in both dtypes
+        # updates are immediate, or stage 1 would hold gradients in both dtypes
+        "bf16": {"enabled": dtype == "bfloat16", "immediate_grad_update": True},
         "data_types": {},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
