@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError
 from pipeline.scoring import attention
 from pipeline.scoring.batches import Family, families
 from pipeline.scoring.head import Reshape, raw_logits, reshape_of
-from pipeline.scoring.layouts import pack, pad, probe_families
+from pipeline.scoring.layouts import agree, pack, pad, probe_families
 from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
@@ -327,20 +327,20 @@ def choose_layout(policy: Policy, call: Callable[..., Outputs], wanted: str) -> 
         ConfigError: where the logits in slices are not the model's own, or `wanted` cannot be had.
     """
     name, probe = type(policy.model).__name__, _probe_turns(policy.model.config.get_text_config())
-    tolerance = 1e-2 if policy.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    dtype = policy.model.dtype
     with torch.no_grad():
         policy.use_layout("padded")
         alone = torch.cat([call([turn]).logprobs for turn in probe])
-        if not _agree(alone, torch.cat([_plain_logprobs(policy, turn) for turn in probe]), tolerance):
+        if not agree(alone, torch.cat([_plain_logprobs(policy, turn) for turn in probe]), dtype):
             raise ConfigError(f"{name} does more to its logits than the output matrix; it cannot be trained here yet")
-        if not _agree(call(probe).logprobs, alone, 5 * tolerance):  # there is nothing to fall back to
+        if not agree(call(probe).logprobs, alone, dtype, slack=5):  # there is nothing to fall back to
             raise ConfigError(f"{name} sees the padding behind a response; it cannot be trained here yet")
     if wanted == "padded":
         return []
     try:
         policy.use_layout("packed")
         with torch.no_grad():
-            why = None if _agree(call(probe).logprobs, alone, tolerance) else "its log-probabilities differ"
+            why = None if agree(call(probe).logprobs, alone, dtype) else "its log-probabilities differ"
     except Exception as error:  # whatever an unknown architecture raises means the same: not this way
         why = f"{type(error).__name__}: {error}"
     if why is None:
@@ -349,17 +349,6 @@ def choose_layout(policy: Policy, call: Callable[..., Outputs], wanted: str) -> 
         raise ConfigError(f"learner.layout = packed does not fit {name} ({why}); leave it at auto")
     policy.use_layout("padded")
     return [f"{name} cannot be packed: rows are padded, and shared prompts computed for each response"]
-
-
-def _agree(found: torch.Tensor, due: torch.Tensor, tolerance: float) -> bool:
-    """Whether log-probabilities [P] are the same but for rounding: the root of the mean square by which they differ is at
-    most `tolerance` of the range of those that are due.
-
-    Not of their size, most of which is the logarithm of the vocabulary: beside that, what changes for a response that sees
-    its sibling, or loses its prompt, may be as small as rounding.
-    """
-    spread = (due.max() - due.min()).clamp_min(1e-3)  # an even distribution has none
-    return bool((found - due).square().mean().sqrt() <= tolerance * spread)
 
 
 def _plain_logprobs(policy: Policy, turn: TokenizedTurn) -> torch.Tensor:
