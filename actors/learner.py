@@ -168,6 +168,7 @@ class Learner:
                 self._require_number(row["loss"], "loss", learning_rate)
             self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
+        norm = norm if norm >= 0 else math.nan  # for which DeepSpeed has -1
         self._require_number(norm, "gradient's norm", learning_rate)
         return {**row, "grad_norm": norm, "learning_rate": learning_rate}
 

@@ -24,7 +24,7 @@ from jobs.online import Online
 from jobs.worker import export, guarded, keep, place_of, restore
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import RlConfig
-from pipeline.rl.experience import Experience, learnable, plan
+from pipeline.rl.experience import Experience, forecast, plan
 from pipeline.rl.rollouts import Group, Tokens
 from pipeline.training.metrics import Row
 from pipeline.training.schedule import learning_rate
@@ -102,9 +102,9 @@ def _learn(online: Online, learner: Learner, experience: Experience, step: int) 
 
 
 def _critic_values(config: RlConfig, learner: Learner, groups: Sequence[Group]) -> list[Tokens]:
-    """V(s_h) of every response of the batch, [H] each: every worker computes its part, and hears the others'."""
+    """V(s_h) of every response of the batch, as `forecast` has them: every worker computes its part, and hears the others'."""
     mine = plan(config, groups, range(len(groups)), learner.world)[learner.rank]
-    responses = learnable(groups)
+    responses = forecast(config, groups)
     found = learner.values([[responses[position] for position in micro] for micro in mine])
     parts: list[Any] = [None] * learner.world
     dist.all_gather_object(parts, list(zip((p for micro in mine for p in micro), found, strict=True)))

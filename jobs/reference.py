@@ -51,7 +51,7 @@ def compute_references(
     """
     dtype = spec.model.dtype
     decides = {"reference": identify_model(spec.model, dtype), "policy": identify_model(policy, dtype)}
-    key = fingerprint.digest({**decides, "labels": examples.describe()})[:12]
+    key = fingerprint.digest({**decides, "labels": examples.describe(), "rows": examples.rows_digest})[:12]
     place = folder.at("reference", key)
     missing = missing_parts(place, examples)
     if missing:

@@ -20,7 +20,7 @@ from jobs.fill import absolute, require
 from jobs.gather import Practice
 from jobs.improve import improve
 from jobs.online import Online
-from jobs.trainer import absolute_model, cpus_of, gpus_of, pick_workers, run_workers
+from jobs.trainer import absolute_model, cpus_of, gpus_of, pick_workers, position_notes, run_workers
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.labellers.base import open_renderer
@@ -215,6 +215,9 @@ def _plan(config: RlConfig) -> Plan:
     notes += check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
     for name, found in (("input.paths", prompts), ("held_out.prompts", held_out)):
         notes += _notes(config, name, found) if found else []
+    longest = max(len(prompt.ids) for prompt in prompts.prompts) + config.rl.max_new_tokens
+    most = open_renderer(config.policy, config.tokens).max_length
+    notes += position_notes(config, settings, min(longest, most))
     if config.rl.algorithm == "rloo" and dtype != "float32":
         notes.append(
             f"rl.algorithm = rloo compares whole responses with what the sampler made of them, and in {dtype} rounding moves "

@@ -15,7 +15,7 @@ from jobs import drive
 from jobs.fill import absolute, require
 from jobs.learn import Training, learn
 from jobs.reference import compute_references
-from jobs.trainer import pick_workers, run_workers
+from jobs.trainer import pick_workers, position_notes, run_workers
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
 from pipeline.objectives.preference import beta_of
@@ -27,6 +27,7 @@ from pipeline.training.order import Order
 from pipeline.training.rows import RowReader, check_rows, stored_reference
 from pipeline.training.run import RunFolder, describe
 from pipeline.training.schedule import base_rate
+from pipeline.training.steps import check_step
 
 
 def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> int:
@@ -121,10 +122,12 @@ def _plan(config: TrainConfig) -> Plan:
     reader = RowReader(examples.sources, examples.parts, config.policy, config.train.shuffle_parts)
     check_rows(reader, examples)
     config = _settled(config, examples)
+    check_step(config, examples, reader)
     learned, held_out = examples.split(config.train.eval_share)
     order = Order(learned.part, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
     reference = config.reference if config.reference.name else config.policy
     stored, notes = stored_reference(examples.sources, reference, dtype)
+    notes += position_notes(config, settings, int((examples.prompt_tokens + examples.tokens).max()))
     if config.reference.name and not stored:
         check_rows(RowReader(examples.sources, examples.parts, config.reference, 1), examples)
     labelled, _ = stored_reference(examples.sources, config.policy, dtype)

@@ -35,6 +35,25 @@ def absolute_model(named: ModelConfig) -> ModelConfig:
     )
 
 
+def position_notes(config: LearningConfig, settings: Any, longest: int) -> list[str]:
+    """What a person should know where the policy scales its positions by the longest sequence of a call.
+
+    Args:
+        settings: the policy's configuration.
+        longest: tokens of the longest prompt and response together.
+    """
+    from pipeline.scoring.scorer import rope_limit  # late: torch
+
+    limit = rope_limit(settings.get_text_config())
+    if limit is None or longest <= limit:
+        return []
+    return [
+        f"{config.policy.name} scales the positions of all that is computed together where one sequence has more than {limit} "
+        f"tokens, and the longest here has {longest}: what shares a micro-batch with it is learnt from otherwise than it was "
+        f"labelled or sampled; label or sample with tokens.max_length = {limit}"
+    ]
+
+
 def gpus_of(config: LearningConfig) -> int:
     """GPUs that there are now. Call it connected where the run joins a cluster."""
     if joins_cluster(config.run):

@@ -7,6 +7,11 @@ A causal LM's logits are a soft Q-function. For one response of H tokens, with s
     r_h     = Q(s_h,a_h) - gamma * V(s_{h+1})          (eq. 11), with V(s_{H+1}) = 0
             = alpha*log pi(a_h|s_h) + V(s_h) - gamma*V(s_{h+1})      (eq. 12)
 
+V(s_{H+1}) = 0 is the truth after an end. Of a response that was cut off, r_H so holds its own reward and the value of what it
+leaves open: Q(s_H,a_H) = [Q(s_H,a_H) - gamma * V(s_{H+1})] + gamma * V(s_{H+1}). Its rewards to go are bootstrapped (Pardo et
+al. 2018, arXiv 1712.00378) and telescope as any others, to V(s_h) + alpha * sum_k gamma^(k-h) log pi, whatever V(s_{H+1}) is.
+Without the bootstrap they would hold -V(s_{H+1}), whose level next-token training leaves open.
+
 Arrays are `q`, `values` and `rewards`, each of shape [H], of the taken actions and the states they were taken in. All is
 computed in float64. The logits themselves never come here: see `pipeline.scoring`.
 """

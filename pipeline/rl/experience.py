@@ -28,7 +28,8 @@ class Experience:
     """The samples of one step: n responses to each of the groups' prompts, R in all, one group after another.
 
     Args:
-        values: the critic's V(s_h), R arrays [H]; None where the algorithm takes the reward model's, or none.
+        values: the critic's V(s_h), R arrays as `forecast` has them; None where the algorithm takes the reward model's, or
+            none.
     """
 
     def __init__(
@@ -55,12 +56,15 @@ class Experience:
             for rollout, rewarded in zip(group.rollouts, group.rewarded, strict=True)
         ]
         own = [rewarded.values for rewarded in group.rewarded if rewarded.values is not None]
+        lengths = [len(rollout.ids) for rollout in group.rollouts]
+        critics = None if values is None else values[first : first + len(lengths)]
         return Siblings(
             rewards=[r.reward - float(p.sum()) for r, p in zip(group.rewarded, penalties, strict=True)],
-            lengths=[len(rollout.ids) for rollout in group.rollouts],
+            lengths=lengths,
             token_rewards=[r.token_rewards - p for r, p in zip(group.rewarded, penalties, strict=True)],
             before=[rewarded.reward for rewarded in group.rewarded],
-            token_values=own if values is None else values[first : first + len(group.rollouts)],
+            token_values=own if critics is None else [v[:h] for v, h in zip(critics, lengths, strict=True)],
+            after=None if critics is None else [float(v[h:].sum()) for v, h in zip(critics, lengths, strict=True)],
         )
 
     def minibatches(self, step: int, epoch: int) -> Iterator[list[int]]:
@@ -103,6 +107,26 @@ def penalty(config: RlConfig, rollout: Rollout, rewarded: Rewarded) -> Array:
         return np.zeros(len(rollout.ids))
     assert rewarded.reference is not None
     return config.rl.kl_coefficient * (rollout.logprobs.astype(np.float64) - rewarded.reference)
+
+
+def goes_on(config: RlConfig, rollout: Rollout, rewarded: Rewarded) -> bool:
+    """Whether a response earns further from s_{H+1} on: it was cut off, and all its rewards are of single tokens and hold
+    nothing of what is to come. A reward of the whole response has been paid for it as it stands, and the endogenous one's
+    last token has the reward model's V(s_{H+1}) in it (`pipeline.reward`): a forecast would come on top of either."""
+    kinds = {config.rewards[name].kind for name in rewarded.parts}
+    return not rollout.finished and config.credit == "tokens" and kinds == {"relative"}
+
+
+def forecast(config: RlConfig, groups: Sequence[Group]) -> list[Response]:
+    """All responses as a critic is to look at them, for V(s_1) to V(s_H): [H], of one that goes on V(s_{H+1}) too: [H + 1], by
+    a token more, whichever, that is never forwarded."""
+    pairs = [pair for group in groups for pair in zip(group.rollouts, group.rewarded, strict=True)]
+    return [
+        replace(response, response_ids=[*rollout.ids, rollout.ids[-1]])
+        if goes_on(config, rollout, rewarded)
+        else response
+        for response, (rollout, rewarded) in zip(learnable(groups), pairs, strict=True)
+    ]
 
 
 def learnable(groups: Sequence[Group]) -> list[Response]:

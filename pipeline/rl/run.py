@@ -49,6 +49,8 @@ def describe_rl(
     """All that decides the bits of an online run, flat: dotted name to value. Raises ConfigError where a model or the chat
     template cannot be read."""
     algorithm = config.rl.algorithm
+    critic = algorithm == "ppo" and config.ppo.value == "critic" and config.credit == "tokens"
+    bootstraps = critic and any(source.kind == "relative" for source in config.rewards.values())
     found = described(config, ["rl", algorithm, "tokens", "reward", "rewarding"], dtype, device, workers, deepspeed)
     del found["rl.keep_rollouts"]  # it changes nothing of what is learnt
     del found["tokens.sampled"]  # nor can this be set
@@ -58,6 +60,7 @@ def describe_rl(
         "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),
         "rl.credit": config.credit,
         "rl.kl_estimator": config.rl.kl,
+        **({"ppo.after_cut": "critic"} if bootstraps else {}),  # versions before had 0 there
         **{
             f"rewards.{name}.{field}": value
             for name, source in config.rewards.items()

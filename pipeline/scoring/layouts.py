@@ -62,3 +62,19 @@ def probe_families(config: Any) -> list[Family]:
         Family(tuple(tokens[:9]), (0, 1), (tuple(tokens[9:16]), tuple(tokens[16:28]))),
         Family(tuple(tokens[28 : 28 + beyond]), (2,), (tuple(tokens[28 + beyond : 38 + beyond]),)),
     ]
+
+
+def agree(found: torch.Tensor, due: torch.Tensor, dtype: torch.dtype, slack: float = 1.0) -> bool:
+    """Whether log-probabilities [P] of a probe's responses are the same but for rounding in the model's dtype: the root of the
+    mean square by which they differ is at most a share of the range of those that are due, 1e-2 in 16 bits, else 1e-3.
+
+    Not of their size, most of which is the logarithm of the vocabulary: beside that, what changes for a response that sees
+    its sibling, or loses its prompt, may be as small as rounding. Like is to be compared with like: a model rounds its own
+    logits to its dtype, and another batch of the same rows rounds otherwise in every layer.
+
+    Args:
+        slack: a factor on the share.
+    """
+    share = slack * (1e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-3)
+    spread = (due.max() - due.min()).clamp_min(1e-3)  # an even distribution has none
+    return bool((found - due).square().mean().sqrt() <= share * spread)

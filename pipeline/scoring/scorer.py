@@ -30,7 +30,7 @@ from pipeline.scores import Scores
 from pipeline.scoring import attention
 from pipeline.scoring.batches import Family, families, packed, padded
 from pipeline.scoring.head import Head, concatenate, reduce_logits
-from pipeline.scoring.layouts import pack, pad, probe_families
+from pipeline.scoring.layouts import agree, pack, pad, probe_families
 from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
@@ -177,10 +177,11 @@ class Scorer:
 
     def _own_logits(self, single: Family) -> torch.Tensor:
         """The model's own logits at the scored positions of a single response, [H, V]."""
-        ids, _, [(begin, end)] = pad([single])
+        ids, mask, [(begin, end)] = pad([single])
         self.forwarded_tokens += ids.numel()
         keep = torch.arange(begin, end, device=self.device)
-        logits = self.model(input_ids=ids.to(self.device), use_cache=False, logits_to_keep=keep).logits[0]
+        given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        logits = self.model(**given, use_cache=False, logits_to_keep=keep).logits[0]
         logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -202,24 +203,29 @@ class Scorer:
     @torch.inference_mode()
     def _probe(self, head_chunk_mb: int) -> None:
         probe = probe_families(self.model.config.get_text_config())
-        own = torch.cat([self._own_logits(single) for single in _singles(probe)])
-        scale = own.abs().amax().clamp_min(1e-3)
-        tolerance = 2e-2 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        singles, dtype = _singles(probe), self.model.dtype
+        taken = [torch.tensor(single.responses[0]) for single in singles]
+        own = torch.cat(
+            [reduce_logits(self._own_logits(f), a, 1.0).logprobs.cpu() for f, a in zip(singles, taken, strict=True)]
+        )
 
-        def agrees(states: torch.Tensor, head: Head) -> bool:
-            return bool((head.logits(states).to(own.device) - own).abs().amax() <= tolerance * scale)
+        def logprobs(states: torch.Tensor) -> torch.Tensor:
+            return head.score(states, torch.cat(taken).to(states.device), 1.0).logprobs.cpu()
 
         try:
             head = Head(self.model, head_chunk_mb)
-            if not agrees(self._plain(probe), head):
+            alone = logprobs(torch.cat([self._plain([single]) for single in singles]))
+            if not agree(alone, own, dtype):
                 raise LookupError("the output matrix alone does not give the model's logits")
+            if not agree(logprobs(self._plain(probe)), alone, dtype, slack=5):
+                raise LookupError("it sees the padding behind a response")
         except (LookupError, TypeError, AttributeError, RuntimeError) as error:
             self._note(f"{self._name}: scoring from the model's own logits, which needs more memory ({error})")
             self.forwarded_tokens = 0
             return
         self.head = head
         for layout in ("packed", "cached"):
-            why = self._try(layout, lambda states: agrees(states, head), probe)
+            why = self._try(layout, lambda states: agree(logprobs(states), alone, dtype), probe)
             if why is None:
                 self.layout = layout
                 break

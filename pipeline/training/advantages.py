@@ -7,7 +7,8 @@
 
 For the endogenous reward, gamma being the one the labels were made with, G_h - V(s_h) = alpha * sum_{k>=h} gamma^(k-h)
 log pi(a_k|s_k): with credit = tokens and baseline = value, the level of the logits, which next-token training leaves open,
-is gone. With any other baseline, or another gamma, V(s_h) stays in the advantages of credit = tokens.
+is gone. With any other baseline, or another gamma, V(s_h) stays in the advantages of credit = tokens. Of a response that was
+cut off r_H has gamma * V(s_{H+1}) in it (`pipeline.reward`): its G_h is bootstrapped, and the equation holds for it too.
 
 Baselines, over the prompt's n responses:
 
@@ -46,6 +47,8 @@ class Siblings:
         before: [n], the rewards before a KL was taken off; None where none was.
         lengths: tokens of each, [n].
         token_rewards, token_values: n arrays [H_i]; empty arrays, or none at all, where rewards are of whole responses.
+        after: V(s_{H+1}) of each, [n]: of one that was cut off what it was still to earn, where its rewards do not say it
+            themselves, else 0; None: 0 of all.
     """
 
     rewards: ArrayLike
@@ -53,6 +56,7 @@ class Siblings:
     token_rewards: Sequence[ArrayLike] = field(default=())
     token_values: Sequence[ArrayLike] = field(default=())
     before: ArrayLike | None = None
+    after: ArrayLike | None = None
 
     @property
     def earned(self) -> Array:

@@ -15,6 +15,7 @@ OURS = {
     "amp": "learner.dtype",
     "torch_autocast": "learner.dtype",
     "sequence_parallel_size": "learner.workers; sequences are not split",
+    "gradient_allreduce_op": "{section}.learning_rate; a step's loss is a mean over all workers",
     "tensor_parallel": "learner.zero_stage; matrices are not split otherwise",
 }
 """What a user's JSON must not hold, and what says it instead; the section is the command's own."""
@@ -24,6 +25,7 @@ FIELDS = {
     "gradient_clipping": "{section}.max_grad_norm",
     "bf16.enabled": "learner.dtype",
     "zero_optimization.stage": "learner.zero_stage",
+    "zero_optimization.compute_grad_norm": "{section}.max_grad_norm; metrics have the norm in any case",
     "zero_optimization.offload_optimizer.device": "learner.offload",
     "zero_optimization.offload_param.device": "learner.offload",
 }
@@ -34,7 +36,7 @@ def deepspeed_config(config: LearningConfig, dtype: str, text: str | None = None
     """What `deepspeed.initialize` is told.
 
     Micro-batches differ in number from step to step, so accumulation is the learner's: DeepSpeed sees one at a time and is
-    told which is the last. Losses are divided by the step's own counts.
+    told which is the last. Losses are divided by the step's own counts. Gradients are added up in float32.
 
     Args:
         dtype: resolved, "float32" or "bfloat16".
@@ -52,14 +54,16 @@ def deepspeed_config(config: LearningConfig, dtype: str, text: str | None = None
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.max_grad_norm,
-        "bf16": {"enabled": dtype == "bfloat16"},
+        # updates are immediate, or stage 1 would hold gradients in both dtypes
+        "bf16": {"enabled": dtype == "bfloat16", "immediate_grad_update": True},
+        "data_types": {},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its own would be compiled on the spot
         "steps_per_print": 2**31,
     }
     if text is None:
-        return ours
+        return _accumulating(ours)
     theirs = _read(config.learner.deepspeed or "", text)
     conflicts = [f"{key}: say it with {field}" for key, field in OURS.items() if not _left_open(theirs.get(key))]
     _merge(ours, theirs, "", conflicts)
@@ -69,7 +73,7 @@ def deepspeed_config(config: LearningConfig, dtype: str, text: str | None = None
             f"learner.deepspeed = {config.learner.deepspeed} contradicts this configuration:\n  "
             + "\n  ".join(conflicts)
         )
-    return ours
+    return _accumulating(ours)
 
 
 def read_deepspeed(config: LearningConfig) -> str | None:
@@ -81,6 +85,14 @@ def read_deepspeed(config: LearningConfig) -> str | None:
         return storage.read_bytes(place).decode()
     except (OSError, ValueError) as error:
         raise ConfigError(f"learner.deepspeed: cannot read {place}: {error}") from None
+
+
+def _accumulating(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the dtype in which gradients of micro-batches are added up, where a user leaves it open: float32, because in
+    bfloat16 each one rounds away some of what is there; bfloat16 where even the optimiser's gradients are to be in it."""
+    low = settings["bf16"].get("bf16_master_weights_and_grads") is True
+    settings["data_types"].setdefault("grad_accum_dtype", "bf16" if low else "fp32")
+    return settings
 
 
 def _left_open(value: Any) -> bool:
@@ -111,5 +123,7 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], above: str, conflicts: 
         elif path in FIELDS and (key not in ours or ours[key] != value):
             mine = f"is {ours[key]!r} here" if key in ours else "is not set here"
             conflicts.append(f"{path}: {value!r} there, {mine}; say it with {FIELDS[path]}")
+        elif isinstance(ours.get(key), dict):
+            conflicts.append(f"{path}: {value!r} there, which DeepSpeed has a section for; write {{...}}")
         else:
             ours[key] = value

@@ -24,7 +24,7 @@ from pipeline.pairs import CHOICE_COLUMNS, Group, PairCounts, choose_pairs, last
 from pipeline.store import LabelStore, part_uri, read_part, shard_name
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
-COLUMNS = [*CHOICE_COLUMNS, "num_tokens", "num_prompt_tokens"]
+COLUMNS = [*CHOICE_COLUMNS, "num_tokens", "num_prompt_tokens", "truncated"]
 READERS = 16  # parts read at the same time
 SAME_TOKENS = ("tokens.template", "tokens.append_eos", "labeller")  # what stores have to agree on to be learnt together
 RELATIVE = ("awr", "grpo", "reinforce")  # objectives of advantages
@@ -65,6 +65,7 @@ class Counts:
     alone: int = 0  # prompts left out, because they have one response and it takes two
     single: int = 0  # prompts kept where the best of one response is taken
     ties: int = 0  # prompts kept whose responses all have the same reward
+    cut: int = 0  # labels learnt from whose response was cut off: it does not show how one ends
 
     def __add__(self, other: "Counts") -> "Counts":
         rubrics = self.rubrics | other.rubrics
@@ -82,6 +83,7 @@ class Counts:
             "Pairs by reward": pairs.by_reward,
             "Prompts of one reward throughout": self.ties,
             "Prompts of one response": self.single,
+            "Responses that were cut off": self.cut,
             "Left out: prompts without two responses": self.alone + pairs.alone,
             "Left out: prompts of one reward throughout": pairs.ties,
             "Left out: pairs of too small a margin": pairs.close,
@@ -153,6 +155,12 @@ class Examples:
         """What decides which rows the examples are: a run goes on only where this is the same. Places do not count."""
         stores = [{"fingerprint": source.fingerprint, "records": source.records} for source in self.sources]
         return {"stores": stores, "examples": len(self)}
+
+    @property
+    def rows_digest(self) -> str:
+        """sha256 of which rows of which parts the examples are of: other settings may take as many others."""
+        parts, rows = self.places(np.arange(len(self.rows)))
+        return hashlib.sha256(parts.tobytes() + rows.tobytes()).hexdigest()
 
 
 class _Found(NamedTuple):
@@ -305,6 +313,7 @@ def _of_part(uri: str, config: TrainConfig) -> _Found:
             chosen, counts = _selected([rows for rows, _ in last.values()], labels["reward"].to_numpy(), config, counts)
         flat = np.array([row for rows in chosen for row in rows], np.int64)
         sizes = np.array([len(rows) for rows in chosen], np.int64)
+    counts = replace(counts, cut=int(labels["truncated"].to_numpy()[np.unique(flat)].sum()))
     numbers = {group: number for number, group in enumerate(last)}
     groups_of_rows = np.array([numbers[name] for name in names])
     draws = np.array([_draw(prompt_id, config.train.seed) for prompt_id, _ in last])

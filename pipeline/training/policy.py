@@ -10,8 +10,8 @@ no token is padding. Where the architecture cannot be packed, rows are padded on
 the same gradients up to rounding.
 
 The output matrix is applied to a tile of [P, V] at a time, some positions and some of the vocabulary, and once more in
-the backward pass: a tile is all of [P, V] that is ever held. Dropout is off: a step is a function of its data, and
-log-probabilities are those of the labels.
+the backward pass: a tile is all of [P, V] that is ever held. Dropout is off, and so are dropped layers and noise in routers:
+a step is a function of its data, and log-probabilities are those of the labels.
 
 Shapes: P response tokens, D hidden size, V vocabulary.
 """
@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError
 from pipeline.scoring import attention
 from pipeline.scoring.batches import Family, families
 from pipeline.scoring.head import Reshape, raw_logits, reshape_of
-from pipeline.scoring.layouts import pack, pad, probe_families
+from pipeline.scoring.layouts import agree, pack, pad, probe_families
 from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Layout = Literal["packed", "padded"]
 WHOLE = 2**62  # a family is never split within a micro-batch
 LOWEST = torch.finfo(torch.float32).min  # stands for -inf where that would be taken off itself
+NOISE = ("layerdrop", "jitter_noise", "input_jitter_noise")  # what else some architectures draw while they are trained
 COLUMNS = 4096  # of a tile: many positions of a few columns, or the gradient [V, D] would be added to again and again
 
 
@@ -77,7 +78,7 @@ class Policy(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             for name, value in vars(module).items():  # some architectures keep the rate as a number
-                if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
+                if (name.endswith(("dropout", "pdrop")) or name in NOISE) and isinstance(value, float):
                     setattr(module, name, 0.0)
 
     def use_layout(self, layout: Layout) -> None:
@@ -105,8 +106,8 @@ class Policy(nn.Module):
         return Outputs(*map(as_given, outputs))
 
     def own_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """The model's own logits: ids [1, L] -> [L, V]. For the probe."""
-        return self.model(input_ids=ids, use_cache=False).logits[0]
+        """The model's own logits: ids [1, L] -> [L, V], called as `_padded` calls its trunk. For the probe."""
+        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
 
     def _packed(self, found: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = pack(found)
@@ -315,6 +316,9 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def choose_layout(policy: Policy, call: Callable[..., Outputs], wanted: str) -> list[str]:
     """Find out on a probe how this architecture can be run, and set `policy.layout`. Returns what a person should know.
 
+    Like is compared with like: rows of several responses with each response alone, in one dtype through one head; and each
+    alone with the model's own logits, which the model has rounded to its dtype.
+
     Args:
         call: `policy` itself, or what wraps it and takes the same arguments.
         wanted: "auto", "packed" or "padded".
@@ -322,41 +326,34 @@ def choose_layout(policy: Policy, call: Callable[..., Outputs], wanted: str) -> 
     Raises:
         ConfigError: where the logits in slices are not the model's own, or `wanted` cannot be had.
     """
-    probe = _probe_turns(policy.model.config.get_text_config())
-    tolerance = 5e-2 if policy.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    name, probe = type(policy.model).__name__, _probe_turns(policy.model.config.get_text_config())
+    dtype = policy.model.dtype
     with torch.no_grad():
         policy.use_layout("padded")
-        padded = call(probe).logprobs
-        own = torch.cat([_plain_logprobs(policy, turn) for turn in probe])
-    scale = own.abs().amax().clamp_min(1.0)
-    if not bool((padded - own).abs().amax() <= tolerance * scale):
-        raise ConfigError(
-            f"{type(policy.model).__name__} does more to its logits than the output matrix; it cannot be trained here yet"
-        )
+        alone = torch.cat([call([turn]).logprobs for turn in probe])
+        if not agree(alone, torch.cat([_plain_logprobs(policy, turn) for turn in probe]), dtype):
+            raise ConfigError(f"{name} does more to its logits than the output matrix; it cannot be trained here yet")
+        if not agree(call(probe).logprobs, alone, dtype, slack=5):  # there is nothing to fall back to
+            raise ConfigError(f"{name} sees the padding behind a response; it cannot be trained here yet")
     if wanted == "padded":
         return []
     try:
         policy.use_layout("packed")
         with torch.no_grad():
-            packed = call(probe).logprobs
-        why = None if bool((packed - own).abs().amax() <= tolerance * scale) else "its log-probabilities differ"
+            why = None if agree(call(probe).logprobs, alone, dtype) else "its log-probabilities differ"
     except Exception as error:  # whatever an unknown architecture raises means the same: not this way
         why = f"{type(error).__name__}: {error}"
     if why is None:
         return []
     if wanted == "packed":
-        raise ConfigError(
-            f"learner.layout = packed does not fit {type(policy.model).__name__} ({why}); leave it at auto"
-        )
+        raise ConfigError(f"learner.layout = packed does not fit {name} ({why}); leave it at auto")
     policy.use_layout("padded")
-    return [
-        f"{type(policy.model).__name__} cannot be packed: rows are padded, and shared prompts computed for each response"
-    ]
+    return [f"{name} cannot be packed: rows are padded, and shared prompts computed for each response"]
 
 
 def _plain_logprobs(policy: Policy, turn: TokenizedTurn) -> torch.Tensor:
-    ids = torch.tensor([turn.prompt_ids + turn.response_ids], device=policy.device)
-    logits = policy.own_logits(ids)[len(turn.prompt_ids) - 1 : -1]
+    ids = torch.tensor([[*turn.prompt_ids, *turn.response_ids]], device=policy.device)
+    logits = policy.own_logits(ids[:, :-1])[len(turn.prompt_ids) - 1 :]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.log_softmax(1).gather(1, ids[0, len(turn.prompt_ids) :, None])[:, 0]
 

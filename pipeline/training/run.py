@@ -25,6 +25,7 @@ from pipeline.models import identify_model
 from pipeline.objectives import objective_of
 from pipeline.store import documents, fingerprint
 from pipeline.training.config import PAIR_OBJECTIVES, LearningConfig, TrainConfig
+from pipeline.training.deepspeed import deepspeed_config
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
@@ -37,6 +38,7 @@ MUST_AGREE = {
     "learner.workers": "a checkpoint fits only as many workers as wrote it",
     "labels.records": "the labels changed since the run began",
     "prompts.digest": "the prompts changed since the run began",
+    "learner.grad_accum_dtype": "a run without it was begun by a version that added up gradients in bfloat16",
 }
 
 
@@ -71,6 +73,7 @@ def described(
     told = config.model_dump(include={*sections, "lora", "learner"})
     told["learner"] = {name: value for name, value in told["learner"].items() if name not in WITHOUT_EFFECT}
     reference = identify_model(config.reference, dtype) if config.reference.name else {}
+    adding = deepspeed_config(config, dtype, deepspeed)["data_types"]["grad_accum_dtype"]
     return {
         "format": FORMAT,
         **{f"{section}.{name}": value for section, fields in told.items() for name, value in fields.items()},
@@ -79,6 +82,7 @@ def described(
         "learner.device": device,
         "learner.workers": workers,
         "learner.deepspeed": deepspeed and hashlib.sha256(deepspeed.encode()).hexdigest(),
+        **({"learner.grad_accum_dtype": adding} if dtype == "bfloat16" else {}),
     }
 
 

@@ -110,12 +110,11 @@ class StepData:
         found: dict[int, Tokens] = {}
         for example in np.unique(np.searchsorted(offsets, list(rows), side="right") - 1).tolist():
             members = range(*offsets[example : example + 2].tolist())
-            of_tokens = all(rows[m].token_rewards is not None and rows[m].values is not None for m in members)
             siblings = Siblings(
                 rewards=[rows[m].reward for m in members],
                 lengths=[len(rows[m].response_ids) for m in members],
-                token_rewards=[rows[m].token_rewards for m in members] if of_tokens else (),  # type: ignore[misc]
-                token_values=[rows[m].values for m in members] if of_tokens else (),  # type: ignore[misc]
+                token_rewards=_of_all([rows[m].token_rewards for m in members]),
+                token_values=_of_all([rows[m].values for m in members]),
             )
             found |= zip(members, advantages(self.config, siblings, self._gamma(example)), strict=True)
         return found
@@ -132,3 +131,15 @@ class StepData:
         if self.references is None:
             return {}
         return self.references.read(self.examples, positions)
+
+
+def _of_all(columns: Sequence[Tokens | None]) -> Sequence[Tokens]:
+    """None at all where one is missing."""
+    there = [column for column in columns if column is not None]
+    return there if len(there) == len(columns) else ()
+
+
+def check_step(config: TrainConfig, examples: Examples, reader: RowReader) -> None:
+    """Make the data of one example, so that labels which lack what the settings weigh responses by fail before a run starts:
+    kept rollouts hold V only where a reward had one. Raises ConfigError, StoreError."""
+    StepData(config, examples, reader, None, False, 0, 1).part(np.arange(1))

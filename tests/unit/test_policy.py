@@ -1,10 +1,16 @@
 """The policy's log-probabilities, entropies and their gradients, against the model's own logits in float64; its critic."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import transformers
 
 from pipeline.errors import ConfigError
+from pipeline.scoring.attention import Packing
+from pipeline.scoring.batches import Family
+from pipeline.scoring.head import Reshape
+from pipeline.scoring.layouts import pack
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.adapters import with_adapters
 from pipeline.training.config import LoraSection
@@ -102,6 +108,73 @@ def test_layout_is_chosen_and_what_does_not_fit_is_said() -> None:
     policy = Policy(model("gpt_neo"))
     [note] = choose_layout(policy, policy, "auto")
     assert "GPTNeoForCausalLM cannot be packed" in note and policy.layout == "padded"
+
+
+BFLOAT16 = {
+    **MODELS,
+    "qwen2": (transformers.Qwen2Config, LLAMA),
+    "qwen3": (transformers.Qwen3Config, {**LLAMA, "head_dim": 6}),
+    "gemma3": (transformers.Gemma3TextConfig, {**LLAMA, "head_dim": 6, "sliding_window": 8}),
+    "neox": (transformers.GPTNeoXConfig, {"intermediate_size": 48}),
+    "opt": (transformers.OPTConfig, {"ffn_dim": 48, "word_embed_proj_dim": 24}),
+    "cohere": (transformers.CohereConfig, LLAMA),
+}
+PACKED = [name for name in BFLOAT16 if name != "gpt_neo"]
+
+
+def in_bfloat16(name: str, spread: float) -> Policy:
+    kind, further = BFLOAT16[name]
+    torch.manual_seed(0)
+    config = kind(**{**SIZES, "num_hidden_layers": 4, **further}, initializer_range=spread)
+    return Policy(transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval())
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3])
+@pytest.mark.parametrize("name", PACKED)
+def test_rounding_in_bfloat16_is_no_reason_to_pad(name: str, spread: float) -> None:
+    policy = in_bfloat16(name, spread)
+    assert choose_layout(policy, policy, "auto") == [] and policy.layout == "packed"
+
+
+def joined(packing: Packing) -> Packing:
+    """Responses see those before them."""
+    return Packing([(start, prefix, [sum(parts)]) for start, prefix, parts in packing.families])
+
+
+def cut_off(packing: Packing) -> Packing:
+    """The last of several responses has lost its prompt."""
+    found: list[tuple[int, int, list[int]]] = []
+    for start, prefix, parts in packing.families:
+        here = parts[:-1] if len(parts) > 1 else parts
+        found.append((start, prefix, here))
+        found += [(start + prefix + sum(here), parts[-1], [])] * (len(parts) > 1)
+    return Packing(found)
+
+
+@pytest.mark.parametrize("wrong", [joined, cut_off])
+@pytest.mark.parametrize("spread", [0.05, 0.3])
+@pytest.mark.parametrize("name", PACKED)
+def test_a_wrong_packing_is_found_out_in_bfloat16(
+    name: str, spread: float, wrong: Callable[[Packing], Packing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it changes little beside log-probabilities that are all near -log(97)."""
+
+    def pack_wrongly(families: list[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Packing]:
+        *tensors, packing = pack(families)
+        return (*tensors, wrong(packing))  # type: ignore[return-value]
+
+    monkeypatch.setattr("pipeline.training.policy.pack", pack_wrongly)
+    policy = in_bfloat16(name, spread)
+    [note] = choose_layout(policy, policy, "auto")
+    assert "cannot be packed" in note and policy.layout == "padded"
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite"])
+def test_logits_that_are_reshaped_otherwise_are_found_out_in_bfloat16(name: str) -> None:
+    policy = in_bfloat16(name, 0.3)
+    policy.head.reshape = Reshape()
+    with pytest.raises(ConfigError, match="does more to its logits than the output matrix"):
+        choose_layout(policy, policy, "auto")
 
 
 def test_logits_that_are_more_than_the_output_matrix_are_refused() -> None:
@@ -294,11 +367,13 @@ def test_every_output_is_in_the_order_given(layout: str) -> None:
         (transformers.GPT2Config, {"n_positions": 128, "resid_pdrop": 0.5, "attn_pdrop": 0.5}),
         (transformers.OPTConfig, {"ffn_dim": 32, "dropout": 0.5, "word_embed_proj_dim": 24}),
         (transformers.LlamaConfig, {**LLAMA, "attention_dropout": 0.5}),
+        (transformers.OPTConfig, {"ffn_dim": 32, "layerdrop": 0.5, "word_embed_proj_dim": 24, "num_hidden_layers": 8}),
+        (transformers.MixtralConfig, {**LLAMA, "num_local_experts": 4, "router_jitter_noise": 0.5}),
     ],
-    ids=["gpt2", "opt", "llama"],
+    ids=["gpt2", "opt", "llama", "layers", "routers"],
 )
 def test_dropout_is_off(kind: type, further: dict, layout: str) -> None:
     torch.manual_seed(0)
-    policy = Policy(transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **further))).train()
+    policy = Policy(transformers.AutoModelForCausalLM.from_config(kind(**{**SIZES, **further}))).train()
     policy.use_layout(layout)
     torch.testing.assert_close(policy(TURNS).logprobs, policy(TURNS).logprobs, rtol=0, atol=0)

@@ -1,6 +1,7 @@
 """`endoreward rl` on what it cannot do: one sentence each, before anything starts, and nothing is written."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from tiny import save_model, tokenizer
 
 from jobs import rl, trainer
 from jobs.__main__ import main
+from jobs.trainer import position_notes
+from pipeline.config import ModelConfig
+from pipeline.models import load_settings
 from pipeline.rl.config import RlConfig
 
 
@@ -118,6 +122,22 @@ def test_a_reward_that_most_prompts_do_without_is_said(
     assert "if the endogenous one was meant too, name it" in " ".join(said.err.split())
     assert main([*words, "--set", "rewards.endogenous.kind=endogenous", "--dry-run"]) == 0
     assert "no reward has share" not in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("kind", ["default", "dynamic"])
+def test_positions_that_depend_on_company_are_said(kind: str, model: Path, tmp_path: Path) -> None:
+    policy = shutil.copytree(model, tmp_path / "policy")
+    settings = json.loads((policy / "config.json").read_text())
+    settings["rope_parameters"] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    settings["max_position_embeddings"] = 16
+    (policy / "config.json").write_text(json.dumps(settings))
+    config = RlConfig(policy=ModelConfig(name=str(policy)))
+    found = load_settings(config.policy)
+    assert position_notes(config, found, 16) == []
+    notes = position_notes(config, found, 17)
+    assert [("16 tokens" in note, "tokens.max_length = 16" in note) for note in notes] == [(True, True)] * (
+        kind == "dynamic"
+    )
 
 
 @pytest.mark.parametrize(("of_each", "learners"), [(0.25, 3), (0.5, 3), (1.0, 2)])

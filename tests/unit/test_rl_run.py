@@ -87,3 +87,18 @@ def test_a_reference_that_one_of_them_names_is_named(policy: str) -> None:
 
 def test_a_value_that_differs_is_named_with_both(policy: str) -> None:
     assert differences(policy, ["rl.batch_size=4"], ["rl.batch_size=5"]) == ["rl.batch_size was 4 and is 5"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "due"),
+    [
+        (["ppo.value=critic"], True),
+        (["ppo.value=critic", "rl.credit=response"], False),
+        (["rl.algorithm=reinforce"], False),
+    ],
+)
+def test_a_run_whose_critic_forecasts_behind_a_cut_is_another_than_one_of_a_version_before(
+    policy: str, settings: list[str], due: bool
+) -> None:
+    relative = ["rewards.r.kind=relative", f"rewards.r.reference={policy}", "rl.algorithm=ppo"]
+    assert ("ppo.after_cut" in described(load(policy, *relative, *settings))) == due

@@ -10,8 +10,10 @@ import transformers
 from pipeline.errors import RowError
 from pipeline.reward import token_rewards
 from pipeline.scoring import Scorer
-from pipeline.scoring.batches import families
+from pipeline.scoring.attention import Packing
+from pipeline.scoring.batches import Family, families
 from pipeline.scoring.head import reduce_logits
+from pipeline.scoring.layouts import pack
 from pipeline.tokens import TokenizedTurn
 
 VOCABULARY = 97
@@ -287,3 +289,30 @@ def test_families_hold_every_turn_once_and_keep_to_the_budget() -> None:
         for family in found:
             assert family.tokens <= budget or len(family.members) == 1
             assert [batch[m].response_ids for m in family.members] == [list(r) for r in family.responses]
+
+
+def in_bfloat16(kind: str, layers: int, spread: float) -> torch.nn.Module:
+    torch.manual_seed(0)
+    made = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[kind]
+    config = made(**{**SMALL, "num_hidden_layers": layers, "initializer_range": spread})
+    return transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_rounding_of_many_layers_in_bfloat16_is_no_reason_for_another_way(kind: str) -> None:
+    """Nor for the model's own logits, which are rounded to bfloat16: labels would be as coarse."""
+    scorer = Scorer(in_bfloat16(kind, 16, 0.3))
+    assert scorer.notes == [] and scorer.head is not None and scorer.layout == "packed"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_response_that_would_see_its_sibling_is_found_out_in_bfloat16(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pack_wrongly(batch: list[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Packing]:
+        *tensors, packing = pack(batch)
+        return (*tensors, Packing([(start, prefix, [sum(parts)]) for start, prefix, parts in packing.families]))
+
+    monkeypatch.setattr("pipeline.scoring.scorer.pack", pack_wrongly)
+    scorer = Scorer(in_bfloat16(kind, 3, 0.05))
+    assert scorer.head is not None and scorer.layout == "cached"

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,18 @@ def test_what_was_found_is_a_table(tmp_path: Path) -> None:
     assert ("Prompts of one reward throughout", "1") in find_examples(configured(uri, objective="awr")).counts.rows()
 
 
+@pytest.mark.parametrize(("objective", "due"), [("dpo", ["1"]), ("sft", ["1"]), ("grpo", ["3"])])
+def test_responses_that_were_cut_off_are_counted_where_they_are_learnt_from(
+    objective: str, due: list[str], tmp_path: Path
+) -> None:
+    cut = [replace(each, truncated=each.reward > 1) for each in group("a:0", 1, 5, 3, 4)]
+    uri = stored(tmp_path / "s", cut, group("a:1", 1, 2))
+    rows = find_examples(configured(uri, objective=objective, pairs={"select": "best-worst"})).counts.rows()
+    assert [number for name, number in rows if name == "Responses that were cut off"] == due
+    whole = find_examples(configured(stored(tmp_path / "t", group("a:1", 1, 2)), objective=objective)).counts.rows()
+    assert "Responses that were cut off" not in dict(whole)
+
+
 def test_a_store_that_changed_is_told_by_its_description(tmp_path: Path) -> None:
     one = stored(tmp_path / "one", group("a:0", 1, 2), group("a:1", 1, 2))
     same = stored(tmp_path / "same", group("a:0", 1, 2), group("a:1", 1, 2))
@@ -233,6 +246,18 @@ def test_a_store_that_changed_is_told_by_its_description(tmp_path: Path) -> None
     described = [find_examples(configured(uri)).describe() for uri in (one, same, more, other, anew)]
     assert described[0] == described[1] and described[0]["examples"] == 2
     assert all(each != described[0] for each in described[2:])
+
+
+def test_other_rows_of_as_many_examples_are_told_by_their_digest(tmp_path: Path) -> None:
+    """Of which a computed reference is kept."""
+    under = [label("a:0", "chosen", 1.0), label("a:0", "rejected", 2.0), label("a:0", "rejected", 3.0, 1)]
+    uri = stored(tmp_path / "s", under, group("a:1", 1, 2))
+    known, by_reward = (
+        find_examples(configured(uri, pairs={"preference": name, "select": "all"})) for name in ("known", "reward")
+    )
+    known, by_reward = known.take([0]), by_reward.take([0])
+    assert known.describe() == by_reward.describe() and ids_of(known) != ids_of(by_reward)
+    assert known.rows_digest != by_reward.rows_digest
 
 
 def test_held_out_prompts_are_the_same_under_every_rubric_and_in_every_store(tmp_path: Path) -> None:

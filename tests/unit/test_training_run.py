@@ -66,8 +66,24 @@ def test_a_users_configuration_is_merged() -> None:
         "offload_optimizer": {"device": "cpu", "pin_memory": True},
     }
     assert found["gradient_clipping"] == 1.0 and found["wall_clock_breakdown"] is True
-    assert found["bf16"] == {"enabled": True}
+    assert found["bf16"] == {"enabled": True, "immediate_grad_update": True}
     assert not found.keys() & {"train_batch_size", "optimizer", "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "due"),
+    [
+        ({}, "fp32"),
+        ({"data_types": {"grad_accum_dtype": "auto"}}, "fp32"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "bf16"),
+        ({"bf16": {"bf16_master_weights_and_grads": True}}, "bf16"),
+        ({"bf16": {"bf16_master_weights_and_grads": True}, "data_types": {"grad_accum_dtype": "fp32"}}, "fp32"),
+    ],
+)
+def test_gradients_are_added_up_in_float32_unless_a_user_says_otherwise(theirs: dict[str, Any], due: str) -> None:
+    for stage in (1, 2, 3):
+        assert told(theirs, zero_stage=stage)["data_types"] == {"grad_accum_dtype": due}
+    assert deepspeed_config(TrainConfig(), "bfloat16")["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
 def test_every_conflict_is_named() -> None:
@@ -78,6 +94,8 @@ def test_every_conflict_is_named() -> None:
                 "optimizer": {"type": "Adam"},
                 "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}},
                 "gradient_clipping": 0.5,
+                "gradient_allreduce_op": "sum",
+                "bf16": True,
             }
         )
     said = str(raised.value)
@@ -88,6 +106,8 @@ def test_every_conflict_is_named() -> None:
         "zero_optimization.stage: 3 there, is 1 here; say it with learner.zero_stage",
         "zero_optimization.offload_optimizer.device: 'nvme' there, is not set here; say it with learner.offload",
         "gradient_clipping: 0.5 there, is 1.0 here; say it with train.max_grad_norm",
+        "gradient_allreduce_op: say it with train.learning_rate; a step's loss is a mean over all workers",
+        "bf16: True there, which DeepSpeed has a section for",
     ):
         assert line in said
 
@@ -119,6 +139,10 @@ def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
         {"learner": {"zero_stage": 2}}, {"learner": {"budget_tokens": 100}}, {"workers": 2}, {"deepspeed": "{}"},
     ]  # fmt: skip
     assert all(description(**sections) != first for sections in other)
+    low, plain = json.dumps({"data_types": {"grad_accum_dtype": "bf16"}}), "{}"
+    config = TrainConfig.model_validate({"policy": {"name": str(model)}})
+    dtypes = [describe(config, labels, "bfloat16", "cpu", 1, text)["learner.grad_accum_dtype"] for text in (plain, low)]
+    assert dtypes == ["fp32", "bf16"] and "learner.grad_accum_dtype" not in first
     awr = description(train={"objective": "awr"})
     assert awr != description(train={"objective": "awr"}, awr={"temperature": 2})
     assert awr != description(train={"objective": "awr"}, advantage={"baseline": "none"})

@@ -1,5 +1,6 @@
 """A step as its workers see it, against the labels read plainly."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from label_stores import label_store
 from tiny import save_model
 
 from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
 from pipeline.models import load_model
 from pipeline.scoring import Scorer
 from pipeline.training.advantages import Siblings, advantages
@@ -18,7 +20,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples
 from pipeline.training.reference import References, missing_parts, score_part
 from pipeline.training.rows import RowReader
-from pipeline.training.steps import StepData
+from pipeline.training.steps import StepData, check_step
 
 GROUPS = [
     {"prompt": f"Number {i}?", "responses": [f"{'ab' * (1 + (i + k) % 4)} {k}" for k in range(2 + i % 3)]}
@@ -115,6 +117,31 @@ def test_advantages_are_of_all_siblings_wherever_they_are_computed(stores: dict[
         row = rows[tokenizer.decode(response.prompt_ids), *response.response_ids]
         np.testing.assert_allclose(response.advantages, due[row["id"]], rtol=1e-12)
         np.testing.assert_array_equal(response.behaviour, np.float32(row["token_logprobs"]))
+
+
+def test_tokens_rewards_are_credited_where_no_values_are_stored_and_missing_values_are_found_before_a_run(
+    stores: dict[str, Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of kept rollouts whose rewards forecast nothing."""
+    read = RowReader.read
+    monkeypatch.setattr(RowReader, "read", lambda *told: [replace(row, values=None) for row in read(*told)])
+    told: dict[str, Any] = {"train": {"objective": "reinforce"}}
+    config = settings(stores["groups"], model, **told, advantage={"credit": "tokens", "scale": "none"})
+    [data] = workers(config, 1)
+    check_step(config, data.examples, data.reader)
+    rows = labels(stores["groups"])
+    [micro] = data.part(np.arange(1)).micro_batches
+    found = [rows[data.reader.tokenizer.decode(each.prompt_ids), *each.response_ids] for each in micro]
+    to_go = [
+        [sum(0.9 ** (k - h) * r[k] for k in range(h, len(r))) for h in range(5)]
+        for r in (row["token_rewards"] for row in found)
+    ]
+    for response, mine in zip(micro, to_go, strict=True):
+        due = [mine[h] - np.mean([each[h] for each in to_go]) for h in range(len(response.response_ids))]
+        np.testing.assert_allclose(response.advantages, due, rtol=1e-6, atol=1e-6)
+    config = settings(stores["groups"], model, **told, advantage={"credit": "tokens", "baseline": "value"})
+    with pytest.raises(ConfigError, match=r"advantage.baseline = value needs token_values of every token"):
+        check_step(config, data.examples, data.reader)
 
 
 def test_all_parts_are_all_examples(stores: dict[str, Path], model: Path) -> None:

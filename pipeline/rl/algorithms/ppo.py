@@ -1,6 +1,6 @@
 """Proximal policy optimization (Schulman et al. 2017, arXiv 1707.06347), advantages by GAE (arXiv 1506.02438, eq. 16).
 
-    delta_h = r_h + gamma * V(s_{h+1}) - V(s_h),        V(s_{H+1}) = 0
+    delta_h = r_h + gamma * V(s_{h+1}) - V(s_h),        V(s_{H+1}) = 0, but see below
     A_h     = sum_{k>=h} (gamma * gae_lambda)^(k-h) * delta_k
     ratio   = pi(a_h|s_h) / pi_behaviour(a_h|s_h)
     loss    = -min(ratio * A_h, clip(ratio, 1 - epsilon, 1 + epsilon) * A_h)
@@ -11,11 +11,15 @@ with the V of sampling time: the lambda-return. For the endogenous reward and it
 delta_h = alpha * log pi_reward(a_h|s_h), less the KL in the reward: the level of the logits is gone. With credit = response
 the whole reward is r_H.
 
+What was cut off did not end in s_{H+1}. The endogenous r_H has gamma * V(s_{H+1}) of the reward model in it
+(`pipeline.reward`), and a reward of the whole response has been paid for it as it stands, so that 0 is right for both.
+Where all rewards are of single tokens and forecast nothing (`pipeline.rl.experience.goes_on`), V(s_{H+1}) is the critic's.
+
 With normalize, advantages get mean 0 and deviation 1 over the batch's tokens. Where all rewards of the batch are the same,
 only a KL and the errors of the values differ, and the division would blow them up: every advantage is 0.
 
-TRL 1.16: its experimental PPOTrainer has the critic, always normalises advantages, and clips the critic's step as well; that
-clip, and a target for the KL that stops an epoch, are left out.
+TRL 1.16: its experimental PPOTrainer has the critic, always normalises advantages, takes V(s_{H+1}) = 0 of whatever was cut
+off, and clips the critic's step as well; that clip, and a target for the KL that stops an epoch, are left out.
 """
 
 from collections.abc import Sequence
@@ -64,6 +68,8 @@ class Ppo(Algorithm):
         """[n, longest]."""
         values = _values(siblings)
         following = np.pad(values[:, 1:], ((0, 0), (0, 1)))
+        if siblings.after is not None:
+            following[np.arange(len(values)), np.asarray(siblings.lengths) - 1] = siblings.after
         return to_go(self._rewards(siblings) + self.gamma * following - values, self.gamma * self.gae_lambda)
 
     def _rewards(self, siblings: Siblings) -> Array:
