@@ -1,0 +1,82 @@
+"""A store that an earlier version made (format 1: the first nine pairs of examples/addition, one of which is no text) is read
+always, and never written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.aggregate import aggregate
+from jobs.export import export
+from jobs.fill import Filling
+from jobs.inspect_store import validate
+from jobs.sweep import sweep
+from pipeline.config import LabelConfig, ModelConfig
+from pipeline.corpus import find_files
+from pipeline.errors import StoreError
+from pipeline.labellers import Endogenous
+from pipeline.store import LabelStore
+from pipeline.training.config import TrainConfig
+from pipeline.training.examples import find_examples
+from pipeline.training.rows import RowReader, check_rows
+
+ROOT = Path(__file__).parents[2]
+OLD = ROOT / "tests/data/store-format-1"
+MODEL = ROOT / "examples/addition/model"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> str:
+    return str(shutil.copytree(OLD, tmp_path / "old"))
+
+
+def test_it_is_whole_and_its_figures_are_read(old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert LabelStore(old).description()["format"] == 1
+    assert validate(old) == 0 and "16 labels and 1 errors of 9 input rows" in capsys.readouterr().out
+    assert sweep(old) == 0
+
+
+def test_it_is_exported(old: str, tmp_path: Path) -> None:
+    assert export(old, "trl", str(tmp_path / "pairs.parquet")) == 0
+    rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    first = json.loads((ROOT / "examples/addition/pairs.jsonl").read_text().splitlines()[0])
+    said = [rows[0][name][-1]["content"] for name in ("prompt", "chosen", "rejected")]
+    assert len(rows) == 8 and said == [first["prompt"], first["chosen"], first["rejected"]]
+
+
+def test_another_aggregation_is_made_of_it(old: str, tmp_path: Path) -> None:
+    assert aggregate(old, str(tmp_path / "mean"), ["reward.aggregation=mean"]) == 0
+    made = LabelStore(str(tmp_path / "mean"))
+    assert made.description()["format"] == 1 and made.progress().labels == 16 and validate(made.uri) == 0
+
+
+def test_a_policy_is_trained_on_its_rows(old: str) -> None:
+    config = TrainConfig.model_validate({"train": {"labels": [old], "objective": "sft"}, "sft": {"select": "all"}})
+    examples = find_examples(config)
+    reader = RowReader(examples.sources, examples.parts, ModelConfig(name=str(MODEL)), 8)
+    check_rows(reader, examples)
+    parts = [pq.read_table(path) for path in sorted(Path(old, "labels").glob("*.parquet"))]
+    stored = {row["id"]: row for part in parts for row in part.to_pylist()}
+    for row in reader.read(examples, range(len(examples.rows))):
+        assert row.response_ids == stored[row.id]["token_ids"]
+        assert len(row.prompt_ids) == stored[row.id]["num_prompt_tokens"]
+
+
+def test_nothing_is_added_to_it(old: str, tmp_path: Path, unchanged: Callable[[str], Any]) -> None:
+    corpus = tmp_path / "pairs.jsonl"
+    corpus.write_text('{"prompt": "1+1=", "chosen": "2", "rejected": "3"}\n')
+    config = LabelConfig.model_validate({"model": {"name": str(MODEL)}})
+    before = unchanged(old)
+    with pytest.raises(StoreError, match=r"labels of format 1, .* nothing is added to it; give another --output"):
+        Filling.open(Endogenous(config, config.model), old, "cpu", find_files([str(corpus)]))
+    assert unchanged(old) == before
+
+
+@pytest.fixture
+def unchanged() -> Callable[[str], Any]:
+    """Every file below a folder and its bytes."""
+    return lambda folder: {str(p): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
