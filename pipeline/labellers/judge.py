@@ -1,6 +1,7 @@
 """LLM as a judge (Zheng et al. 2023, arXiv 2306.05685): a model writes a verdict, which is read from its last match.
 
-A judgement that cannot be read is an error row, `unparsable_judgement`, and never a guess. A pairwise judge sees every
+A judgement that cannot be read is an error row, `unparsable_judgement`, and never a guess. Nor does reading one take for
+ever: a pattern of one's own may try so many ways that it is given up, in a process beside this one. A pairwise judge sees every
 pair in both orders; where it prefers the same place rather than the same response, the pair is a tie that is counted as
 a disagreement.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
+from pipeline.apart import Apart, Died, TimedOut
 from pipeline.config import EvaluateConfig, JudgeConfig
 from pipeline.corpus import RawRow, Shape, Shard
 from pipeline.errors import RowError
@@ -22,6 +24,7 @@ from pipeline.store.schema import Failure, Label
 from pipeline.tokens import STAND_IN, TokenizedTurn, conversation_text
 
 UNPARSABLE = "unparsable_judgement"
+READ_WITHIN_S = 10.0
 WINNERS = {"A": 1, "B": -1, "C": 0, "TIE": 0}
 
 
@@ -178,11 +181,20 @@ def ask(judge: Asking, turn: Turn, text: str) -> Question:
 
 
 def verdict(pattern: str, judgement: Completion) -> str:
-    """The pattern's group in its last match. Raises RowError where there is none."""
-    matches = re.findall(pattern, judgement.text)
+    """The pattern's group in its last match. Raises RowError where there is none, or it is not found in time."""
+    try:
+        matches = _beside.call(re.findall, pattern, judgement.text, timeout_s=READ_WITHIN_S)
+    except (TimedOut, Died, RecursionError, MemoryError):
+        raise unparsable(
+            judgement,
+            f"the pattern {pattern} came to no end within {READ_WITHIN_S:g} s; write it without repetitions inside repetitions",
+        ) from None
     if not matches:
         raise unparsable(judgement, f"it holds nothing of the form {pattern}")
     return matches[-1]
+
+
+_beside = Apart()
 
 
 def unparsable(judgement: Completion, why: str) -> RowError:

@@ -2,26 +2,50 @@
 
 from collections.abc import Sequence
 
-from pipeline.answers import extract_and_check
+from pipeline.answers import extract_and_check, unchecked_note
 from pipeline.corpus.columns import lookup, paths
 from pipeline.errors import InputError, RowError
+from pipeline.rl.config import RlConfig
 from pipeline.rl.rewards.base import Earned, Sampled, Source
 from pipeline.rl.rewards.models import Models
 from pipeline.rl.rollouts import Prompt
 
 
 class Maths(Source):
+    def __init__(self, name: str, config: RlConfig):
+        super().__init__(name, config)
+        self.right = RightAnswer(self.who, self.section.answer_key)
+
     def earned(self, sampled: Sequence[Sampled], models: Models) -> list[Earned | None]:
-        key = self.section.answer_key
         return [
-            Earned.whole(float(right(self.who, prompt, rollout.text, key)), len(rollout.ids))
-            for prompt, rollout in sampled
+            Earned.whole(float(self.right(prompt, rollout.text)), len(rollout.ids)) for prompt, rollout in sampled
         ]
 
+    @property
+    def notes(self) -> list[str]:
+        return self.right.notes
 
-def right(who: str, prompt: Prompt, text: str, key: str) -> bool:
-    """Whether a text's final answer is that of the prompt's column `key`. Raises InputError where it has none."""
-    return extract_and_check(text, right_answer(who, prompt, key)).correct
+
+class RightAnswer:
+    """Says whether a text's final answer is that of its prompt's column `key`, and counts those that it cannot tell.
+
+    Raises InputError, when it is called, where the prompt's row has none.
+    """
+
+    def __init__(self, who: str, key: str):
+        self.who, self.key = who, key
+        self.asked = self.unchecked = 0
+
+    def __call__(self, prompt: Prompt, text: str) -> bool:
+        verdict = extract_and_check(text, right_answer(self.who, prompt, self.key))
+        self.asked += 1
+        self.unchecked += verdict.unchecked
+        return verdict.correct
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of all that it was asked so far."""
+        return [f"{self.who}: {unchecked_note(self.unchecked, self.asked)}"] if self.unchecked else []
 
 
 def right_answer(who: str, prompt: Prompt, key: str) -> str:
