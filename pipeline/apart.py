@@ -9,7 +9,6 @@ that it stands beside, whatever way that ends.
 """
 
 import contextlib
-import faulthandler
 import os
 import pickle
 import resource
@@ -140,7 +139,6 @@ def serve(descriptor: int) -> None:
     """What the process does: answer calls until the other end of its socket is closed."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the process that it stands beside
         signal.signal(each, signal.SIG_IGN)
-    faulthandler.enable()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     connection = Connection(descriptor)
     while True:
