@@ -54,8 +54,8 @@ class ActorBeside:
             except Died as death:
                 how = death.how
         raise RunError(
-            f"the process that loads {self.model} ended {DEATHS} times before it had ({how}): mostly for want of memory; take a "
-            "larger machine, or try it alone with --set run.verbose=true"
+            f"the process that loads {self.model} ended {DEATHS} times before it had ({how}): mostly for want of memory; "
+            "take a larger machine, or try it alone with --set run.verbose=true"
         )
 
 

@@ -106,7 +106,7 @@ def require_answer(address: str) -> None:
     if tried.returncode == 0:
         return
     said = last_line(Exception(tried.stderr))
-    if listens and said.startswith("ConnectionError") or tried.returncode < 0:
+    if (listens and said.startswith("ConnectionError")) or tried.returncode < 0:
         raise RunError(f"{silent} ({said})")
     raise ConfigError(f"cannot reach a Ray cluster at {address}: {said}")
 

@@ -27,7 +27,6 @@ from ray.util.annotations import RayDeprecationWarning
 
 from actors.actor import ActorSpec, Answered, BatchCheck
 from actors.beside import ActorBeside
-from pipeline.config import LabelConfig
 from pipeline.corpus import InputFile, Shape, Shard, read_shards
 from pipeline.errors import EndorewardError, RunError
 from pipeline.labellers import Labeller

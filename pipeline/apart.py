@@ -69,7 +69,7 @@ class Apart:
         """
         with self._lock:
             self._ensure()
-            return self._ask((function, arguments, timeout_s), timeout_s)  # type: ignore[no-any-return]
+            return self._ask((function, arguments, timeout_s), timeout_s)
 
     def stop(self) -> None:
         """Kill the process; the next call starts another."""

@@ -99,15 +99,16 @@ class Bisection(Generic[Value]):
         self.killers[position] = self.deaths[-1]
         if len(self.killers) >= HOPELESS and not self.lived:
             raise RunError(
-                f"{self.what}: {len(self.killers)} of them each ended their process {DEATHS} times ({self.deaths[-1]}) and not one "
-                "came through: it is not the rows but the model, the tokenizer, a library or too little memory"
+                f"{self.what}: {len(self.killers)} of them each ended their process {DEATHS} times ({self.deaths[-1]}) and "
+                "not one came through: it is not the rows but the model, the tokenizer, a library or too little memory"
             )
-
 
     def notes(self, doing: str) -> list[str]:
         """What a person should know of it; `doing` is what the process did."""
         if self.killers:
-            return [f"{len(self.killers):,} of {self.what} end the process that is {doing} them: error rows killed_process"]
+            return [
+                f"{len(self.killers):,} of {self.what} end the process that is {doing} them: error rows killed_process"
+            ]
         if self.deaths:
             return [f"the process that was {doing} {self.what} ended ({self.deaths[0]}) and was started again"]
         return []

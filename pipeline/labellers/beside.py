@@ -33,7 +33,9 @@ class Preparation:
             ]
             return self.beside.call(labeller.prepare, shard, generation, given, shape)
 
-        search = Bisection(work, self.beside.stop, f"rows {shard.start} to {shard.stop - 1} of {shard.file}", self.lived)
+        search = Bisection(
+            work, self.beside.stop, f"rows {shard.start} to {shard.stop - 1} of {shard.file}", self.lived
+        )
         prepared = search.run(len(rows))
         self.lived = search.lived
         prepared.notes = [*prepared.notes, *search.notes(DOING)]

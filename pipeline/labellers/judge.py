@@ -1,8 +1,8 @@
 """LLM as a judge (Zheng et al. 2023, arXiv 2306.05685): a model writes a verdict, which is read from its last match.
 
 A judgement that cannot be read is an error row, `unparsable_judgement`, and never a guess. Nor does reading one take for
-ever: a pattern of one's own may try so many ways that it is given up, in a process beside this one. A pairwise judge sees every
-pair in both orders; where it prefers the same place rather than the same response, the pair is a tie that is counted as
+ever: a pattern of one's own may try so many ways that it is given up, in a process beside this one. A pairwise judge sees
+every pair in both orders; where it prefers the same place rather than the same response, the pair is a tie that is counted as
 a disagreement.
 """
 
@@ -187,7 +187,7 @@ def verdict(pattern: str, judgement: Completion) -> str:
     except (TimedOut, Died, RecursionError, MemoryError):
         raise unparsable(
             judgement,
-            f"the pattern {pattern} came to no end within {READ_WITHIN_S:g} s; write it without repetitions inside repetitions",
+            f"the pattern {pattern} came to no end within {READ_WITHIN_S:g} s; write it without repetitions inside others",
         ) from None
     if not matches:
         raise unparsable(judgement, f"it holds nothing of the form {pattern}")

@@ -33,8 +33,9 @@ import os
 from transformers import LlamaForCausalLM, LlamaModel
 
 class KillerModel(LlamaModel):
-    def forward(self, input_ids=None, *args, **kwargs):
-        if input_ids is not None and (input_ids == {token}).any():
+    def forward(self, input_ids, *args, **kwargs):
+        marked = input_ids == {token}
+        if (marked[:, 1:] & marked[:, :-1]).any():  # one alone may be in a probe
             os._exit(7)
         return super().forward(input_ids, *args, **kwargs)
 
@@ -48,7 +49,7 @@ class Killer(LlamaForCausalLM):
 
 @pytest.fixture(scope="module")
 def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose tokenizer dies of the word SEGFAULT, and which itself exits at a `#`."""
+    """A model whose tokenizer dies of the word SEGFAULT, and which itself exits at `##`."""
     folder = save_model(tmp_path_factory.mktemp("killer"), CHATML)
     token = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["#"]
     (folder / "tokenization_killer.py").write_text(TOKENIZER)
@@ -67,7 +68,7 @@ def test_a_row_that_ends_its_process_is_an_error_row_and_the_store_goes_on(
     killer: Path, tmp_path: Path, on_one_ray: Cli, here: Cli
 ) -> None:
     records = [{"prompt": f"question {i}", "chosen": "good", "rejected": "bad"} for i in range(8)]
-    records[3]["chosen"], records[5]["rejected"] = "SEGFAULT", "ba#d"
+    records[3]["chosen"], records[5]["rejected"] = "SEGFAULT", "ba##d"
     source, store = tmp_path / "a.jsonl", tmp_path / "out"
     source.write_text("".join(json.dumps(each) + "\n" for each in records))
     arguments = [

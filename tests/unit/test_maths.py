@@ -90,7 +90,10 @@ def test_a_check_that_does_not_end_is_killed_and_counts_as_wrong_and_is_said(mon
     assert found == [answers.Verdict(False, r"\sin^{32}(x+y+z)+\cos^{32}(x-y)", unchecked=True)]
     assert extract_and_check(r"\boxed{\frac{3}{6}}", "0.5").correct  # by the next process
 
-    drawn = [Answer(0.0, 1, "", False, {"extracted": "5", "unchecked": True}), Answer(1.0, 1, "", False, {"extracted": "6"})]
+    drawn = [
+        Answer(0.0, 1, "", False, {"extracted": "5", "unchecked": True}),
+        Answer(1.0, 1, "", False, {"extracted": "6"}),
+    ]
     [note] = MATHS["math-500"].figures([Item("f:0", others=tuple(drawn))]).notes
     assert note.startswith("1 of 2 answers could not be checked within 0.3 s and count as wrong")
 

@@ -376,7 +376,9 @@ def test_an_answer_that_cannot_be_checked_in_time_earns_nothing_and_is_said(
     for count in (1, 2):  # of all so far
         [[first, second]] = rewards.reward([(prompted(answer=gold), [rolled(response), rolled(rf"\boxed{{{gold}}}")])])
         assert (first.reward, second.reward) == (0.0, 1.0)
-        assert rewards.notes[-1].startswith(f"rewards.right: {count} of {2 * count} answers could not be checked within 0.3 s")
+        assert rewards.notes[-1].startswith(
+            f"rewards.right: {count} of {2 * count} answers could not be checked within 0.3 s"
+        )
 
 
 @pytest.mark.parametrize("columns", [{"solution": "1"}, {"answer": None, "solution": "1"}, {}])

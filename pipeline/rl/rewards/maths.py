@@ -17,9 +17,7 @@ class Maths(Source):
         self.right = RightAnswer(self.who, self.section.answer_key)
 
     def earned(self, sampled: Sequence[Sampled], models: Models) -> list[Earned | None]:
-        return [
-            Earned.whole(float(self.right(prompt, rollout.text)), len(rollout.ids)) for prompt, rollout in sampled
-        ]
+        return [Earned.whole(float(self.right(prompt, rollout.text)), len(rollout.ids)) for prompt, rollout in sampled]
 
     @property
     def notes(self) -> list[str]:
