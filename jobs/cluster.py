@@ -60,8 +60,11 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
         try:
             with _quiet_stderr(run.verbose):
                 ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"cannot reach a Ray cluster at {address or 'this machine'}: {error}") from error
+        except Exception as error:
+            ray.shutdown()
+            if address is None:
+                raise RunError(f"Ray cannot be started on this machine: {last_line(error)}") from error
+            raise ConfigError(f"cannot reach a Ray cluster at {address}: {last_line(error)}") from error
         _started_here = address is None
         try:
             yield

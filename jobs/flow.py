@@ -193,6 +193,9 @@ class _Answer:
             self.actor = ActorBeside(spec)
         except EndorewardError as error:  # as a row it reaches the driver whole, from here it would not
             self.broken = error
+        except Exception as error:
+            log.exception("loading failed")
+            self.broken = RunError(f"{spec.model.name} could not be loaded: {type(error).__name__}: {error}")
 
     def __call__(self, row: Row) -> Row:
         if self.broken is not None:

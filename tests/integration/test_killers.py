@@ -81,7 +81,7 @@ def test_a_row_that_ends_its_process_is_an_error_row_and_the_store_goes_on(
     assert {each["reason"] for each in errors.values()} == {"killed_process"}
     assert {key: each["detail"].partition(", by ")[2].partition(";")[0] for key, each in errors.items()} == {
         "a.jsonl:3": "signal SIGSEGV",
-        "a.jsonl:5/rejected/0": "exit code 7",
+        "a.jsonl:5:rejected:0:0": "exit code 7",
     }
     labels = pq.read_table(store / "labels", columns=["id"])["id"].to_pylist()
     assert len(labels) == len(set(labels)) == 7 * 2 - 1 and not set(labels) & set(errors)
