@@ -131,7 +131,9 @@ class Filling:
                 progress.advance(done.record.shard.rows, done.record.stats.tokens)
                 rate.add(done.record)
         if todo:
-            raise RunError(f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on")
+            raise RunError(
+                f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on"
+            )
         return timing.stop()
 
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 
 STARTED_WITHIN_S = 120.0
+LOOK_S = 1.0  # how often the process is looked at while its answer is waited for
 ENDS_WITHIN_S = 5.0  # once it has closed its socket
 LEFT_ALONE_S = 5.0  # how long after its time-out a process lives that nobody is left to kill
 MAIN = "import sys; sys.path[:] = sys.argv[2:]; from pipeline.apart import serve; serve(int(sys.argv[1]))"
@@ -100,8 +101,7 @@ class Apart:
         message = pickle.dumps(asked)
         try:
             self._connection.send_bytes(message)
-            if not self._connection.poll(timeout_s):
-                raise TimedOut(f"no answer within {timeout_s:g} s")
+            self._await(timeout_s)
             raised, value = pickle.loads(self._connection.recv_bytes())  # ours: written by `serve`
         except (EOFError, ConnectionError):
             raise Died(self._stop(ending=True)) from None
@@ -111,6 +111,18 @@ class Apart:
         if raised:
             raise value
         return value
+
+    def _await(self, timeout_s: float | None) -> None:
+        """Until there is an answer. Raises TimedOut, and EOFError where the process ended without one."""
+        assert self._connection is not None and self._process is not None
+        ends = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._connection.poll(LOOK_S if ends is None else max(0.0, min(LOOK_S, ends - time.monotonic()))):
+            if (
+                self._process.poll() is not None and not self._connection.poll()
+            ):  # a fork of it may hold the socket open
+                raise EOFError
+            if ends is not None and time.monotonic() >= ends:
+                raise TimedOut(f"no answer within {timeout_s:g} s")
 
     def _stop(self, ending: bool = False) -> str:
         """Kill what is left of the process, at once unless it is `ending` by itself. Returns how it ended."""
@@ -140,6 +152,7 @@ def serve(descriptor: int) -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the process that it stands beside
         signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
     while True:
         try:

@@ -31,6 +31,13 @@ def allocate(size: int) -> int:
     return len(bytearray(size))
 
 
+def leave_a_child() -> None:
+    if os.fork() == 0:
+        time.sleep(5)
+        os._exit(0)
+    os._exit(3)
+
+
 @pytest.fixture
 def beside() -> Iterator[Apart]:
     apart = Apart()
@@ -75,6 +82,13 @@ def test_what_never_ends_is_killed_in_time_and_so_from_threads(beside: Apart) ->
     for each in threads:
         each.join()
     assert len(raised) == 2 and time.perf_counter() - started < 5 and not process.is_running()
+
+
+def test_a_child_that_it_leaves_behind_hides_no_death(beside: Apart) -> None:
+    started = time.perf_counter()
+    with pytest.raises(Died, match="exit code 3"):
+        beside.call(leave_a_child)
+    assert time.perf_counter() - started < 4
 
 
 def test_its_memory_is_bounded() -> None:
