@@ -215,18 +215,16 @@ def pick_device(config: LabelConfig) -> str:
 def pick_pool(config: LabelConfig, device: str) -> Pool:
     """How many actors of what size. Call it connected.
 
-    Raises ConfigError where no node is large enough for one actor and the cluster does not grow.
+    Raises ConfigError where this machine has no room for them. A cluster may grow, and is waited for with a warning.
     """
     import ray
 
     scorer, resources = config.scorer, ray.cluster_resources()
     gpus = scorer.gpus_per_actor if device == "cuda" else 0
-    node_cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
-    cpus = scorer.cpus_per_actor or (1 if gpus else min([c for c in node_cpus if c], default=1))
+    nodes = [(int(n["Resources"].get("CPU", 0)), int(n["Resources"].get("GPU", 0))) for n in ray.nodes() if n["Alive"]]
+    cpus = scorer.cpus_per_actor or (1 if gpus else min([there for there, _ in nodes if there], default=1))
     most = scorer.max_actors or max(scorer.min_actors, int(resources.get("GPU", 0)) // gpus if gpus else 1)
-    room = int(resources.get("CPU", 0)) // cpus
-    if gpus:
-        room = min(room, int(resources.get("GPU", 0)) // gpus)
+    room = sum(min(there // cpus, on_gpus // gpus if gpus else there) for there, on_gpus in nodes)  # each on one node
     short = (
         f"has room for {room} actors of {cpus} CPUs and {gpus} GPUs, scorer.min_actors asks for {scorer.min_actors}; lower "
         "it, scorer.cpus_per_actor or scorer.gpus_per_actor"
