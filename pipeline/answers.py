@@ -76,7 +76,8 @@ def extract_and_check(response: str, gold: str) -> Verdict:
     r"""Whether the response's final answer is equivalent to that of `gold`, which may be an answer alone (`72`,
     `\frac{1}{2}`, `$x^2$`), a MATH solution with its `\boxed{}`, or a GSM8K solution with its `####`.
 
-    Takes no longer than CHECKED_WITHIN_S, once SymPy is imported in the process that checks. Raises nothing."""
+    Takes no longer than CHECKED_WITHIN_S, once SymPy is imported in the process that checks. Raises RunError where there can
+    be no such process."""
     try:
         if not _beside.alive:
             _beside.call(_ready)

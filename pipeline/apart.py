@@ -21,6 +21,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
+from pipeline.errors import RunError
+
 Value = TypeVar("Value")
 
 STARTED_WITHIN_S = 120.0
@@ -66,6 +68,7 @@ class Apart:
         Raises:
             Died: where the process ended meanwhile.
             TimedOut: after `timeout_s`.
+            RunError: where no process can be started.
             Exception: what the function raised.
         """
         with self._lock:
@@ -94,7 +97,10 @@ class Apart:
                 place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
         self._connection, self._owner = ours, os.getpid()
-        self._ask((_limited, (self.memory,), None), STARTED_WITHIN_S)
+        try:
+            self._ask((_limited, (self.memory,), None), STARTED_WITHIN_S)
+        except (Died, TimedOut) as error:  # before it was given anything
+            raise RunError(f"{sys.executable} cannot be started beside this process: {error}") from error
 
     def _ask(self, asked: Any, timeout_s: float | None) -> Any:
         assert self._connection is not None
@@ -117,9 +123,8 @@ class Apart:
         assert self._connection is not None and self._process is not None
         ends = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._connection.poll(LOOK_S if ends is None else max(0.0, min(LOOK_S, ends - time.monotonic()))):
-            if (
-                self._process.poll() is not None and not self._connection.poll()
-            ):  # a fork of it may hold the socket open
+            ended = self._process.poll() is not None  # a fork of it may hold the socket open
+            if ended and not self._connection.poll():
                 raise EOFError
             if ends is not None and time.monotonic() >= ends:
                 raise TimedOut(f"no answer within {timeout_s:g} s")

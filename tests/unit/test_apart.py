@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.apart import Apart, Died, TimedOut
-from pipeline.errors import RowError
+from pipeline.errors import RowError, RunError
 
 HOPELESS = "(a+)+$", "a" * 40 + "b"  # 2^40 ways, without ever letting go of the interpreter's lock
 
@@ -97,6 +97,12 @@ def test_its_memory_is_bounded() -> None:
         apart.call(allocate, 2 << 30)
     assert apart.call(allocate, 1 << 20) == 1 << 20
     apart.stop()
+
+
+def test_a_process_that_cannot_start_is_nobodys_death(beside: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RunError, match="/bin/false cannot be started"):
+        beside.call(len, "")
 
 
 def test_a_signal_that_is_meant_for_others_does_not_end_it(beside: Apart) -> None:
