@@ -3,29 +3,48 @@
 import contextlib
 import logging
 import os
+import signal
+import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from jobs import terminal
 from jobs.flow import Pool
 from pipeline import storage
 from pipeline.config import ClusterConfig, LabelConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError, last_line
+
+LISTENS_WITHIN_S = 5.0
+ANSWERS_WITHIN_S = 40.0
+JOB_SETTINGS = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""With it a process joins a cluster as the submitted job."""
+CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.nodes()"
+
+_started_here = False  # whether the Ray that this process has is a local one that `cluster` started
 
 
 @contextlib.contextmanager
 def cluster(run: ClusterConfig) -> Iterator[None]:
     """A connected Ray for as long as the block runs; its chatter is kept out of the terminal unless asked for.
 
-    A Ray that this process has already, of a notebook or of a command before, is used as it is and left running.
+    A Ray that this process has already, of a notebook or of a command before, is used as it is and left running. What is
+    set of the process's logging and signals is taken back at the end.
+
+    Raises:
+        ConfigError: for an address that cannot be one, or where nothing listens.
+        RunError: where a cluster does not answer.
     """
+    global _started_here
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = run.ray_address or os.environ.get("RAY_ADDRESS")
+    address = _address(run)
     options: dict[str, Any] = {"log_to_driver": run.verbose, "logging_level": logging.ERROR}
     if address is None:
         options |= {"address": "local", "num_cpus": run.num_cpus, "include_dashboard": False}
@@ -33,18 +52,108 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
     else:
         options |= {"address": address}
         terminal.say(f"connecting to Ray at {address} ...")
-    if not run.verbose:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
+        require_answer(address)
+    with _logging_and_signals_as_before():
+        if not run.verbose:
+            logging.getLogger("ray").setLevel(logging.ERROR)
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
+        try:
+            with _quiet_stderr(run.verbose):
+                ray.init(**options)
+        except Exception as error:
+            ray.shutdown()
+            if address is None:
+                raise RunError(f"Ray cannot be started on this machine: {last_line(error)}") from error
+            raise ConfigError(f"cannot reach a Ray cluster at {address}: {last_line(error)}") from error
+        _started_here = address is None
+        try:
+            yield
+        finally:
+            _started_here = False
+            ray.shutdown()
+
+
+def _address(run: ClusterConfig) -> str | None:
+    """The cluster that is to be joined, None for a Ray of one's own."""
+    address = run.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if address == "local" else address
+
+
+def require_answer(address: str) -> None:
+    """Connect once in a process that can be killed: of itself Ray tries for minutes, deaf to signals, where a head is silent
+    or its raylet is dead.
+
+    Raises:
+        ConfigError: for an address that cannot be one, or where nothing listens.
+        RunError: where it does not answer.
+    """
+    listens = _require_listener(address)
+    without_job = {name: value for name, value in os.environ.items() if name != JOB_SETTINGS}
+    silent = (
+        f"the Ray cluster at {address} takes connections and does not answer: its head hangs or has lost its raylet; start it "
+        "again, or give another address in run.ray_address or RAY_ADDRESS"
+    )
     try:
-        with _quiet_stderr(run.verbose):
-            ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot reach a Ray cluster at {address or 'this machine'}: {error}") from error
+        tried = subprocess.run(
+            [sys.executable, "-c", CONNECT, address],
+            env=without_job,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=ANSWERS_WITHIN_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(silent) from None
+    if tried.returncode == 0:
+        return
+    said = last_line(Exception(tried.stderr))
+    if (listens and said.startswith("ConnectionError")) or tried.returncode < 0:
+        raise RunError(f"{silent} ({said})")
+    raise ConfigError(f"cannot reach a Ray cluster at {address}: {said}")
+
+
+def _require_listener(address: str) -> bool:
+    """Whether the address names a port, which then takes connections. Raises ConfigError where nothing listens there, or
+    RunError where nobody says so."""
+    try:
+        place = urlsplit(address if "://" in address else f"ray://{address}")
+        host, port = place.hostname, place.port
+    except ValueError as error:
+        raise ConfigError(f"run.ray_address or RAY_ADDRESS = {address!r} is no address: {error}") from None
+    if host is None or port is None:
+        return False  # `auto`, or what Ray refuses itself
+    try:
+        socket.create_connection((host, port), timeout=LISTENS_WITHIN_S).close()
+    except TimeoutError:
+        raise RunError(
+            f"the Ray cluster at {address} does not answer: no connection within {LISTENS_WITHIN_S:g} s; see whether its head "
+            "runs and can be reached from here, or give another address in run.ray_address or RAY_ADDRESS"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot reach a Ray cluster at {address}: {error.strerror or error}; start it, or give another address in "
+            "run.ray_address or RAY_ADDRESS"
+        ) from None
+    return True
+
+
+@contextlib.contextmanager
+def _logging_and_signals_as_before() -> Iterator[None]:
+    """Take back what Ray and we set of the process: levels and handlers of its loggers, what SIGTERM does."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
+    before = [(each, each.level, list(each.handlers), each.propagate) for each in loggers]
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Ray sets no handler either
+    on_term = signal.getsignal(signal.SIGTERM) if in_main else None
     try:
         yield
     finally:
-        ray.shutdown()
+        for logger, level, handlers, propagate in before:
+            logger.setLevel(level)
+            logger.handlers[:], logger.propagate = handlers, propagate
+        if in_main and on_term is not None:  # None: one that was not set by Python
+            signal.signal(signal.SIGTERM, on_term)
 
 
 @contextlib.contextmanager
@@ -83,8 +192,11 @@ def warn_of_local_output(output: str) -> None:
 
 
 def joins_cluster(run: ClusterConfig) -> bool:
-    """True when the run joins a cluster rather than starting a local Ray."""
-    return bool(run.ray_address or os.environ.get("RAY_ADDRESS"))
+    """True when the run uses a Ray that it does not start: one that this process has already, or one at an address."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return not _started_here
+    return _address(run) is not None
 
 
 def pick_device(config: LabelConfig) -> str:
@@ -103,23 +215,24 @@ def pick_device(config: LabelConfig) -> str:
 def pick_pool(config: LabelConfig, device: str) -> Pool:
     """How many actors of what size. Call it connected.
 
-    Raises ConfigError where no node is large enough for one actor and the cluster does not grow.
+    Raises ConfigError where this machine has no room for them. A cluster may grow, and is waited for with a warning.
     """
     import ray
 
     scorer, resources = config.scorer, ray.cluster_resources()
     gpus = scorer.gpus_per_actor if device == "cuda" else 0
-    node_cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
-    cpus = scorer.cpus_per_actor or (1 if gpus else min([c for c in node_cpus if c], default=1))
+    nodes = [(int(n["Resources"].get("CPU", 0)), int(n["Resources"].get("GPU", 0))) for n in ray.nodes() if n["Alive"]]
+    cpus = scorer.cpus_per_actor or (1 if gpus else min([there for there, _ in nodes if there], default=1))
     most = scorer.max_actors or max(scorer.min_actors, int(resources.get("GPU", 0)) // gpus if gpus else 1)
+    room = sum(min(there // cpus, on_gpus // gpus if gpus else there) for there, on_gpus in nodes)  # each on one node
+    short = (
+        f"has room for {room} actors of {cpus} CPUs and {gpus} GPUs, scorer.min_actors asks for {scorer.min_actors}; lower "
+        "it, scorer.cpus_per_actor or scorer.gpus_per_actor"
+    )
     if not joins_cluster(config.run):
-        room = int(resources.get("CPU", 0)) // cpus
-        if gpus:
-            room = min(room, int(resources.get("GPU", 0)) // gpus)
         if room < scorer.min_actors:
-            raise ConfigError(
-                f"this machine has room for {room} actors of {cpus} CPUs and {gpus} GPUs, scorer.min_actors asks for "
-                f"{scorer.min_actors}; lower it, scorer.cpus_per_actor or scorer.gpus_per_actor"
-            )
+            raise ConfigError(f"this machine {short}")
         most = min(most, room)
+    elif room < scorer.min_actors:
+        terminal.warn(f"the cluster {short}, or add nodes: the run waits until it has")
     return Pool(scorer.min_actors, most, cpus, gpus)

@@ -11,7 +11,7 @@ Nothing is written before `Filling.run`.
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
@@ -120,9 +120,14 @@ class Filling:
         total = sum(stored.plan.rows for stored in self.inputs)
         todo = sum(shard.rows for each in work for shard in each.shards)
         rate, timing = _ErrorRate(config), Timing()
-        with terminal.LabelProgress(total, total - todo, self.labeller.name) as progress:
-            spec = _spec(self.labeller, self.device, pool)
-            for done in _explained(label_shards(work, self.labeller, target, spec, pool)):
+        spec = _spec(self.labeller, self.device, pool)
+        with (
+            terminal.LabelProgress(total, total - todo, self.labeller.name) as progress,
+            # closed, so that the flow stops with the loop, whatever ends that
+            contextlib.closing(_explained(label_shards(work, self.labeller, target, spec, pool))) as results,
+        ):
+            for done in results:
+                todo -= done.record.shard.rows
                 timing.add(done.record.stats.tokens, done.forwarded_tokens, done.score_seconds, done.layout, done.check)
                 for note in done.notes:
                     if note not in notes:
@@ -130,6 +135,10 @@ class Filling:
                         terminal.warn(note)
                 progress.advance(done.record.shard.rows, done.record.stats.tokens)
                 rate.add(done.record)
+        if todo:
+            raise RunError(
+                f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on"
+            )
         return timing.stop()
 
 
@@ -231,7 +240,7 @@ class _ErrorRate:
                 )
 
 
-def _explained(results: Iterable[Done]) -> Iterator[Done]:
+def _explained(results: Iterable[Done]) -> Generator[Done]:
     """What a step raised, as a sentence for the operator. The run had started, so the exit code is 1."""
     from ray.exceptions import RayError
 

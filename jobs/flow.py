@@ -1,9 +1,11 @@
 """The labelling flow: an ordered list of steps on Ray Data, each of which takes a shard and gives a shard.
 
     read        one task per run of bytes: raw rows of each shard asked for
-    prepare     normalise and tokenise, in the same task
-    answer      an autoscaling pool of actors that hold the model
+    prepare     normalise and tokenise, in a process beside the task's
+    answer      an autoscaling pool of actors, each with a process beside it that holds the model
     commit      write the shard's parts and its record
+
+A row that ends the process which works on it is found out and becomes an error row (`pipeline.killers`).
 
 What is asked of the model and how its answers become labels is the labeller's (`pipeline.labellers`).
 
@@ -11,21 +13,24 @@ One row of the dataset is one shard, pickled, and a block of its own: nothing wa
 stay together, memory is bounded by the shards in flight.
 """
 
+import contextlib
 import logging
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from actors.actor import Actor, ActorSpec, Answered, BatchCheck
-from pipeline.config import LabelConfig
+from actors.actor import ActorSpec, Answered, BatchCheck
+from actors.beside import ActorBeside
 from pipeline.corpus import InputFile, Shape, Shard, read_shards
 from pipeline.errors import EndorewardError, RunError
 from pipeline.labellers import Labeller
+from pipeline.labellers.beside import Preparation
 from pipeline.labelling import Prepared
 from pipeline.store import Record, commit
 
@@ -81,14 +86,35 @@ class Target:
 
 def label_shards(work: list[Work], labeller: Labeller, target: Target, spec: ActorSpec, pool: Pool) -> Iterator[Done]:
     """Run the flow; yields each shard as it is committed, in no order. Raises what a step raised."""
-    config: LabelConfig = labeller.config
+    with _settings(labeller.config.run.verbose):  # a dataset keeps those that it was made under
+        steps = _steps(work, labeller, target, spec, pool)
+    for row in steps.iter_rows():
+        done = _unpack(row)
+        if isinstance(done, EndorewardError):
+            raise done
+        yield done
+
+
+@contextlib.contextmanager
+def _settings(verbose: bool) -> Iterator[None]:
+    """Ray Data's settings for the flow; those of the process are what they were afterwards."""
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = config.run.verbose
-    context.target_max_block_size = 1  # a block per shard
-    # Ray's defaults try a call that kills its process for ever. It has no named parameters for this yet.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
-    tries = config.scorer.max_task_retries
-    steps = (
+    before = context.enable_progress_bars, context.target_max_block_size
+    with warnings.catch_warnings():
+        # Ray's defaults try a call that kills its process for ever. It has no named parameters for this yet.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
+        try:
+            context.enable_progress_bars = verbose
+            context.target_max_block_size = 1  # a block per shard
+            yield
+        finally:
+            context.enable_progress_bars, context.target_max_block_size = before
+
+
+def _steps(work: list[Work], labeller: Labeller, target: Target, spec: ActorSpec, pool: Pool) -> ray.data.Dataset:
+    scorer = labeller.config.scorer
+    tries = scorer.max_task_retries
+    return (
         ray.data.from_items([_pack(each) for each in work], override_num_blocks=min(len(work), 1000))
         .flat_map(_read_and_prepare, fn_args=(labeller,), num_cpus=TASK_CPUS, max_retries=tries)  # type: ignore[arg-type]
         .map(
@@ -99,16 +125,11 @@ def label_shards(work: list[Work], labeller: Labeller, target: Target, spec: Act
             ),
             num_cpus=pool.cpus - TASK_CPUS,
             num_gpus=pool.gpus,
-            max_restarts=config.scorer.max_restarts,
+            max_restarts=scorer.max_restarts,
             max_task_retries=tries,
         )
         .map(_commit, fn_args=(labeller, target), num_cpus=TASK_CPUS, max_retries=tries)  # type: ignore[arg-type]
     )
-    for row in steps.iter_rows():
-        done = _unpack(row)
-        if isinstance(done, EndorewardError):
-            raise done
-        yield done
 
 
 # The steps. Each is a function of a row; an EndorewardError travels on as a row, so that the driver can raise it whole.
@@ -138,9 +159,18 @@ def _passing_errors(step: Callable[[Any], Any], row: Row) -> Row:
         return _pack(error)
     except Exception as error:
         log.exception("a step failed")
-        shard: Shard = getattr(value, "prepared", value).shard
-        rows = f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
+        rows = _rows_of(getattr(value, "prepared", value).shard)
         return _pack(RunError(f"{rows} could not be labelled: {type(error).__name__}: {error}"))
+
+
+def _rows_of(shard: Shard) -> str:
+    return f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
+
+
+@lru_cache(maxsize=1)
+def _preparation() -> Preparation:
+    """One for each worker."""
+    return Preparation()
 
 
 def _read_and_prepare(row: Row, labeller: Labeller) -> Iterator[Row]:
@@ -148,7 +178,7 @@ def _read_and_prepare(row: Row, labeller: Labeller) -> Iterator[Row]:
     generations = dict(zip(work.shards, work.generations, strict=True))
     try:
         for shard, rows in read_shards(work.file, work.format, work.shards):
-            yield _pack(labeller.prepare(shard, generations[shard], rows, work.shape))
+            yield _pack(_preparation().prepare(labeller, shard, generations[shard], rows, work.shape))
     except EndorewardError as error:
         yield _pack(error)
     except Exception as error:
@@ -160,14 +190,20 @@ class _Answer:
     def __init__(self, spec: ActorSpec):
         self.broken: EndorewardError | None = None
         try:
-            self.actor = Actor(spec)
+            self.actor = ActorBeside(spec)
         except EndorewardError as error:  # as a row it reaches the driver whole, from here it would not
             self.broken = error
+        except Exception as error:
+            log.exception("loading failed")
+            self.broken = RunError(f"{spec.model.name} could not be loaded: {type(error).__name__}: {error}")
 
     def __call__(self, row: Row) -> Row:
         if self.broken is not None:
             return _pack(self.broken)
-        return _passing_errors(lambda prepared: _Finished(prepared, self.actor.answer(prepared.requests)), row)
+        return _passing_errors(self._answered, row)
+
+    def _answered(self, prepared: Prepared) -> _Finished:
+        return _Finished(prepared, self.actor.answer(_rows_of(prepared.shard), prepared.requests))
 
 
 def _commit(row: Row, labeller: Labeller, target: Target) -> Row:

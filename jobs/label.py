@@ -26,7 +26,7 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         check_sampled(inputs, renderer)
         show_inputs(inputs)
         show_example(inputs, renderer, config)
-        terminal.print_table("Estimate, from a sample", estimate(inputs, renderer, config))
+        terminal.print_table("Estimate, from a sample", estimate(inputs, config))
         return 0
     for warning in config.reward.warnings():
         terminal.warn(warning)

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import resolve_dtype
 from pipeline.rl.kept import KeptRollouts
 from pipeline.rl.rewards import checker
+from pipeline.rl.rewards.maths import RightAnswer
 from pipeline.rl.rollouts import Group
 from pipeline.rl.run import REPEATED, RESULTS, ROLLOUTS, SAMPLES
 from pipeline.rl.watch import Watch, estimates, pick_samples, rollout_metrics
@@ -57,6 +58,7 @@ class Logbook:
     def __init__(self, online: Online, source: Gathering | Replay, step: int, weights: Any, notes: Sequence[str]):
         self.online, self.config, self.source = online, online.config, source
         self.right = checker(self.config)
+        self.checked: list[str] = []  # what was said of those that it could not tell
         uri, self.samples = online.place("metrics.jsonl"), online.place(SAMPLES)
         self.said = [*notes, *self._repeated(read_metrics(uri), step)]  # goes into the next row
         self.metrics = MetricsFile(uri)
@@ -116,6 +118,9 @@ class Logbook:
         groups = self.source.held_out(count)
         row = rollout_metrics(groups) | estimates(groups)
         rights = [self.right(g.prompt, g.rollouts[0].text) for g in groups] if self.right else []
+        if isinstance(self.right, RightAnswer) and self.right.notes != self.checked:
+            self.checked = self.right.notes
+            self.said += self.checked
         if rights:
             row["accuracy"] = sum(rights) / len(rights)
         if when:

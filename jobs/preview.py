@@ -6,7 +6,9 @@ from jobs import terminal
 from pipeline.config import LabelConfig
 from pipeline.corpus import read_shards
 from pipeline.errors import RowError
-from pipeline.labelling import Prepared, prepare
+from pipeline.labellers import Endogenous
+from pipeline.labellers.beside import Preparation
+from pipeline.labelling import Prepared
 from pipeline.samples import Response
 from pipeline.store import StoredInput
 from pipeline.tokens import Renderer, pieces
@@ -56,12 +58,14 @@ def _quoted(response: Response) -> str:
 
 def show_example(inputs: list[StoredInput], renderer: Renderer, config: LabelConfig) -> None:
     """Print the first response that can be scored, its scored tokens marked off; nothing where there is none."""
+    preparation = Preparation()
     for stored in inputs:
-        prepared = _first_shard(stored, renderer, config)
+        prepared = _first_shard(stored, config, preparation)
         if prepared.turns:
             break
     else:
         return
+    preparation.beside.stop()
     for note in prepared.notes:
         terminal.warn(note)
     turn, tokens = prepared.turns[0], prepared.tokens[0]
@@ -75,12 +79,13 @@ def show_example(inputs: list[StoredInput], renderer: Renderer, config: LabelCon
     )
 
 
-def estimate(inputs: list[StoredInput], renderer: Renderer, config: LabelConfig) -> list[tuple[str, str]]:
+def estimate(inputs: list[StoredInput], config: LabelConfig) -> list[tuple[str, str]]:
     """Rows of a table: the tokens of the first shard of up to 16 files, scaled to all rows."""
     rows = turns = prompt = response = truncated = 0
     errors: Counter[str] = Counter()
+    preparation = Preparation()
     for stored in inputs[:: max(1, len(inputs) // 16)]:
-        prepared = _first_shard(stored, renderer, config)
+        prepared = _first_shard(stored, config, preparation)
         rows += prepared.shard.rows
         turns += len(prepared.turns)
         prompt += sum(len(ids) for ids in {tuple(t.prompt_ids) for t in prepared.tokens})
@@ -100,9 +105,9 @@ def estimate(inputs: list[StoredInput], renderer: Renderer, config: LabelConfig)
     return found + [(f"Error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
 
 
-def _first_shard(stored: StoredInput, renderer: Renderer, config: LabelConfig) -> Prepared:
+def _first_shard(stored: StoredInput, config: LabelConfig, preparation: Preparation) -> Prepared:
     shard, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
-    return prepare(shard, 0, rows, stored.shape, renderer, config.input.turns)
+    return preparation.prepare(Endogenous(config, config.model), shard, 0, rows, stored.shape)
 
 
 def _shortened(text: str) -> str:

@@ -4,9 +4,11 @@ The final answer is what the last `\boxed{}` holds; without one, what follows th
 the last line; without those, what math_verify finds in the last characters of the text ("the answer is ...", else the
 last formula or number). So a response that met its limit before it boxed anything is judged by its last number.
 
-There is no timer: math_verify's works in the main thread alone. Instead, what could take for ever is compared as text:
-long expressions, many bars, brackets deep inside others, towers of powers, large factorials and binomials, long chains of
-quotients, sums and integrals left undone. A policy that has gone astray writes all of these.
+All of it happens in a process that is killed where it has not come to an end in time: math_verify's own timer works in the
+main thread alone, and some of SymPy's work cannot be interrupted. Such an answer is `unchecked` and counts as wrong, which
+whoever asks says. As this costs the whole time, what is known to take for ever is compared as text: long expressions, many
+bars, brackets deep inside others, towers of powers, large factorials and binomials, long chains of quotients, sums and
+integrals left undone. A policy that has gone astray writes all of these.
 """
 
 import logging
@@ -15,8 +17,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pipeline.apart import Apart, Died, TimedOut
 from pipeline.thoughts import behind_thoughts
 
+CHECKED_WITHIN_S = 10.0
+MEMORY = 4 << 30  # bytes of address space that a check may take
 LONGEST = 400  # characters of an answer that is parsed, and of a text's end that is searched for one
 LARGEST_EXPONENT = 10**5
 LARGEST_POWER_OF_A_SUM = 32  # which SymPy may multiply out
@@ -44,10 +49,12 @@ PROSE = re.compile(r"[A-Za-z\d]\s+[A-Za-z]{2,}|[A-Za-z]{2,}\s+[A-Za-z\d]")
 
 @dataclass(frozen=True)
 class Verdict:
-    """`extracted` is the answer found, in SymPy's spelling where it could be parsed; None where there is none."""
+    """`extracted` is the answer found, in SymPy's spelling where it could be parsed; None where there is none. `unchecked`
+    is an answer that could not be told in time, and so is not correct."""
 
     correct: bool
     extracted: str | None
+    unchecked: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,39 @@ class _Found:
 @lru_cache(maxsize=1 << 16)
 def extract_and_check(response: str, gold: str, thinking: bool = False) -> Verdict:
     r"""Whether the response's final answer is equivalent to that of `gold`, which may be an answer alone (`72`,
-    `\frac{1}{2}`, `$x^2$`), a MATH solution with its `\boxed{}`, or a GSM8K solution with its `####`. Raises nothing.
+    `\frac{1}{2}`, `$x^2$`), a MATH solution with its `\boxed{}`, or a GSM8K solution with its `####`.
 
     The answer is looked for behind the response's thoughts; where these do not end, there is none. `thinking`: the prompt
-    opens them (`pipeline.thoughts`)."""
+    opens them (`pipeline.thoughts`).
+
+    Takes no longer than CHECKED_WITHIN_S, once SymPy is imported in the process that checks. Raises RunError where there can
+    be no such process."""
+    try:
+        if not _beside.alive:
+            _beside.call(_ready)
+        return _beside.call(_checked, response, gold, thinking, timeout_s=CHECKED_WITHIN_S)
+    except (TimedOut, Died, MemoryError):
+        _beside.stop()
+        return Verdict(False, final_answer(behind_thoughts(response, thinking) or ""), unchecked=True)
+
+
+def unchecked_note(count: int, of: int) -> str:
+    """What a person should know of answers that could not be told."""
+    return (
+        f"{count:,} of {of:,} answers could not be checked within {CHECKED_WITHIN_S:g} s and count as wrong: SymPy was killed "
+        "over them"
+    )
+
+
+_beside = Apart(MEMORY)
+
+
+def _ready() -> None:
+    """Import what checking needs: no part of an answer's time."""
+    import math_verify  # noqa: F401
+
+
+def _checked(response: str, gold: str, thinking: bool) -> Verdict:
     answer = behind_thoughts(response, thinking)
     found, due = None if answer is None else _find(answer), _find(gold)
     if found is None or due is None:
@@ -134,6 +170,8 @@ def _parse(answer: str) -> list[Any]:
     try:
         parsed = parse(written, parsing_timeout=None)
         return parsed if parsed and _harmless(parsed[0]) else []
+    except MemoryError:
+        raise
     except Exception:  # whatever a parser makes of what a model wrote
         return []
 
@@ -189,5 +227,7 @@ def _equivalent(gold: str, answer: str) -> bool:
     due, found = _parse(gold), _parse(answer)
     try:
         return bool(due and found and verify(due, found, timeout_seconds=None))
+    except MemoryError:
+        raise
     except Exception:  # SymPy raises of every kind
         return False

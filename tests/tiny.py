@@ -6,6 +6,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+ENDLESS = r"\boxed{\sin^{32}(x+y+z)+\cos^{32}(x-y)}", r"\cos^{32}(x)+\sin(y)"
+"""An answer and the right one, which SymPy compares for longer than anyone waits."""
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.answers import extract_and_check
+from pipeline.answers import Verdict, extract_and_check, unchecked_note
 from pipeline.benchmarks.base import Benchmark, item_name
 from pipeline.benchmarks.figures import Figures
 from pipeline.benchmarks.items import Answer, Item
@@ -68,6 +68,10 @@ class BestOfN(Benchmark):
             notes.append(
                 f"items have {fewest} to {most} responses: best_of_n is over all of each, the curve to {fewest}"
             )
+        if self.config.answer_key is not None:
+            unchecked = sum(verdict.unchecked for item in items for verdict in self._verdicts(item))
+            if unchecked:
+                notes.append(unchecked_note(unchecked, sum(map(len, rewards))))
         return Figures(
             values={name: float(each.mean()) for name, each in named.items()},
             items=[item_name(item) for item in items],
@@ -94,10 +98,7 @@ class BestOfN(Benchmark):
         """A score for each response, in the order of `_responses`. Raises RowError, whose detail says what is wrong."""
         responses = _responses(item)
         if self.config.answer_key is not None:
-            gold = lookup(dict(item.extra), self.config.answer_key)
-            if gold is None:
-                raise RowError("null", f"column {self.config.answer_key!r} is null; a right answer is due")
-            return [float(extract_and_check(response.text, str(gold)).correct) for response in responses]
+            return [float(verdict.correct) for verdict in self._verdicts(item)]
         if self.config.score_key is not None:
             return self._labels(item, self.config.score_key, len(responses))
         if item.others:
@@ -105,6 +106,14 @@ class BestOfN(Benchmark):
                 "no_score", "nothing says which of its responses are good; give best_of_n.score_key or answer_key"
             )
         return [1.0] * len(item.chosen) + [0.0] * len(item.rejected)
+
+    def _verdicts(self, item: Item) -> list[Verdict]:
+        """On each response, by the item's right answer. Raises RowError where it has none."""
+        assert self.config.answer_key is not None
+        gold = lookup(dict(item.extra), self.config.answer_key)
+        if gold is None:
+            raise RowError("null", f"column {self.config.answer_key!r} is null; a right answer is due")
+        return [extract_and_check(response.text, str(gold)) for response in _responses(item)]
 
     @staticmethod
     def _labels(item: Item, keys: str | list[str], due: int) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.answers import final_answer
+from pipeline.answers import final_answer, unchecked_note
 from pipeline.benchmarks.base import Benchmark, item_name
 from pipeline.benchmarks.figures import Array, Figures
 from pipeline.benchmarks.items import Item
@@ -98,6 +98,9 @@ class Maths(Benchmark):
                 f"{unfinished} of {sum(counts)} answers were cut off at their longest length, most of them before their "
                 "final answer; raise answers.max_new_tokens"
             )
+        unchecked = sum(bool(answer.extra.get("unchecked")) for item in items for answer in item.others)
+        if unchecked:
+            notes.append(unchecked_note(unchecked, sum(counts)))
         return Figures(
             values={name: float(each.mean()) for name, each in scores.items()},
             items=[item_name(item) for item in items],

@@ -6,6 +6,7 @@
     judge        a model writes a verdict, of one response or of two in both orders
     sampler      a policy answers a question, and a rule checks the answer
     prompts      a policy responds to a corpus's prompts, and nobody checks
+    beside       any of them prepares a shard in a process of its own
 
 A labeller knows no actor and no Ray: `prepare` gives the requests of a shard, an engine answers each of them, `finish`
 makes labels and failures of the answers.

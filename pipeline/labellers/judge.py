@@ -1,8 +1,9 @@
 """LLM as a judge (Zheng et al. 2023, arXiv 2306.05685): a model writes a verdict, which is read from its last match behind
 its thoughts.
 
-A judgement that cannot be read is an error row, `unparsable_judgement`, and never a guess. A pairwise judge sees every
-pair in both orders; where it prefers the same place rather than the same response, the pair is a tie that is counted as
+A judgement that cannot be read is an error row, `unparsable_judgement`, and never a guess. Nor does reading one take for
+ever: a pattern of one's own may try so many ways that it is given up, in a process beside this one. A pairwise judge sees
+every pair in both orders; where it prefers the same place rather than the same response, the pair is a tie that is counted as
 a disagreement.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
+from pipeline.apart import Apart, Died, TimedOut
 from pipeline.config import EvaluateConfig, JudgeConfig
 from pipeline.corpus import RawRow, Shape, Shard
 from pipeline.errors import RowError
@@ -24,6 +26,7 @@ from pipeline.thoughts import behind_thoughts, opens_thoughts
 from pipeline.tokens import TokenizedTurn, conversation_text
 
 UNPARSABLE = "unparsable_judgement"
+READ_WITHIN_S = 10.0
 WINNERS = {"A": 1, "B": -1, "C": 0, "TIE": 0}
 
 
@@ -181,14 +184,23 @@ def ask(judge: Asking, turn: Turn, text: str) -> Question:
 
 def verdict(pattern: str, judgement: Completion, thinking: bool = False) -> str:
     """The pattern's group in its last match behind the judge's thoughts, which the prompt opens where `thinking`. Raises
-    RowError where there is none."""
+    RowError where there is none, or it is not found in time."""
     answer = behind_thoughts(judgement.text, thinking)
     if answer is None:
         raise unparsable(judgement, "its thoughts do not end")
-    matches = re.findall(pattern, answer)
+    try:
+        matches = _beside.call(re.findall, pattern, answer, timeout_s=READ_WITHIN_S)
+    except (TimedOut, Died, RecursionError, MemoryError):
+        raise unparsable(
+            judgement,
+            f"the pattern {pattern} came to no end within {READ_WITHIN_S:g} s; write it without repetitions inside others",
+        ) from None
     if not matches:
         raise unparsable(judgement, f"it holds nothing of the form {pattern}")
     return matches[-1]
+
+
+_beside = Apart()
 
 
 def unparsable(judgement: Completion, why: str) -> RowError:

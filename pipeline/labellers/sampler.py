@@ -43,4 +43,5 @@ class Sampler(Sampling):
 
     def judged(self, turn: Turn, completion: Completion) -> tuple[float, dict[str, Any]]:
         checked = extract_and_check(completion.text, turn.extra["gold"], opens_thoughts(self.renderer))
-        return float(checked.correct), {"extracted": checked.extracted}
+        unchecked = {"unchecked": True} if checked.unchecked else {}
+        return float(checked.correct), {"extracted": checked.extracted, **unchecked}

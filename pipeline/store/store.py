@@ -107,8 +107,8 @@ class LabelStore:
         if stored["format"] != description["format"]:
             raise StoreError(
                 f"{self.uri} holds labels of format {stored['format']}, and this version makes those of format "
-                f"{description['format']}, which count other tokens in some rows (CHANGELOG.md): it can be validated, exported, "
-                "aggregated, evaluated and trained on, but nothing is added to it; give another --output"
+                f"{description['format']}, which count other tokens in some rows (CHANGELOG.md): it can be validated, "
+                "exported, aggregated, evaluated and trained on, but nothing is added to it; give another --output"
             )
         lines = fingerprint.differences(stored, description)
         if lines:

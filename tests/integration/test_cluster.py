@@ -128,6 +128,58 @@ def test_a_submitted_job_on_a_head_with_tokens(head: dict[str, str], tmp_path: P
         urllib.request.urlopen(intruder, timeout=10)
 
 
+@pytest.mark.timeout(300)
+def test_a_head_without_a_raylet_is_given_up_within_a_minute(head: dict[str, str], tmp_path: Path, cli: Cli) -> None:
+    model, source = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 2)
+    gcs, raylet = process_of(head, "gcs_server"), process_of(head, "raylet")
+    [port] = [word.partition("=")[2] for word in gcs.cmdline() if word.startswith("--gcs_server_port=")]
+    environment = {**head, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    arguments = ("label", "--model", model, "--input", source, "--output", tmp_path / "out", "--set")
+    ran = cli(*arguments, "scorer.cpus_per_actor=1", env=environment)
+    assert ran.returncode == 0, ran.stderr
+    raylet.kill()
+    started = time.monotonic()
+    ran = cli(*arguments, "reward.alpha=2", env=environment)
+    assert ran.returncode == 1 and time.monotonic() - started < 60
+    assert f"127.0.0.1:{port} takes connections and does not answer" in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+
+
+def process_of(head: dict[str, str], name: str, tries: int = 60) -> psutil.Process:
+    """One of the head's own, found by the token's path in its environment."""
+    for _ in range(tries):
+        for process in psutil.process_iter():
+            try:
+                if process.name() == name and head["RAY_AUTH_TOKEN_PATH"] in process.environ().values():
+                    return process
+            except psutil.Error:
+                continue
+        time.sleep(1)
+    raise AssertionError(f"the head has no {name}")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
+    scheme: str, tmp_path: Path, here: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jobs.cluster
+
+    monkeypatch.setattr(jobs.cluster, "ANSWERS_WITHIN_S", 3.0)
+    source, output = corpus(tmp_path / "a.jsonl", 2), tmp_path / "out"
+    arguments = ("label", "--model", tmp_path, "--input", source, "--output", output)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        ran = here(*arguments, "--set", f"run.ray_address={place}")
+        assert ran.returncode == 1 and time.monotonic() - started < 20
+        assert f"{place} takes connections and does not answer" in ran.stderr
+    refused = here(*arguments, "--set", f"run.ray_address={place}")
+    assert refused.returncode == 2 and "Connection refused" in refused.stderr
+    nonsense = here(*arguments, "--set", "run.ray_address=nonsense")
+    assert nonsense.returncode == 2 and "nonsense" in nonsense.stderr and not output.exists()
+
+
 @pytest.mark.timeout(600)
 def test_the_pool_grows_and_shrinks(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", CHATML, hidden=128)

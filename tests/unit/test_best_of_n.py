@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tiny import ENDLESS
 
+from pipeline import answers
 from pipeline.benchmarks.best_of_n import BestOfN, expected_best
 from pipeline.benchmarks.figures import stratified_mean
 from pipeline.benchmarks.items import Answer, Item
@@ -83,6 +85,15 @@ def test_a_rule_scores_by_equivalence():
     assert benchmark.check(each) is None
     assert benchmark.figures([each]).values == {"best_of_n": 0.0, "gain": -0.5, "mean": 0.5, "oracle": 1.0}
     assert "no column 'gold.answer'" in (benchmark.check(item([1.0])) or "")
+
+
+def test_a_rule_that_does_not_end_counts_as_wrong_and_is_said(monkeypatch):
+    monkeypatch.setattr(answers, "CHECKED_WITHIN_S", 0.3)
+    response, gold = ENDLESS
+    each = item([1.0, 2.0], {"gold": gold}, [rf"so \boxed{{{gold}}}", response])
+    found = BestOfN(BestOfNConfig(answer_key="gold")).figures([each])
+    assert found.values["mean"] == 0.5 and found.values["best_of_n"] == 0.0
+    assert "1 of 2 answers could not be checked" in found.notes[0]
 
 
 @pytest.mark.parametrize(

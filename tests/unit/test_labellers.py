@@ -13,10 +13,13 @@ from tiny import CHATML, save_bigram, save_model
 
 from pipeline.config import EvaluateConfig
 from pipeline.corpus import Shape, Shard, detect
+from pipeline.errors import RowError
 from pipeline.generation import Generator
 from pipeline.labellers import Classified, Endogenous, Labeller, PairwiseJudge, PointwiseJudge, Verifier
 from pipeline.labellers.base import filled
+from pipeline.labellers.judge import verdict
 from pipeline.models import load_model
+from pipeline.questions import Completion
 from pipeline.scoring import Scorer
 
 VERDICTS = {"good": "[[9]]", "bad": "[[2]]", "better": "[[A]]", "worse": "[[B]]"}
@@ -46,6 +49,14 @@ def ran(labeller: Labeller, rows: Sequence[dict[str, Any]], shape: Shape = SHAPE
 
 def pair(chosen: str | list[str], rejected: str | list[str]) -> dict[str, Any]:
     return {"prompt": "what is it", "chosen": chosen, "rejected": rejected}
+
+
+def test_a_pattern_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.labellers.judge.READ_WITHIN_S", 0.3)
+    assert verdict(r"(a+)+$", Completion("it is aaa", [], True)) == "aaa"
+    with pytest.raises(RowError, match=r"unparsable_judgement.*\(a\+\)\+\$ came to no end within 0\.3 s"):
+        verdict(r"(a+)+$", Completion("a" * 40 + "b", [], True))
+    assert verdict(r"\[\[(\d)\]\]", Completion("[[3]] or [[4]]", [], True)) == "4"
 
 
 def test_pointwise_rating_is_the_reward(judge: Path) -> None:

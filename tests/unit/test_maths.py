@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import ENDLESS
 
+from pipeline import answers
 from pipeline.answers import extract_and_check, final_answer
 from pipeline.benchmarks.figures import stratified_mean
 from pipeline.benchmarks.items import Answer, Item
@@ -74,6 +76,26 @@ def test_what_could_take_for_ever_ends_and_is_wrong_off_the_main_thread_too():
     thread.start()
     thread.join()
     assert found == [False] * len(HOSTILE)
+
+
+def test_a_check_that_does_not_end_is_killed_and_counts_as_wrong_and_is_said(monkeypatch):
+    extract_and_check("1", "2")  # imports SymPy
+    monkeypatch.setattr(answers, "CHECKED_WITHIN_S", 0.3)
+    response, gold = ENDLESS[0] + " ", ENDLESS[1]  # no other test's, since verdicts are kept
+    found, started = [], time.perf_counter()
+    thread = threading.Thread(target=lambda: found.append(extract_and_check(response, gold)))
+    thread.start()
+    thread.join()
+    assert time.perf_counter() - started < 5
+    assert found == [answers.Verdict(False, r"\sin^{32}(x+y+z)+\cos^{32}(x-y)", unchecked=True)]
+    assert extract_and_check(r"\boxed{\frac{3}{6}}", "0.5").correct  # by the next process
+
+    drawn = [
+        Answer(0.0, 1, "", False, {"extracted": "5", "unchecked": True}),
+        Answer(1.0, 1, "", False, {"extracted": "6"}),
+    ]
+    [note] = MATHS["math-500"].figures([Item("f:0", others=tuple(drawn))]).notes
+    assert note.startswith("1 of 2 answers could not be checked within 0.3 s and count as wrong")
 
 
 def tree(depth: int) -> str:

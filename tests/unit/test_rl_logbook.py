@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import ENDLESS
 
 from jobs.logbook import Logbook
 from jobs.online import Online
 from pipeline.rl.config import RlConfig
+from pipeline.rl.rewards.maths import RightAnswer
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
 
 SEPARATORS = "one\u2028two\u2029three\u0085four"  # end a line for str.splitlines, and not in JSON
@@ -111,6 +113,19 @@ def test_without_held_out_prompts_samples_are_of_the_batch(tmp_path: Path) -> No
     assert [each["step"] for each in samples(tmp_path)] == [1, 2, 4, 6]
     assert samples(tmp_path)[2]["samples"][0]["prompt"] == "question 4"
     assert not any(name.startswith("eval_") for row in rows(tmp_path) for name in row)
+
+
+def test_a_held_out_check_that_does_not_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.answers.CHECKED_WITHIN_S", 0.3)
+    response, gold = ENDLESS
+    each = group(0, response, [-1.0])
+    source = Canned([replace(each, prompt=replace(each.prompt, columns={"answer": gold}))], measurable=1)
+    book = logbook(tmp_path, source)
+    book.right = RightAnswer("held_out.check", "answer")
+    book.write({"step": 2}, source.groups, due=True)
+    row = rows(tmp_path)[-1]
+    assert row["eval_accuracy"] == 0.0
+    assert row["warnings"][-1].startswith("held_out.check: 1 of 1 answers could not be checked within 0.3 s")
 
 
 def test_what_is_measured_on_held_out_prompts(tmp_path: Path) -> None:

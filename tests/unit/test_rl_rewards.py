@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
-from tiny import CHATML, save_model, tokenizer
+from tiny import CHATML, ENDLESS, save_model, tokenizer
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, InputError, RunError
@@ -367,6 +367,20 @@ def test_maths_is_one_for_an_equivalent_answer(models: Folders) -> None:
     assert [each.reward for each in found] == [1.0, 0.0, 0.0]
     assert found[0].token_rewards[-1] == 1 and found[0].token_rewards.sum() == 1 and found[0].values is None
     assert rewarded(config, prompted(row={"gold": 0.5}), rollouts[0])[0].reward == 1.0
+
+
+def test_an_answer_that_cannot_be_checked_in_time_earns_nothing_and_is_said(
+    models: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.answers.CHECKED_WITHIN_S", 0.3)
+    response, gold = ENDLESS
+    rewards = rewarder(configured(models, {"right": {"kind": "maths"}}))
+    for count in (1, 2):  # of all so far
+        [[first, second]] = rewards.reward([(prompted(answer=gold), [rolled(response), rolled(rf"\boxed{{{gold}}}")])])
+        assert (first.reward, second.reward) == (0.0, 1.0)
+        assert rewards.notes[-1].startswith(
+            f"rewards.right: {count} of {2 * count} answers could not be checked within 0.3 s"
+        )
 
 
 @pytest.mark.parametrize("columns", [{"solution": "1"}, {"answer": None, "solution": "1"}, {}])

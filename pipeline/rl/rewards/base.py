@@ -56,6 +56,11 @@ class Source:
         drawn = int.from_bytes(hashlib.sha256(f"{self.config.rl.seed}:{self.name}:{prompt.id}".encode()).digest())
         return drawn < self.section.share * 2.0**256
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of what it has given so far."""
+        return []
+
     def earned(self, sampled: Sequence[Sampled], models: Models) -> list[Earned | None]:
         """What each response earns; None where the source has nothing to say of it. Raises RunError."""
         raise NotImplementedError

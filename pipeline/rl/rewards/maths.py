@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.answers import extract_and_check
+from pipeline.answers import extract_and_check, unchecked_note
 from pipeline.corpus.columns import lookup, paths
 from pipeline.errors import InputError, RowError
 from pipeline.labellers.base import open_renderer
@@ -16,21 +16,37 @@ from pipeline.thoughts import opens_thoughts
 class Maths(Source):
     def __init__(self, name: str, config: RlConfig):
         super().__init__(name, config)
-        self.thinking = thinks(config)
+        self.right = RightAnswer(self.who, self.section.answer_key, thinks(config))
 
     def earned(self, sampled: Sequence[Sampled], models: Models) -> list[Earned | None]:
-        key = self.section.answer_key
-        return [
-            Earned.whole(float(right(self.who, prompt, rollout.text, key, self.thinking)), len(rollout.ids))
-            for prompt, rollout in sampled
-        ]
+        return [Earned.whole(float(self.right(prompt, rollout.text)), len(rollout.ids)) for prompt, rollout in sampled]
+
+    @property
+    def notes(self) -> list[str]:
+        return self.right.notes
 
 
-def right(who: str, prompt: Prompt, text: str, key: str, thinking: bool = False) -> bool:
-    """Whether a text's final answer is that of the prompt's column `key`. Raises InputError where it has none.
+class RightAnswer:
+    """Says whether a text's final answer is that of its prompt's column `key`, and counts those that it cannot tell.
 
-    `thinking`: the prompt opens thoughts, behind which the answer is looked for."""
-    return extract_and_check(text, right_answer(who, prompt, key), thinking).correct
+    `thinking`: the prompt opens thoughts, behind which the answer is looked for.
+    Raises InputError, when it is called, where the prompt's row has none.
+    """
+
+    def __init__(self, who: str, key: str, thinking: bool = False):
+        self.who, self.key, self.thinking = who, key, thinking
+        self.asked = self.unchecked = 0
+
+    def __call__(self, prompt: Prompt, text: str) -> bool:
+        verdict = extract_and_check(text, right_answer(self.who, prompt, self.key), self.thinking)
+        self.asked += 1
+        self.unchecked += verdict.unchecked
+        return verdict.correct
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of all that it was asked so far."""
+        return [f"{self.who}: {unchecked_note(self.unchecked, self.asked)}"] if self.unchecked else []
 
 
 def thinks(config: RlConfig) -> bool:

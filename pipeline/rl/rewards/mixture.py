@@ -14,7 +14,7 @@ from pipeline.rl.rewards.base import Earned, Sampled, Source
 from pipeline.rl.rewards.endogenous import Endogenous
 from pipeline.rl.rewards.function import Function, call, load_function
 from pipeline.rl.rewards.length import Length
-from pipeline.rl.rewards.maths import Maths, right, right_answer, thinks
+from pipeline.rl.rewards.maths import Maths, RightAnswer, right_answer, thinks
 from pipeline.rl.rewards.models import Models, Reader
 from pipeline.rl.rewards.relative import Relative
 from pipeline.rl.rollouts import Array, Prompt, Rewarded, Rollout, Tokens
@@ -98,7 +98,7 @@ class Rewarder:
         return [scores.logprobs.astype(np.float32) for scores in self.reference.scores(sampled, self.models)]
 
     def _note(self) -> None:
-        for note in chain(_notes(self.readers), self.models.notes):
+        for note in chain(_notes(self.readers), self.models.notes, *(source.notes for source in self.sources)):
             if note not in self.noted:
                 self.noted.add(note)
                 self.notes.append(note)
@@ -192,8 +192,7 @@ def checker(config: RlConfig) -> Callable[[Prompt, str], bool] | None:
     if check is None:
         return None
     if check == "maths":
-        thinking = thinks(config)
-        return lambda prompt, text: right("held_out.check", prompt, text, key, thinking)
+        return RightAnswer("held_out.check", key, thinks(config))
     if not check.rpartition(":")[0].endswith(".py"):
         raise ConfigError(f"held_out.check = {check!r} is neither maths nor path.py:name")
     function, named = load_function("held_out.check", check), f"held_out.check: {check}"

@@ -1,0 +1,197 @@
+"""A Python process beside this one, for what may kill its process or never come to an end.
+
+    beside = Apart()
+    beside.call(re.findall, pattern, text, timeout_s=10.0)
+
+Functions and values travel pickled through a pair of sockets. It is started anew, never forked, so it may stand beside
+threads and CUDA; it is used again until it dies or is killed, and started when it is next needed. It ends with the process
+that it stands beside, whatever way that ends.
+"""
+
+import contextlib
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, TypeVar
+
+from pipeline.errors import RunError
+
+Value = TypeVar("Value")
+
+STARTED_WITHIN_S = 120.0
+LOOK_S = 1.0  # how often the process is looked at while its answer is waited for
+ENDS_WITHIN_S = 5.0  # once it has closed its socket
+LEFT_ALONE_S = 5.0  # how long after its time-out a process lives that nobody is left to kill
+MAIN = "import sys; sys.path[:] = sys.argv[2:]; from pipeline.apart import serve; serve(int(sys.argv[1]))"
+
+
+class Died(Exception):
+    """The process ended in a call. `how` is what ended it: `signal SIGSEGV`, or `exit code 3`."""
+
+    def __init__(self, how: str):
+        super().__init__(how)
+        self.how = how
+
+
+class TimedOut(Exception):
+    """The process did not answer in time, and was killed."""
+
+
+class Apart:
+    """Calls functions in a process of its own; safe to use from several threads, which wait for each other.
+
+    Args:
+        memory: most bytes of address space that it may have; more raises MemoryError there.
+    """
+
+    def __init__(self, memory: int | None = None):
+        self.memory = memory
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._owner = 0  # a fork of this process has no share in the one beside it
+
+    def call(self, function: Callable[..., Value], *arguments: Any, timeout_s: float | None = None) -> Value:
+        """`function(*arguments)`, in the process beside this one.
+
+        Args:
+            function: of a module, found there by its name.
+            timeout_s: after which the process is killed; what starting it takes does not count.
+
+        Raises:
+            Died: where the process ended meanwhile.
+            TimedOut: after `timeout_s`.
+            RunError: where no process can be started.
+            Exception: what the function raised.
+        """
+        with self._lock:
+            self._ensure()
+            return self._ask((function, arguments, timeout_s), timeout_s)
+
+    def stop(self) -> None:
+        """Kill the process; the next call starts another."""
+        with self._lock:
+            self._stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process, so that a call need not start one."""
+        return self._owner == os.getpid() and self._process is not None and self._process.poll() is None
+
+    def _ensure(self) -> None:
+        if self.alive:
+            return
+        if self._owner == os.getpid():
+            self._stop()
+        ours, theirs = Pipe()
+        with theirs:
+            place = [sys.executable, "-c", MAIN, str(theirs.fileno()), *map(os.path.abspath, sys.path)]
+            self._process = subprocess.Popen(
+                place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
+        self._connection, self._owner = ours, os.getpid()
+        try:
+            self._ask((_limited, (self.memory,), None), STARTED_WITHIN_S)
+        except (Died, TimedOut) as error:  # before it was given anything
+            raise RunError(f"{sys.executable} cannot be started beside this process: {error}") from error
+
+    def _ask(self, asked: Any, timeout_s: float | None) -> Any:
+        assert self._connection is not None
+        message = pickle.dumps(asked)
+        try:
+            self._connection.send_bytes(message)
+            self._await(timeout_s)
+            raised, value = pickle.loads(self._connection.recv_bytes())  # ours: written by `serve`
+        except (EOFError, ConnectionError):
+            raise Died(self._stop(ending=True)) from None
+        except BaseException:  # else the next call would get this one's answer
+            self._stop()
+            raise
+        if raised:
+            raise value
+        return value
+
+    def _await(self, timeout_s: float | None) -> None:
+        """Until there is an answer. Raises TimedOut, and EOFError where the process ended without one."""
+        assert self._connection is not None and self._process is not None
+        ends = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._connection.poll(LOOK_S if ends is None else max(0.0, min(LOOK_S, ends - time.monotonic()))):
+            ended = self._process.poll() is not None  # a fork of it may hold the socket open
+            if ended and not self._connection.poll():
+                raise EOFError
+            if ends is not None and time.monotonic() >= ends:
+                raise TimedOut(f"no answer within {timeout_s:g} s")
+
+    def _stop(self, ending: bool = False) -> str:
+        """Kill what is left of the process, at once unless it is `ending` by itself. Returns how it ended."""
+        process, connection = self._process, self._connection
+        self._process = self._connection = None
+        if connection is not None:
+            connection.close()
+        if process is None:
+            return "nothing"
+        if ending:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDS_WITHIN_S)
+        process.kill()
+        code = process.wait()
+        return f"signal {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # of a real-time one
+        return str(number)
+
+
+def serve(descriptor: int) -> None:
+    """What the process does: answer calls until the other end of its socket is closed."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the process that it stands beside
+        signal.signal(each, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    while True:
+        try:
+            message = connection.recv_bytes()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            function, arguments, timeout_s = pickle.loads(message)
+            if timeout_s is not None:  # ends what holds the interpreter's lock, too
+                signal.setitimer(signal.ITIMER_REAL, timeout_s + LEFT_ALONE_S)
+            answer = False, function(*arguments)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            packed = pickle.dumps(answer)
+        except Exception as error:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            packed = _packed_error(error)
+        connection.send_bytes(packed)
+
+
+def _packed_error(error: Exception) -> bytes:
+    try:
+        packed = pickle.dumps((True, error))
+        pickle.loads(packed)
+    except Exception:
+        packed = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
+    return packed
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(0)
+
+
+def _limited(memory: int | None) -> None:
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

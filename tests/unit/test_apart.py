@@ -1,0 +1,125 @@
+"""A real process beside this one: what it answers, how it dies, and that it never outlasts what it stands beside."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.apart import Apart, Died, TimedOut
+from pipeline.errors import RowError, RunError
+
+HOPELESS = "(a+)+$", "a" * 40 + "b"  # 2^40 ways, without ever letting go of the interpreter's lock
+
+
+def die(how: int) -> None:
+    os.kill(os.getpid(), how)
+
+
+def refuse() -> None:
+    raise RowError("too_long", "by one")
+
+
+def allocate(size: int) -> int:
+    return len(bytearray(size))
+
+
+def leave_a_child() -> None:
+    if os.fork() == 0:
+        time.sleep(5)
+        os._exit(0)
+    os._exit(3)
+
+
+@pytest.fixture
+def beside() -> Iterator[Apart]:
+    apart = Apart()
+    yield apart
+    apart.stop()
+
+
+def test_it_answers_and_stays(beside: Apart) -> None:
+    assert beside.call(re.findall, "a(b|c)", "abac") == ["b", "c"]
+    first = beside.call(os.getpid)
+    assert first != os.getpid() and beside.call(os.getpid) == first
+    with pytest.raises(RowError) as raised:
+        beside.call(refuse)
+    assert raised.value.reason == "too_long" and beside.call(os.getpid) == first
+    assert beside.call(len, b"x" * (5 << 20)) == 5 << 20
+
+
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGSEGV, "signal SIGSEGV"), (signal.SIGKILL, "signal SIGKILL"), (0, "exit code 3")]
+)
+def test_how_it_died_is_known_and_the_next_call_has_another(beside: Apart, number: int, how: str) -> None:
+    with pytest.raises(Died) as died:
+        beside.call(die, number) if number else beside.call(os._exit, 3)
+    assert died.value.how == how and not beside.alive
+    assert beside.call(len, "abc") == 3
+
+
+def test_what_never_ends_is_killed_in_time_and_so_from_threads(beside: Apart) -> None:
+    beside.call(len, "")
+    process = psutil.Process(beside.call(os.getpid))
+    started, raised = time.perf_counter(), []
+
+    def call() -> None:
+        try:
+            beside.call(re.search, *HOPELESS, timeout_s=0.2)
+        except TimedOut as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(raised) == 2 and time.perf_counter() - started < 5 and not process.is_running()
+
+
+def test_a_child_that_it_leaves_behind_hides_no_death(beside: Apart) -> None:
+    started = time.perf_counter()
+    with pytest.raises(Died, match="exit code 3"):
+        beside.call(leave_a_child)
+    assert time.perf_counter() - started < 4
+
+
+def test_its_memory_is_bounded() -> None:
+    apart = Apart(memory=1 << 30)
+    with pytest.raises(MemoryError):
+        apart.call(allocate, 2 << 30)
+    assert apart.call(allocate, 1 << 20) == 1 << 20
+    apart.stop()
+
+
+def test_a_process_that_cannot_start_is_nobodys_death(beside: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RunError, match="/bin/false cannot be started"):
+        beside.call(len, "")
+
+
+def test_a_signal_that_is_meant_for_others_does_not_end_it(beside: Apart) -> None:
+    beside.call(die, signal.SIGTERM)
+    beside.call(die, signal.SIGINT)
+
+
+def test_it_ends_with_what_it_stands_beside() -> None:
+    code = (
+        "import os, re, threading, time; from pipeline.apart import Apart; apart = Apart(); "
+        "print(apart.call(os.getpid), flush=True); "
+        "threading.Thread(target=apart.call, args=(time.sleep, 60), daemon=True).start(); time.sleep(60)"
+    )
+    root = Path(__file__).parent.parent.parent
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    process = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    assert process.wait(timeout=20) is None or not process.is_running()

@@ -1,0 +1,61 @@
+"""What is set of a process for a run is taken back, also after an error; which addresses are refused, without a Ray."""
+
+import logging
+import signal
+import socket
+import warnings
+
+import pytest
+import ray.data
+
+from jobs.cluster import _logging_and_signals_as_before, joins_cluster, require_answer
+from jobs.flow import _settings
+from pipeline.config import ClusterConfig
+from pipeline.errors import ConfigError
+
+
+def test_settings_of_ray_data_are_put_back_after_an_error() -> None:
+    context = ray.data.DataContext.get_current()
+    before = context.target_max_block_size, context.enable_progress_bars
+    filters = list(warnings.filters)
+    with pytest.raises(KeyError), _settings(verbose=False):
+        inside = ray.data.DataContext.get_current()
+        assert (inside.target_max_block_size, inside.enable_progress_bars) == (1, False)
+        raise KeyError
+    assert ray.data.DataContext.get_current() is context
+    assert (context.target_max_block_size, context.enable_progress_bars) == before and warnings.filters == filters
+
+
+def test_logging_and_signals_are_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("ray")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    handlers, on_term = list(logger.handlers), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyError), _logging_and_signals_as_before():
+        logger.setLevel(logging.ERROR)
+        logger.addHandler(logging.NullHandler())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyError
+    assert logger.level == logging.INFO and logger.handlers == handlers
+    assert signal.getsignal(signal.SIGTERM) == on_term
+
+
+def test_what_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    if ray.is_initialized():
+        pytest.skip("this process has a Ray, of another test")
+    for given in (None, "", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", given) if given is not None else monkeypatch.delenv("RAY_ADDRESS", False)
+        assert not joins_cluster(ClusterConfig())
+    assert not joins_cluster(ClusterConfig(ray_address="local"))
+    assert joins_cluster(ClusterConfig(ray_address="127.0.0.1:6379"))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert joins_cluster(ClusterConfig())
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_where_nothing_listens_the_address_is_wrong(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        place = f"{scheme}127.0.0.1:{once.getsockname()[1]}"
+    with pytest.raises(ConfigError, match=rf"{place}: Connection refused.*run\.ray_address"):
+        require_answer(place)
+    with pytest.raises(ConfigError, match="is no address"):
+        require_answer(f"{scheme}127.0.0.1:port")
