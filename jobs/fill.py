@@ -119,7 +119,7 @@ class Filling:
         target = Target(self.store.uri, fingerprint.digest(self.description))
         total = sum(stored.plan.rows for stored in self.inputs)
         todo = sum(shard.rows for each in work for shard in each.shards)
-        rate, timing = _ErrorRate(config), Timing()
+        rate, timing, counts = _ErrorRate(config), Timing(), Counter[str]()
         spec = _spec(self.labeller, self.device, pool)
         with (
             terminal.LabelProgress(total, total - todo, self.labeller.name) as progress,
@@ -135,6 +135,11 @@ class Filling:
                         terminal.warn(note)
                 progress.advance(done.record.shard.rows, done.record.stats.tokens)
                 rate.add(done.record)
+                counts.update(done.counts)
+        for sentence, count in counts.items():
+            if count:
+                notes.append(f"{count:,} {sentence}")
+                terminal.warn(notes[-1])
         if todo:
             raise RunError(
                 f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on"

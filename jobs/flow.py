@@ -17,6 +17,7 @@ import contextlib
 import logging
 import pickle
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -64,6 +65,7 @@ class Done:
     layout: str = ""
     check: BatchCheck = field(default_factory=BatchCheck)
     notes: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)  # of what the run says at its end, by sentence
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def _commit(row: Row, labeller: Labeller, target: Target) -> Row:
         labels, failures = labeller.finish(prepared, answered.answers)
         record = commit(target.store, prepared.shard, target.fingerprint, prepared.generation, labels, failures)
         notes = prepared.notes + answered.notes
-        return Done(record, answered.forwarded_tokens, answered.seconds, answered.layout, answered.check, notes)
+        counts = prepared.counts
+        return Done(record, answered.forwarded_tokens, answered.seconds, answered.layout, answered.check, notes, counts)
 
     return _passing_errors(step, row)

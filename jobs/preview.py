@@ -20,13 +20,13 @@ QUOTED_CHARACTERS = 60
 
 def show_inputs(inputs: list[StoredInput]) -> None:
     """Print what was found in each file, and once for files that are read alike which response counts as better."""
-    said = set()
+    shown = set()
     for stored in inputs[:SHOWN_FILES]:
         terminal.say(f"input {stored.file.name}: {stored.plan.rows:,} rows of {stored.shape.describe()}")
         read_alike = (stored.shape.label, stored.shape.responses)
-        if read_alike not in said and (better := first_preference(stored)) is not None:
+        if read_alike not in shown and (better := first_preference(stored)) is not None:
             terminal.say(f"  {better}")
-            said.add(read_alike)
+            shown.add(read_alike)
     if len(inputs) > SHOWN_FILES:
         rows = sum(stored.plan.rows for stored in inputs)
         terminal.say(f"... and {len(inputs) - SHOWN_FILES} more files, {rows:,} rows in all")

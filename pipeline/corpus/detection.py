@@ -53,10 +53,10 @@ def detect(rows: Sequence[Row], config: InputConfig, name: str = "the input") ->
     """
     if not rows:
         raise InputError(f"{name}: not one row is a JSON object; if the file is one array, say --set input.format=json")
-    found = _search(rows, config, name)
-    if isinstance(found, Shape):
-        return found
-    raise InputError(_explained(name, rows, found, config))
+    result = _search(rows, config, name)
+    if isinstance(result, Shape):
+        return result
+    raise InputError(_explained(name, rows, result, config))
 
 
 Nearest = list[tuple[Shape, RowError]]  # shapes that fit none of the first rows, and why
@@ -216,9 +216,9 @@ def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputCo
     if nearest and nearest[0][1].reason == "no_prompt":
         remedy = "Give the rows a column with the prompt, or responses that are conversations and begin with it"
     if advice:
-        said = " ".join(f"--set {_assignment(key, value)}" for key, value in advice.items())
+        typed = " ".join(f"--set {_assignment(key, value)}" for key, value in advice.items())
         remedy = (
-            f"Say it with keys, for example {said} (there are also input.chosen_key, input.rejected_key, input.messages_key "
+            f"Say it with keys, for example {typed} (there are also input.chosen_key, input.rejected_key, input.messages_key "
             "and input.score_key; a dot reaches into a column)"
         )
     why = f"{name}: its columns do not say what is the prompt and what the response: {near}"

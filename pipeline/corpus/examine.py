@@ -12,31 +12,31 @@ from pipeline.corpus.shards import FilePlan
 from pipeline.corpus.words import TIE
 from pipeline.errors import RowError
 
-Planned = tuple[InputFile, str, Shape, FilePlan]  # a file, its configured format, what was found in it
-SAID = 20  # different labels named in a message
+Planned = tuple[InputFile, str, Shape, FilePlan]  # a file, its configured format, its shape and plan
+SHOWN = 20  # different labels named in a message
 
 
 def require_proof(inputs: Iterable[Planned]) -> None:
     """Hold every row of all files against labels whose meaning one foreign value disproves. Raises InputError for the first
     such row; it names what the labels of all files say."""
-    said: dict[ByValue, dict[str, None]] = {}
+    values: dict[ByValue, dict[str, None]] = {}
     foreign: tuple[ByValue, str, str, list[str]] | None = None
     for file, format, shape, plan in inputs:
         rule = shape.label
         if not isinstance(rule, ByValue) or not rule.closed:
             continue
-        words = said.setdefault(rule, {})
+        words = values.setdefault(rule, {})
         for _, rows in read_shards(file, format, plan.shards):
             for number, row in rows:
                 if isinstance(row, RowError):
                     continue
-                if len(words) < SAID:
+                if len(words) < SHOWN:
                     words |= dict.fromkeys(words_of([row], rule))
                 if foreign is None and (value := rule.disproof(row)) is not None:
                     foreign = rule, value, f"{file.name}, row {number}", _responses(shape, rule)
     if foreign is not None:
         rule, value, where, responses = foreign
-        raise disproved(rule, value, list(said[rule] | {value: None}), responses, where)
+        raise disproved(rule, value, list(values[rule] | {value: None}), responses, where)
 
 
 def _responses(shape: Shape, rule: ByValue) -> list[str]:

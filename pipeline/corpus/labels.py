@@ -43,10 +43,10 @@ class ByValue:
 
     def decide(self, row: Row, names: Sequence[str]) -> Decision:
         """Raises RowError `no_preference`, `bad_label`."""
-        said = self.said(row)
-        better = self.meaning(said)
+        spelling = self.value(row)
+        better = self.meaning(spelling)
         if better == TIE:
-            raise RowError("no_preference", f"{self._says} {said!r}: neither response is the better one")
+            raise RowError("no_preference", f"{self._says} {spelling!r}: neither response is the better one")
         if better is None or better not in names:
             known = ", ".join(value for value, _ in self.meanings[:12])
             raise RowError(
@@ -55,13 +55,13 @@ class ByValue:
                 f"understood are {known} ({self.why})",
             )
         preferences: dict[str, Preference] = {name: "chosen" if name == better else "rejected" for name in names}
-        return Decision(preferences, f"{self._says} {said}, which names {better} ({self.why})")
+        return Decision(preferences, f"{self._says} {spelling}, which names {better} ({self.why})")
 
-    def meaning(self, said: str) -> str | None:
-        stands = dict(self.meanings).get(said)
-        return TIE if stands is None and said in TIES else stands
+    def meaning(self, spelling: str) -> str | None:
+        stands = dict(self.meanings).get(spelling)
+        return TIE if stands is None and spelling in TIES else stands
 
-    def said(self, row: Row) -> str:
+    def value(self, row: Row) -> str:
         """The row's label as a word; "" where it has none. Raises `bad_label` where several columns do not name one."""
         if len(self.columns) == 1:
             return word(columns.lookup(row, self.columns[0]))
@@ -76,10 +76,10 @@ class ByValue:
         """The value of a row that shows this reading to be wrong for the whole corpus, or None."""
         if not self.closed or len(self.columns) > 1 or not columns.has(row, self.columns[0]):
             return None
-        said = self.said(row)
-        if said == "" or self.meaning(said) is not None:
+        spelling = self.value(row)
+        if spelling == "" or self.meaning(spelling) is not None:
             return None
-        return said if self.closed == "digits" or (len(said) == 1 and said.isalpha()) else None
+        return spelling if self.closed == "digits" or (len(spelling) == 1 and spelling.isalpha()) else None
 
     @property
     def _says(self) -> str:
@@ -143,9 +143,9 @@ class ByScores:
 
     def decide(self, row: Row, names: Sequence[str]) -> Decision:
         """Raises RowError `no_score`."""
-        given = self._scores(row, names)
+        numbers = self._scores(row, names)
         key = "response_rank" if self.ranks else "response_score"
-        scores = {name: score for name, score in given.items() if score is not None}
+        scores = {name: score for name, score in numbers.items() if score is not None}
         sign = -1 if self.ranks else 1
         preferences = self._pairs({name: sign * score for name, score in scores.items()})
         kind = "rank" if self.ranks else "score"
@@ -153,7 +153,7 @@ class ByScores:
             f"{preference}: {kind} {scores[name]:g}"
             for name, preference in sorted(preferences.items(), key=lambda each: each[1])
         )
-        of_response = {name: {key: score} for name, score in given.items()}
+        of_response = {name: {key: score} for name, score in numbers.items()}
         return Decision(
             preferences, f"{because} ({', '.join(self.columns)}; input.pairs_from = {self.pairs})", {}, of_response
         )
@@ -202,8 +202,8 @@ class ByScores:
 
 
 def _score(value: Any) -> float | None:
-    said = word(value)
-    return float(said == "true") if said in ("true", "false") else as_number(value)
+    spelling = word(value)
+    return float(spelling == "true") if spelling in ("true", "false") else as_number(value)
 
 
 @dataclass(frozen=True)
@@ -226,16 +226,16 @@ class Guessed:
         """Whether a rule gives every value that both understand the same meaning."""
         if not isinstance(rule, ByValue) or rule.columns != self.columns:
             return False
-        shared = [(self._named(said, names), better) for said, better in rule.meanings if better != TIE]
+        shared = [(self._named(spelling, names), better) for spelling, better in rule.meanings if better != TIE]
         return all(mine in (None, better) for mine, better in shared)
 
-    def _named(self, said: str, names: Sequence[str]) -> str | None:
-        if said in map(squash, names):
-            return next(name for name in names if squash(name) == said)
+    def _named(self, spelling: str, names: Sequence[str]) -> str | None:
+        if spelling in map(squash, names):
+            return next(name for name in names if squash(name) == spelling)
         for index, name in enumerate(names):
             letter, other = ("a", "b") if index == 0 else ("b", "a")
             order = ("first", "second")[index]
-            if said in (
+            if spelling in (
                 letter,
                 f"{letter}>{other}",
                 f"{letter}>>{other}",
@@ -254,7 +254,9 @@ def disagree(one: LabelRule, other: LabelRule) -> bool:
     """Whether two rules read any row differently; a value that only one of them knows is no difference."""
     if isinstance(one, ByValue) and isinstance(other, ByValue):
         known = dict(one.meanings)
-        return one.columns != other.columns or any(known.get(said, better) != better for said, better in other.meanings)
+        return one.columns != other.columns or any(
+            known.get(spelling, better) != better for spelling, better in other.meanings
+        )
     return one != other
 
 

@@ -83,16 +83,16 @@ def _by_scores(config: InputConfig, name: str) -> ByScores:
 
 
 def _responses(rows: Sequence[Row], config: InputConfig, name: str) -> list[str]:
-    """What the responses are called that a label chooses between. Raises InputError where that is not said."""
-    given = config.response_key
+    """What the responses are called that a label chooses between. Raises InputError where nothing says it."""
+    responses = config.response_key
     if config.chosen_key or config.rejected_key:
         raise InputError(
             f"{name}: input.label_key says which response is chosen, and so do input.chosen_key and "
             "input.rejected_key; give one or the other"
         )
-    if isinstance(given, list) and len(set(given)) == len(given) == 2:
-        return given
-    only = given if isinstance(given, str) else given[0] if given and len(given) == 1 else None
+    if isinstance(responses, list) and len(set(responses)) == len(responses) == 2:
+        return responses
+    only = responses if isinstance(responses, str) else responses[0] if responses and len(responses) == 1 else None
     if only is not None:
         values = [columns.lookup(row, only) for row in rows if columns.has(row, only)]
         lists = [v for v in values if isinstance(v, list) and len(v) > 1 and not any(map(_is_turn, v))]
@@ -102,7 +102,7 @@ def _responses(rows: Sequence[Row], config: InputConfig, name: str) -> list[str]
     example = f", for example --set 'input.response_key={json.dumps(pair)}'" if pair else ""
     raise InputError(
         f"{name}: input.label_key = {config.label_key!r} chooses between two columns, or between responses in a list of two "
-        f"or more, and input.response_key is {given!r}; name the two{example}"
+        f"or more, and input.response_key is {responses!r}; name the two{example}"
     )
 
 
@@ -135,9 +135,9 @@ def _by_grade(label: Label, config: InputConfig) -> ByGrade:
 
 def _stated(label: Label, config: InputConfig, layout: Layout | None) -> ByValue:
     """By `input.label_values`, or by what a layout has in its place."""
-    values = config.label_values or {}
+    stated = config.label_values or {}
     meanings: dict[str, str] = {}
-    for value, meaning in values.items():
+    for value, meaning in stated.items():
         better = TIE if meaning not in label.responses and word(meaning) in TIES else meaning
         if better not in label.responses and better != TIE:
             raise InputError(
@@ -149,17 +149,17 @@ def _stated(label: Label, config: InputConfig, layout: Layout | None) -> ByValue
                 f"{label.file}: input.label_values gives {word(value)!r} two meanings, as {value!r} and in another spelling"
             )
     known = tuple(meanings.items())
-    if layout is not None and values == layout.keys.get("label_values"):
+    if layout is not None and stated == layout.keys.get("label_values"):
         closed = "" if config.layout else "digits"  # one that is named is stated: another value disproves nothing
         rule = ByValue(label.columns, known, f"the layout {layout.name}, {layout.source}", closed)
         _refuse_disproved(label, rule)
         return rule
     rule = ByValue(label.columns, known, "input.label_values")
-    said = words_of(label.rows, rule)
-    if said and all(rule.meaning(each) is None for each in said):
+    values = words_of(label.rows, rule)
+    if values and all(rule.meaning(each) is None for each in values):
         raise InputError(
-            f"{label.file}: input.label_values knows {', '.join(meanings)}, and {label} says {', '.join(said[:8])} in its "
-            f"first rows; {_ways(label, said)}"
+            f"{label.file}: input.label_values knows {', '.join(meanings)}, and {label} says {', '.join(values[:8])} in its "
+            f"first rows; {_ways(label, values)}"
         )
     return rule
 
@@ -172,53 +172,53 @@ def _proven(label: Label, config: InputConfig) -> ByValue:
     for column in label.columns[:1] if len(label.columns) == 1 else ():
         digits, letters = is_scale(column, digits=True), is_scale(column, digits=False)
         known = {
-            said: meaning
-            for said, meaning in known.items()
-            if not (digits and said.isdigit()) and not (letters and len(said) == 1)
+            spelling: meaning
+            for spelling, meaning in known.items()
+            if not (digits and spelling.isdigit()) and not (letters and len(spelling) == 1)
         }
     kind = family(first, second)
     closed = kind if of_columns and kind != "other" else ""
     why = "the values are the names of the columns, or their letters or digits"
     rule = ByValue(label.columns, tuple(known.items()), why, closed)
-    said = words_of(label.rows, rule)
-    if any(rule.meaning(each) is not None for each in said):
+    values = words_of(label.rows, rule)
+    if any(rule.meaning(each) is not None for each in values):
         _refuse_disproved(label, rule)
         return rule
-    shown = f"says {', '.join(said[:8])}" if said else "is empty"
+    shown = f"says {', '.join(values[:8])}" if values else "is empty"
     raise InputError(
         f"{label.file}: what {label} means is not proven: it {shown} in its first rows, and the responses are "
-        f"{' and '.join(label.responses)}. {_ways(label, said)}"
+        f"{' and '.join(label.responses)}. {_ways(label, values)}"
     )
 
 
 def _refuse_disproved(label: Label, rule: ByValue) -> None:
-    foreign = next((said for row in label.rows if (said := rule.disproof(row)) is not None), None)
+    foreign = next((value for row in label.rows if (value := rule.disproof(row)) is not None), None)
     if foreign is not None:
         raise disproved(rule, foreign, words_of(label.rows, rule), label.responses, label.file)
 
 
-def disproved(rule: ByValue, foreign: str, said: Sequence[str], responses: Sequence[str], where: str) -> InputError:
-    """The error for a reading that a value disproves; `said` is what the file's labels say, each once."""
+def disproved(rule: ByValue, foreign: str, values: Sequence[str], responses: Sequence[str], where: str) -> InputError:
+    """The error for a reading that a value disproves; `values` is what the file's labels say, each once."""
     label = Label(rule.columns, list(responses), (), where)
     return InputError(
         f"{where}: {label} says {foreign!r} in one of its rows, which is the name, letter or digit of none of "
-        f"{', '.join(responses)}; so what its other values mean is not proven. {_ways(label, said)}"
+        f"{', '.join(responses)}; so what its other values mean is not proven. {_ways(label, values)}"
     )
 
 
 def words_of(rows: Iterable[Row], rule: ByValue) -> list[str]:
     """The labels of some rows as words, each once; rows without one do not count."""
-    found: dict[str, None] = {}
+    values: dict[str, None] = {}
     for row in rows:
         try:
-            found[rule.said(row)] = None
+            values[rule.value(row)] = None
         except RowError:
             continue
-    return [said for said in found if said]
+    return [value for value in values if value]
 
 
-def _ways(label: Label, said: Sequence[str]) -> str:
-    """How to say what a label means: sentences with keys that can be given as they stand."""
+def _ways(label: Label, values: Sequence[str]) -> str:
+    """How to say what a label means: sentences with keys that can be typed as they stand."""
     first, second = label.responses[0], label.responses[-1]
     if label.responses == [str(place) for place in range(len(label.responses))]:
         from_zero, from_one = (
@@ -228,10 +228,10 @@ def _ways(label: Label, said: Sequence[str]) -> str:
             f"Say it: --set 'input.label_values={from_zero}' where 0 means the first, or --set "
             f"'input.label_values={from_one}' where 1 means the first"
         )
-    numbers = [number for each in said if (number := as_number(each)) is not None]
-    words = [each for each in said if each not in TIES or as_number(each) is not None]
-    all_numbers = len(label.columns) == 1 and 0 < len(said) == len(numbers)
-    scale = all_numbers and (len(words) > 2 or is_scale(label.columns[0], digits=True))
+    numbers = [number for each in values if (number := as_number(each)) is not None]
+    sides = [each for each in values if each not in TIES or as_number(each) is not None]
+    all_numbers = len(label.columns) == 1 and 0 < len(values) == len(numbers)
+    scale = all_numbers and (len(sides) > 2 or is_scale(label.columns[0], digits=True))
     ways = []
     note = 'a value that calls neither better means "tie"'
     low, high = min(numbers, default=0.0), max(numbers, default=0.0)
@@ -243,10 +243,10 @@ def _ways(label: Label, said: Sequence[str]) -> str:
         ]
         if low >= 0:
             note += f"; {middle:g} is only the middle of what these rows say: give the value that prefers neither"
-    if words and (not scale or (len(words) <= 2 and all(number.is_integer() for number in numbers))):
+    if sides and (not scale or (len(sides) <= 2 and all(number.is_integer() for number in numbers))):
         for better, worse in ((first, second), (second, first)):
-            values = dict(zip(words[:2], (better, worse), strict=False))
-            ways.append(f"--set 'input.label_values={_inline(values)}' where {words[0]} means {better}")
+            meanings = dict(zip(sides[:2], (better, worse), strict=False))
+            ways.append(f"--set 'input.label_values={_inline(meanings)}' where {sides[0]} means {better}")
     if not ways:
         ways = [f"--set 'input.label_values={_inline({'VALUE': first, 'OTHER': second})}' with its values"]
     return f"Say it: {', or '.join(ways)} ({note})"

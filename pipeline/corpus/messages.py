@@ -224,14 +224,14 @@ def decoded(value: Any, where: str) -> Any:
     if not any(all(re.search(rf"(['\"]){key}\1\s*:", value) for key in keys) for keys in KEYS):
         return value
     try:
-        found = json.loads(value)
+        messages = json.loads(value)
     except ValueError as error:
         raise RowError(
             "bad_message",
             f"{where} is text that begins as a list of messages does and is no JSON ({error}): {value[:60]!r}; write the "
             "messages as a list, or as JSON with double quotes",
         ) from None
-    return found if _are_messages(found) else value
+    return messages if _are_messages(messages) else value
 
 
 def _are_messages(value: Any) -> bool:
@@ -261,14 +261,16 @@ def interleaved(prompts: Any, answers: Any, where: str) -> list[Message]:
 
     Raises `bad_message`, and what `to_text` raises.
     """
-    asked, said = from_json(prompts, "the prompt column"), from_json(answers, where)
-    if not isinstance(asked, list) or not isinstance(said, list):
-        raise RowError("bad_message", f"{where} is {_kind(said)} and its prompt {_kind(asked)}; lists of texts are due")
-    if len(asked) != len(said) or not asked:
+    users, assistants = from_json(prompts, "the prompt column"), from_json(answers, where)
+    if not isinstance(users, list) or not isinstance(assistants, list):
         raise RowError(
-            "bad_message", f"{where} has {len(said)} turns for {len(asked)} of the prompt column; as many are due"
+            "bad_message", f"{where} is {_kind(assistants)} and its prompt {_kind(users)}; lists of texts are due"
         )
-    pairs = zip(asked, said, strict=True)
+    if len(users) != len(assistants) or not users:
+        raise RowError(
+            "bad_message", f"{where} has {len(assistants)} turns for {len(users)} of the prompt column; as many are due"
+        )
+    pairs = zip(users, assistants, strict=True)
     texts = [(("user", user), ("assistant", assistant)) for user, assistant in pairs]
     return [Message(role=role, content=to_text(text, where)) for pair in texts for role, text in pair]
 

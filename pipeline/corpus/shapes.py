@@ -128,8 +128,8 @@ class Shape:
         tokens = SAMPLED if self.sampled else ()
         for column in filter(None, (*used, *beside, *tokens, *(column for column, _ in self.responses))):
             extra = columns.without(extra, column)
-        if self.desirable and (said := word(row.get(self.desirable))) in ("true", "false"):
-            extra = {**extra, self.desirable: said == "true"}
+        if self.desirable and (answer := word(row.get(self.desirable))) in ("true", "false"):
+            extra = {**extra, self.desirable: answer == "true"}
         extra = {**decision.extra, **columns.jsonable(extra)}
         tools = read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None
         conversational = conversational or bool(turns)
@@ -173,15 +173,15 @@ class Shape:
                 if self.form == "threads":
                     yield Draft(column, where, preference, value, {})
                     continue
-                found = list(read.alternatives(self.decoded(value, where)))
-                if not found:
+                values = list(read.alternatives(self.decoded(value, where)))
+                if not values:
                     raise RowError("empty_response", f"{where} is empty: it holds no response")
             except RowError as error:
                 yield Draft(column, where, preference, error, {})
                 continue
-            for i, (name, value) in enumerate(found):
+            for i, (name, value) in enumerate(values):
                 full = ".".join(filter(None, (key, name)))
-                place = where if len(found) == 1 and name is None else f"response {name or i!r} of {where}"
+                place = where if len(values) == 1 and name is None else f"response {name or i!r} of {where}"
                 own = column if len(self.responses) > 1 else name or str(i)
                 yield Draft(own, place, preference, value, {"response_key": full} if full else {})
 
@@ -268,10 +268,10 @@ def _carried(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     def messages(draft: Draft) -> list[Message]:
         if isinstance(draft.value, str):
             return read.to_transcript(draft.value, draft.where)
-        found = read.to_response(draft.value, draft.where)[0]
-        if found[0]["role"] == "assistant":
+        turns = read.to_response(draft.value, draft.where)[0]
+        if turns[0]["role"] == "assistant":
             raise RowError("no_prompt", f"{draft.where} begins with the assistant's turn and no column holds a prompt")
-        return found
+        return turns
 
     responses, failed = _each(shape, drafts, messages)
     prompt, responses = _split(shape, [], responses) if responses else ([], [])

@@ -96,25 +96,25 @@ def family(first: str, second: str) -> Family:
 
 def vocabulary(first: str, second: str) -> dict[str, str]:
     """Word to column: every word that names one of two response columns by its own name, letter or digit."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     pair = parts(first, second)
     for own, other in ((first, second), (second, first)):
-        found[squash(own)] = own
+        meanings[squash(own)] = own
         if squash(own.rpartition(".")[2]) != squash(other.rpartition(".")[2]):
-            found.setdefault(squash(own.rpartition(".")[2]), own)
+            meanings.setdefault(squash(own.rpartition(".")[2]), own)
     for own, rest in zip((first, second), _remainders(tokens(first), tokens(second)), strict=True):
         for join in ("", "_", "-"):
             if rest:
-                found.setdefault(join.join(rest), own)
+                meanings.setdefault(join.join(rest), own)
     if pair is None:
-        return found
-    _name(found, pair, (first, second))
+        return meanings
+    _name(meanings, pair, (first, second))
     order = next((known for known in ORDERED if pair in (known, known[::-1])), None)
     if order:
         ranked = (first, second) if pair == order else (second, first)
         for names in (("a", "b"), ("first", "second")):
-            _name(found, names, ranked)
-    return found
+            _name(meanings, names, ranked)
+    return meanings
 
 
 def _remainders(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
@@ -126,11 +126,11 @@ def _remainders(left: list[str], right: list[str]) -> tuple[list[str], list[str]
     return left, right
 
 
-def _name(found: dict[str, str], pair: tuple[str, str], columns: tuple[str, str]) -> None:
+def _name(meanings: dict[str, str], pair: tuple[str, str], columns: tuple[str, str]) -> None:
     """Add the words that say `pair` of `columns`; those that are there stand."""
     for (own, other), column in (((pair[0], pair[1]), columns[0]), ((pair[1], pair[0]), columns[1])):
-        said = [own, f"{own}>{other}", f"{own}>>{other}"]
+        spellings = [own, f"{own}>{other}", f"{own}>>{other}"]
         if own.isdigit() or len(own) == 1:
-            said += [f"{noun}{join}{own}" for noun in NOUNS for join in ("", "_")]
-        for each in said:
-            found.setdefault(each, column)
+            spellings += [f"{noun}{join}{own}" for noun in NOUNS for join in ("", "_")]
+        for each in spellings:
+            meanings.setdefault(each, column)

@@ -162,7 +162,7 @@ class OfResponses(Labeller):
             except RowError as error:
                 out.failures.append(failure(turn.id, turn.prompt_id, error))
         out.turns, out.tokens = [turn for turn, _ in kept], [tokens for _, tokens in kept]
-        out.notes = list(self.renderer.notes)
+        out.notes, out.counts = list(self.renderer.notes), self.renderer.take_counts()
         return out
 
     def finish(self, prepared: Prepared, answers: Sequence[Any]) -> tuple[list[Label], list[Failure]]:

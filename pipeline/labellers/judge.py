@@ -99,7 +99,7 @@ class PairwiseJudge(Asking):
             requests += both
             shown += [pair, pair.swapped]
         out.requests, out.plan = requests, (shown, refused)
-        out.notes = list(self.renderer.notes)
+        out.notes, out.counts = list(self.renderer.notes), self.renderer.take_counts()
         return out
 
     def _ask(self, first: Turn, second: Turn) -> Question:

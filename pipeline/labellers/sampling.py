@@ -76,7 +76,8 @@ class Sampling(Asking):
                 seed = hashlib.sha256(f"{self.drawn.seed}:{turn.id}".encode()).digest()
                 requests.append(Question(ids, self.answers, int.from_bytes(seed[:4], "big")))
                 plan.append((turn, TokenizedTurn(ids, [], with_system(asked.prompt, system))))
-        out.requests, out.plan, out.notes = requests, plan, list(self.renderer.notes)
+        out.requests, out.plan = requests, plan
+        out.notes, out.counts = list(self.renderer.notes), self.renderer.take_counts()
         return out
 
     def finish(
