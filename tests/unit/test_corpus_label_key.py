@@ -8,7 +8,7 @@ import pytest
 from pipeline.config import InputConfig
 from pipeline.corpus import Shape, detect, turns
 from pipeline.errors import ConfigError, InputError, RowError
-from tests.corpora import obeyed, plan, preferences, write
+from corpora import obeyed, plan, preferences, write
 
 JUDGE_BENCH = InputConfig(response_key=["response_A", "response_B"], label_key="label")
 LLM_BAR = InputConfig(response_key=["output_1", "output_2"], label_key="label")

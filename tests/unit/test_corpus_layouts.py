@@ -17,7 +17,7 @@ from pipeline.corpus import detect
 from pipeline.errors import InputError, RowError
 from pipeline.labellers.prompts import prompt_of, prompt_shape
 from pipeline.samples import Message
-from tests.corpora import Row, plan, preferences, scored, write
+from corpora import Row, plan, preferences, scored, write
 
 
 def user(text: str) -> Message:

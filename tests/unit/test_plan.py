@@ -15,7 +15,7 @@ from pipeline.corpus import find_files
 from pipeline.corpus.labels import ByValue
 from pipeline.errors import InputError, StoreError
 from pipeline.store import LabelStore, StoredInput, documents, fingerprint
-from tests.corpora import plan, preferences, write
+from corpora import plan, preferences, write
 
 SHP = {"history": "q", "human_ref_A": "x", "human_ref_B": "y"}
 LLM_BAR = {"input": "q", "output_1": "x", "output_2": "y"}
