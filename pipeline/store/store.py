@@ -104,10 +104,10 @@ class LabelStore:
             stored = self.description()
         except FileNotFoundError:
             return
-        if stored["format"] != description["format"]:
+        if stored.get("format") != description.get("format"):
             raise StoreError(
-                f"{self.uri} holds labels of format {stored['format']}, and this version makes those of format "
-                f"{description['format']}, which count other tokens in some rows (CHANGELOG.md): it can be validated, "
+                f"{self.uri} holds labels of format {stored.get('format')}, and this version makes those of format "
+                f"{description.get('format')}, which count other tokens in some rows (CHANGELOG.md): it can be validated, "
                 "exported, aggregated, evaluated and trained on, but nothing is added to it; give another --output"
             )
         lines = fingerprint.differences(stored, description)
