@@ -88,7 +88,7 @@ def test_a_rule_scores_by_equivalence():
 
 
 def test_a_rule_that_does_not_end_counts_as_wrong_and_is_said(monkeypatch):
-    monkeypatch.setattr(answers, "CHECKED_WITHIN_S", 0.3)
+    monkeypatch.setattr(answers, "CHECKED_WITHIN_S", 2.0)
     response, gold = ENDLESS
     each = item([1.0, 2.0], {"gold": gold}, [rf"so \boxed{{{gold}}}", response])
     found = BestOfN(BestOfNConfig(answer_key="gold")).figures([each])

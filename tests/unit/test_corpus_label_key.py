@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
+from corpora import obeyed, plan, preferences, write
 
 from pipeline.config import InputConfig
 from pipeline.corpus import Shape, detect, turns
 from pipeline.errors import ConfigError, InputError, RowError
-from corpora import obeyed, plan, preferences, write
 
 JUDGE_BENCH = InputConfig(response_key=["response_A", "response_B"], label_key="label")
 LLM_BAR = InputConfig(response_key=["output_1", "output_2"], label_key="label")

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpora import Row, plan, preferences, scored, write
 
 from pipeline.config import InputConfig
 from pipeline.corpus import detect
 from pipeline.errors import InputError, RowError
 from pipeline.labellers.prompts import prompt_of, prompt_shape
 from pipeline.samples import Message
-from corpora import Row, plan, preferences, scored, write
 
 
 def user(text: str) -> Message:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpora import plan, preferences, write
 
 from jobs.plan import plan_inputs
 from jobs.preview import first_preference
@@ -15,7 +16,6 @@ from pipeline.corpus import find_files
 from pipeline.corpus.labels import ByValue
 from pipeline.errors import InputError, StoreError
 from pipeline.store import LabelStore, StoredInput, documents, fingerprint
-from corpora import plan, preferences, write
 
 SHP = {"history": "q", "human_ref_A": "x", "human_ref_B": "y"}
 LLM_BAR = {"input": "q", "output_1": "x", "output_2": "y"}
