@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline.apart import Apart, Died, TimedOut
-from pipeline.thoughts import behind_thoughts
+from pipeline.tokens.thoughts import behind_thoughts
 
 CHECKED_WITHIN_S = 10.0
 MEMORY = 4 << 30  # bytes of address space that a check may take
@@ -78,7 +78,7 @@ def extract_and_check(response: str, gold: str, thinking: bool = False) -> Verdi
     `\frac{1}{2}`, `$x^2$`), a MATH solution with its `\boxed{}`, or a GSM8K solution with its `####`.
 
     The answer is looked for behind the response's thoughts; where these do not end, there is none. `thinking`: the prompt
-    opens them (`pipeline.thoughts`).
+    opens them (`pipeline.tokens.thoughts`).
 
     Takes no longer than CHECKED_WITHIN_S, once SymPy is imported in the process that checks. Raises RunError where there can
     be no such process."""

@@ -22,8 +22,8 @@ from pipeline.labelling import Prepared, failure, make_label, prepare
 from pipeline.questions import Completion, Question
 from pipeline.samples import Message, Turn
 from pipeline.store.schema import Failure, Label
-from pipeline.thoughts import behind_thoughts, opens_thoughts
 from pipeline.tokens import TokenizedTurn, conversation_text
+from pipeline.tokens.thoughts import behind_thoughts
 
 UNPARSABLE = "unparsable_judgement"
 READ_WITHIN_S = 10.0
@@ -47,7 +47,7 @@ class PointwiseJudge(Asking, OfResponses):
     def reward(self, answer: list[Completion]) -> tuple[float, dict[str, Any]]:
         [judgement] = answer
         judge = self.config.judge
-        said = verdict(judge.pointwise_pattern, judgement, opens_thoughts(self.renderer))
+        said = verdict(judge.pointwise_pattern, judgement, self.renderer.opens_thoughts)
         try:
             rating = float(said)
         except ValueError:
@@ -156,7 +156,7 @@ class PairwiseJudge(Asking):
         if isinstance(answer, RowError):
             raise answer
         [judgement] = answer
-        said = verdict(self.config.judge.pairwise_pattern, judgement, opens_thoughts(self.renderer)).upper()
+        said = verdict(self.config.judge.pairwise_pattern, judgement, self.renderer.opens_thoughts).upper()
         if said not in WINNERS:
             raise unparsable(judgement, f"{said!r} is not one of {', '.join(WINNERS)}")
         return WINNERS[said]

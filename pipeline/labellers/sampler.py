@@ -11,7 +11,6 @@ from pipeline.corpus.columns import jsonable
 from pipeline.labellers.sampling import Asked, Sampling
 from pipeline.questions import Completion
 from pipeline.samples import Message, Turn
-from pipeline.thoughts import opens_thoughts
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,6 @@ class Sampler(Sampling):
         return Asked([Message(role="user", content=text)], conversational, {**jsonable(row), "gold": gold})
 
     def judged(self, turn: Turn, completion: Completion) -> tuple[float, dict[str, Any]]:
-        checked = extract_and_check(completion.text, turn.extra["gold"], opens_thoughts(self.renderer))
+        checked = extract_and_check(completion.text, turn.extra["gold"], self.renderer.opens_thoughts)
         unchecked = {"unchecked": True} if checked.unchecked else {}
         return float(checked.correct), {"extracted": checked.extracted, **unchecked}

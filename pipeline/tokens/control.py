@@ -14,10 +14,10 @@ from jinja2 import Environment, TemplateSyntaxError, nodes
 from pipeline.errors import RowError
 from pipeline.samples import Message
 from pipeline.tokens.templates import ChatTemplate, Tools
+from pipeline.tokens.thoughts import MARKERS
 
 OPEN, CLOSE = "\U0010fffc", "\U0010fffd"  # of private use, at the very end of Unicode
 MARKED = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
-THOUGHTS = re.compile(r"</?(?:think|thinking|thought|reasoning)>")
 PROBE_CALL = {"type": "function", "function": {"name": "q7Zx9KpW", "arguments": {"w3Yv8LqT": "1"}}}
 
 
@@ -51,7 +51,7 @@ class ControlTokens:
             text = rendering.lead + rendering.text
             ends = {token for token in self.all if text.rstrip().endswith(token)}  # of the turn, after tool calls
             within |= self._in(text) - ends
-        return (within - outside) | {text for text in self.all if THOUGHTS.fullmatch(text)}
+        return (within - outside) | (self.all & {marker for pair in MARKERS for marker in pair})
 
     def _rendered(self, messages: list[Message], generation: bool) -> str:
         try:

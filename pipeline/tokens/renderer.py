@@ -27,8 +27,10 @@ from pipeline.errors import RowError
 from pipeline.samples import Message, Turn
 from pipeline.tokens.control import ControlTokens, unmarked
 from pipeline.tokens.encoding import Encoding, tokenizer_digest
-from pipeline.tokens.templates import CLOSED, OPENED, STAND_IN, ChatTemplate, Rendering, Tools, common_prefix
-from pipeline.tokens.texts import load_rubrics, read_texts, speaker
+from pipeline.tokens.prompts import folded, require_plain, require_shown, transcript, unmarked_message, with_system
+from pipeline.tokens.templates import STAND_IN, ChatTemplate, Rendering, Tools, common_prefix
+from pipeline.tokens.texts import load_rubrics, read_texts
+from pipeline.tokens.thoughts import CLOSED, MARKERS, OPENED
 
 Ending = Literal["turn", "whole", "none"]
 RENDER = "set tokens.sampled = render to score the text anew under this one: another reward"
@@ -124,6 +126,14 @@ class Renderer:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def opens_thoughts(self) -> bool:
+        """Whether the template's generation prompt ends inside thoughts."""
+        if self.chat is None:
+            return False
+        ids = self.prompt_ids([Message(role="user", content="?")], True)
+        return self.encoding.text(ids).rstrip().endswith(tuple(open for open, _ in MARKERS))
+
     def take_counts(self) -> Counter[str]:
         """What was counted since this was last asked."""
         counts, self.counts = self.counts, Counter()
@@ -175,8 +185,8 @@ class Renderer:
         rubric = next(iter(self.rubrics.values()))
         chat = self.chat
         if chat is None:
-            _require_plain(messages, {}, tools)
-            return self._prompt_ids(_transcript(_with_system(messages, rubric), conversational))[0]
+            require_plain(messages, {}, tools)
+            return self._prompt_ids(transcript(with_system(messages, rubric), conversational))[0]
         marked, tools = self._marked(messages), self._marked_tools(tools)
         return self._prompt_ids(self._settled(marked, rubric, tools, lambda prompt: chat.asked(prompt, tools))[1])[0]
 
@@ -200,9 +210,9 @@ class Renderer:
         rubric = self.rubrics[turn.rubric]
         if self.chat is not None:
             return self._templated(self.chat, turn, rubric)
-        _require_plain(turn.prompt, turn.beside, turn.tools)
-        messages = _with_system(turn.prompt, rubric)
-        before = _transcript(messages, turn.conversational)
+        require_plain(turn.prompt, turn.beside, turn.tools)
+        messages = with_system(turn.prompt, rubric)
+        before = transcript(messages, turn.conversational)
         text = f" {turn.response}" if turn.conversational else turn.response
         return _Text(messages, before, "", text, self.config.append_eos and self.ending != "none")
 
@@ -223,14 +233,14 @@ class Renderer:
         if self.config.thoughts == "given":
             rendering = chat.thoughts(answer, rendering)
         text = rendering.text + self._end(rendering)
-        return _Text([_unmarked(m) for m in messages], rendering.before, rendering.lead, text, False)
+        return _Text([unmarked_message(m) for m in messages], rendering.before, rendering.lead, text, False)
 
     def _settled(
         self, prompt: list[Message], rubric: str | None, tools: Tools, render: Callable[[list[Message]], Any]
     ) -> tuple[list[Message], Any]:
         """The messages as the template takes them, and what `render` makes of them: a system message that it refuses or
         drops goes before the first user message. Raises RowError."""
-        messages = _with_system(prompt, rubric)
+        messages = with_system(prompt, rubric)
         system = next((m["content"].strip() for m in messages if m["role"] == "system"), "")
         try:
             rendered = render(messages)
@@ -239,11 +249,11 @@ class Renderer:
                 raise
             rendered = None
         if rendered is None or system not in _shown(rendered):
-            messages = _folded(prompt, rubric)
+            messages = folded(prompt, rubric)
             rendered = render(messages)
             whose = "the rubric" if rubric else "a row's own"
             self._note(f"the chat template drops the system message: {whose} is put before the first user message")
-        _require_shown(messages, tools, _shown(rendered))
+        require_shown(messages, tools, _shown(rendered))
         return messages, rendered
 
     def _end(self, rendering: Rendering) -> str:
@@ -414,74 +424,8 @@ class PlainRenderer(Renderer):
         return TokenizedTurn(self._prompt_ids(prompt)[0], response_ids, text.messages)
 
 
-def _transcript(messages: list[Message], conversational: bool) -> str:
-    """A base model's prompt. Bare prompts stay as they are; conversations become a transcript."""
-    if not conversational:
-        return "\n\n".join(m["content"] for m in messages)
-    return "".join(f"\n\n{speaker(m['role'])}: {m['content']}" for m in messages) + "\n\nAssistant:"
-
-
-def _with_system(prompt: list[Message], rubric: str | None) -> list[Message]:
-    """The rubric as the system message; a system message of the row's own follows it. An empty one is none."""
-    prompt = [m for m in prompt if m["role"] != "system" or m["content"].strip()]
-    if not rubric:
-        return prompt
-    if prompt and prompt[0]["role"] == "system":
-        return [{"role": "system", "content": f"{rubric}\n\n{prompt[0]['content']}"}, *prompt[1:]]
-    return [{"role": "system", "content": rubric}, *prompt]
-
-
-def _folded(prompt: list[Message], rubric: str | None) -> list[Message]:
-    """The rubric, and the row's own system message after it, before the first user message."""
-    own = [m["content"] for m in prompt if m["role"] == "system" and m["content"].strip()]
-    rest = [m for m in prompt if m["role"] != "system"]
-    instructions = "\n\n".join([*([rubric] if rubric else []), *own])
-    if rest and rest[0]["role"] == "user":
-        return [{**rest[0], "content": f"{instructions}\n\n{rest[0]['content']}"}, *rest[1:]]
-    return [{"role": "user", "content": instructions}, *rest]
-
-
-def _require_plain(prompt: list[Message], beside: Mapping[str, Any], tools: Tools) -> None:
-    """Raises RowError for what only a chat template can show."""
-    calls = any("tool_calls" in message or message["role"] == "tool" for message in prompt)
-    if beside or tools or calls or any("reasoning_content" in message for message in prompt):
-        raise RowError(
-            "no_template", "thoughts beside the text, tools and tool calls need a chat template; set tokens.template"
-        )
-
-
 def _shown(rendered: str | Rendering) -> str:
     return rendered if isinstance(rendered, str) else rendered.before + rendered.lead
-
-
-def _require_shown(messages: list[Message], tools: Tools, text: str) -> None:
-    """Raises RowError for a part of the prompt that the template leaves out."""
-    squeezed = ""
-    for number, message in enumerate(messages):
-        content = CLOSED.split(message["content"])[-1] if message["role"] == "assistant" else message["content"]
-        parts = [content, *(str(call.get("function", call).get("name")) for call in message.get("tool_calls", []))]
-        for part in parts:
-            if part.strip() in text:
-                continue
-            squeezed = squeezed or "".join(text.split())
-            forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
-            if not any("".join(form.split()) in squeezed for form in forms):
-                raise RowError(
-                    "template_error",
-                    f"the chat template does not show message {number} ({message['role']}) of the prompt whole; set "
-                    "tokens.template to a template that does",
-                )
-    for tool in tools or []:
-        name = str(tool.get("function", tool).get("name", ""))
-        if name not in text:
-            raise RowError(
-                "template_error",
-                f"the chat template does not show the tool {name!r}; set tokens.template to a template that takes tools",
-            )
-
-
-def _unmarked(message: Message) -> Message:
-    return json.loads(unmarked(json.dumps(message, ensure_ascii=False)))
 
 
 def _template(tokenizer: Any) -> str | None:

@@ -12,7 +12,6 @@ White space around an answer that the template itself takes away or makes anew i
 changes, moves out of an answer or leaves out is a RowError.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -20,11 +19,10 @@ from typing import Any
 
 from pipeline.errors import RowError
 from pipeline.samples import Message
+from pipeline.tokens.thoughts import CLOSED, OPENED
 
 STAND_IN = "q7Zx9KpW"  # an answer that no template changes and no conversation holds
 THOUGHTS = "w3Yv8LqT"  # likewise, for the thoughts before it
-CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>\s*")  # how thoughts within a text end
-OPENED = re.compile(r"\s*<(?:think|thinking|thought|reasoning)>")
 ASKS_FOR_DATE = "strftime_now"
 REMEDY = "set tokens.template to a template that shows it"
 

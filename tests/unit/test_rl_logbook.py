@@ -116,7 +116,7 @@ def test_without_held_out_prompts_samples_are_of_the_batch(tmp_path: Path) -> No
 
 
 def test_a_held_out_check_that_does_not_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.answers.CHECKED_WITHIN_S", 0.3)
+    monkeypatch.setattr("pipeline.answers.CHECKED_WITHIN_S", 1.0)
     response, gold = ENDLESS
     each = group(0, response, [-1.0])
     source = Canned([replace(each, prompt=replace(each.prompt, columns={"answer": gold}))], measurable=1)

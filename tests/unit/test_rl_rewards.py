@@ -372,7 +372,7 @@ def test_maths_is_one_for_an_equivalent_answer(models: Folders) -> None:
 def test_an_answer_that_cannot_be_checked_in_time_earns_nothing_and_is_said(
     models: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.answers.CHECKED_WITHIN_S", 0.3)
+    monkeypatch.setattr("pipeline.answers.CHECKED_WITHIN_S", 1.0)
     response, gold = ENDLESS
     rewards = rewarder(configured(models, {"right": {"kind": "maths"}}))
     for count in (1, 2):  # of all so far

@@ -17,8 +17,8 @@ from pipeline.questions import Completion
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rewards import checker
 from pipeline.rl.rollouts import Prompt
-from pipeline.thoughts import behind_thoughts, opens_thoughts
 from pipeline.tokens import Renderer
+from pipeline.tokens.thoughts import behind_thoughts
 
 OPENING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")  # as DeepSeek-R1's, QwQ's
 CASES = [  # what was written, whether the prompt opened thoughts, what is read
@@ -41,7 +41,7 @@ def test_what_is_read_stands_behind_the_thoughts(text: str, opened: bool, answer
 
 @pytest.mark.parametrize(("template", "opened"), [(OPENING, True), (CHATML, False), (None, False)])
 def test_a_template_may_open_them(template: str | None, opened: bool) -> None:
-    assert opens_thoughts(Renderer(tokenizer(template), TokensConfig(), 256)) is opened
+    assert Renderer(tokenizer(template), TokensConfig(), 256).opens_thoughts is opened
 
 
 THINKING = CHATML.replace(

@@ -10,7 +10,6 @@ from pipeline.rl.config import RlConfig
 from pipeline.rl.rewards.base import Earned, Sampled, Source
 from pipeline.rl.rewards.models import Models
 from pipeline.rl.rollouts import Prompt
-from pipeline.thoughts import opens_thoughts
 
 
 class Maths(Source):
@@ -51,7 +50,7 @@ class RightAnswer:
 
 def thinks(config: RlConfig) -> bool:
     """Whether the policy is asked behind thoughts that its template opens."""
-    return opens_thoughts(open_renderer(config.policy, config.tokens))
+    return open_renderer(config.policy, config.tokens).opens_thoughts
 
 
 def right_answer(who: str, prompt: Prompt, key: str) -> str:

@@ -4,18 +4,20 @@ Thoughts stand between markers; a template may open them at the end of the promp
 out: thoughts that special tokens set apart (gpt-oss, Magistral), of which a decoded text shows nothing.
 """
 
-from functools import lru_cache
-
-from pipeline.samples import Message
-from pipeline.tokens import Renderer
+import re
 
 MARKERS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
 )
-TAIL = 16  # tokens at a prompt's end that may hold a marker
+OPENED = re.compile(
+    r"\s*(?:" + "|".join(re.escape(open) for open, _ in MARKERS) + ")"
+)  # a text that begins with thoughts
+CLOSED = re.compile("(?:" + "|".join(re.escape(close) for _, close in MARKERS) + r")\s*")  # the end of thoughts
 
 
 def behind_thoughts(text: str, opened: bool = False) -> str | None:
@@ -32,13 +34,3 @@ def behind_thoughts(text: str, opened: bool = False) -> str | None:
         return None
     answer = text[max(ends, default=0) :]
     return None if any(open in answer for open, _ in MARKERS) else answer
-
-
-@lru_cache(maxsize=8)
-def opens_thoughts(renderer: Renderer) -> bool:
-    """Whether the template's generation prompt ends inside thoughts."""
-    if renderer.template is None:
-        return False
-    ids = renderer.prompt_ids([Message(role="user", content="?")], True)
-    said = renderer.tokenizer.decode(ids[-TAIL:], skip_special_tokens=False).rstrip()
-    return said.endswith(tuple(open for open, _ in MARKERS))

@@ -1,0 +1,78 @@
+"""A prompt's messages before they are rendered, and whether a rendering shows all of them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import RowError
+from pipeline.samples import Message
+from pipeline.tokens.control import unmarked
+from pipeline.tokens.templates import Tools
+from pipeline.tokens.texts import speaker
+from pipeline.tokens.thoughts import CLOSED
+
+
+def transcript(messages: list[Message], conversational: bool) -> str:
+    """A base model's prompt. Bare prompts stay as they are; conversations become a transcript."""
+    if not conversational:
+        return "\n\n".join(m["content"] for m in messages)
+    return "".join(f"\n\n{speaker(m['role'])}: {m['content']}" for m in messages) + "\n\nAssistant:"
+
+
+def with_system(prompt: list[Message], rubric: str | None) -> list[Message]:
+    """The rubric as the system message; a system message of the row's own follows it. An empty one is none."""
+    prompt = [m for m in prompt if m["role"] != "system" or m["content"].strip()]
+    if not rubric:
+        return prompt
+    if prompt and prompt[0]["role"] == "system":
+        return [{"role": "system", "content": f"{rubric}\n\n{prompt[0]['content']}"}, *prompt[1:]]
+    return [{"role": "system", "content": rubric}, *prompt]
+
+
+def folded(prompt: list[Message], rubric: str | None) -> list[Message]:
+    """The rubric, and the row's own system message after it, before the first user message."""
+    own = [m["content"] for m in prompt if m["role"] == "system" and m["content"].strip()]
+    rest = [m for m in prompt if m["role"] != "system"]
+    instructions = "\n\n".join([*([rubric] if rubric else []), *own])
+    if rest and rest[0]["role"] == "user":
+        return [{**rest[0], "content": f"{instructions}\n\n{rest[0]['content']}"}, *rest[1:]]
+    return [{"role": "user", "content": instructions}, *rest]
+
+
+def require_plain(prompt: list[Message], beside: Mapping[str, Any], tools: Tools) -> None:
+    """Raises RowError for what only a chat template can show."""
+    calls = any("tool_calls" in message or message["role"] == "tool" for message in prompt)
+    if beside or tools or calls or any("reasoning_content" in message for message in prompt):
+        raise RowError(
+            "no_template", "thoughts beside the text, tools and tool calls need a chat template; set tokens.template"
+        )
+
+
+def require_shown(messages: list[Message], tools: Tools, text: str) -> None:
+    """Raises RowError for a part of the prompt that the template leaves out."""
+    squeezed = ""
+    for number, message in enumerate(messages):
+        content = CLOSED.split(message["content"])[-1] if message["role"] == "assistant" else message["content"]
+        parts = [content, *(str(call.get("function", call).get("name")) for call in message.get("tool_calls", []))]
+        for part in parts:
+            if part.strip() in text:
+                continue
+            squeezed = squeezed or "".join(text.split())
+            forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
+            if not any("".join(form.split()) in squeezed for form in forms):
+                raise RowError(
+                    "template_error",
+                    f"the chat template does not show message {number} ({message['role']}) of the prompt whole; set "
+                    "tokens.template to a template that does",
+                )
+    for tool in tools or []:
+        name = str(tool.get("function", tool).get("name", ""))
+        if name not in text:
+            raise RowError(
+                "template_error",
+                f"the chat template does not show the tool {name!r}; set tokens.template to a template that takes tools",
+            )
+
+
+def unmarked_message(message: Message) -> Message:
+    return json.loads(unmarked(json.dumps(message, ensure_ascii=False)))
