@@ -137,6 +137,7 @@ def test_a_head_without_a_raylet_is_given_up_within_a_minute(head: dict[str, str
     arguments = ("label", "--model", model, "--input", source, "--output", tmp_path / "out", "--set")
     ran = cli(*arguments, "scorer.cpus_per_actor=1", env=environment)
     assert ran.returncode == 0, ran.stderr
+    raylet.parent().suspend()  # `ray start --block` would stop the others too
     raylet.kill()
     started = time.monotonic()
     ran = cli(*arguments, "reward.alpha=2", env=environment)
