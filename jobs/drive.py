@@ -20,8 +20,8 @@ from jobs.cluster import cluster, joins_cluster, warn_of_local_output
 from jobs.fill import absolute
 from jobs.inspect_run import draw_run, read_results
 from jobs.trainer import absolute_model, cpus_of, learner_versions, warn_of_room
-from pipeline.rl.run import LEFT_BY_RUN, REPEATED
-from pipeline.store import WriterLock, documents, fingerprint
+from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
+from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.card import model_card
 from pipeline.training.config import LearningConfig
 from pipeline.training.metrics import Row, check_tracking, ends, read_metrics
@@ -96,12 +96,13 @@ def drive(config: LearningConfig, plan_of: Callable[[], Plan], *, dry_run: bool,
         dry_run: show the plan only.
     """
     check_tracking(config.tracking)
+    folder = RunFolder(config.output.path)
+    folder.check_place()
     with contextlib.ExitStack() as held:
         if joins_cluster(config.run):  # only the cluster knows its devices
             held.enter_context(cluster(config.run))
             warn_of_local_output(config.output.path)
         plan = plan_of()
-        folder = RunFolder(config.output.path)
         folder.check(plan.description)
         terminal.print_table(f"{plan.TITLE} {plan.config.policy.name}", plan.rows())
         for note in plan.notes:
@@ -155,6 +156,7 @@ def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
             **plan.says(),
         }
         folder.forget(*LEFT_BY_RUN)
+        LabelStore(folder.at(ROLLOUTS)).discard()
         documents.write(folder.at("run.json"), found)
     documents.remove(folder.at(STOPPED))
     return found

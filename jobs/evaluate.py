@@ -38,10 +38,9 @@ from pipeline.models import context_length, load_settings, load_tokenizer
 from pipeline.report.evaluation import draw_evaluation, results_markdown
 from pipeline.report.page import standalone_charts
 from pipeline.rewards import OTHER_TOKENS, Variant, check_rewards, labellers_of, policy_variant, sampler_of, variants_of
-from pipeline.store import LabelStore, documents
+from pipeline.store import LabelStore, documents, places
 
 Json = dict[str, Any]
-RECORD = "evaluation.json"
 
 
 def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str = "") -> int:
@@ -170,17 +169,13 @@ def _claimed(config: EvaluateConfig, inputs: list[str]) -> tuple[str, Json]:
     Raises StoreError where the directory is another's.
     """
     output = config.output.path
-    uri = storage.join(output, RECORD)
+    uri = storage.join(output, *places.EVALUATION.document)
     wanted = {
         "benchmark": config.evaluate.benchmark,
         "inputs": sorted(inputs),
         "labels": absolute(config.evaluate.labels) if config.evaluate.labels else None,
     }
-    if not storage.exists(uri):
-        foreign = [name for name in storage.list_names(output) if name != "rewards"]
-        if foreign:
-            found = ", ".join(sorted(foreign)[:5])
-            raise StoreError(f"{output} holds something else ({found}); give an empty --output")
+    if not places.check(output, places.EVALUATION):
         return uri, wanted
     standing = documents.read(uri)
     changed = [name for name, value in wanted.items() if standing.get(name) != value]
@@ -243,12 +238,7 @@ def _write(config: EvaluateConfig, results: Json, items: pa.Table) -> None:
     documents.write_bytes(storage.join(output, "items.parquet"), buffer.getvalue().to_pybytes())
     documents.write_bytes(storage.join(output, "results.json"), documents.readable(results))
     documents.write_bytes(storage.join(output, "results.md"), results_markdown(results).encode())
-    page = draw_evaluation(results)
-    documents.write_bytes(storage.join(output, "report.html"), page.encode())
-    for name in storage.list_names(storage.join(output, "figures")):
-        documents.remove(storage.join(output, "figures", name))
-    for name, chart in standalone_charts(page).items():
-        documents.write_bytes(storage.join(output, "figures", name), chart.encode())
+    _write_page(output, draw_evaluation(results))
     names = list(results["rewards"][0]["values"])
     counts = ["items", "incomplete", "truncated", *(["ties"] if results["rewards"][0]["comparisons"] else [])]
     terminal.print_grid(
@@ -262,6 +252,17 @@ def _write(config: EvaluateConfig, results: Json, items: pa.Table) -> None:
     for note in results["rewards"][0]["notes"]:
         terminal.warn(note)
     terminal.say(f"report: {storage.join(output, 'report.html')}")
+
+
+def _write_page(output: str, page: str) -> None:
+    """report.html, and its charts as files; those of the page that was there, which tells their names, go before it does."""
+    uri, charts = storage.join(output, "report.html"), standalone_charts(page)
+    earlier = standalone_charts(storage.read_bytes(uri).decode(errors="replace")) if storage.exists(uri) else {}
+    for name in earlier.keys() - charts.keys():
+        documents.remove(storage.join(output, "figures", name))
+    for name, chart in charts.items():
+        documents.write_bytes(storage.join(output, "figures", name), chart.encode())
+    documents.write_bytes(uri, page.encode())
 
 
 def _count(entry: Json, name: str) -> str:

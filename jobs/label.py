@@ -12,12 +12,14 @@ from pipeline.config import LabelConfig
 from pipeline.corpus import find_files
 from pipeline.labellers import Endogenous
 from pipeline.report import to_toml
+from pipeline.store import LabelStore
 
 
 def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = False, command: str = "") -> int:
     """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
     require(model=config.model.name, input=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
+    LabelStore(config.output.path).check_place()
     files = find_files(config.input.paths)
     labeller = Endogenous(config, config.model)
     if dry_run:

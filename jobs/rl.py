@@ -21,6 +21,7 @@ from jobs.gather import Practice
 from jobs.improve import improve
 from jobs.online import Online
 from jobs.trainer import absolute_model, cpus_of, gpus_of, pick_workers, run_workers
+from pipeline import storage
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.labellers.base import open_renderer
@@ -30,7 +31,8 @@ from pipeline.rl.config import PoolSection, RewardSource, RlConfig
 from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rewards import check_prompts, check_rewards
-from pipeline.rl.run import describe_rl, replay_differences
+from pipeline.rl.run import ROLLOUTS, describe_rl, replay_differences
+from pipeline.store import LabelStore
 from pipeline.training.card import shareable_config
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.run import RunFolder
@@ -186,6 +188,8 @@ def _settled(config: RlConfig) -> RlConfig:
 
 def _plan(config: RlConfig) -> Plan:
     """Raises ConfigError and InputError for all that can be known before a worker starts."""
+    if config.rl.keep_rollouts:
+        LabelStore(storage.join(config.output.path, ROLLOUTS)).check_place()
     share = _share(config)
     spare = math.ceil(round(share.samplers * share.sampler_gpus + share.rewarders * share.rewarder_gpus, 6))
     device, workers = pick_workers(config, spare if share.learner_gpus == 1 else 0)

@@ -13,7 +13,7 @@ import torch
 import transformers
 from tiny import CHATML, save_bigram, save_model
 
-from jobs.sample import check_names, check_place, is_written, samples_name, write_samples
+from jobs.sample import check_names, is_written, samples_name, write_samples
 from pipeline.config import InputConfig, LabelConfig, SampleConfig, load_config_as
 from pipeline.corpus import FilePlan, InputFile, Shard, detect, turns
 from pipeline.errors import ConfigError, InputError, RowError, RunError, StoreError
@@ -339,14 +339,6 @@ def test_a_store_without_one_response_is_a_failed_run(chat: Path, tmp_path: Path
     with pytest.raises(RunError, match="not_json 1"):
         write_samples(store, str(tmp_path))
     assert not list(tmp_path.glob("samples-*"))
-
-
-def test_an_output_of_something_else_is_refused(tmp_path: Path) -> None:
-    check_place(str(tmp_path / "new"))
-    check_place(str(tmp_path))
-    (tmp_path / "problems.jsonl").write_text("{}")
-    with pytest.raises(StoreError, match=r"problems\.jsonl"):
-        check_place(str(tmp_path))
 
 
 def test_samples_of_two_inputs_do_not_share_a_name() -> None:
