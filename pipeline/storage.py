@@ -6,6 +6,7 @@
 import contextlib
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from pyarrow import fs
@@ -96,12 +97,17 @@ def upload(uri: str, data: bytes | mmap.mmap) -> None:
     """Put an object on an object store: nothing shows at `uri` before it is whole, and nothing where this raises.
 
     An upload cannot be given up: closing its stream, which its destruction does too, publishes what was written so far. So
-    all goes into one write, which no signal and no exception cuts in two; a part that fails makes the closing fail.
+    all is one write, in a thread of its own, where no signal comes between opening and writing; where a part of it fails,
+    closing publishes nothing. An interrupt is raised once the upload is done.
     """
     filesystem, path = locate(uri)
-    stream = filesystem.open_output_stream(path)
-    stream.write(data)
-    stream.close()
+
+    def put() -> None:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    with ThreadPoolExecutor(1) as apart:
+        apart.submit(put).result()
 
 
 def upload_file(uri: str, path: str) -> None:

@@ -14,8 +14,9 @@ KILLED = """
 import os, signal, sys, tempfile
 tempfile.tempdir = sys.argv[1]
 from jobs.worker import scratch
-for place in sys.argv[2:]:
-    scratch(place).__enter__()
+held = [scratch(place) for place in sys.argv[2:]]
+for each in held:
+    each.__enter__()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
