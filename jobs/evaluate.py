@@ -26,8 +26,9 @@ from jobs.fill import Filling, LateCluster, TooManyErrors, absolute, require, wi
 from pipeline import storage
 from pipeline.benchmarks import find_benchmark
 from pipeline.benchmarks.base import Benchmark
+from pipeline.benchmarks.best_of_n import BestOfN
 from pipeline.benchmarks.maths import Maths
-from pipeline.config import EvaluateConfig, ModelConfig, RewardConfig, load_config
+from pipeline.config import EvaluateConfig, ModelConfig, RewardConfig, Unread, load_config, refuse_unread
 from pipeline.corpus import find_files
 from pipeline.derive import stored_reward
 from pipeline.errors import ConfigError, RunError, StoreError
@@ -50,6 +51,9 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     """
     benchmark = find_benchmark(config.evaluate.benchmark, config.best_of_n)
     benchmark.requires(config)
+    refuse_unread(config, _unread(benchmark))
+    if retry_errors and config.evaluate.labels:
+        raise ConfigError("--retry-errors: has no effect with --labels, whose store was made already; label that again")
     if not isinstance(benchmark, Maths):
         check_rewards(config)
     require(output=config.output.path)
@@ -74,6 +78,16 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     if results["failed"]:
         raise RunError("\n".join(f"{name}: {why}" for name, why in results["failed"].items()))
     return 0
+
+
+def _unread(benchmark: Benchmark) -> Unread:
+    """What this benchmark has no use for."""
+    if isinstance(benchmark, Maths):
+        yield "reward", f"on {benchmark.name}, which checks answers; leave it out"
+    else:
+        yield "answers", f"on {benchmark.name}, which asks no policy; leave it out"
+    if not isinstance(benchmark, BestOfN):
+        yield "best_of_n", f"on {benchmark.name}; leave it out, or give --benchmark best-of-n"
 
 
 def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore]]:

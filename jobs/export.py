@@ -57,7 +57,9 @@ def export(uri: str, format: str, output: str) -> int:
         with documents.whole_file(output, replace=False) as path:
             write(path, tables())
             if not counts.known + counts.by_reward:
-                raise StoreError(f"{uri} holds no pair: each of its prompts has one response, or responses of equal reward")
+                raise StoreError(
+                    f"{uri} holds no pair: each of its prompts has one response, or responses of equal reward"
+                )
     except FileExistsError:
         raise already_there(output) from None
     for sentence in explain(counts):

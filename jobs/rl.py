@@ -201,10 +201,15 @@ def _plan(config: RlConfig) -> Plan:
     held_out = read_prompts(config, config.held_out.prompts, "held_out.prompts") if config.held_out.prompts else None
     _require_enough(config, prompts)
     algorithm_of(config)
-    notes = check_rewards(config)
+    notes = [*config.idle(), *check_rewards(config)]
     notes += check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
     for name, found in (("input.paths", prompts), ("held_out.prompts", held_out)):
         notes += _notes(config, name, found) if found else []
+    if config.rl.algorithm == "reinforce" and config.rl.minibatches > 1:
+        notes.append(
+            f"rl.algorithm = reinforce has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the first learn "
+            "from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
+        )
     if config.rl.algorithm == "rloo" and dtype != "float32":
         notes.append(
             f"rl.algorithm = rloo compares whole responses with what the sampler made of them, and in {dtype} rounding moves "

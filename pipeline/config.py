@@ -4,9 +4,12 @@ Sources, later ones win: defaults, one TOML file, command-line flags, `--set a.b
 neither torch nor Ray.
 """
 
+import os
 import re
 import tomllib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -22,20 +25,39 @@ from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
 
+SECRET = re.compile(
+    r"(?:^|[?&;#,\s])(?:x-(?:amz|goog|ms)-[a-z-]+|[a-z_-]*(?:signature|secret|token|password|passwd|credentials?)[a-z_-]*"
+    r"|sig|pwd|(?:[a-z_-]*(?:access|account|api|shared|private)[_-]?)key(?:[_-]?id)?|googleaccessid)=",
+    re.IGNORECASE,
+)
+"""What gives access, as presigned addresses of S3, Google and Azure and connection strings name it."""
+
 
 def refuse_secrets(place: str) -> str:
     """Locations are logged and stored. Raises ValueError for one with credentials in it."""
-    address, _, query = place.partition("://")[2].partition("?")
-    if "@" in address.partition("/")[0] or re.search(r"(secret|access)_key|session_token", query):
-        raise ValueError("holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID")
+    address, mark, query = unquote(place).partition("?")
+    authority = address.partition("://")[2].partition("/")[0]
+    pairs = mark + query if mark else address if ";" in address else ""
+    if "@" in authority or SECRET.search(pairs) or re.search(r"://[^/?#\s]*@", query):
+        raise ValueError(
+            "holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID, and here the address without them"
+        )
     return place
 
 
 Place = Annotated[str, AfterValidator(refuse_secrets)]
 
 
+Unread = Iterable[tuple[str, str]]
+"""Sections, or fields by their dotted path, that a run does not read; and why, as `under a.b = c; what to do`."""
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def unread(self) -> Unread:
+        """What a configuration has no use for as it stands."""
+        return ()
 
 
 class InputConfig(Section):
@@ -177,7 +199,7 @@ class OutputConfig(Section):
 class ClusterConfig(Section):
     """Where the job runs. Nothing here changes a number."""
 
-    ray_address: str | None = Field(
+    ray_address: Place | None = Field(
         default=None, description="cluster to join; default: $RAY_ADDRESS, else a local Ray"
     )
     num_cpus: int | None = Field(default=None, ge=1, description="CPUs of a local Ray; default: all")
@@ -261,6 +283,14 @@ class JudgeConfig(Section):
         le=1,
         description="the evaluation fails when more than this share of judgements cannot be read",
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lowest >= self.highest:
+            raise ValueError(
+                f"lowest = {self.lowest:g} is not less than highest = {self.highest:g}, so that no rating could be read"
+            )
+        return self
 
     @field_validator("pointwise_prompt", "pairwise_prompt")
     @classmethod
@@ -376,6 +406,14 @@ class LabelConfig(Section):
     output: OutputConfig = OutputConfig()
     run: RunConfig = RunConfig()
 
+    def unread(self) -> Unread:
+        yield from unread_of_cluster(self.run)
+        yield from unread_revision("model", self.model.name)
+        if self.scorer.device == "cpu":
+            yield "scorer.gpus_per_actor", "under scorer.device = cpu; leave it out"
+        if self.tokens.template not in ("auto", "none"):
+            yield "tokens.append_eos", "with a chat template, which ends each turn itself; leave it out"
+
 
 class EvaluateConfig(LabelConfig):
     """Everything `evaluate` can be told: all that `label` can, and what is evaluated against what."""
@@ -388,11 +426,48 @@ class EvaluateConfig(LabelConfig):
     answers: AnswersConfig = AnswersConfig()
     best_of_n: BestOfNConfig = BestOfNConfig()
 
+    def unread(self) -> Unread:
+        yield from super().unread()
+        asked = set(self.evaluate.rewards)
+        for section, names in {
+            "implicit": {"implicit"},
+            "verifier": {"verifier"},
+            "classifier": {"classifier"},
+            "judge": {"judge-pointwise", "judge-pairwise"},
+            "judge.pairwise_prompt": {"judge-pairwise"},
+            "judge.pairwise_pattern": {"judge-pairwise"},
+            "judge.pointwise_prompt": {"judge-pointwise"},
+            "judge.pointwise_pattern": {"judge-pointwise"},
+            "judge.lowest": {"judge-pointwise"},
+            "judge.highest": {"judge-pointwise"},
+            "reward": {"endogenous", "likelihood", "implicit"},
+        }.items():
+            if not names & asked:
+                yield section, f"without --reward {' or '.join(sorted(names))}; give that, or leave it out"
+        for section in ("verifier", "judge", "classifier"):
+            if not getattr(self, section).model:
+                yield f"{section}.revision", f"without {section}.model; give that, or leave it out"
+            yield from unread_revision(section, getattr(self, section).model)
+        yield from unread_revision("implicit", self.implicit.reference)
+        if self.evaluate.labels:
+            own = [f"input.{field}" for field in InputConfig.model_fields if field != "paths"]
+            own += ["run.max_error_rate", "run.num_cpus", "run.ray_address", "evaluate.check_responses"]
+            for section in ("model", "tokens", "scorer", *own):
+                yield section, "with --labels, whose store was made already; leave it out, or label anew"
+        yield from unread_of_samples("answers", self.answers.temperature)
+
 
 class SampleConfig(LabelConfig):
     """Everything `sample` can be told: what `label` can of input, model, tokens and actors, and how responses are drawn."""
 
     sample: SampleSection = SampleSection()
+
+    def unread(self) -> Unread:
+        yield from super().unread()
+        yield from unread_of_prompts()
+        yield "scorer.head_chunk_mb", "on sampling, which scores nothing; leave it out"
+        yield "tokens.over_length", "on sampling: a prompt is never cut; leave it out"
+        yield from unread_of_samples("sample", self.sample.temperature)
 
     @field_validator("reward")
     @classmethod
@@ -412,6 +487,27 @@ def load_config(toml_path: str | None, overrides: list[tuple[str, Any]], assignm
     return load_config_as(LabelConfig, toml_path, overrides, assignments)
 
 
+def unread_of_cluster(run: ClusterConfig) -> Unread:
+    if run.ray_address:
+        yield "run.num_cpus", "under run.ray_address, whose cluster has the CPUs it has; leave it out"
+
+
+def unread_revision(section: str, name: str) -> Unread:
+    if os.path.isdir(name):
+        yield f"{section}.revision", f"on the local folder {name}; leave it out, or name a model of a hub"
+
+
+def unread_of_samples(section: str, temperature: float) -> Unread:
+    if temperature == 0:
+        for field in ("top_p", "seed"):
+            yield f"{section}.{field}", f"under {section}.temperature = 0, which is greedy; set that, or leave it out"
+
+
+def unread_of_prompts() -> Unread:
+    for field in ("turns", "label_key"):
+        yield f"input.{field}", "where only prompts are read; leave it out"
+
+
 Kind = TypeVar("Kind", bound=Section)
 
 
@@ -424,19 +520,53 @@ def load_config_as(
         kind: what the command is told: `LabelConfig`, `EvaluateConfig`, ...
         toml_path: a TOML file with the sections of `kind`, or None.
         overrides: (dotted path, value) from command-line flags.
-        assignments: `a.b=value` from `--set`; the value is read as TOML, else taken as text.
+        assignments: `a.b=value` from `--set`; the value is read as TOML, else taken as text. A text field takes what was
+            typed, but for quotes around it.
 
     Raises:
         ConfigError: with every mistake on a line of its own, each under its dotted path.
     """
     tree: dict[str, Any] = _read_toml(toml_path) if toml_path else {}
-    for path, value in overrides + [_parse_assignment(text) for text in assignments]:
+    for path, value in overrides + [_parse_assignment(text, kind) for text in assignments]:
         _put(tree, path, value)
     try:
-        return kind.model_validate(tree)
+        config = kind.model_validate(tree)
     except ValidationError as error:
-        lines = [f"  {_dotted(e['loc'])}: {_sentence(e, kind)}" for e in error.errors()]
-        raise ConfigError("the configuration has mistakes:\n" + "\n".join(lines)) from None
+        raise _mistakes(f"{_dotted(e['loc'])}: {_sentence(e, kind)}" for e in error.errors()) from None
+    refuse_unread(config, config.unread())
+    return config
+
+
+def refuse_unread(config: Section, unread: Unread) -> None:
+    """Raises ConfigError that names every field which was set and is not read."""
+    lines = set_but_unread(config, unread)
+    if lines:
+        raise _mistakes(lines)
+
+
+def set_but_unread(config: Section, unread: Unread) -> list[str]:
+    """A sentence for every field that was set, to another value than its default, and is not read. One that has its default
+    does no harm: a configuration that was written out whole has them all."""
+    lines: dict[str, str] = {}
+    for path, why in unread:
+        *sections, field = path.split(".")
+        section: Any = config
+        for name in sections:
+            section = section[name] if isinstance(section, dict) else getattr(section, name)
+        value = getattr(section, field)
+        for name in sorted(_set_fields(value) if isinstance(value, Section) else {field} & _set_fields(section)):
+            dotted = f"{path}.{name}" if isinstance(value, Section) else path
+            lines.setdefault(dotted, f"{dotted}: has no effect {why}")
+    return list(lines.values())
+
+
+def _set_fields(section: Section) -> set[str]:
+    defaults = type(section).model_fields
+    return {name for name in section.model_fields_set if getattr(section, name) != defaults[name].default}
+
+
+def _mistakes(lines: Iterable[str]) -> ConfigError:
+    return ConfigError("the configuration has mistakes:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -449,14 +579,33 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
-def _parse_assignment(text: str) -> tuple[str, Any]:
+def _parse_assignment(text: str, kind: type[Section]) -> tuple[str, Any]:
     path, mark, value = text.partition("=")
-    if not mark or not path.strip():
-        raise ConfigError(f"--set {text}: expected section.field=value, such as reward.alpha=0.5")
+    path = path.strip()
+    if not mark or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", path):
+        said = "" if _is_secret(text) else f" {text}"
+        raise ConfigError(f"--set{said}: expected section.field=value, such as reward.alpha=0.5")
     try:
-        return path.strip(), tomllib.loads(f"v = {value}")["v"]
+        read = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
-        return path.strip(), value
+        return path, value
+    if _takes_text(kind, path) and not isinstance(read, str | list):
+        return path, value.strip()  # a revision such as 12345e67 is no number
+    return path, read
+
+
+def _takes_text(kind: type[Section], path: str) -> bool:
+    """Whether a field is text, or one of several words."""
+    section, *_, name = path.split(".")
+    field = section_fields(kind, section).get(name) if section in kind.model_fields and name != section else None
+    return field is not None and any(_is_text(each) for each in (field.annotation, *get_args(field.annotation)))
+
+
+def _is_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    words = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return annotation is str or any(isinstance(word, str) for word in words)
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -477,9 +626,19 @@ def _sentence(error: Any, kind: type[Section]) -> str:
         section, *rest = error["loc"]
         fields = section_fields(kind, str(section)) if rest else kind.model_fields
         return f"no such field; there are {', '.join(fields)}"
-    hidden = error["type"] == "missing" or isinstance(error["input"], dict) or "credentials" in error["msg"]
+    hidden = error["type"] == "missing" or isinstance(error["input"], dict) or _is_secret(error["input"])
     given = "" if hidden else f" (given: {error['input']!r})"
-    return error["msg"].removeprefix("Value error, ") + given
+    quotes = "; write it in quotes" if error["type"] == "string_type" and not isinstance(error["input"], list) else ""
+    return error["msg"].removeprefix("Value error, ") + given + quotes
+
+
+def _is_secret(value: Any) -> bool:
+    """Whether a value, or one of its values, is not to be repeated."""
+    try:
+        refuse_secrets(str(value))
+    except ValueError:
+        return True
+    return isinstance(value, list) and any(_is_secret(each) for each in value)
 
 
 def section_fields(kind: type[Section], section: str) -> dict[str, FieldInfo]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pipeline import storage
 from pipeline.corpus import FilePlan, InputFile, Shape

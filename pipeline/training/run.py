@@ -204,6 +204,6 @@ def _read_list(uri: str) -> tuple[dict[str, Any] | None, bool]:
         found = json.loads(storage.read_bytes(uri))
     except (FileNotFoundError, ValueError):
         return None, False
-    known = isinstance(found, dict) and isinstance(results := found.get("checkpoint_results"), list)
-    known = known and all(isinstance(each, dict) and "checkpoint_dir_name" in each for each in results)
+    results = found.get("checkpoint_results") if isinstance(found, dict) else None
+    known = isinstance(results, list) and all(isinstance(r, dict) and "checkpoint_dir_name" in r for r in results)
     return (found if known else None), True

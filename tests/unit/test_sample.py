@@ -16,7 +16,7 @@ from tiny import CHATML, save_bigram, save_model
 from jobs.sample import check_names, is_written, samples_name, write_samples
 from pipeline.config import InputConfig, LabelConfig, SampleConfig, load_config_as
 from pipeline.corpus import FilePlan, InputFile, Shard, detect, turns
-from pipeline.errors import ConfigError, InputError, RowError, RunError, StoreError
+from pipeline.errors import ConfigError, InputError, RowError, RunError
 from pipeline.generation import Generator
 from pipeline.labellers import Endogenous, PromptSampler
 from pipeline.labellers.prompts import prompt_shape, sampled

@@ -197,7 +197,9 @@ def test_a_kill_in_the_first_checkpoint_begins_anew(tmp_path: Path) -> None:
     assert not folder.begun and kept(tmp_path) == []
 
 
-@pytest.mark.parametrize("snapshot", ['{"version": 2, "checkpoints": []}', "[]", '{"checkpoint_results": [1]}', "", None])
+@pytest.mark.parametrize(
+    "snapshot", ['{"version": 2, "checkpoints": []}', "[]", '{"checkpoint_results": [1]}', "", None]
+)
 @pytest.mark.parametrize("own", [False, True])
 def test_checkpoints_without_a_list_are_never_deleted(tmp_path: Path, snapshot: str | None, own: bool) -> None:
     """Another version of Ray may write its private list in another form, and people copy folders in part."""
