@@ -57,13 +57,14 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     if not isinstance(benchmark, Maths):
         check_rewards(config)
     require(output=config.output.path)
+    idle = [] if isinstance(benchmark, Maths) else config.idle()
     config = with_absolute_places(config)
     stopped: dict[str, str] = {}
     if config.evaluate.labels:
         config, stores = _given(config)
     else:
         stores, stopped = _filled(config, benchmark, command, retry_errors)
-    for warning in config.reward.warnings():
+    for warning in [*idle, *config.reward.warnings()]:
         terminal.warn(warning)
     notes = [f"{name}: {note}" for name, store in stores.items() if (note := _unfinished(store))]
     variants = [policy_variant(config)] if isinstance(benchmark, Maths) else _variants(config, stores)

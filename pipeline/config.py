@@ -428,7 +428,21 @@ class EvaluateConfig(LabelConfig):
 
     def unread(self) -> Unread:
         yield from super().unread()
-        asked = set(self.evaluate.rewards)
+        for section in ("verifier", "judge", "classifier"):
+            if not getattr(self, section).model:
+                yield f"{section}.revision", f"without {section}.model; give that, or leave it out"
+            yield from unread_revision(section, getattr(self, section).model)
+        yield from unread_revision("implicit", self.implicit.reference)
+        if self.evaluate.labels:
+            own = [f"input.{field}" for field in InputConfig.model_fields if field != "paths"]
+            own += ["run.max_error_rate", "run.num_cpus", "run.ray_address", "evaluate.check_responses"]
+            for section in ("model", "tokens", "scorer", *own):
+                yield section, "with --labels, whose store was made already; leave it out, or label anew"
+        yield from unread_of_samples("answers", self.answers.temperature)
+
+    def idle(self) -> list[str]:
+        """What has no effect in this run and may stay: one file can describe all rewards, which are asked one by one."""
+        found: list[tuple[str, str]] = []
         for section, names in {
             "implicit": {"implicit"},
             "verifier": {"verifier"},
@@ -442,19 +456,9 @@ class EvaluateConfig(LabelConfig):
             "judge.highest": {"judge-pointwise"},
             "reward": {"endogenous", "likelihood", "implicit"},
         }.items():
-            if not names & asked:
-                yield section, f"without --reward {' or '.join(sorted(names))}; give that, or leave it out"
-        for section in ("verifier", "judge", "classifier"):
-            if not getattr(self, section).model:
-                yield f"{section}.revision", f"without {section}.model; give that, or leave it out"
-            yield from unread_revision(section, getattr(self, section).model)
-        yield from unread_revision("implicit", self.implicit.reference)
-        if self.evaluate.labels:
-            own = [f"input.{field}" for field in InputConfig.model_fields if field != "paths"]
-            own += ["run.max_error_rate", "run.num_cpus", "run.ray_address", "evaluate.check_responses"]
-            for section in ("model", "tokens", "scorer", *own):
-                yield section, "with --labels, whose store was made already; leave it out, or label anew"
-        yield from unread_of_samples("answers", self.answers.temperature)
+            if not names.intersection(self.evaluate.rewards):
+                found.append((section, f"without --reward {' or '.join(sorted(names))}"))
+        return set_but_unread(self, found)
 
 
 class SampleConfig(LabelConfig):

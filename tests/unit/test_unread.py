@@ -20,27 +20,11 @@ UNREAD: list[tuple[type[Section], list[str], str, list[str]]] = [
     (LabelConfig, ["run.ray_address=a:1", "run.num_cpus=2"], "run.num_cpus", []),
     (LabelConfig, ["tokens.template=chat.jinja", "tokens.append_eos=false"], "tokens.append_eos", ["tokens.template=none"]),
     (LabelConfig, [REVISION, "model.revision=main"], "model.revision", ["model.name=org/model"]),
-    (EvaluateConfig, ["judge.max_new_tokens=9"], "judge.max_new_tokens", ['evaluate.rewards=["judge-pairwise"]']),
-    (
-        EvaluateConfig,
-        ['evaluate.rewards=["judge-pairwise"]', "judge.lowest=0"],
-        "judge.lowest",
-        ['evaluate.rewards=["judge-pointwise"]'],
-    ),
-    (EvaluateConfig, ["implicit.beta=1"], "implicit.beta", ['evaluate.rewards=["implicit"]']),
-    (EvaluateConfig, ["verifier.answer=No"], "verifier.answer", ['evaluate.rewards=["verifier"]']),
-    (EvaluateConfig, ["classifier.output=1"], "classifier.output", ['evaluate.rewards=["classifier"]']),
     (
         EvaluateConfig,
         ['evaluate.rewards=["verifier"]', "verifier.revision=main"],
         "verifier.revision",
         ["verifier.model=org/model"],
-    ),
-    (
-        EvaluateConfig,
-        ['evaluate.rewards=["classifier"]', "reward.alpha=2"],
-        "reward.alpha",
-        ['evaluate.rewards=["likelihood"]'],
     ),
     (EvaluateConfig, ["evaluate.labels=out/x", "model.name=org/model"], "model.name", ["evaluate.labels="]),
     (EvaluateConfig, ["evaluate.labels=out/x", "tokens.max_length=9"], "tokens.max_length", ["evaluate.labels="]),
@@ -127,6 +111,31 @@ def test_every_field_without_effect_is_named_at_once() -> None:
 def test_ratings_need_a_range() -> None:
     with pytest.raises(ConfigError, match="lowest = 5 is not less than highest = 1"):
         load_config_as(EvaluateConfig, None, [], ["judge.lowest=5", "judge.highest=1"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "rewards"),
+    [
+        ("judge.max_new_tokens=9", "judge-pairwise"),
+        ("judge.lowest=0", "judge-pointwise"),
+        ("judge.pairwise_prompt={prompt} {first} {second}", "judge-pairwise"),
+        ("implicit.beta=1", "implicit"),
+        ("verifier.answer=No", "verifier"),
+        ("classifier.output=1", "classifier"),
+        ("reward.gamma=0.5", "likelihood"),
+    ],
+)
+def test_what_other_rewards_read_is_said(setting: str, rewards: str) -> None:
+    """One file may describe all rewards, which are asked one by one."""
+
+    def idle(asked: str) -> list[str]:
+        config = load_config_as(EvaluateConfig, None, [("evaluate.rewards", [asked])], [setting])
+        assert isinstance(config, EvaluateConfig)
+        return config.idle()
+
+    assert idle(rewards) == []
+    [said] = idle("classifier" if rewards != "classifier" else "verifier")
+    assert said.startswith(setting.partition("=")[0]) and rewards in said
 
 
 def test_what_may_stay_is_said() -> None:
