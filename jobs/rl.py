@@ -45,7 +45,9 @@ def rl(config: RlConfig, *, dry_run: bool = False, command: str = "") -> int:
     """Run the job. Returns the exit code; raises EndorewardError."""
     require(prompts=config.input.paths, policy=config.policy.name, output=config.output.path)
     config = _settled(config)
-    return drive.drive(config, lambda: _plan(config), dry_run=dry_run, command=command)
+    models = [config.policy.name, config.reference.name, config.reward_model.name]
+    reads = [*config.input.paths, *config.held_out.prompts, config.rl.replay or "", *models]
+    return drive.drive(config, lambda: _plan(config), reads, dry_run=dry_run, command=command)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> i
     """Run the job. Returns the exit code; raises EndorewardError."""
     require(labels=config.train.labels, policy=config.policy.name, output=config.output.path)
     config = _with_absolute_places(config)
-    return drive.drive(config, lambda: _plan(config), dry_run=dry_run, command=command)
+    reads = [*config.train.labels, config.policy.name, config.reference.name]
+    return drive.drive(config, lambda: _plan(config), reads, dry_run=dry_run, command=command)
 
 
 @dataclass(frozen=True, kw_only=True)

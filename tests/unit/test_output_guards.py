@@ -205,3 +205,18 @@ def test_only_what_a_store_recorded_is_discarded(tmp_path: Path) -> None:
     documents.create(store.at("records", "run.json"), {"description": {}, "fingerprint": "f"})
     store.discard()
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["train", "rl"])
+def test_a_run_is_not_written_over_what_it_reads(
+    command: str, given: dict[str, list[Any]], tmp_path: Path, here: Cli
+) -> None:
+    """Rollouts of a run without a checkpoint would be discarded as another takes its place, which is to learn from them."""
+    output = tmp_path / "out"
+    documents.create(str(output / "run.json"), {"description": {}})
+    documents.create(str(output / "rollouts/records/run.json"), {"description": {}, "fingerprint": "f"})
+    lay(output, {"rollouts/labels/part.parquet": "p"})
+    before = contents(output)
+    own = {"train": ["--labels", output / "rollouts"], "rl": ["--set", f"rl.replay={output}/rollouts"]}[command]
+    ran = here(*given[command], *own, "--output", output)
+    assert ran.returncode == 2 and "and write over it" in ran.stderr and contents(output) == before
