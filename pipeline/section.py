@@ -22,9 +22,9 @@ SECRET = re.compile(
 
 def refuse_secrets(place: str) -> str:
     """Locations are logged and stored. Raises ValueError for one with credentials in it."""
-    address, mark, query = unquote(place).partition("?")
+    address, query = re.fullmatch(r"([^?#]*)(.*)", unquote(place), re.DOTALL).groups()  # type: ignore[union-attr]
     authority = address.partition("://")[2].partition("/")[0]
-    pairs = mark + query if mark else address if ";" in address else ""
+    pairs = query or (address if ";" in address else "")
     if "@" in authority or SECRET.search(pairs) or re.search(r"://[^/?#\s]*@", query):
         raise ValueError(
             "holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID, and here the address without them"
