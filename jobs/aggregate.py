@@ -33,6 +33,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
     source, target = LabelStore(uri), LabelStore(_absolute(output))
     if _absolute(uri) == target.uri:
         raise StoreError(f"{output} is the store that is read; give another --output")
+    target.check_place()
     manifest = read_manifest(source)
     stored = stored_reward(source.description())
     wanted = _changed(stored, assignments)
@@ -41,7 +42,6 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
     config = _config(manifest["config"], wanted, target.uri)
     reward = {f"reward.{name}": value for name, value in wanted.model_dump().items()}
     description = {**source.description(), **reward}
-    target.check_place()
     target.check_description(description)
     with contextlib.ExitStack() as held:
         held.enter_context(WriterLock(target.uri))

@@ -9,7 +9,7 @@ close     model card, page, manifest, table; with the manifest a run is done
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
@@ -20,8 +20,9 @@ from jobs.cluster import cluster, joins_cluster, warn_of_local_output
 from jobs.fill import absolute
 from jobs.inspect_run import draw_run, read_results
 from jobs.trainer import absolute_model, cpus_of, learner_versions, warn_of_room
-from pipeline.rl.run import LEFT_BY_RUN, REPEATED
-from pipeline.store import WriterLock, documents, fingerprint
+from pipeline.errors import ConfigError
+from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
+from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.card import model_card
 from pipeline.training.config import LearningConfig
 from pipeline.training.metrics import Row, check_tracking, ends, read_metrics
@@ -87,21 +88,28 @@ class Plan(ABC):
         """Take all steps, connected to Ray. Raises RunError where the run cannot go on."""
 
 
-def drive(config: LearningConfig, plan_of: Callable[[], Plan], *, dry_run: bool, command: str) -> int:
+def drive(
+    config: LearningConfig, plan_of: Callable[[], Plan], reads: Iterable[str], *, dry_run: bool, command: str
+) -> int:
     """Make a plan and carry it out. Returns the exit code; raises EndorewardError.
 
     Args:
         config: with absolute places.
         plan_of: raises for all that can be known before a worker starts. Called connected where the run joins a cluster.
+        reads: places of what it learns from, which may not lie where it writes.
         dry_run: show the plan only.
     """
     check_tracking(config.tracking)
+    folder = RunFolder(config.output.path)
+    folder.check_place()
+    for place in reads:
+        if f"{place.rstrip('/')}/".startswith(f"{folder.uri.rstrip('/')}/"):
+            raise ConfigError(f"the run would read {place} and write over it: give another --output than {folder.uri}")
     with contextlib.ExitStack() as held:
         if joins_cluster(config.run):  # only the cluster knows its devices
             held.enter_context(cluster(config.run))
             warn_of_local_output(config.output.path)
         plan = plan_of()
-        folder = RunFolder(config.output.path)
         folder.check(plan.description)
         terminal.print_table(f"{plan.TITLE} {plan.config.policy.name}", plan.rows())
         for note in plan.notes:
@@ -155,6 +163,7 @@ def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
             **plan.says(),
         }
         folder.forget(*LEFT_BY_RUN)
+        LabelStore(folder.at(ROLLOUTS)).discard()
         documents.write(folder.at("run.json"), found)
     documents.remove(folder.at(STOPPED))
     return found

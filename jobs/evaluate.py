@@ -28,8 +28,9 @@ from jobs.preview import show_inputs
 from pipeline import storage
 from pipeline.benchmarks import find_benchmark
 from pipeline.benchmarks.base import Benchmark
+from pipeline.benchmarks.best_of_n import BestOfN
 from pipeline.benchmarks.maths import Maths
-from pipeline.config import EvaluateConfig, ModelConfig, RewardConfig, load_config
+from pipeline.config import EvaluateConfig, ModelConfig, RewardConfig, Unread, load_config, refuse_unread
 from pipeline.derive import stored_reward
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.evaluation.results import Cost, make_results
@@ -39,10 +40,9 @@ from pipeline.models import context_length, load_settings, load_tokenizer
 from pipeline.report.evaluation import draw_evaluation, results_markdown
 from pipeline.report.page import standalone_charts
 from pipeline.rewards import OTHER_TOKENS, Variant, check_rewards, labellers_of, policy_variant, sampler_of, variants_of
-from pipeline.store import LabelStore, documents
+from pipeline.store import LabelStore, documents, places
 
 Json = dict[str, Any]
-RECORD = "evaluation.json"
 
 
 def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str = "") -> int:
@@ -52,16 +52,20 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     """
     benchmark = find_benchmark(config.evaluate.benchmark, config.best_of_n)
     benchmark.requires(config)
+    refuse_unread(config, _unread(benchmark))
+    if retry_errors and config.evaluate.labels:
+        raise ConfigError("--retry-errors: has no effect with --labels, whose store was made already; label that again")
     if not isinstance(benchmark, Maths):
         check_rewards(config)
     require(output=config.output.path)
+    idle = [] if isinstance(benchmark, Maths) else config.idle()
     config = _dated(with_absolute_places(config))
     stopped: dict[str, str] = {}
     if config.evaluate.labels:
         config, stores = _given(config)
     else:
         stores, stopped = _filled(config, benchmark, command, retry_errors)
-    for warning in config.reward.warnings():
+    for warning in [*idle, *config.reward.warnings()]:
         terminal.warn(warning)
     notes = [f"{name}: {note}" for name, store in stores.items() if (note := _unfinished(store))]
     variants = [policy_variant(config)] if isinstance(benchmark, Maths) else _variants(config, stores)
@@ -76,6 +80,16 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     if results["failed"]:
         raise RunError("\n".join(f"{name}: {why}" for name, why in results["failed"].items()))
     return 0
+
+
+def _unread(benchmark: Benchmark) -> Unread:
+    """What this benchmark has no use for."""
+    if isinstance(benchmark, Maths):
+        yield "reward", f"on {benchmark.name}, which checks answers; leave it out"
+    else:
+        yield "answers", f"on {benchmark.name}, which asks no policy; leave it out"
+    if not isinstance(benchmark, BestOfN):
+        yield "best_of_n", f"on {benchmark.name}; leave it out, or give --benchmark best-of-n"
 
 
 def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore]]:
@@ -174,18 +188,14 @@ def _claimed(config: EvaluateConfig, inputs: list[str]) -> tuple[str, Json]:
     Raises StoreError where the directory is another's.
     """
     output = config.output.path
-    uri = storage.join(output, RECORD)
+    uri = storage.join(output, *places.EVALUATION.document)
     wanted = {
         "benchmark": config.evaluate.benchmark,
         "inputs": sorted(inputs),
         "labels": absolute(config.evaluate.labels) if config.evaluate.labels else None,
     }
     day = {"date": config.tokens.date}  # of all rewards, not part of what makes the directory this evaluation's
-    if not storage.exists(uri):
-        foreign = [name for name in storage.list_names(output) if name != "rewards"]
-        if foreign:
-            found = ", ".join(sorted(foreign)[:5])
-            raise StoreError(f"{output} holds something else ({found}); give an empty --output")
+    if not places.check(output, places.EVALUATION):
         return uri, wanted | day
     standing = documents.read(uri)
     changed = [name for name, value in wanted.items() if standing.get(name) != value]
@@ -197,8 +207,9 @@ def _claimed(config: EvaluateConfig, inputs: list[str]) -> tuple[str, Json]:
 
 def _dated(config: EvaluateConfig) -> EvaluateConfig:
     """One date for all rewards: that of the evaluation that is there, else today's."""
-    uri = storage.join(config.output.path, RECORD)
-    known = documents.read(uri).get("date") if storage.exists(uri) else None
+    output = config.output.path
+    began = places.is_ours(output, places.EVALUATION)
+    known = documents.read(storage.join(output, *places.EVALUATION.document)).get("date") if began else None
     return config.model_copy(update={"tokens": config.tokens.dated(known)})
 
 
@@ -255,12 +266,7 @@ def _write(config: EvaluateConfig, results: Json, items: pa.Table) -> None:
     documents.write_bytes(storage.join(output, "items.parquet"), buffer.getvalue().to_pybytes())
     documents.write_bytes(storage.join(output, "results.json"), documents.readable(results))
     documents.write_bytes(storage.join(output, "results.md"), results_markdown(results).encode())
-    page = draw_evaluation(results)
-    documents.write_bytes(storage.join(output, "report.html"), page.encode())
-    for name in storage.list_names(storage.join(output, "figures")):
-        documents.remove(storage.join(output, "figures", name))
-    for name, chart in standalone_charts(page).items():
-        documents.write_bytes(storage.join(output, "figures", name), chart.encode())
+    _write_page(output, draw_evaluation(results))
     names = list(results["rewards"][0]["values"])
     counts = ["items", "incomplete", "truncated", *(["ties"] if results["rewards"][0]["comparisons"] else [])]
     terminal.print_grid(
@@ -274,6 +280,17 @@ def _write(config: EvaluateConfig, results: Json, items: pa.Table) -> None:
     for note in results["rewards"][0]["notes"]:
         terminal.warn(note)
     terminal.say(f"report: {storage.join(output, 'report.html')}")
+
+
+def _write_page(output: str, page: str) -> None:
+    """report.html, and its charts as files; those of the page that was there, which tells their names, go before it does."""
+    uri, charts = storage.join(output, "report.html"), standalone_charts(page)
+    earlier = standalone_charts(storage.read_bytes(uri).decode(errors="replace")) if storage.exists(uri) else {}
+    for name in earlier.keys() - charts.keys():
+        documents.remove(storage.join(output, "figures", name))
+    for name, chart in charts.items():
+        documents.write_bytes(storage.join(output, "figures", name), chart.encode())
+    documents.write_bytes(uri, page.encode())
 
 
 def _count(entry: Json, name: str) -> str:

@@ -3,12 +3,7 @@
 Shard by shard into one file, which shows under its name when it is complete.
 """
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,7 +13,7 @@ from jobs import terminal
 from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
 from pipeline.pairs import PAIR_COLUMNS, PREFERENCES, PairCounts, preference_pairs, preferences_table
-from pipeline.store import LabelStore, part_uri, read_part
+from pipeline.store import LabelStore, documents, part_uri, read_part
 
 FORMATS = ("trl",)
 ENDINGS = (".parquet", ".jsonl")
@@ -58,10 +53,15 @@ def export(uri: str, format: str, output: str) -> int:
                 yield pairs
 
     write = {".parquet": _write_parquet, ".jsonl": _write_json_lines}[ending]
-    with _whole_file(output) as path:
-        write(path, parts())
-        if not counts.known + counts.by_reward:
-            raise StoreError(f"{uri} holds no pair: each of its prompts has one response, or responses of equal reward")
+    try:
+        with documents.whole_file(output, replace=False) as path:
+            write(path, parts())
+            if not counts.known + counts.by_reward:
+                raise StoreError(
+                    f"{uri} holds no pair: each of its prompts has one response, or responses of equal reward"
+                )
+    except FileExistsError:
+        raise already_there(output) from None
     for sentence in explain(counts):
         terminal.say(sentence)
     terminal.say(f"{counts.known + counts.by_reward:,} pairs: {output}")
@@ -94,7 +94,11 @@ def explain(counts: PairCounts) -> list[str]:
 def refuse_existing(output: str) -> None:
     """Raises StoreError where a file would be written over."""
     if storage.exists(output):
-        raise StoreError(f"{output} exists already and is left as it is; remove it, or give another --output")
+        raise already_there(output)
+
+
+def already_there(output: str) -> StoreError:
+    return StoreError(f"{output} exists already and is left as it is; remove it, or give another --output")
 
 
 def _write_parquet(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:
@@ -108,28 +112,3 @@ def _write_json_lines(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for pairs in parts:
             file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-
-
-@contextlib.contextmanager
-def _whole_file(uri: str) -> Iterator[str]:
-    """A local path to write to; what was written shows at `uri` when the block ends well, else nothing does."""
-    filesystem, path = storage.locate(uri)
-    folder, name = os.path.split(path)
-    if not storage.is_local(uri):
-        folder = tempfile.gettempdir()
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            if storage.is_local(uri):
-                os.fsync(file.fileno())
-                os.link(temporary, path)
-            else:
-                with filesystem.open_output_stream(path) as stream:
-                    shutil.copyfileobj(file, stream)
-    except FileExistsError:
-        refuse_existing(uri)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)

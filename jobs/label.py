@@ -8,15 +8,17 @@ from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, require, with_absolute_places
 from jobs.plan import check_sampled, find_inputs, plan_inputs
 from jobs.preview import estimate, show_example, show_inputs
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, set_but_unread
 from pipeline.labellers import Endogenous
 from pipeline.report import to_toml
+from pipeline.store import LabelStore
 
 
 def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = False, command: str = "") -> int:
     """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
     require(model=config.model.name, input=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
+    LabelStore(config.output.path).check_place()
     files = find_inputs(config.input)
     labeller = Endogenous(config, config.model)
     if dry_run:
@@ -28,7 +30,7 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         show_example(inputs, renderer, config)
         terminal.print_table("Estimate, from a sample", estimate(inputs, config))
         return 0
-    for warning in config.reward.warnings():
+    for warning in [*config.reward.warnings(), *_idle(labeller)]:
         terminal.warn(warning)
     with contextlib.ExitStack() as held:
         ray = LateCluster(config, held)
@@ -40,3 +42,13 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         show_example(filling.inputs, filling.labeller.renderer, filling.labeller.config)
         filling.run(ray, command, retry_errors=retry_errors)
         return 0
+
+
+def _idle(labeller: Endogenous) -> list[str]:
+    """What is set and moves no reward, which only the tokenizer tells, or moves other columns alone."""
+    found = []
+    if labeller.renderer.template is not None:
+        found.append(("tokens.append_eos", "with the tokenizer's chat template, which ends each turn itself"))
+    if labeller.config.reward.aggregation == "mean":
+        found.append(("reward.gamma", "on the rewards of reward.aggregation = mean; it moves token_rewards"))
+    return set_but_unread(labeller.config, found)

@@ -15,8 +15,7 @@ def redraw(uri: str) -> int:
     Tokens show as text where the tokenizer that the manifest names can be reached, else as their numbers.
     """
     folder = RunFolder(uri)
-    run = folder.read("run.json")
-    if run is not None:
+    if folder.is_run and (run := folder.read("run.json")) is not None:
         return redraw_run(folder, run)
     store = LabelStore(uri)
     manifest = read_manifest(store)

@@ -21,6 +21,7 @@ from jobs.gather import Practice
 from jobs.improve import improve
 from jobs.online import Online
 from jobs.trainer import absolute_model, cpus_of, gpus_of, pick_workers, position_notes, run_workers
+from pipeline import storage
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.labellers.base import open_renderer
@@ -30,8 +31,8 @@ from pipeline.rl.config import PoolSection, RewardSource, RlConfig
 from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rewards import check_prompts, check_rewards
-from pipeline.rl.run import RUN, describe_rl, replay_differences
-from pipeline.store import LabelStore
+from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
+from pipeline.store import LabelStore, places
 from pipeline.training.card import shareable_config
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.run import RunFolder
@@ -44,7 +45,9 @@ def rl(config: RlConfig, *, dry_run: bool = False, command: str = "") -> int:
     """Run the job. Returns the exit code; raises EndorewardError."""
     require(prompts=config.input.paths, policy=config.policy.name, output=config.output.path)
     config = _settled(config)
-    return drive.drive(config, lambda: _plan(config), dry_run=dry_run, command=command)
+    models = [config.policy.name, config.reference.name, config.reward_model.name]
+    reads = [*config.input.paths, *config.held_out.prompts, config.rl.replay or "", *models]
+    return drive.drive(config, lambda: _plan(config), reads, dry_run=dry_run, command=command)
 
 
 @dataclass(frozen=True)
@@ -187,9 +190,9 @@ def _settled(config: RlConfig) -> RlConfig:
 
 def _known_date(config: RlConfig) -> str | None:
     """The date that the run there, or the one that is replayed, gave its template."""
-    run = RunFolder(config.output.path).read("run.json")
-    if run is not None:
-        return run["description"].get("tokens.date")
+    if places.is_ours(config.output.path, places.RUN):
+        run = RunFolder(config.output.path).read("run.json")
+        return run["description"].get("tokens.date") if run else None
     try:
         return (
             LabelStore(absolute(config.rl.replay)).description().get(f"{RUN}tokens.date") if config.rl.replay else None
@@ -200,6 +203,8 @@ def _known_date(config: RlConfig) -> str | None:
 
 def _plan(config: RlConfig) -> Plan:
     """Raises ConfigError and InputError for all that can be known before a worker starts."""
+    if config.rl.keep_rollouts:
+        LabelStore(storage.join(config.output.path, ROLLOUTS)).check_place()
     share = _share(config)
     spare = math.ceil(round(share.samplers * share.sampler_gpus + share.rewarders * share.rewarder_gpus, 6))
     device, workers = pick_workers(config, spare if share.learner_gpus == 1 else 0)
@@ -211,13 +216,18 @@ def _plan(config: RlConfig) -> Plan:
     held_out = read_prompts(config, config.held_out.prompts, "held_out.prompts") if config.held_out.prompts else None
     _require_enough(config, prompts)
     algorithm_of(config)
-    notes = check_rewards(config)
+    notes = [*config.idle(), *check_rewards(config)]
     notes += check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
     for name, found in (("input.paths", prompts), ("held_out.prompts", held_out)):
         notes += _notes(config, name, found) if found else []
     longest = max(len(prompt.ids) for prompt in prompts.prompts) + config.rl.max_new_tokens
     most = open_renderer(config.policy, config.tokens).max_length
     notes += position_notes(config, settings, min(longest, most))
+    if config.rl.algorithm == "reinforce" and config.rl.minibatches > 1:
+        notes.append(
+            f"rl.algorithm = reinforce has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the first learn "
+            "from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
+        )
     if config.rl.algorithm == "rloo" and dtype != "float32":
         notes.append(
             f"rl.algorithm = rloo compares whole responses with what the sampler made of them, and in {dtype} rounding moves "

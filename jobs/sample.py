@@ -29,7 +29,7 @@ from pipeline.corpus import InputFile
 from pipeline.errors import InputError, RunError, StoreError
 from pipeline.labellers import PromptSampler
 from pipeline.labellers.prompts import STORED, Samples, prompt_shape, sampled
-from pipeline.store import LabelStore, Record, documents, part_uri, read_part, shard_name
+from pipeline.store import LabelStore, Record, documents, part_uri, places, read_part, shard_name
 
 Json = dict[str, Any]
 STORE = "_store"
@@ -45,7 +45,7 @@ def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "
     config = with_absolute_places(config)
     output = config.output.path
     files = find_inputs(config.input)
-    check_place(output)
+    places.check(output, places.SAMPLES)
     with contextlib.ExitStack() as held:
         ray = LateCluster(config, held)
         if joins_cluster(config.run):  # only the cluster knows its devices
@@ -61,15 +61,6 @@ def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "
     summary = write_samples(filling.store, output)
     _show(summary, filling.store, config)
     return 0
-
-
-def check_place(output: str) -> None:
-    """Raises StoreError where the directory holds something that is not ours."""
-    if storage.exists(storage.join(output, STORE, "records", "run.json")):
-        return
-    foreign = storage.list_names(output)
-    if foreign:
-        raise StoreError(f"{output} holds something else ({', '.join(foreign[:5])}); give an empty --output")
 
 
 def check_names(files: list[InputFile]) -> None:
@@ -120,26 +111,52 @@ def write_samples(store: LabelStore, output: str) -> Json:
     """
     records = {shard_name(record.shard): record for record in store.records()}
     counts, files = Counter[str](), []
+    owned = _Owned(output)
     for stored in store.inputs():
         shards = [shard_name(shard) for shard in stored.plan.shards]
         if not all(shard in records for shard in shards):
             continue
         found = (samples for shard in shards for samples in _samples(store, records[shard]))
         for number, data in enumerate(_files(found, counts)):
-            name = samples_name(stored.file.name, number)
-            documents.write_bytes(storage.join(output, name), data)
-            files.append(name)
+            files.append(samples_name(stored.file.name, number))
+            owned.write(files[-1], data)
     errors = Counter[str]()
     for record in records.values():
         errors.update(record.reasons)
     if not files:
         raise RunError(f"not one prompt could be answered ({counted(errors)}); see {store.at('errors')}")
-    for name in storage.list_names(output):
-        if name.startswith(PREFIX) and name not in files:
-            documents.remove(storage.join(output, name))
+    owned.keep_only(files)
     summary = {"contents": _contents(store), "files": files, **counts, "errors": dict(errors.most_common())}
     documents.write(storage.join(output, SUMMARY), summary)
     return summary
+
+
+class _Owned:
+    """The files of samples that an output's summary names, which are this program's: only these are replaced or deleted. A
+    name goes into the summary before there is a file of it."""
+
+    def __init__(self, output: str):
+        self.output, self.uri = output, storage.join(output, SUMMARY)
+        self.summary: Json = documents.read(self.uri) if storage.exists(self.uri) else {"files": []}
+
+    def write(self, name: str, data: bytes) -> None:
+        """Raises StoreError where a file of this name is somebody else's."""
+        uri = storage.join(self.output, name)
+        if name not in self.summary["files"]:
+            if storage.exists(uri) and storage.read_bytes(uri) != data:
+                raise StoreError(
+                    f"{uri} is in the way: no run wrote it, and so it is left as it is; move it away, and run the same again"
+                )
+            self._say([*self.summary["files"], name])
+        documents.write_bytes(uri, data)
+
+    def keep_only(self, names: list[str]) -> None:
+        for name in set(self.summary["files"]) - set(names):
+            documents.remove(storage.join(self.output, name))
+
+    def _say(self, names: list[str]) -> None:
+        self.summary = {"contents": "", "files": names}  # none is whole yet
+        documents.write(self.uri, self.summary)
 
 
 def _samples(store: LabelStore, record: Record) -> Iterator[Samples]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs import terminal
-from jobs.export import refuse_existing
+from jobs.export import already_there, refuse_existing
 from pipeline.config import RewardConfig
 from pipeline.derive import SWEEP_COLUMNS, Outcome, outcomes, reward_grid, stored_reward
 from pipeline.errors import ConfigError, StoreError
@@ -55,7 +55,8 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None)
         terminal.say(sentence)
     if output is not None:
         content = _figures(store.fingerprint(), progress.complete, stored, best, wanted, found)
-        documents.write_bytes(output, documents.readable(content))
+        if not documents.write_bytes(output, documents.readable(content), replace=False):
+            raise already_there(output)
         terminal.say(f"figures: {output}")
     return 0
 

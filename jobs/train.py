@@ -16,11 +16,13 @@ from jobs.fill import absolute, require
 from jobs.learn import Training, learn
 from jobs.reference import compute_references
 from jobs.trainer import pick_workers, position_notes, run_workers
+from pipeline.config import set_but_unread
+from pipeline.errors import ConfigError
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
 from pipeline.objectives.preference import beta_of
 from pipeline.training.card import shareable_config
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.examples import Examples, find_examples
 from pipeline.training.order import Order
@@ -34,7 +36,8 @@ def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> i
     """Run the job. Returns the exit code; raises EndorewardError."""
     require(labels=config.train.labels, policy=config.policy.name, output=config.output.path)
     config = _with_absolute_places(config)
-    return drive.drive(config, lambda: _plan(config), dry_run=dry_run, command=command)
+    reads = [*config.train.labels, config.policy.name, config.reference.name]
+    return drive.drive(config, lambda: _plan(config), reads, dry_run=dry_run, command=command)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +131,11 @@ def _plan(config: TrainConfig) -> Plan:
     reference = config.reference if config.reference.name else config.policy
     stored, notes = stored_reference(examples.sources, reference, dtype)
     notes += position_notes(config, settings, int((examples.prompt_tokens + examples.tokens).max()))
+    if config.reference.name and not stored and not objective_of(config).uses_reference:
+        raise ConfigError(
+            f"reference.name: has no effect under train.objective = {config.train.objective}, which compares with no "
+            "reference, and the labels are of another model; leave it out"
+        )
     if config.reference.name and not stored:
         check_rows(RowReader(examples.sources, examples.parts, config.reference, 1), examples)
     labelled, _ = stored_reference(examples.sources, config.policy, dtype)
@@ -144,7 +152,7 @@ def _plan(config: TrainConfig) -> Plan:
         rate=base_rate(config.train, settings.get_text_config().hidden_size, bool(config.lora.rank)),
         stored_reference=stored,
         policy_labelled=labelled,
-        notes=notes + ([] if labelled else _behaviour_notes(config)),
+        notes=notes + ([] if labelled else _behaviour_notes(config)) + _pair_notes(config, examples),
         description=describe(config, examples.describe(), dtype, device, workers, deepspeed),
     )
 
@@ -166,6 +174,15 @@ def _behaviour_notes(config: TrainConfig) -> list[str]:
         f"{config.train.objective} takes the model that labelled for the one that wrote the responses, and it is not the "
         "policy: where another wrote them, the importance ratios are wrong; awr needs none"
     ]
+
+
+def _pair_notes(config: TrainConfig, examples: Examples) -> list[str]:
+    """What is set of pairs by reward, where the input's own preferences make all pairs."""
+    counts = examples.counts.pairs
+    if config.train.objective not in PAIR_OBJECTIVES or not counts.known or counts.by_reward:
+        return []
+    why = "where the preferences of the input make all pairs; set pairs.preference = reward, or leave it out"
+    return set_but_unread(config, [("pairs.select", why), ("pairs.min_margin", why)])
 
 
 def _with_absolute_places(config: TrainConfig) -> TrainConfig:

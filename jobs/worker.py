@@ -5,6 +5,7 @@ was learned after it is learned once more, from the same data in the same order,
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -22,6 +23,8 @@ from pipeline.errors import ConfigError, EndorewardError
 from pipeline.store import documents
 from pipeline.training.run import STOPPED, keep_snapshot
 
+SCRATCH = "endoreward-"  # begins the names of folders for what is to be uploaded
+LOCK = "lock"  # in one of these
 STATE = "endoreward.json"  # in a checkpoint, beside DeepSpeed's files
 
 State = dict[str, Any]
@@ -102,26 +105,42 @@ def export(learner: Learner, place: str) -> None:
     with scratch(place) as folder:
         learner.export(folder)
         if learner.rank == 0:
-            storage.put_folder(folder, place)
+            documents.put_folder(folder, place)
 
 
 @contextlib.contextmanager
 def scratch(place: str) -> Iterator[str]:
-    """A folder of this process's for what goes to `place`, as long as the block runs. What killed workers left of theirs is
-    deleted: it may be as large as the optimizer."""
-    ours = f"endoreward-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
-    for left in Path(tempfile.gettempdir()).glob(f"{ours}-*-*"):
-        if not _lives(int(left.name.split("-")[2])):
+    """A folder of this process's for what goes to `place`, as long as the block runs.
+
+    What killed workers left of theirs is deleted: it may be as large as the optimizer. A folder is one of theirs when its
+    owner is this user and its lock says whose it is and is free, which it is not while its worker lives, in whichever
+    container.
+    """
+    ours = f"{SCRATCH}{hashlib.sha256(place.encode()).hexdigest()[:12]}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{ours}*"):
+        if _is_left(left, place):
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{ours}-{os.getpid()}-") as folder:
-        yield folder
-
-
-def _lives(pid: int) -> bool:
+    folder = tempfile.mkdtemp(prefix=ours)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        with open(os.path.join(folder, LOCK), "w") as lock:
+            with contextlib.suppress(OSError):  # without locks nobody may take it for one that was left
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock.write(place)
+                lock.flush()
+            content = os.path.join(folder, "content")
+            os.mkdir(content)
+            yield content
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path, place: str) -> bool:
+    """Whether a scratch folder was left by a worker that is gone."""
+    try:
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            return False
+        with open(folder / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock.read() == place
+    except (OSError, ValueError):
         return False
-    except PermissionError:
-        pass
-    return True

@@ -4,39 +4,34 @@ Sources, later ones win: defaults, one TOML file, command-line flags, `--set a.b
 neither torch nor Ray.
 """
 
+import os
 import re
-import tomllib
 from datetime import UTC, date, datetime
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from pipeline.section import (
+    Place,
+    Section,
+    Unread,
+    load_config_as,
+    refuse_secrets,
+    refuse_unread,
+    section_fields,
+    set_but_unread,
 )
-from pydantic.fields import FieldInfo
 
-from pipeline.errors import ConfigError
-
-
-def refuse_secrets(place: str) -> str:
-    """Locations are logged and stored. Raises ValueError for one with credentials in it."""
-    address, _, query = place.partition("://")[2].partition("?")
-    if "@" in address.partition("/")[0] or re.search(r"(secret|access)_key|session_token", query):
-        raise ValueError("holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID")
-    return place
-
-
-Place = Annotated[str, AfterValidator(refuse_secrets)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+__all__ = [
+    "Place",
+    "Section",
+    "Unread",
+    "load_config_as",
+    "refuse_secrets",
+    "refuse_unread",
+    "section_fields",
+    "set_but_unread",
+]
 
 
 class InputConfig(Section):
@@ -315,7 +310,7 @@ class OutputConfig(Section):
 class ClusterConfig(Section):
     """Where the job runs. Nothing here changes a number."""
 
-    ray_address: str | None = Field(
+    ray_address: Place | None = Field(
         default=None, description="cluster to join; default: $RAY_ADDRESS, else a local Ray"
     )
     num_cpus: int | None = Field(default=None, ge=1, description="CPUs of a local Ray; default: all")
@@ -399,6 +394,14 @@ class JudgeConfig(Section):
         le=1,
         description="the evaluation fails when more than this share of judgements cannot be read",
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lowest >= self.highest:
+            raise ValueError(
+                f"lowest = {self.lowest:g} is not less than highest = {self.highest:g}, so that no rating could be read"
+            )
+        return self
 
     @field_validator("pointwise_prompt", "pairwise_prompt")
     @classmethod
@@ -514,6 +517,14 @@ class LabelConfig(Section):
     output: OutputConfig = OutputConfig()
     run: RunConfig = RunConfig()
 
+    def unread(self) -> Unread:
+        yield from unread_of_cluster(self.run)
+        yield from unread_revision("model", self.model.name)
+        if self.scorer.device == "cpu":
+            yield "scorer.gpus_per_actor", "under scorer.device = cpu; leave it out"
+        if self.tokens.template not in ("auto", "none"):
+            yield "tokens.append_eos", "with a chat template, which ends each turn itself; leave it out"
+
 
 class EvaluateConfig(LabelConfig):
     """Everything `evaluate` can be told: all that `label` can, and what is evaluated against what."""
@@ -526,11 +537,52 @@ class EvaluateConfig(LabelConfig):
     answers: AnswersConfig = AnswersConfig()
     best_of_n: BestOfNConfig = BestOfNConfig()
 
+    def unread(self) -> Unread:
+        yield from super().unread()
+        for section in ("verifier", "judge", "classifier"):
+            if not getattr(self, section).model:
+                yield f"{section}.revision", f"without {section}.model; give that, or leave it out"
+            yield from unread_revision(section, getattr(self, section).model)
+        yield from unread_revision("implicit", self.implicit.reference)
+        if self.evaluate.labels:
+            own = [f"input.{field}" for field in InputConfig.model_fields if field != "paths"]
+            own += ["run.max_error_rate", "run.num_cpus", "run.ray_address", "evaluate.check_responses"]
+            for section in ("model", "tokens", "scorer", *own):
+                yield section, "with --labels, whose store was made already; leave it out, or label anew"
+        yield from unread_of_samples("answers", self.answers.temperature)
+
+    def idle(self) -> list[str]:
+        """What has no effect in this run and may stay: one file can describe all rewards, which are asked one by one."""
+        found: list[tuple[str, str]] = []
+        for section, names in {
+            "implicit": {"implicit"},
+            "verifier": {"verifier"},
+            "classifier": {"classifier"},
+            "judge": {"judge-pointwise", "judge-pairwise"},
+            "judge.pairwise_prompt": {"judge-pairwise"},
+            "judge.pairwise_pattern": {"judge-pairwise"},
+            "judge.pointwise_prompt": {"judge-pointwise"},
+            "judge.pointwise_pattern": {"judge-pointwise"},
+            "judge.lowest": {"judge-pointwise"},
+            "judge.highest": {"judge-pointwise"},
+            "reward": {"endogenous", "likelihood", "implicit"},
+        }.items():
+            if not names.intersection(self.evaluate.rewards):
+                found.append((section, f"without --reward {' or '.join(sorted(names))}"))
+        return set_but_unread(self, found)
+
 
 class SampleConfig(LabelConfig):
     """Everything `sample` can be told: what `label` can of input, model, tokens and actors, and how responses are drawn."""
 
     sample: SampleSection = SampleSection()
+
+    def unread(self) -> Unread:
+        yield from super().unread()
+        yield from unread_of_prompts()
+        yield "scorer.head_chunk_mb", "on sampling, which scores nothing; leave it out"
+        yield "tokens.over_length", "on sampling: a prompt is never cut; leave it out"
+        yield from unread_of_samples("sample", self.sample.temperature)
 
     @field_validator("reward")
     @classmethod
@@ -550,80 +602,22 @@ def load_config(toml_path: str | None, overrides: list[tuple[str, Any]], assignm
     return load_config_as(LabelConfig, toml_path, overrides, assignments)
 
 
-Kind = TypeVar("Kind", bound=Section)
+def unread_of_cluster(run: ClusterConfig) -> Unread:
+    if run.ray_address:
+        yield "run.num_cpus", "under run.ray_address, whose cluster has the CPUs it has; leave it out"
 
 
-def load_config_as(
-    kind: type[Kind], toml_path: str | None, overrides: list[tuple[str, Any]], assignments: list[str]
-) -> Kind:
-    """Build the configuration of a run.
-
-    Args:
-        kind: what the command is told: `LabelConfig`, `EvaluateConfig`, ...
-        toml_path: a TOML file with the sections of `kind`, or None.
-        overrides: (dotted path, value) from command-line flags.
-        assignments: `a.b=value` from `--set`; the value is read as TOML, else taken as text.
-
-    Raises:
-        ConfigError: with every mistake on a line of its own, each under its dotted path.
-    """
-    tree: dict[str, Any] = _read_toml(toml_path) if toml_path else {}
-    for path, value in overrides + [_parse_assignment(text) for text in assignments]:
-        _put(tree, path, value)
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        lines = [f"  {_dotted(e['loc'])}: {_sentence(e, kind)}" for e in error.errors()]
-        raise ConfigError("the configuration has mistakes:\n" + "\n".join(lines)) from None
+def unread_revision(section: str, name: str) -> Unread:
+    if os.path.isdir(name):
+        yield f"{section}.revision", f"on the local folder {name}; leave it out, or name a model of a hub"
 
 
-def _read_toml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+def unread_of_samples(section: str, temperature: float) -> Unread:
+    if temperature == 0:
+        for field in ("top_p", "seed"):
+            yield f"{section}.{field}", f"under {section}.temperature = 0, which is greedy; set that, or leave it out"
 
 
-def _parse_assignment(text: str) -> tuple[str, Any]:
-    path, mark, value = text.partition("=")
-    if not mark or not path.strip():
-        raise ConfigError(f"--set {text}: expected section.field=value, such as reward.alpha=0.5")
-    try:
-        return path.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        return path.strip(), value
-
-
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    *sections, field = path.split(".")
-    for name in sections:
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"--set {path}: {name} is a value, not a section")
-    tree[field] = value
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
-
-
-def _sentence(error: Any, kind: type[Section]) -> str:
-    if error["type"] == "extra_forbidden":
-        section, *rest = error["loc"]
-        fields = section_fields(kind, str(section)) if rest else kind.model_fields
-        return f"no such field; there are {', '.join(fields)}"
-    hidden = error["type"] == "missing" or isinstance(error["input"], dict) or "credentials" in error["msg"]
-    given = "" if hidden else f" (given: {error['input']!r})"
-    return error["msg"].removeprefix("Value error, ") + given
-
-
-def section_fields(kind: type[Section], section: str) -> dict[str, FieldInfo]:
-    """The fields of one section of a configuration, or of each of the sections that it holds by name."""
-    annotation = kind.model_fields[section].annotation
-    if get_origin(annotation) is dict:
-        annotation = get_args(annotation)[1]
-    assert isinstance(annotation, type) and issubclass(annotation, Section)
-    return annotation.model_fields
+def unread_of_prompts() -> Unread:
+    for field in ("turns", "label_key"):
+        yield f"input.{field}", "where only prompts are read; leave it out"

@@ -3,7 +3,10 @@
 `pathlib` is avoided on purpose: it turns `s3://b/k` into `s3:/b/k`. A local path has no scheme.
 """
 
+import contextlib
+import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from pyarrow import fs
@@ -65,8 +68,53 @@ def list_names(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
 
-def put_folder(folder: str, uri: str) -> None:
-    """Copy a local folder to `uri`; files of the same names are replaced."""
+def list_entries(uri: str) -> list[tuple[str, bool]]:
+    """Name of everything directly under a folder, hidden or not, and whether it is a folder itself, sorted; empty where
+    the folder does not exist."""
     filesystem, path = locate(uri)
-    filesystem.create_dir(path, recursive=True)
-    fs.copy_files(folder, path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+    if is_local(uri):
+        if not os.path.isdir(path):
+            return []
+        with os.scandir(path) as entries:
+            return sorted((entry.name, entry.is_dir()) for entry in entries)
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted((info.base_name, info.type == fs.FileType.Directory) for info in found)
+
+
+def is_file(uri: str) -> bool:
+    filesystem, path = locate(uri)
+    return filesystem.get_file_info(path).type == fs.FileType.File
+
+
+def remove_if_empty(uri: str) -> None:
+    """Delete a local folder that holds nothing; an object store has no empty ones."""
+    if is_local(uri):
+        with contextlib.suppress(OSError):
+            os.rmdir(locate(uri)[1])
+
+
+def upload(uri: str, data: bytes | mmap.mmap) -> None:
+    """Put an object on an object store: nothing shows at `uri` before it is whole, and nothing where this raises.
+
+    An upload cannot be given up: closing its stream, which its destruction does too, publishes what was written so far. So
+    all is one write, in a thread of its own, where no signal comes between opening and writing; where a part of it fails,
+    closing publishes nothing. An interrupt is raised once the upload is done.
+    """
+    filesystem, path = locate(uri)
+
+    def put() -> None:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    with ThreadPoolExecutor(1) as apart:
+        apart.submit(put).result()
+
+
+def upload_file(uri: str, path: str) -> None:
+    """`upload` of a local file, which is not read into memory."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            upload(uri, b"")
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            upload(uri, data)

@@ -6,6 +6,7 @@ itself: offline, by a policy gradient on the stored rewards, and online. See how
 The commands share this process, and those of the first list a Ray, so that less is started and imported anew.
 """
 
+import itertools
 import runpy
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from rich.console import Console
 from jobs.__main__ import main, quiet
 from jobs.cluster import cluster
 from pipeline.config import ClusterConfig
+from pipeline.store import places
 
 OFFLINE = """
 endoreward label examples/addition/label.toml --output out/demo
@@ -30,6 +32,8 @@ ONLINE = """
 endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=32
 python examples/addition/accuracy.py --problems 500 examples/addition/model out/demo-policy/hf out/demo-rl/hf
 """  # its workers take turns on more CPUs than there are, for which it starts a Ray of its own
+
+POLICY = "out/demo-policy"  # of examples/train.toml
 
 
 def run(commands: str) -> None:
@@ -45,9 +49,18 @@ def run(commands: str) -> None:
             runpy.run_path(words[0], run_name="__main__")
 
 
+def clear() -> None:
+    """Take away what an earlier demo wrote, and nothing that only lies where it would write."""
+    words = shlex.split(OFFLINE + ONLINE)
+    for name in [after for word, after in itertools.pairwise(words) if word == "--output"] + [POLICY]:
+        if Path(name).is_file():
+            Path(name).unlink()
+        elif any(places.is_ours(name, kind) for kind in places.KINDS):
+            shutil.rmtree(name)
+
+
 if __name__ == "__main__":
-    for old in Path("out").glob("demo*"):
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    clear()
     quiet(verbose=False)
     with cluster(ClusterConfig()):
         run(OFFLINE)

@@ -4,7 +4,19 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config import InputConfig, ModelConfig, Place, RewardConfig, Section, TokensConfig, refuse_sampled
+from pipeline.config import (
+    InputConfig,
+    ModelConfig,
+    Place,
+    RewardConfig,
+    Section,
+    TokensConfig,
+    Unread,
+    refuse_sampled,
+    set_but_unread,
+    unread_of_prompts,
+    unread_revision,
+)
 from pipeline.training.config import LearningConfig, OptimizerSection
 
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce", "reinforce_plus_plus")
@@ -296,3 +308,72 @@ class RlConfig(LearningConfig):
         if not self.rewards:
             raise ValueError("rewards: none; give at least one, such as rewards.endogenous.kind = endogenous")
         return self
+
+    def unread(self) -> Unread:
+        yield from super().unread()
+        yield from unread_of_prompts()
+        yield from self._unread_of_algorithm()
+        yield from self._unread_of_rewards()
+        yield from self._unread_of_actors()
+
+    def idle(self) -> list[str]:
+        """What has no effect in this run and may stay: a replay takes the configuration of the run that it replays, and what
+        clips is ready for more steps a batch."""
+        found: list[tuple[str, str]] = []
+        if self.rl.replay:
+            for section in ("sampler", "rewarder", "held_out"):
+                found.append((section, "under rl.replay, which samples and measures nothing"))
+        elif self.rl.epochs == self.rl.minibatches == 1:
+            for name in (
+                "ppo.epsilon",
+                "grpo.epsilon",
+                "grpo.epsilon_high",
+                "rloo.epsilon",
+                "reinforce_plus_plus.epsilon",
+            ):
+                found.append((name, "while rl.epochs and rl.minibatches are 1: each batch is the policy's own"))
+        return set_but_unread(self, found)
+
+    def _unread_of_algorithm(self) -> Unread:
+        told, algorithm = self.rl, self.rl.algorithm
+        for name in ALGORITHMS:
+            if name != algorithm:
+                yield name, f"under rl.algorithm = {algorithm}; leave it out, or set that to {name}"
+        if algorithm == "reinforce":
+            yield (
+                "rl.epochs",
+                "for the better under rl.algorithm = reinforce: nothing corrects for learning from a batch again; leave it "
+                "out, or set that to ppo, grpo or reinforce_plus_plus",
+            )
+        if self.credit == "response" and algorithm != "ppo":
+            yield "rl.gamma", "under rl.credit = response; leave it out, or set that to tokens"
+        if not told.kl_coefficient:
+            for field in ("rl.kl_in", "rl.kl_estimator", "reference"):
+                yield field, "under rl.kl_coefficient = 0, which holds no reference; leave it out"
+        if self.ppo.value != "critic":
+            yield "ppo.value_coefficient", f"under ppo.value = {self.ppo.value}; leave it out, or set that to critic"
+
+    def _unread_of_rewards(self) -> Unread:
+        kinds = {source.kind for source in self.rewards.values()}
+        if "endogenous" not in kinds:
+            yield "reward", "without an endogenous reward; leave it out"
+            yield "rewarding.other_tokenizer", "without an endogenous reward; leave it out"
+        if not kinds & {"endogenous", "relative"}:
+            yield "reward_model", "without an endogenous or relative reward; leave it out"
+        yield from unread_revision("reward_model", self.reward_model.name)
+        if not self.reward_model.name:
+            yield "reward_model.revision", "without reward_model.name; give that, or leave it out"
+        for name, source in self.rewards.items():
+            if not source.model:
+                yield f"rewards.{name}.revision", f"without rewards.{name}.model; give that, or leave it out"
+            yield from unread_revision(f"rewards.{name}", source.model)
+
+    def _unread_of_actors(self) -> Unread:
+        if self.learner.device == "cpu":
+            for pool in ("sampler", "rewarder"):
+                yield f"{pool}.gpus_per_actor", "under learner.device = cpu; leave it out"
+        if not self.held_out.prompts:
+            for field in ("check", "answer_key", "some", "seed"):
+                yield f"held_out.{field}", "without held_out.prompts; give those, or leave it out"
+        if self.held_out.check != "maths":
+            yield "held_out.answer_key", "without held_out.check = maths; set that, or leave it out"

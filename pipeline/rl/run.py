@@ -24,13 +24,7 @@ RESULTS = "results.json"
 SAMPLES = "samples.jsonl"
 REPEATED = "repeated.json"
 ROLLOUTS = "rollouts"
-LEFT_BY_RUN = (
-    "metrics.jsonl",
-    RESULTS,
-    SAMPLES,
-    REPEATED,
-    ROLLOUTS,
-)  # and to be forgotten where another run takes its place
+LEFT_BY_RUN = ("metrics.jsonl", RESULTS, SAMPLES, REPEATED)  # to be forgotten where another run takes its place
 RUN = "run."  # before what describes the run, in the description of its kept rollouts
 LEARNT_FROM = ("rewards.", "reward.", "rewarding.", "tokens.", "policy.", "reference.", "prompts.", "input.")
 LEARNT_FROM_RL = ("rl.batch_size", "rl.group_size", "rl.max_new_tokens")

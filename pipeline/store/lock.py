@@ -1,7 +1,8 @@
 """One driver at a time on a store.
 
-Local disk: an operating-system lock, which dies with its holder. Object store: a lease that its holder renews; a holder
-that was killed is waited for until its lease runs out, unless it ran on this machine and is seen to be gone.
+Local disk: an operating-system lock, which dies with its holder. Object store, and a file system that has no such locks: a
+lease that its holder renews; a holder that was killed is waited for until its lease runs out, unless it ran on this machine
+and is seen to be gone.
 """
 
 import fcntl
@@ -14,8 +15,9 @@ import uuid
 from typing import IO, Any, Self
 
 from pipeline import storage
-from pipeline.errors import StoreError
+from pipeline.errors import RunError, StoreError
 from pipeline.store import documents
+from pipeline.store.places import LOCK, is_lock
 
 LEASE_S = 60.0
 RENEW_S = 15.0
@@ -27,11 +29,19 @@ class WriterLock:
 
     def __init__(self, store: str):
         self.store = store
-        self.uri = storage.join(store, ".lock")
+        self.uri = storage.join(store, LOCK)
         self._lock: _FileLock | _Lease = _FileLock(self.uri) if storage.is_local(store) else _Lease(self.uri)
 
     def __enter__(self) -> Self:
-        holder = self._lock.take()
+        if storage.exists(self.uri) and not is_lock(self.uri):
+            raise StoreError(
+                f"{self.uri} was not written by this program and is left as it is; move it away, or give another --output"
+            )
+        try:
+            holder = self._lock.take()
+        except _NoLocks:
+            self._lock = _Lease(self.uri)
+            holder = self._lock.take()
         if holder is not None:
             raise StoreError(
                 f"{self.store} is being written by another driver ({_who(holder)}); wait for it, or stop it first"
@@ -44,11 +54,14 @@ class WriterLock:
 
 def holder_of(store: str) -> str | None:
     """Who writes the store now, for people; None when nobody does."""
-    uri = storage.join(store, ".lock")
-    if not storage.exists(uri):
+    uri = storage.join(store, LOCK)
+    if not is_lock(uri):
         return None
     lock: _FileLock | _Lease = _FileLock(uri) if storage.is_local(store) else _Lease(uri)
-    holder = lock.look()
+    try:
+        holder = lock.look()
+    except _NoLocks:
+        holder = _Lease(uri).look()
     return _who(holder) if holder is not None else None
 
 
@@ -64,6 +77,21 @@ def _who(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
 
 
+class _NoLocks(Exception):
+    """The file system has no locks of the operating system's."""
+
+
+def _flock(file: IO[str], how: int) -> bool:
+    """Whether the lock was free. Raises _NoLocks."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise _NoLocks(str(error)) from error
+    return True
+
+
 class _FileLock:
     def __init__(self, uri: str):
         self.path = storage.locate(uri)[1]
@@ -75,16 +103,18 @@ class _FileLock:
             file = open(self.path, "a+")  # noqa: SIM115 - held for as long as the lock is
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}; give another --output") from error
-        for _ in range(LOOKS):  # somebody may just be looking, which takes a moment
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+        try:
+            for _ in range(LOOKS):  # somebody may just be looking, which takes a moment
+                if _flock(file, fcntl.LOCK_EX):
+                    break
                 time.sleep(0.1)
-        else:
-            holder = _parse(_read(file))
+            else:
+                holder = _parse(_read(file))
+                file.close()
+                return holder
+        except _NoLocks:
             file.close()
-            return holder
+            raise
         file.seek(0)
         file.truncate()
         json.dump(_me(), file)
@@ -94,11 +124,7 @@ class _FileLock:
 
     def look(self) -> dict[str, Any] | None:
         with open(self.path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _parse(_read(file))
-        return None
+            return None if _flock(file, fcntl.LOCK_SH) else _parse(_read(file))
 
     def give_back(self) -> None:
         if self.file is not None:
@@ -141,7 +167,7 @@ class _Lease:
             try:
                 if self._read().get("token") == self.token:
                     self._renew()
-            except OSError:
+            except (OSError, RunError):
                 continue  # the store is out of reach for a moment; the lease lasts for several tries
 
     def _renew(self) -> None:

@@ -17,13 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pipeline import storage
 from pipeline.corpus import FilePlan, InputFile, Shape
 from pipeline.corpus.labels import Guessed
 from pipeline.errors import StoreError
-from pipeline.store import documents, fingerprint
+from pipeline.store import documents, fingerprint, places
 from pipeline.store.commit import Record, file_key, part_uri, shard_name
 from pipeline.store.lock import holder_of
 from pipeline.store.schema import LABELS, LATER
@@ -82,21 +81,7 @@ class LabelStore:
 
     def check_place(self) -> None:
         """Raises StoreError where the directory holds something that is not a label store."""
-        filesystem, path = storage.locate(self.uri)
-        try:
-            info = filesystem.get_file_info(path)
-        except OSError as error:
-            raise StoreError(f"{self.uri} cannot be reached: {error}") from error
-        if info.type == fs.FileType.File:
-            raise StoreError(f"{self.uri} is a file; give a directory for the label store")
-        if info.type == fs.FileType.NotFound or storage.exists(self.at("records", "run.json")):
-            return
-        names = {i.base_name for i in filesystem.get_file_info(fs.FileSelector(path))}
-        foreign = sorted(names - {"records", ".lock"})
-        if foreign:
-            raise StoreError(
-                f"{self.uri} holds something else ({', '.join(foreign[:5])}) and no label store; give an empty directory"
-            )
+        places.check(self.uri, places.STORE)
 
     def check_description(self, description: dict[str, Any]) -> None:
         """Raises StoreError where the store was made under another description; says what differs."""
@@ -124,7 +109,7 @@ class LabelStore:
     def open_for_writing(self, description: dict[str, Any]) -> None:
         """Create the store, or check that it is of the same run and clear what killed writers left. Needs the lock."""
         self.check_description(description)
-        if not storage.exists(self.at("records", "run.json")):
+        if not places.is_ours(self.uri, places.STORE):
             content = {"fingerprint": fingerprint.digest(description), "description": description}
             documents.write(self.at("records", "run.json"), content)
         for folder in (self.uri, *(self.at(kind) for kind in ("labels", "errors", "records"))):
@@ -134,6 +119,25 @@ class LabelStore:
         """Take away manifest and report, which speak of a finished store, before more is committed."""
         documents.remove(self.at("manifest.json"))
         documents.remove(self.at("report.html"))
+
+    def discard(self) -> None:
+        """Delete the store: what its records name, then these, its manifest and report. What nobody recorded stays, and so
+        does all of it where this is no label store."""
+        if not places.is_ours(self.uri, places.STORE):
+            return
+        self.reopen()
+        for folder in (self.uri, *(self.at(kind) for kind in ("labels", "errors", "records"))):
+            documents.remove_temporaries(folder)
+        planned = {shard_name(shard) for stored in self.inputs() for shard in stored.plan.shards}
+        for name in sorted(planned | {shard_name(record.shard) for record in self.records()}):
+            documents.remove(self.at("records", f"{name}.json"))
+            for kind in ("labels", "errors"):
+                documents.remove(self.at(kind, f"part-{name}.parquet"))
+        for stored in self.inputs():
+            documents.remove(self._input_uri(stored.file.name))
+        documents.remove(self.at("records", "run.json"))
+        for folder in (*(self.at(kind) for kind in ("labels", "errors", "records")), self.uri):
+            storage.remove_if_empty(folder)
 
     def fingerprint(self) -> str:
         """Raises FileNotFoundError where there is no store."""
@@ -196,8 +200,9 @@ class LabelStore:
                 yield Record.from_json(data)
 
     def progress(self) -> Progress:
-        """Raises StoreError where there is no store."""
+        """Raises StoreError where there is no store, or its description is damaged."""
         self.require()
+        places.is_ours(self.uri, places.STORE)
         done = self.done()
         found = Progress(writer=holder_of(self.uri))
         for stored in self.inputs():

@@ -4,7 +4,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import ClusterConfig, ModelConfig, OutputConfig, Place, Section
+from pipeline.config import (
+    ClusterConfig,
+    ModelConfig,
+    OutputConfig,
+    Place,
+    Section,
+    Unread,
+    unread_of_cluster,
+    unread_revision,
+)
 
 PAIR_OBJECTIVES = ("dpo", "ipo", "simpo")
 GROUP_OBJECTIVES = ("awr", "rwr", "grpo", "reinforce", "sft")
@@ -242,6 +251,16 @@ class LearningConfig(Section):
         """The section that says it, for messages."""
         raise NotImplementedError
 
+    def unread(self) -> Unread:
+        yield from unread_of_cluster(self.run)
+        yield from unread_revision("policy", self.policy.name)
+        yield from unread_revision("reference", self.reference.name)
+        if not self.reference.name:
+            yield "reference", "without reference.name; give that, or leave it out"
+        if not self.lora.rank:
+            for field in ("alpha", "targets"):
+                yield f"lora.{field}", "under lora.rank = 0, which trains all weights; set that, or leave it out"
+
     @model_validator(mode="after")
     def _one_dtype(self) -> Self:
         for name, model in (("policy", self.policy), ("reference", self.reference)):
@@ -271,3 +290,23 @@ class TrainConfig(LearningConfig):
     @property
     def section(self) -> str:
         return "train"
+
+    def unread(self) -> Unread:
+        yield from super().unread()
+        objective = self.train.objective
+        for section, names in {
+            **{name: (name,) for name in ("dpo", "ipo", "simpo", "grpo", "reinforce", "sft")},
+            "awr": ("awr", "rwr"),
+            "awr.max_weight": ("awr",),
+            "pairs": PAIR_OBJECTIVES,
+            "advantage": ("awr", "rwr", "grpo", "reinforce"),
+            "advantage.baseline": ("awr", "grpo", "reinforce"),
+        }.items():
+            if objective not in names:
+                yield section, f"under train.objective = {objective}; leave it out, or set that to {' or '.join(names)}"
+        if self.advantage.credit == "response":
+            yield "advantage.gamma", "under advantage.credit = response; leave it out, or set that to tokens"
+        if self.grpo.loss_type != "dr_grpo":
+            yield "grpo.max_completion_length", f"under grpo.loss_type = {self.grpo.loss_type}; it is of dr_grpo"
+        if self.train.max_steps is not None:
+            yield "train.epochs", "beside train.max_steps, which says how long the run is; leave one of them out"

@@ -14,6 +14,7 @@ OUTPUT/report.html       what a person looks at
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.models import identify_model
 from pipeline.objectives import objective_of
-from pipeline.store import documents, fingerprint
+from pipeline.store import documents, fingerprint, places
 from pipeline.training.config import PAIR_OBJECTIVES, LearningConfig, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config
 
@@ -32,6 +33,7 @@ CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of its checkpoints
 STOPPED = "stopped.json"
 KEPT = "checkpoints.json"  # the same, as it was before the last checkpoint
+CHECKPOINT = re.compile(r"checkpoint_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d+")  # Ray Train's name of one
 SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
 WITHOUT_EFFECT = {"max_failures"} | {"deepspeed", "device", "dtype", "workers"}  # the latter are said in another way
 MUST_AGREE = {
@@ -107,15 +109,23 @@ class RunFolder:
         """Whether there is a checkpoint to go on from; without one, another run may take this one's place."""
         return storage.exists(self.at(CHECKPOINTS, SNAPSHOT))
 
+    @property
+    def is_run(self) -> bool:
+        """Whether a training run is there. Raises StoreError where its run.json is not ours, or damaged."""
+        return places.is_ours(self.uri, places.RUN)
+
+    def check_place(self) -> None:
+        """Raises StoreError where the directory holds something that is not a training run."""
+        places.check(self.uri, places.RUN)
+
     def check(self, description: Mapping[str, Any]) -> None:
-        """Raises StoreError where the directory holds another run that has a checkpoint, or something else."""
+        """Raises StoreError where the directory holds another run that has a checkpoint or is finished, or something else."""
+        self.check_place()
         found = self.read("run.json")
         if found is None:
-            if any(not name.startswith(".") for name in storage.list_names(self.uri)):
-                raise StoreError(f"{self.uri} holds files, and no training run; give another --output")
             return
         differ = fingerprint.differences(found["description"], dict(description), "the run there")
-        if differ and self.begun:
+        if differ and (self.begun or storage.exists(self.at("manifest.json"))):
             known = [f"{why}. " for name, why in MUST_AGREE.items() if any(line.startswith(name) for line in differ)]
             raise StoreError(
                 f"{self.uri} holds another run: {''.join(known)}Give another --output, or go on as it was begun:\n  "
@@ -123,44 +133,81 @@ class RunFolder:
             )
 
     def forget(self, *names: str) -> None:
-        """Delete files and folders of a run whose place another one takes."""
+        """Delete files of a run whose place another one takes."""
         for name in names:
-            filesystem, path = storage.locate(self.at(name))
-            kind = filesystem.get_file_info(path).type
-            if kind == fs.FileType.Directory:
-                filesystem.delete_dir(path)
-            elif kind == fs.FileType.File:
-                filesystem.delete_file(path)
+            documents.remove(self.at(name))
 
     def mend(self) -> None:
         """Make the checkpoints whole after a kill: Ray Train writes its list in place, and forgets what is not in it.
 
-        A list that cannot be read gives way to the one before, whose checkpoints are still there; without one the run
-        begins at its first step. Checkpoints that no list names are deleted.
+        A list that ends within a line gives way to the one before, whose checkpoints are still there. Checkpoints that the
+        list does not name, which killed workers left, are deleted; without a list nothing is.
+
+        Raises:
+            StoreError: where there are checkpoints and no list of them can be read.
         """
-        documents.remove_temporaries(self.uri)
-        found = _listed(self.at(CHECKPOINTS, SNAPSHOT)) or _listed(self.at(KEPT))
-        if found is None:
-            documents.remove(self.at(CHECKPOINTS, SNAPSHOT))
-        else:
-            documents.write_bytes(self.at(CHECKPOINTS, SNAPSHOT), json.dumps(found).encode())
-        named = {each["checkpoint_dir_name"] for each in (found or {}).get("checkpoint_results", [])}
+        if self.is_run:
+            for folder in (self.uri, *(self.at(name) for name in (CHECKPOINTS, "hf", "best"))):
+                documents.remove_temporaries(folder)
         filesystem, path = storage.locate(self.at(CHECKPOINTS))
-        for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
-            if info.type == fs.FileType.Directory and info.base_name not in named:
+        there = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        unlisted = [i for i in there if i.type == fs.FileType.Directory and CHECKPOINT.fullmatch(i.base_name)]
+        listed = self._listed([info.base_name for info in unlisted])
+        if listed is None:
+            return
+        named = _names(listed)
+        if named:
+            documents.write_bytes(self.at(CHECKPOINTS, SNAPSHOT), json.dumps(listed).encode())
+        else:  # the first one was not finished: Ray begins where it finds no list
+            documents.remove(self.at(CHECKPOINTS, SNAPSHOT))
+        for info in unlisted:
+            if info.base_name not in named:
                 filesystem.delete_dir(info.path)
+
+    def _listed(self, there: Sequence[str]) -> dict[str, Any] | None:
+        """The list that the run goes on from; None where there is none and no checkpoint either. Raises StoreError."""
+        snapshot, whole = _read_list(self.at(CHECKPOINTS, SNAPSHOT))
+        if snapshot is None and not whole:  # not there, or cut off as it was written
+            snapshot, _ = _read_list(self.at(KEPT))
+            if snapshot is not None and not _names(snapshot) <= set(there):  # somebody took them away
+                documents.remove(self.at(KEPT))
+                snapshot = None
+        if snapshot is None and there:
+            why = (
+                f"{self.at(CHECKPOINTS, SNAPSHOT)} has a form that this version does not know: go on with the version of Ray "
+                "that the run was begun with"
+                if whole
+                else f"no list says which of them are whole: put {self.at(CHECKPOINTS, SNAPSHOT)} back from a copy"
+            )
+            raise StoreError(
+                f"{self.at(CHECKPOINTS)} holds checkpoints ({', '.join(there[:3])}) and {why}; or move {self.at(CHECKPOINTS)} "
+                "away and run the same again, which begins at the first step, or give another --output"
+            )
+        if snapshot is None:
+            documents.remove(self.at(CHECKPOINTS, SNAPSHOT))
+        return snapshot
 
 
 def keep_snapshot(output: str) -> None:
-    """Before a checkpoint is handed to Ray Train: keep the list of those there are."""
-    found = _listed(storage.join(output, CHECKPOINTS, SNAPSHOT))
+    """Before a checkpoint is handed to Ray Train: keep the list of those there are, an empty one before the first."""
+    found, whole = _read_list(storage.join(output, CHECKPOINTS, SNAPSHOT))
+    if found is None and not whole and not storage.exists(storage.join(output, KEPT)):
+        found = {"checkpoint_results": []}
     if found is not None:
         documents.write_bytes(storage.join(output, KEPT), json.dumps(found).encode())
 
 
-def _listed(uri: str) -> dict[str, Any] | None:
+def _names(listed: Mapping[str, Any]) -> set[str]:
+    return {each["checkpoint_dir_name"] for each in listed["checkpoint_results"]}
+
+
+def _read_list(uri: str) -> tuple[dict[str, Any] | None, bool]:
+    """Ray Train's list of checkpoints, None where there is none of a form that we know; and whether a whole one is there,
+    of whatever form. Ray writes it in place, and the beginning of JSON is no JSON."""
     try:
         found = json.loads(storage.read_bytes(uri))
     except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "checkpoint_results" in found else None
+        return None, False
+    results = found.get("checkpoint_results") if isinstance(found, dict) else None
+    known = isinstance(results, list) and all(isinstance(r, dict) and "checkpoint_dir_name" in r for r in results)
+    return (found if known else None), True

@@ -7,7 +7,7 @@ from typing import get_origin
 
 import pytest
 
-from jobs.__main__ import _parser
+from jobs.__main__ import _flags, _parser
 from pipeline.config import EvaluateConfig, LabelConfig, SampleConfig, Section, load_config_as, section_fields
 from pipeline.rl.config import RlConfig
 from pipeline.training.config import OBJECTIVES, TrainConfig
@@ -134,7 +134,10 @@ def test_commands_parse(document: Path) -> None:
             except SystemExit as stop:
                 pytest.fail(f"{document.name}: {line.strip()} is refused ({stop.code})")
             kind = KINDS.get(arguments[0], EvaluateConfig) if arguments else EvaluateConfig
-            load_config_as(kind, None, [], getattr(parsed, "set", []))
+            given = _flags(parsed) if kind in (LabelConfig, SampleConfig, EvaluateConfig) else []
+            toml = getattr(parsed, "config", None)
+            here = str(ROOT / toml) if toml and (ROOT / toml).exists() else None
+            load_config_as(kind, here, given, getattr(parsed, "set", []))
 
 
 @each_document

@@ -269,6 +269,16 @@ def test_a_record_under_another_fingerprint_is_found(store: LabelStore) -> None:
     assert ["another fingerprint" in p for p in problems(store)] == [True]
 
 
+def test_a_store_is_discarded_and_what_lies_beside_stays(store: LabelStore) -> None:
+    commit_all(store)
+    documents.write_bytes(store.at("manifest.json"), b"{}")
+    mine = {"notes.txt": b"n", "labels/part-other.parquet": b"p", "records/notes.txt": b"r"}
+    for name, data in mine.items():
+        Path(store.at(name)).write_bytes(data)
+    store.discard()
+    assert contents(store) == mine
+
+
 # Opening
 
 

@@ -160,7 +160,7 @@ def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
         folder.check(description(workers=2))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
-    with pytest.raises(StoreError, match="holds files, and no training run"):
+    with pytest.raises(StoreError, match=r"holds something else \(thesis\.txt\)"):
         RunFolder(str(tmp_path / "mine")).check(first)
 
 
@@ -177,25 +177,74 @@ def test_a_dtype_without_effect_is_refused() -> None:
         load_config_as(TrainConfig, None, [], ["reference.dtype=bfloat16"])
 
 
-def test_what_a_kill_left_of_the_checkpoints_is_mended(tmp_path: Path) -> None:
+ONE, TWO = "checkpoint_2026-01-01_00-00-00.000001", "checkpoint_2026-01-01_00-00-09.000002"
+
+
+def run_folder(tmp_path: Path, *checkpoints: str, snapshot: str | None = None) -> RunFolder:
     folder = RunFolder(str(tmp_path))
-    listed = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_b"}]}
-    for name in "ab":
-        (tmp_path / CHECKPOINTS / f"checkpoint_{name}").mkdir(parents=True)
-    (tmp_path / ".run.json.1.tmp").touch()
-    folder.check({})  # half a document is no foreign file
-    snapshot = tmp_path / CHECKPOINTS / SNAPSHOT
-    snapshot.write_text(json.dumps(listed))
+    documents.create(folder.at("run.json"), {"description": {}})
+    for name in checkpoints:
+        (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
+        (tmp_path / CHECKPOINTS / name / "weights").write_text(name)
+    if snapshot is not None:
+        (tmp_path / CHECKPOINTS / SNAPSHOT).write_text(snapshot)
+    return folder
+
+
+def kept(tmp_path: Path) -> list[str]:
+    """The folders of checkpoints, each with its file still in it."""
+    return sorted(path.parent.name for path in (tmp_path / CHECKPOINTS).glob("*/weights"))
+
+
+def listing(*names: str) -> str:
+    return json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]})
+
+
+def test_what_a_kill_left_of_the_checkpoints_is_mended(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, ONE, TWO, "mine", "checkpoint-500", snapshot=listing(TWO))
+    temporary = tmp_path / f".run.json.{'0' * 32}.tmp"
+    temporary.touch()
     keep_snapshot(folder.uri)
+    snapshot = tmp_path / CHECKPOINTS / SNAPSHOT
     snapshot.write_text('{"checkpoint_res')  # killed while it was written
     folder.mend()
-    assert json.loads(snapshot.read_text()) == listed and folder.begun
-    assert [path.name for path in (tmp_path / CHECKPOINTS).glob("*_?")] == ["checkpoint_b"]
-    assert not (tmp_path / ".run.json.1.tmp").exists()
-    (tmp_path / "checkpoints.json").unlink()
-    snapshot.write_text("")
+    assert snapshot.read_text() == listing(TWO) and folder.begun
+    assert kept(tmp_path) == ["checkpoint-500", TWO, "mine"], "what is not Ray's stays"
+    assert not temporary.exists()
+
+
+def test_a_kill_in_the_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    keep_snapshot(folder.uri)
+    folder = run_folder(tmp_path, ONE, snapshot="")
     folder.mend()
-    assert not folder.begun and not list((tmp_path / CHECKPOINTS).iterdir()), "it begins anew"
+    assert not folder.begun and kept(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "snapshot", ['{"version": 2, "checkpoints": []}', "[]", '{"checkpoint_results": [1]}', "", None]
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_checkpoints_without_a_list_are_never_deleted(tmp_path: Path, snapshot: str | None, own: bool) -> None:
+    """Another version of Ray may write its private list in another form, and people copy folders in part."""
+    folder = run_folder(tmp_path, ONE, TWO, snapshot=snapshot)
+    if own:
+        (tmp_path / "checkpoints.json").write_text(listing(ONE) if snapshot else listing("checkpoint_gone"))
+    with pytest.raises(StoreError, match="holds checkpoints") as refused:
+        folder.mend()
+    assert kept(tmp_path) == [ONE, TWO] and refused.value.exit_code == 2
+    (tmp_path / CHECKPOINTS).rename(tmp_path / "away")  # as the sentence says
+    (tmp_path / "checkpoints.json").write_text(listing(ONE, TWO))
+    folder.mend()
+    assert not folder.begun
+
+
+def test_a_finished_run_whose_checkpoints_were_cleared_away_is_no_free_place(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    documents.create(folder.at("manifest.json"), {})
+    folder.check({})
+    with pytest.raises(StoreError, match="holds another run"):
+        folder.check({"dpo.beta": 1})
 
 
 @pytest.mark.parametrize(
