@@ -208,7 +208,7 @@ def _claimed(config: EvaluateConfig, inputs: list[str]) -> tuple[str, Json]:
 def _dated(config: EvaluateConfig) -> EvaluateConfig:
     """One date for all rewards: that of the evaluation that is there, else today's."""
     output = config.output.path
-    began = places.is_ours(output, places.EVALUATION)
+    began = places.check(output, places.EVALUATION)
     known = documents.read(storage.join(output, *places.EVALUATION.document)).get("date") if began else None
     return config.model_copy(update={"tokens": config.tokens.dated(known)})
 

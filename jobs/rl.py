@@ -190,7 +190,7 @@ def _settled(config: RlConfig) -> RlConfig:
 
 def _known_date(config: RlConfig) -> str | None:
     """The date that the run there, or the one that is replayed, gave its template."""
-    if places.is_ours(config.output.path, places.RUN):
+    if places.check(config.output.path, places.RUN):
         run = RunFolder(config.output.path).read("run.json")
         return run["description"].get("tokens.date") if run else None
     try:

@@ -95,7 +95,7 @@ def test_a_check_that_does_not_end_is_killed_and_counts_as_wrong_and_is_said(mon
         Answer(1.0, 1, "", False, {"extracted": "6"}),
     ]
     [note] = MATHS["math-500"].figures([Item("f:0", others=tuple(drawn))]).notes
-    assert note.startswith("1 of 2 answers could not be checked within 0.3 s and count as wrong")
+    assert note.startswith("1 of 2 answers could not be checked within 1 s and count as wrong")
 
 
 def tree(depth: int) -> str:

@@ -379,7 +379,7 @@ def test_an_answer_that_cannot_be_checked_in_time_earns_nothing_and_is_said(
         [[first, second]] = rewards.reward([(prompted(answer=gold), [rolled(response), rolled(rf"\boxed{{{gold}}}")])])
         assert (first.reward, second.reward) == (0.0, 1.0)
         assert rewards.notes[-1].startswith(
-            f"rewards.right: {count} of {2 * count} answers could not be checked within 0.3 s"
+            f"rewards.right: {count} of {2 * count} answers could not be checked within 1 s"
         )
 
 

@@ -13,8 +13,9 @@ from label_stores import label_store
 from tiny import CHATML, save_model
 
 from jobs.plan import check_sampled
-from pipeline.config import ConfigError, InputConfig, LabelConfig, ModelConfig, SampleConfig, load_config_as
+from pipeline.config import InputConfig, LabelConfig, ModelConfig, SampleConfig, load_config_as
 from pipeline.corpus import Shape, Shard, detect, find_files, plan_file
+from pipeline.errors import ConfigError
 from pipeline.generation import Generator
 from pipeline.labellers import Endogenous, PromptSampler
 from pipeline.labellers.prompts import prompt_shape, sampled
