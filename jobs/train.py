@@ -152,7 +152,7 @@ def _plan(config: TrainConfig) -> Plan:
         rate=base_rate(config.train, settings.get_text_config().hidden_size, bool(config.lora.rank)),
         stored_reference=stored,
         policy_labelled=labelled,
-        notes=notes + ([] if labelled else _behaviour_notes(config)) + _pair_notes(config, examples),
+        notes=notes + ([] if labelled else _behaviour_notes(config)) + _pair_notes(config, examples) + config.idle(),
         description=describe(config, examples.describe(), dtype, device, workers, deepspeed),
     )
 

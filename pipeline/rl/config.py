@@ -317,9 +317,15 @@ class RlConfig(LearningConfig):
         yield from self._unread_of_actors()
 
     def idle(self) -> list[str]:
-        """What has no effect in this run and may stay: a replay takes the configuration of the run that it replays, and what
-        clips is ready for more steps a batch."""
+        """What has no effect in this run and may stay: of a file whose one number or list was set to nothing, of the run that
+        a replay replays, or ready for more steps a batch."""
         found: list[tuple[str, str]] = []
+        if not self.rl.kl_coefficient:
+            for field in ("rl.kl_in", "rl.kl_estimator", "reference"):
+                found.append((field, "under rl.kl_coefficient = 0, which holds no reference"))
+        if not self.held_out.prompts:
+            for field in ("check", "answer_key", "some", "seed"):
+                found.append((f"held_out.{field}", "without held_out.prompts"))
         if self.rl.replay:
             for section in ("sampler", "rewarder", "held_out"):
                 found.append((section, "under rl.replay, which samples and measures nothing"))
@@ -335,7 +341,7 @@ class RlConfig(LearningConfig):
         return set_but_unread(self, found)
 
     def _unread_of_algorithm(self) -> Unread:
-        told, algorithm = self.rl, self.rl.algorithm
+        algorithm = self.rl.algorithm
         for name in ALGORITHMS:
             if name != algorithm:
                 yield name, f"under rl.algorithm = {algorithm}; leave it out, or set that to {name}"
@@ -347,9 +353,6 @@ class RlConfig(LearningConfig):
             )
         if self.credit == "response" and algorithm != "ppo":
             yield "rl.gamma", "under rl.credit = response; leave it out, or set that to tokens"
-        if not told.kl_coefficient:
-            for field in ("rl.kl_in", "rl.kl_estimator", "reference"):
-                yield field, "under rl.kl_coefficient = 0, which holds no reference; leave it out"
         if self.ppo.value != "critic":
             yield "ppo.value_coefficient", f"under ppo.value = {self.ppo.value}; leave it out, or set that to critic"
 
@@ -372,8 +375,5 @@ class RlConfig(LearningConfig):
         if self.learner.device == "cpu":
             for pool in ("sampler", "rewarder"):
                 yield f"{pool}.gpus_per_actor", "under learner.device = cpu; leave it out"
-        if not self.held_out.prompts:
-            for field in ("check", "answer_key", "some", "seed"):
-                yield f"held_out.{field}", "without held_out.prompts; give those, or leave it out"
         if self.held_out.check != "maths":
             yield "held_out.answer_key", "without held_out.check = maths; set that, or leave it out"

@@ -11,6 +11,7 @@ from pipeline.config import (
     Place,
     Section,
     Unread,
+    set_but_unread,
     unread_of_cluster,
     unread_revision,
 )
@@ -308,5 +309,8 @@ class TrainConfig(LearningConfig):
             yield "advantage.gamma", "under advantage.credit = response; leave it out, or set that to tokens"
         if self.grpo.loss_type != "dr_grpo":
             yield "grpo.max_completion_length", f"under grpo.loss_type = {self.grpo.loss_type}; it is of dr_grpo"
-        if self.train.max_steps is not None:
-            yield "train.epochs", "beside train.max_steps, which says how long the run is; leave one of them out"
+
+    def idle(self) -> list[str]:
+        """What has no effect in this run and may stay."""
+        found = [] if self.train.max_steps is None else [("train.epochs", "beside train.max_steps")]
+        return set_but_unread(self, found)

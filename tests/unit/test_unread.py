@@ -57,21 +57,17 @@ UNREAD: list[tuple[type[Section], list[str], str, list[str]]] = [
         "grpo.max_completion_length",
         ["grpo.loss_type=dr_grpo"],
     ),
-    (TrainConfig, ["train.max_steps=3", "train.epochs=9"], "train.epochs", []),
     (TrainConfig, ["lora.alpha=8"], "lora.alpha", ["lora.rank=4"]),
     (TrainConfig, ["reference.revision=main"], "reference.revision", ["reference.name=org/model"]),
     (RlConfig, ["rl.algorithm=ppo", "grpo.epsilon=0.1"], "grpo.epsilon", ["rl.algorithm=grpo"]),
     (RlConfig, ["ppo.gae_lambda=0.9"], "ppo.gae_lambda", ["rl.algorithm=ppo"]),
     (RlConfig, ["rl.algorithm=reinforce", "rl.epochs=4"], "rl.epochs", ["rl.algorithm=grpo"]),
     (RlConfig, ["rl.gamma=0.9"], "rl.gamma", ["rl.credit=tokens"]),
-    (RlConfig, ["rl.kl_coefficient=0", "rl.kl_in=loss"], "rl.kl_in", ["rl.kl_coefficient=1"]),
-    (RlConfig, ["rl.kl_coefficient=0", "reference.name=org/model"], "reference.name", ["rl.kl_coefficient=1"]),
     (RlConfig, ["rl.algorithm=ppo", "ppo.value_coefficient=1"], "ppo.value_coefficient", ["ppo.value=critic"]),
     (RlConfig, ["rewards.x.kind=length", "reward.alpha=2"], "reward.alpha", ["rewards.x.kind=endogenous"]),
     (RlConfig, ["rewards.x.kind=length", "reward_model.name=org/model"], "reward_model.name", ["rewards.x.kind=endogenous"]),
     (RlConfig, ["rewards.x.revision=main", "rewards.x.kind=endogenous"], "rewards.x.revision", ["rewards.x.model=org/model"]),
     (RlConfig, ["reward_model.revision=main"], "reward_model.revision", ["reward_model.name=org/model"]),
-    (RlConfig, ["held_out.check=maths"], "held_out.check", ['held_out.prompts=["a.jsonl"]']),
     (RlConfig, ["held_out.answer_key=gold", 'held_out.prompts=["a.jsonl"]'], "held_out.answer_key", ["held_out.check=maths"]),
     (RlConfig, ["learner.device=cpu", "sampler.gpus_per_actor=1"], "sampler.gpus_per_actor", ["learner.device=cuda"]),
     (RlConfig, ["input.turns=all"], "input.turns", []),
@@ -142,6 +138,11 @@ def test_what_may_stay_is_said() -> None:
     config = load_config_as(RlConfig, None, [], ["rl.replay=out/x", 'held_out.prompts=["a"]', "sampler.actors=2"])
     assert isinstance(config, RlConfig)
     assert [line.partition(":")[0] for line in config.idle()] == ["sampler.actors", "held_out.prompts"]
+    nothing = load_config_as(RlConfig, None, [], ["rl.kl_coefficient=0", "rl.kl_in=loss", "held_out.check=maths"])
+    assert isinstance(nothing, RlConfig)
+    assert [line.partition(":")[0] for line in nothing.idle()] == ["rl.kl_in", "held_out.check"]
+    long = load_config_as(TrainConfig, None, [], ["train.max_steps=3", "train.epochs=9"])
+    assert isinstance(long, TrainConfig) and long.idle() == ["train.epochs: has no effect beside train.max_steps"]
     clipped = load_config_as(RlConfig, None, [], ["grpo.epsilon=0.1"])
     assert isinstance(clipped, RlConfig) and "while rl.epochs and rl.minibatches are 1" in clipped.idle()[0]
     more = load_config_as(RlConfig, None, [], ["grpo.epsilon=0.1", "rl.epochs=2"])
