@@ -337,33 +337,23 @@ def test_soda_chat(shared: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     assert [right(aggregation="discounted_sum", gamma=g) for g in (0.99, 0.95, 0.9, 0.8)] == [249, 267, 293, 313]
 
 
-@pytest.mark.parametrize("moment", ["loading", "scoring"])
-def test_what_kills_its_process_ends_the_run(moment: str, tmp_path: Path, cli: Cli) -> None:
-    """A model whose own code kills its process, always or for one row: tried a few times, then a sentence."""
+def test_a_model_that_kills_its_process_as_it_is_loaded_ends_the_run(tmp_path: Path, cli: Cli) -> None:
+    """Tried a few times, then a sentence; no row is blamed. What a row kills: test_killers.py."""
     model = save_model(tmp_path / "model", CHATML)
-    limit = 0 if moment == "loading" else 200  # the scorer's own probe is shorter
-    (model / "deadly.py").write_text(f"""
+    (model / "deadly.py").write_text("""
 import os
 from transformers import LlamaForCausalLM
 
 class Deadly(LlamaForCausalLM):
     def __init__(self, config):
-        super().__init__(config)
-        def count(module, arguments, keywords):
-            if keywords["input_ids"].numel() > {limit}:
-                os._exit(1)
-        self.model.register_forward_pre_hook(count, with_kwargs=True)
+        os._exit(1)
 """)
     config = json.loads((model / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "deadly.Deadly"}
     (model / "config.json").write_text(json.dumps(config))
-    source = write(tmp_path / "a.jsonl", PAIR, {**PAIR, "prompt": "x" * 200})
-    settings = [
-        "model.trust_remote_code=true",
-        "scorer.max_restarts=1",
-        "scorer.max_task_retries=1",
-        "input.shard_rows=1",
-    ]
+    source = write(tmp_path / "a.jsonl", PAIR)
     arguments = ["label", "--model", model, "--input", source, "--output", tmp_path / "out", *FAST]
-    ran = cli(*arguments, *(part for setting in settings for part in ("--set", setting)))
-    assert ran.returncode == 1 and "run the same again" in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
+    ran = cli(*arguments, "--set", "model.trust_remote_code=true")
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
+    assert "ended 3 times before it had (exit code 1)" in ran.stderr and "run the same again" in ran.stderr
+    assert not list((tmp_path / "out" / "errors").glob("*.parquet"))
