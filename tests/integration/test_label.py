@@ -137,7 +137,6 @@ def test_bad_rows_become_error_rows_and_the_rest_is_labelled(
         "missing_column": {"prompt": "x", "chosen": "y"},
         "empty_response": {**PAIR, "rejected": ""},
         "null": {**PAIR, "rejected": None},
-        "only_special_tokens": {**PAIR, "rejected": "<|im_end|></s>"},
         "prompt_too_long": {**PAIR, "prompt": "long " * 200},
         "lone_surrogate": {**PAIR, "rejected": "\ud800"},
         "not_text": {**PAIR, "rejected": 12},
@@ -153,11 +152,9 @@ def test_bad_rows_become_error_rows_and_the_rest_is_labelled(
     for error in errors.values():
         assert error["file"] == "bad.jsonl" and len(error["detail"]) > 10
     good = {label["id"]: label for label in rows(store)}
-    assert {f"bad.jsonl:{row}:{p}:0:0" for row in (0, 10, 11, 12) for p in ("chosen", "rejected")} <= good.keys()
-    assert (
-        good["bad.jsonl:10:chosen:0:0"]["truncated"] and good["bad.jsonl:10:chosen:0:0"]["response"] == huge["chosen"]
-    )
-    assert good["bad.jsonl:11:chosen:0:0"]["reward"] == good["bad.jsonl:12:chosen:0:0"]["reward"]  # duplicate rows stay
+    assert {f"bad.jsonl:{row}:{p}:0:0" for row in (0, 9, 10, 11) for p in ("chosen", "rejected")} <= good.keys()
+    assert good["bad.jsonl:9:chosen:0:0"]["truncated"] and good["bad.jsonl:9:chosen:0:0"]["response"] == huge["chosen"]
+    assert good["bad.jsonl:10:chosen:0:0"]["reward"] == good["bad.jsonl:11:chosen:0:0"]["reward"]  # duplicate rows stay
     assert not good.keys() & {e["id"] for e in errors.values()}
     assert re.search(r"not_json +1", ran.stdout)
     assert here("validate", store).returncode == 0
@@ -243,7 +240,7 @@ def test_an_output_that_holds_something_else(model: Path, tmp_path: Path, here: 
     assert ran.returncode == 2 and "holds something else" in ran.stderr
     (tmp_path / "foreign/labels").mkdir(parents=True)
     ran = here("label", "--model", model, "--input", source, "--output", tmp_path / "foreign")
-    assert ran.returncode == 2 and "holds something else (labels)" in ran.stderr
+    assert ran.returncode == 2 and "holds something else (labels/)" in ran.stderr
     for place in ("/proc/nowhere", "abc://x/y"):
         ran = here("label", "--model", model, "--input", source, "--output", place)
         assert ran.returncode == 2 and place.partition("/x")[0] in ran.stderr, ran.stderr
