@@ -7,7 +7,7 @@ from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, require, with_absolute_places
 from jobs.plan import check_sampled, find_inputs, plan_inputs
-from jobs.preview import estimate, show_example, show_inputs
+from jobs.preview import Preview, show_inputs
 from pipeline.config import LabelConfig, set_but_unread
 from pipeline.labellers import Endogenous
 from pipeline.report import to_toml
@@ -18,7 +18,9 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
     """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
     require(model=config.model.name, input=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
-    LabelStore(config.output.path).check_place()
+    store = LabelStore(config.output.path)
+    store.check_place()
+    config = config.model_copy(update={"tokens": config.tokens.dated(store.began_on())})
     files = find_inputs(config.input)
     labeller = Endogenous(config, config.model)
     if dry_run:
@@ -27,8 +29,9 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         inputs = plan_inputs(None, files, config.input)
         check_sampled(inputs, renderer)
         show_inputs(inputs)
-        show_example(inputs, renderer, config)
-        terminal.print_table("Estimate, from a sample", estimate(inputs, config))
+        with Preview(config, renderer) as preview:
+            preview.show_example(inputs)
+            terminal.print_table("Estimate, from a sample", preview.estimate(inputs))
         return 0
     for warning in [*config.reward.warnings(), *_idle(labeller)]:
         terminal.warn(warning)
@@ -39,7 +42,8 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
             warn_of_local_output(config.output.path)
         filling = Filling.open(labeller, config.output.path, pick_device(config), files)
         show_inputs(filling.inputs)
-        show_example(filling.inputs, filling.labeller.renderer, filling.labeller.config)
+        with Preview(filling.labeller.config, filling.labeller.renderer) as preview:
+            preview.show_example(filling.inputs)
         filling.run(ray, command, retry_errors=retry_errors)
         return 0
 

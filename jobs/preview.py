@@ -1,6 +1,7 @@
 """What a run is about to do, shown before it does it: one rendered example, and an estimate of the whole."""
 
 from collections import Counter
+from typing import Self
 
 from jobs import terminal
 from pipeline.config import LabelConfig
@@ -56,58 +57,65 @@ def _quoted(response: Response) -> str:
     return f'"{text}"' if len(text) <= QUOTED_CHARACTERS else f'"{text[: QUOTED_CHARACTERS - 3]}..."'
 
 
-def show_example(inputs: list[StoredInput], renderer: Renderer, config: LabelConfig) -> None:
-    """Print the first response that can be scored, its scored tokens marked off; nothing where there is none."""
-    preparation = Preparation()
-    for stored in inputs:
-        prepared = _first_shard(stored, config, preparation)
-        if prepared.turns:
-            break
-    else:
-        return
-    preparation.beside.stop()
-    for note in prepared.notes:
-        terminal.warn(note)
-    turn, tokens = prepared.turns[0], prepared.tokens[0]
-    decode = pieces(renderer.tokenizer)
-    prompt = "".join(decode(tokens.prompt_ids))
-    scored = "|".join(decode(tokens.response_ids))
-    cut = " (cut to fit)" if tokens.truncated else ""
-    terminal.say(f"\nexample {turn.id}\n  prompt, {len(tokens.prompt_ids)} tokens:\n{_indented(_shortened(prompt))}")
-    terminal.say(
-        f"  scored, {len(tokens.response_ids)} tokens{cut}, one between each |:\n{_indented(_shortened(scored))}\n"
-    )
+class Preview:
+    """Looks at the first rows of an input as `label` would see them, in a process beside this one, for as long as the block
+    runs."""
 
+    def __init__(self, config: LabelConfig, renderer: Renderer):
+        self.config, self.renderer = config, renderer
+        self.preparation = Preparation()
 
-def estimate(inputs: list[StoredInput], config: LabelConfig) -> list[tuple[str, str]]:
-    """Rows of a table: the tokens of the first shard of up to 16 files, scaled to all rows."""
-    rows = turns = prompt = response = truncated = 0
-    errors: Counter[str] = Counter()
-    preparation = Preparation()
-    for stored in inputs[:: max(1, len(inputs) // 16)]:
-        prepared = _first_shard(stored, config, preparation)
-        rows += prepared.shard.rows
-        turns += len(prepared.turns)
-        prompt += sum(len(ids) for ids in {tuple(t.prompt_ids) for t in prepared.tokens})
-        response += sum(len(t.response_ids) for t in prepared.tokens)
-        truncated += sum(t.truncated for t in prepared.tokens)
-        errors.update(f.reason for f in prepared.failures)
-    total = sum(stored.plan.rows for stored in inputs)
-    scale = total / max(1, rows)
-    found = [
-        ("Rows", f"{total:,} in {len(inputs):,} files, {sum(len(i.plan.shards) for i in inputs):,} shards"),
-        ("Sampled rows", f"{rows:,}"),
-        ("Responses", f"{turns * scale:,.0f}"),
-        ("Response tokens", f"{response * scale:,.0f}"),
-        ("Tokens to forward", f"{(prompt + response) * scale:,.0f} (a shared prompt once)"),
-        ("Truncated", f"{truncated * scale:,.0f}"),
-    ]
-    return found + [(f"Error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *raised: object) -> None:
+        self.preparation.beside.stop()
 
-def _first_shard(stored: StoredInput, config: LabelConfig, preparation: Preparation) -> Prepared:
-    shard, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
-    return preparation.prepare(Endogenous(config, config.model), shard, 0, rows, stored.shape)
+    def show_example(self, inputs: list[StoredInput]) -> None:
+        """Print the first response that can be scored, its scored tokens marked off; nothing where there is none."""
+        for stored in inputs:
+            prepared = self._first_shard(stored)
+            if prepared.turns:
+                break
+        else:
+            return
+        for note in prepared.notes:
+            terminal.warn(note)
+        turn, tokens = prepared.turns[0], prepared.tokens[0]
+        decode = pieces(self.renderer.tokenizer)
+        prompt = _indented(_shortened("".join(decode(tokens.prompt_ids))))
+        scored = _indented(_shortened("|".join(decode(tokens.response_ids))))
+        cut = " (cut to fit)" if tokens.truncated else ""
+        terminal.say(f"\nexample {turn.id}\n  prompt, {len(tokens.prompt_ids)} tokens:\n{prompt}")
+        terminal.say(f"  scored, {len(tokens.response_ids)} tokens{cut}, one between each |:\n{scored}\n")
+
+    def estimate(self, inputs: list[StoredInput]) -> list[tuple[str, str]]:
+        """Rows of a table: the tokens of the first shard of up to 16 files, scaled to all rows."""
+        rows = turns = prompt = response = truncated = 0
+        errors: Counter[str] = Counter()
+        for stored in inputs[:: max(1, len(inputs) // 16)]:
+            prepared = self._first_shard(stored)
+            rows += prepared.shard.rows
+            turns += len(prepared.turns)
+            prompt += sum(len(ids) for ids in {tuple(t.prompt_ids) for t in prepared.tokens})
+            response += sum(len(t.response_ids) for t in prepared.tokens)
+            truncated += sum(t.truncated for t in prepared.tokens)
+            errors.update(f.reason for f in prepared.failures)
+        total = sum(stored.plan.rows for stored in inputs)
+        scale = total / max(1, rows)
+        found = [
+            ("Rows", f"{total:,} in {len(inputs):,} files, {sum(len(i.plan.shards) for i in inputs):,} shards"),
+            ("Sampled rows", f"{rows:,}"),
+            ("Responses", f"{turns * scale:,.0f}"),
+            ("Response tokens", f"{response * scale:,.0f}"),
+            ("Tokens to forward", f"{(prompt + response) * scale:,.0f} (a shared prompt once)"),
+            ("Truncated", f"{truncated * scale:,.0f}"),
+        ]
+        return found + [(f"Error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
+
+    def _first_shard(self, stored: StoredInput) -> Prepared:
+        shard, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
+        return self.preparation.prepare(Endogenous(self.config, self.config.model), shard, 0, rows, stored.shape)
 
 
 def _shortened(text: str) -> str:
