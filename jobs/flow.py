@@ -170,17 +170,18 @@ def _rows_of(shard: Shard) -> str:
 
 
 @lru_cache(maxsize=1)
-def _preparation() -> Preparation:
+def _preparation(own_code: bool) -> Preparation:
     """One for each worker."""
-    return Preparation()
+    return Preparation(own_code)
 
 
 def _read_and_prepare(row: Row, labeller: Labeller) -> Iterator[Row]:
     work: Work = _unpack(row)
     generations = dict(zip(work.shards, work.generations, strict=True))
+    preparation = _preparation(labeller.model.trust_remote_code)
     try:
         for shard, rows in read_shards(work.file, work.format, work.shards):
-            yield _pack(_preparation().prepare(labeller, shard, generations[shard], rows, work.shape))
+            yield _pack(preparation.prepare(labeller, shard, generations[shard], rows, work.shape))
     except EndorewardError as error:
         yield _pack(error)
     except Exception as error:

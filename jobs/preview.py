@@ -63,7 +63,7 @@ class Preview:
 
     def __init__(self, config: LabelConfig, renderer: Renderer):
         self.config, self.renderer = config, renderer
-        self.preparation = Preparation()
+        self.preparation = Preparation(config.model.trust_remote_code)
 
     def __enter__(self) -> Self:
         return self

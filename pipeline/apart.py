@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
@@ -49,10 +49,14 @@ class Apart:
 
     Args:
         memory: most bytes of address space that it may have; more raises MemoryError there.
+        without: modules that it cannot import, because they take long and others import them where they are.
+        environment: variables that it has beside this process's.
     """
 
-    def __init__(self, memory: int | None = None):
-        self.memory = memory
+    def __init__(
+        self, memory: int | None = None, without: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ):
+        self.memory, self.without, self.environment = memory, tuple(without), dict(environment or {})
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -94,11 +98,15 @@ class Apart:
         with theirs:
             place = [sys.executable, "-c", MAIN, str(theirs.fileno()), *map(os.path.abspath, sys.path)]
             self._process = subprocess.Popen(
-                place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                place,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, **self.environment},
+                pass_fds=[theirs.fileno()],
             )
         self._connection, self._owner = ours, os.getpid()
         try:
-            self._ask((_limited, (self.memory,), None), STARTED_WITHIN_S)
+            self._ask((_limited, (self.memory, self.without), None), STARTED_WITHIN_S)
         except (Died, TimedOut) as error:  # before it was given anything
             raise RunError(f"{sys.executable} cannot be started beside this process: {error}") from error
 
@@ -192,6 +200,8 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
-def _limited(memory: int | None) -> None:
+def _limited(memory: int | None, without: Sequence[str]) -> None:
+    for name in without:
+        sys.modules[name] = None  # type: ignore[assignment]  # as import reads it: there is no such module
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

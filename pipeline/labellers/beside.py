@@ -10,14 +10,20 @@ from pipeline.labellers.base import Labeller
 from pipeline.labelling import Prepared
 
 DOING = "tokenising"
+WITHOUT = ("torch",)  # transformers imports it for its configurations, which no tokenizer needs
+QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # it would warn that there is none
 
 
 @dataclass
 class Preparation:
-    """One process that prepares shards, one after the other."""
+    """One process that prepares shards, one after the other; without torch, unless a model folder's own code may want it."""
 
-    beside: Apart = field(default_factory=Apart)
+    own_code: bool = False
     lived: bool = False
+    beside: Apart = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.beside = Apart() if self.own_code else Apart(without=WITHOUT, environment=QUIET)
 
     def prepare(
         self, labeller: Labeller, shard: Shard, generation: int, rows: Sequence[RawRow], shape: Shape

@@ -1,5 +1,6 @@
 """A real process beside this one: what it answers, how it dies, and that it never outlasts what it stands beside."""
 
+import importlib
 import os
 import re
 import signal
@@ -123,3 +124,11 @@ def test_it_ends_with_what_it_stands_beside() -> None:
     parent.kill()
     parent.wait()
     assert process.wait(timeout=20) is None or not process.is_running()
+
+
+def test_modules_that_it_goes_without_and_its_own_variables() -> None:
+    beside = Apart(without=("torch",), environment={"BESIDE": "1"})
+    with pytest.raises(ModuleNotFoundError):
+        beside.call(importlib.import_module, "torch")
+    assert beside.call(os.getenv, "BESIDE") == "1" and os.getenv("BESIDE") is None
+    beside.stop()
