@@ -176,7 +176,8 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
 
     monkeypatch.setattr(jobs.cluster, "ANSWERS_WITHIN_S", 3.0)
     source, output = corpus(tmp_path / "a.jsonl", 2), tmp_path / "out"
-    arguments = ("label", "--model", tmp_path, "--input", source, "--output", output)
+    model = save_model(tmp_path / "model", CHATML)
+    arguments = ("label", "--model", model, "--input", source, "--output", output)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
