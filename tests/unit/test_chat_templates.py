@@ -200,6 +200,22 @@ def _bare(prompt: str, response: str) -> Turn:
 # Tools
 
 
+@pytest.mark.parametrize("control", ["text", "keep"])
+def test_a_tools_name_in_another_text_is_no_tool(control: str) -> None:
+    """A template without tools passed where the person happened to name one: the tools were left out in silence."""
+    asked: list[Message] = [{"role": "user", "content": "What is the weather?"}]
+    called: list[Message] = [*asked, {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}, *asked]
+    made = renderer("chatml", control=control)
+    with pytest.raises(RowError, match="does not show the tools weather"):
+        made.tokenize(turn(asked, "fine", tools=[TOOL]))
+    with pytest.raises(RowError, match="does not show the tools weather"):
+        made.prompt_ids(asked, True, [TOOL])
+    with pytest.raises(RowError, match="does not show the tool calls of message 1"):
+        made.tokenize(turn(called, "fine"))
+    own = renderer("tools", control=control)
+    assert own.tokenize(turn(called, "fine", tools=[TOOL])).response_ids
+
+
 @pytest.mark.parametrize("content", ["", "let me look"])
 @pytest.mark.parametrize("name", ["tools", "thinking", "channels"])
 def test_tool_calls_are_scored_with_the_turn(name: str, content: str) -> None:
