@@ -18,12 +18,14 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
     """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
     require(model=config.model.name, input=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
-    LabelStore(config.output.path).check_place()
+    store = LabelStore(config.output.path)
+    store.check_place()
     files = find_inputs(config.input)
     labeller = Endogenous(config, config.model)
     if dry_run:
-        renderer = labeller.renderer
         terminal.say(to_toml(config.model_dump()))
+        config = config.model_copy(update={"tokens": config.tokens.dated(store.began_on())})
+        renderer = Endogenous(config, config.model).renderer
         inputs = plan_inputs(None, files, config.input)
         check_sampled(inputs, renderer)
         show_inputs(inputs)
