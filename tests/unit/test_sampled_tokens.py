@@ -172,6 +172,18 @@ def test_a_policy_that_thinks_is_not_asked_behind_closed_thoughts(thinking: Path
     assert all("<think>\n\n</think>" in tokenizer.decode(label.prompt_token_ids) for label in scored)
 
 
+def test_samples_say_that_their_prompt_opens_thoughts(thinking: Path, tmp_path: Path) -> None:
+    """Only who asked knows it, and whoever looks for an answer behind the thoughts has to."""
+    assert all("opens_thoughts" not in row for row in written(thinking, PROMPTS[:1]).rows)
+    opening = save_model(
+        tmp_path / "opening", THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    )
+    [row] = written(opening, [{**PROMPTS[0], "opens_thoughts": "a column of theirs"}]).rows
+    assert row["opens_thoughts"] is True and row["input_opens_thoughts"] == "a column of theirs"
+    labels, failures = labelled(opening, [row])
+    assert not failures and all(label.extra_info and json.loads(label.extra_info)["opens_thoughts"] for label in labels)
+
+
 def test_the_system_prompt_of_the_policy_is_in_the_row(chat: Path) -> None:
     rows = written(chat, system_prompt="Kind.").rows
     assert rows[0]["system"] == "Kind." and rows[1]["prompt"][0] == {"role": "system", "content": "Kind."}
