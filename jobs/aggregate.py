@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from jobs import terminal
 from jobs.close import find_decode, finish_store, is_closed, read_manifest
+from jobs.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.config import LabelConfig, RewardConfig, load_config
 from pipeline.derive import relabel, stored_reward
@@ -35,6 +36,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
         raise StoreError(f"{output} is the store that is read; give another --output")
     target.check_place()
     manifest = read_manifest(source)
+    warn_of_guesses(source)
     stored = stored_reward(source.description())
     wanted = _changed(stored, assignments)
     for warning in wanted.warnings():

@@ -17,6 +17,7 @@ from jobs.flow import Pool
 from pipeline import storage
 from pipeline.config import ClusterConfig, LabelConfig
 from pipeline.errors import ConfigError, RunError, last_line
+from pipeline.section import refuse_secrets
 
 LISTENS_WITHIN_S = 5.0
 ANSWERS_WITHIN_S = 40.0
@@ -74,8 +75,12 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
 
 
 def _address(run: ClusterConfig) -> str | None:
-    """The cluster that is to be joined, None for a Ray of one's own."""
+    """The cluster that is to be joined, None for a Ray of one's own. Raises ConfigError for credentials in RAY_ADDRESS."""
     address = run.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        refuse_secrets(address)
+    except ValueError as error:
+        raise ConfigError(f"RAY_ADDRESS: {error}") from None
     return None if address == "local" else address
 
 

@@ -163,6 +163,7 @@ def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
             **plan.says(),
         }
         folder.forget(*LEFT_BY_RUN)
+        folder.forget_policies()
         LabelStore(folder.at(ROLLOUTS)).discard()
         documents.write(folder.at("run.json"), found)
     documents.remove(folder.at(STOPPED))

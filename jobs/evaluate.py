@@ -23,6 +23,7 @@ from jobs import terminal
 from jobs.close import input_rows, versions
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, TooManyErrors, absolute, require, with_absolute_places
+from jobs.inspect_store import warn_of_guesses
 from jobs.plan import find_inputs
 from jobs.preview import show_inputs
 from pipeline import storage
@@ -102,8 +103,7 @@ def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore
     store = LabelStore(absolute(config.evaluate.labels or ""))
     if not store.progress().labels:
         raise StoreError(f"{store.uri} holds no labels yet")
-    for guess in store.guesses():
-        terminal.warn(guess)
+    warn_of_guesses(store)
     _claimed(config, [stored.file.name for stored in store.inputs()])
     wanted = stored_reward(store.description()).model_dump() | config.reward.model_dump(
         include=config.reward.model_fields_set

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from jobs import terminal
+from jobs.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
 from pipeline.pairs import PAIR_COLUMNS, PREFERENCES, PairCounts, preference_pairs, preferences_table
@@ -42,6 +43,7 @@ def export(uri: str, format: str, output: str) -> int:
             f"{uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled; run its label "
             "command again, then export"
         )
+    warn_of_guesses(store)
     counts = PairCounts()
 
     def parts() -> Iterator[list[dict[str, Any]]]:

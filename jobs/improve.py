@@ -65,7 +65,7 @@ def _improve(online: Online) -> None:
             book.write(row, groups, due)
         if due:
             keep(learner, online.output, state, row)
-    export(learner, online.place("hf"))
+    export(learner, online.output, "hf")
     if book:
         book.close()
 

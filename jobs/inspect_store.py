@@ -18,8 +18,7 @@ def status(uri: str) -> int:
         return run_status(folder, run)
     store = LabelStore(uri)
     progress = store.progress()
-    for guess in store.guesses():
-        terminal.warn(guess)
+    warn_of_guesses(store)
     state = "complete" if progress.complete else "incomplete: run the same label command again to go on"
     rows = [
         ("State", f"being written by {progress.writer}" if progress.writer else state),
@@ -52,6 +51,12 @@ def validate(uri: str) -> int:
         f"{progress.rows:,} input rows, every id once, every checksum right"
     )
     return 0
+
+
+def warn_of_guesses(store: LabelStore) -> None:
+    """Say of which input files an earlier version guessed the better response: whatever is made of the store has it so."""
+    for guess in store.guesses():
+        terminal.warn(guess)
 
 
 def error_rows(errors: Counter[str]) -> list[tuple[str, str]]:

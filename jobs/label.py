@@ -8,7 +8,7 @@ from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.fill import Filling, LateCluster, require, with_absolute_places
 from jobs.plan import check_sampled, find_inputs, plan_inputs
 from jobs.preview import Preview, show_inputs
-from pipeline.config import LabelConfig, set_but_unread
+from pipeline.config import OF_A_TEMPLATE, LabelConfig, set_but_unread
 from pipeline.labellers import Endogenous
 from pipeline.report import to_toml
 from pipeline.store import LabelStore
@@ -20,12 +20,12 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
     config = with_absolute_places(config)
     store = LabelStore(config.output.path)
     store.check_place()
-    config = config.model_copy(update={"tokens": config.tokens.dated(store.began_on())})
     files = find_inputs(config.input)
     labeller = Endogenous(config, config.model)
     if dry_run:
-        renderer = labeller.renderer
         terminal.say(to_toml(config.model_dump()))
+        config = config.model_copy(update={"tokens": config.tokens.dated(store.began_on())})
+        renderer = Endogenous(config, config.model).renderer
         inputs = plan_inputs(None, files, config.input)
         check_sampled(inputs, renderer)
         show_inputs(inputs)
@@ -53,6 +53,10 @@ def _idle(labeller: Endogenous) -> list[str]:
     found = []
     if labeller.renderer.template is not None:
         found.append(("tokens.append_eos", "with the tokenizer's chat template, which ends each turn itself"))
+    else:
+        found += [
+            (f"tokens.{field}", "without a chat template, which the tokenizer has not") for field in OF_A_TEMPLATE
+        ]
     if labeller.config.reward.aggregation == "mean":
         found.append(("reward.gamma", "on the rewards of reward.aggregation = mean; it moves token_rewards"))
     return set_but_unread(labeller.config, found)

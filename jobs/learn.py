@@ -86,7 +86,7 @@ def _learn(training: Training) -> None:
                 row |= {f"{EVAL}{name}": value for name, value in measured.items()}
                 if row[f"{EVAL}loss"] < float(state["best"]):
                     state["best"] = repr(row[f"{EVAL}loss"])
-                    export(learner, training.place("best"))
+                    export(learner, training.output, "best")
             said, learner.notes = learner.notes, []
             row = {"step": step + 1, "num_tokens": state["num_tokens"], **row} | ({"warnings": said} if said else {})
             if trackers is not None:
@@ -98,7 +98,7 @@ def _learn(training: Training) -> None:
                 keep(learner, training.output, state, row)
                 ended = time.perf_counter()
         waiting.cancel()
-    export(learner, training.place("hf"))
+    export(learner, training.output, "hf")
     if trackers is not None:
         metrics.close()
         trackers.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs import terminal
 from jobs.export import already_there, refuse_existing
+from jobs.inspect_store import warn_of_guesses
 from pipeline.config import RewardConfig
 from pipeline.derive import SWEEP_COLUMNS, Outcome, outcomes, reward_grid, stored_reward
 from pipeline.errors import ConfigError, StoreError
@@ -32,6 +33,7 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None)
     stored = stored_reward(store.description())
     if output is not None:
         refuse_existing(output)
+    warn_of_guesses(store)
     if not progress.complete:
         terminal.warn(
             f"{uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled, and the figures "

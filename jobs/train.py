@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
 from pipeline.objectives.preference import beta_of
+from pipeline.store import LabelStore
 from pipeline.training.card import shareable_config
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
@@ -139,6 +140,7 @@ def _plan(config: TrainConfig) -> Plan:
     if config.reference.name and not stored:
         check_rows(RowReader(examples.sources, examples.parts, config.reference, 1), examples)
     labelled, _ = stored_reference(examples.sources, config.policy, dtype)
+    notes += [guess for source in examples.sources for guess in LabelStore(source.uri).guesses()]
     return Plan(
         config=config,
         device=device,

@@ -21,7 +21,7 @@ from actors.learner import Diverged, Learner
 from pipeline import storage
 from pipeline.errors import ConfigError, EndorewardError
 from pipeline.store import documents
-from pipeline.training.run import STOPPED, keep_snapshot
+from pipeline.training.run import STOPPED, RunFolder, keep_snapshot
 
 SCRATCH = "endoreward-"  # begins the names of folders for what is to be uploaded
 LOCK = "lock"  # in one of these
@@ -100,11 +100,13 @@ def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> No
         ray.train.report(kept, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def export(learner: Learner, place: str) -> None:
-    """Write the policy as it is now, whole."""
+def export(learner: Learner, output: str, name: str) -> None:
+    """Write the policy as it is now, whole, to the folder `name` of a run; which files it is of is on record before."""
+    place = storage.join(output, name)
     with scratch(place) as folder:
         learner.export(folder)
         if learner.rank == 0:
+            RunFolder(output).record_policy(name, folder)
             documents.put_folder(folder, place)
 
 

@@ -524,6 +524,7 @@ class LabelConfig(Section):
             yield "scorer.gpus_per_actor", "under scorer.device = cpu; leave it out"
         if self.tokens.template not in ("auto", "none"):
             yield "tokens.append_eos", "with a chat template, which ends each turn itself; leave it out"
+        yield from unread_of_tokens(self.tokens)
 
 
 class EvaluateConfig(LabelConfig):
@@ -582,6 +583,8 @@ class SampleConfig(LabelConfig):
         yield from unread_of_prompts()
         yield "scorer.head_chunk_mb", "on sampling, which scores nothing; leave it out"
         yield "tokens.over_length", "on sampling: a prompt is never cut; leave it out"
+        for field in ("thoughts", "trailing_space"):
+            yield f"tokens.{field}", "on sampling, where only prompts are rendered; leave it out"
         yield from unread_of_samples("sample", self.sample.temperature)
 
     @field_validator("reward")
@@ -595,6 +598,15 @@ class SampleConfig(LabelConfig):
         if tokens.rubrics is not None:
             raise ValueError("a policy answers under one system prompt: give tokens.system_prompt, not tokens.rubrics")
         return refuse_sampled(tokens)
+
+
+OF_A_TEMPLATE = ("template_kwargs", "date", "thoughts", "control")
+"""Fields of `tokens` that only a chat template has a use for."""
+MEANINGS = (
+    "label_key", "label_values", "label_threshold", "label_above", "label_tie", "score_key", "rank_key", "pairs_from",
+    "score_threshold", "min_margin",
+)  # fmt: skip
+"""Fields of `input` that say which response is better."""
 
 
 def load_config(toml_path: str | None, overrides: list[tuple[str, Any]], assignments: list[str]) -> LabelConfig:
@@ -618,6 +630,12 @@ def unread_of_samples(section: str, temperature: float) -> Unread:
             yield f"{section}.{field}", f"under {section}.temperature = 0, which is greedy; set that, or leave it out"
 
 
+def unread_of_tokens(tokens: TokensConfig) -> Unread:
+    if tokens.template == "none":
+        for field in OF_A_TEMPLATE:
+            yield f"tokens.{field}", "under tokens.template = none; leave it out, or name a template"
+
+
 def unread_of_prompts() -> Unread:
-    for field in ("turns", "label_key"):
+    for field in ("turns", *MEANINGS):
         yield f"input.{field}", "where only prompts are read; leave it out"

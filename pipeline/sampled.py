@@ -51,11 +51,17 @@ def as_asked(sample: Sample, renderer: Renderer) -> Sample:
             f"holds the tokens that they were written after; leave the system prompt out, or {RENDER}",
         )
     if sample.rendering != renderer.identity:
+        day = renderer.days.get(str(sample.rendering))
+        if day is not None:
+            raise RowError(
+                OTHER_RENDERING,
+                f"the chat template asks for the date, and the responses were sampled with that of {day}, not {renderer.day}; "
+                f"give --set tokens.date={day}, or {RENDER}",
+            )
         raise RowError(
             OTHER_RENDERING,
-            "the responses were sampled under another tokenizer, chat template, or setting or date of it, so their token ids "
-            "are not this model's; label with the policy's own, under the tokens.* that it was sampled with (where a template "
-            f"asks for the date, tokens.date = the day of sampling), or {RENDER}",
+            "the responses were sampled under another tokenizer, chat template or setting of it, so their token ids are not "
+            f"this model's; label with the policy's own, under the tokens.* that it was sampled with, or {RENDER}",
         )
     if renderer.prompt_ids(sample.prompt, sample.conversational, sample.tools) != sample.prompt_token_ids:
         raise RowError(

@@ -27,6 +27,7 @@ class Message(TypedDict):
     name: NotRequired[str]
 
 
+OPENS_THOUGHTS = "opens_thoughts"  # a column of samples: true where their prompt ends inside thoughts
 BESIDE = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # what a message may have beside role and content
 
 

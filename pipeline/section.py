@@ -137,7 +137,9 @@ def _takes_text(kind: type[Section], path: str) -> bool:
     """Whether a field is text, or one of several words."""
     section, *_, name = path.split(".")
     field = section_fields(kind, section).get(name) if section in kind.model_fields and name != section else None
-    return field is not None and any(_is_text(each) for each in (field.annotation, *get_args(field.annotation)))
+    if field is None or get_origin(field.annotation) is dict:
+        return False
+    return any(_is_text(each) for each in (field.annotation, *get_args(field.annotation)))
 
 
 def _is_text(annotation: Any) -> bool:

@@ -26,6 +26,7 @@ from pipeline.benchmarks.items import Answer, Item
 from pipeline.config import BestOfNConfig
 from pipeline.corpus.columns import lookup
 from pipeline.errors import RowError
+from pipeline.samples import OPENS_THOUGHTS
 
 
 class BestOfN(Benchmark):
@@ -113,7 +114,8 @@ class BestOfN(Benchmark):
         gold = lookup(dict(item.extra), self.config.answer_key)
         if gold is None:
             raise RowError("null", f"column {self.config.answer_key!r} is null; a right answer is due")
-        return [extract_and_check(response.text, str(gold)) for response in _responses(item)]
+        thinking = item.extra.get(OPENS_THOUGHTS) is True
+        return [extract_and_check(response.text, str(gold), thinking) for response in _responses(item)]
 
     @staticmethod
     def _labels(item: Item, keys: str | list[str], due: int) -> list[float]:

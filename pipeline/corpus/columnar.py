@@ -159,7 +159,7 @@ def csv_header(stream: BinaryIO, delimiter: str) -> list[str]:
     )
     if other:
         format = {",": "csv", "\t": "tsv"}.get(other)
-        remedy = f"say --set input.format={format}" if format else "write the file again with commas"
+        remedy = f"say --set input.format={format}" if format else "commas are due"
         raise ValueError(
             f"its first line is one column, {names[0][:60]!r}, and seems to be separated by {other!r}: {remedy}"
         )

@@ -23,7 +23,7 @@ from pipeline.config import InputConfig
 from pipeline.corpus import columns, layouts
 from pipeline.corpus import messages as read
 from pipeline.corpus.columns import Row
-from pipeline.corpus.labels import ByScores
+from pipeline.corpus.labels import ByScores, LabelRule
 from pipeline.corpus.layouts import Form, Layout
 from pipeline.corpus.meaning import label_column, label_rule, siblings
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
@@ -70,7 +70,10 @@ def _search(rows: Sequence[Row], config: InputConfig, name: str) -> Shape | Near
     for key, given in _keys(wanted):
         if not any(columns.has(row, given) for row in rows):
             raise InputError(f"{name}: input.{key} = {given!r} is in none of its first rows; columns: {_listed(rows)}")
-    base = _base(rows, names, wanted, layout, name)
+    known = (
+        layout if config.label_values is None else None
+    )  # a meaning that is stated is not the layout's, though it be the same
+    base = _base(rows, names, wanted, layout, label_rule(rows, wanted, known, name))
     nearest: Nearest = []
     bearable: list[Shape] = []
     for shape in _candidates(rows, names, wanted, base):
@@ -98,13 +101,15 @@ def _keys(config: InputConfig) -> Iterator[tuple[str, str]]:
         yield from ((key, each) for each in ([given] if isinstance(given, str) else given or []) if each)
 
 
-def _base(rows: Sequence[Row], names: Sequence[str], config: InputConfig, layout: Layout | None, name: str) -> Shape:
+def _base(
+    rows: Sequence[Row], names: Sequence[str], config: InputConfig, layout: Layout | None, label: LabelRule | None
+) -> Shape:
     """What all candidates share."""
     return Shape(
         (),
         system=next((column for column in SYSTEMS if column in names), None),
         turns=config.turns,
-        label=label_rule(rows, config, layout, name),
+        label=label,
         tools=next((column for column in TOOLS if column in names), None),
         form=_form(rows, layout, config),
         desirable=layout.desirable if layout else None,

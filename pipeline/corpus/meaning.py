@@ -221,13 +221,12 @@ def _ways(label: Label, values: Sequence[str]) -> str:
     """How to say what a label means: sentences with keys that can be typed as they stand."""
     first, second = label.responses[0], label.responses[-1]
     if label.responses == [str(place) for place in range(len(label.responses))]:
-        from_zero, from_one = (
-            _inline({str(place + start): name for place, name in enumerate(label.responses)}) for start in (0, 1)
-        )
-        return (
-            f"Say it: --set 'input.label_values={from_zero}' where 0 means the first, or --set "
-            f"'input.label_values={from_one}' where 1 means the first"
-        )
+        from_each = [{str(place + start): name for place, name in enumerate(label.responses)} for start in (0, 1)]
+        fitting = [meanings for meanings in from_each if meanings.keys() & set(values)] or from_each
+        ways = [
+            f"--set 'input.label_values={_inline(each)}' where {next(iter(each))} means the first" for each in fitting
+        ]
+        return f"Say it: {', or '.join(ways)}"
     numbers = [number for each in values if (number := as_number(each)) is not None]
     sides = [each for each in values if each not in TIES or as_number(each) is not None]
     all_numbers = len(label.columns) == 1 and 0 < len(values) == len(numbers)

@@ -11,8 +11,9 @@ and the tokens, by which `label` scores what was drawn after what was asked (`pi
 
     prompt_token_ids, response_token_ids, rendering
 
-and the input's other columns under their own names, `input_` put before those that say a prompt, a response or a system
-prompt to whoever reads the row next. So `detect` finds `prompt + responses` whatever the input held.
+and, where the template's generation prompt opens thoughts, `opens_thoughts`: without it nobody can tell thoughts that do not
+end from an answer. The input's other columns have their own names, `input_` put before those that say a prompt, a response or
+a system prompt to whoever reads the row next. So `detect` finds `prompt + responses` whatever the input held.
 """
 
 import json
@@ -33,10 +34,18 @@ from pipeline.errors import InputError, RowError
 from pipeline.labellers.sampling import Asked, Sampling, with_system
 from pipeline.labelling import KEPT
 from pipeline.questions import Completion
-from pipeline.samples import Message, Turn
+from pipeline.samples import OPENS_THOUGHTS, Message, Turn
 
 OURS = ("prompt", "responses", "truncated", *SAMPLED)
-TAKEN = {*OURS, *SYSTEMS, "chosen", "rejected", "response", KEPT}  # what `detect` would take for, or before, ours
+TAKEN = {
+    *OURS,
+    OPENS_THOUGHTS,
+    *SYSTEMS,
+    "chosen",
+    "rejected",
+    "response",
+    KEPT,
+}  # what `detect` would take for, or before, ours
 # columns of the store that make a row
 STORED = ["prompt_id", "response", "truncated", "num_tokens", "extra_info", "prompt_token_ids", "token_ids"]
 
@@ -88,7 +97,8 @@ class PromptSampler(Sampling):
         return replace(asked, extra=_given(shown, asked.conversational) | _renamed(asked.extra))
 
     def judged(self, turn: Turn, completion: Completion) -> tuple[float, dict[str, Any]]:
-        return float(completion.finished), {"rendering": self.renderer.identity}
+        opens = {OPENS_THOUGHTS: True} if self.renderer.opens_thoughts else {}
+        return float(completion.finished), {"rendering": self.renderer.identity, **opens}
 
 
 def prompt_of(file: str, number: int, row: Row, shape: Shape) -> Asked:
@@ -198,5 +208,7 @@ def sampled(part: pa.Table) -> Iterator[Samples]:
         asked = siblings[0]["prompt_token_ids"]
         if asked is not None:  # which a store of format 1 does not say
             written = [label["token_ids"] for label in siblings]
-            ours |= dict(zip(SAMPLED, (asked, written, given.pop(KEPT)["rendering"]), strict=True))
+            kept = given.pop(KEPT)
+            ours |= dict(zip(SAMPLED, (asked, written, kept["rendering"]), strict=True))
+            ours |= {name: kept[name] for name in (OPENS_THOUGHTS,) if name in kept}
         yield Samples(ours | given, sum(label["num_tokens"] for label in siblings))

@@ -15,6 +15,7 @@ from pipeline.config import (
     refuse_sampled,
     set_but_unread,
     unread_of_prompts,
+    unread_of_tokens,
     unread_revision,
 )
 from pipeline.training.config import LearningConfig, OptimizerSection
@@ -312,6 +313,7 @@ class RlConfig(LearningConfig):
     def unread(self) -> Unread:
         yield from super().unread()
         yield from unread_of_prompts()
+        yield from unread_of_tokens(self.tokens)
         yield from self._unread_of_algorithm()
         yield from self._unread_of_rewards()
         yield from self._unread_of_actors()

@@ -4,8 +4,10 @@ Read as `sample` reads its prompts, and held in memory whole, with what else the
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from pipeline.corpus import Choice, Shape, find_files, plan_file, read_shards
 from pipeline.corpus.columns import Row, jsonable
@@ -25,6 +27,7 @@ class Prompts:
 
     Attributes:
         digest: sha256 of the content of all files, in their order.
+        shapes: which of their columns were read as what, one for each way.
         left_out: prompts that cannot be asked, as `file:row: why`.
         short: prompts that leave less than rl.max_new_tokens for a response.
         skipped: sentences that name the files which are not read.
@@ -35,6 +38,7 @@ class Prompts:
     left_out: list[str]
     short: int
     skipped: tuple[str, ...] = ()
+    shapes: tuple[dict[str, Any], ...] = ()
 
 
 def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts:
@@ -51,6 +55,7 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
     found: list[Prompt] = []
     left_out: list[str] = []
     digest = hashlib.sha256()
+    shapes: list[dict[str, Any]] = []
     practised_on = wanted == "input.paths"  # input.split and input.config are of these alone
     choice = Choice(config.input.config, config.input.split) if practised_on else Choice()
     files = find_files(list(paths), choice, section="input" if practised_on else None)
@@ -62,6 +67,7 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
         if not plan.head:
             raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
         shape = prompt_shape(list(plan.head), config.input, file.name)
+        shapes += [read] if (read := _described(shape)) not in shapes else []
         for _, rows in read_shards(file, config.input.format, plan.shards):
             for number, row in rows:
                 try:
@@ -72,7 +78,16 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
         reason = f"; the first of {len(left_out):,}: {left_out[0]}" if left_out else ": every file is empty"
         raise InputError(f"{wanted}: no prompt can be asked{reason}")
     short = sum(renderer.max_length - len(prompt.ids) < config.rl.max_new_tokens for prompt in found)
-    return Prompts(found, digest.hexdigest(), left_out, short, tuple(files.notes()))
+    return Prompts(found, digest.hexdigest(), left_out, short, tuple(files.notes()), tuple(shapes))
+
+
+def _described(shape: Shape) -> dict[str, Any]:
+    """What of a shape is not as it is by default, as it comes back from a document."""
+    told = shape.to_json()
+    set_here = {
+        each.name: told[each.name] for each in fields(shape) if each.compare and told[each.name] != each.default
+    }
+    return json.loads(json.dumps(set_here))
 
 
 def _prompt(file: str, number: int, row: Row | RowError, shape: Shape, renderer: Renderer) -> Prompt:

@@ -67,8 +67,10 @@ def describe_rl(
             if (value := getattr(config.input, name)) is not None
         },
         "prompts.digest": prompts.digest,
+        "prompts.shapes": list(prompts.shapes),
         "prompts.count": len(prompts.prompts),
         "held_out.digest": held_out.digest if held_out else None,
+        "held_out.shapes": list(held_out.shapes) if held_out else None,
         "held_out.check": _content(config.held_out.check),
         "held_out.answer_key": config.held_out.answer_key,
         "held_out.seed": config.held_out.seed,

@@ -1,6 +1,7 @@
 """A prompt's messages before they are rendered, and whether a rendering shows all of them."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,22 +50,20 @@ def require_plain(prompt: list[Message], beside: Mapping[str, Any], tools: Tools
 
 
 def require_shown(messages: list[Message], tools: Tools, text: str) -> None:
-    """Raises RowError for a part of the prompt that the template leaves out."""
-    squeezed = ""
-    for number, message in enumerate(messages):
-        content = CLOSED.split(message["content"])[-1] if message["role"] == "assistant" else message["content"]
-        parts = [content, *(str(call.get("function", call).get("name")) for call in message.get("tool_calls", []))]
-        for part in parts:
-            if part.strip() in text:
-                continue
-            squeezed = squeezed or "".join(text.split())
-            forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
-            if not any("".join(form.split()) in squeezed for form in forms):
-                raise RowError(
-                    "template_error",
-                    f"the chat template does not show message {number} ({message['role']}) of the prompt whole; set "
-                    "tokens.template to a template that does",
-                )
+    """Raises RowError for a part of the prompt that the template leaves out. A part has to be there as often as the messages
+    hold it: that it stands in another one (a tool's `12`, asked for as `is it 12?`) does not show it."""
+    parts = [(number, part) for number, message in enumerate(messages) for part in _parts(message) if part]
+    for number, part in dict((part, (number, part)) for number, part in parts).values():
+        if text.count(part) >= sum(other.count(part) for _, other in parts):
+            continue
+        due = sum(_squeezed(other).count(_squeezed(part)) for _, other in parts)
+        forms = {_squeezed(form) for form in (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])}
+        if sum(_count(form, _squeezed(text)) for form in forms) < due:
+            raise RowError(
+                "template_error",
+                f"the chat template does not show message {number} ({messages[number]['role']}) of the prompt whole; set "
+                "tokens.template to a template that does",
+            )
     for tool in tools or []:
         name = str(tool.get("function", tool).get("name", ""))
         if name not in text:
@@ -72,6 +71,22 @@ def require_shown(messages: list[Message], tools: Tools, text: str) -> None:
                 "template_error",
                 f"the chat template does not show the tool {name!r}; set tokens.template to a template that takes tools",
             )
+
+
+def _parts(message: Message) -> list[str]:
+    """What of a message has to be shown; an earlier turn's thoughts need not be."""
+    content = CLOSED.split(message["content"])[-1] if message["role"] == "assistant" else message["content"]
+    names = (str(call.get("function", call).get("name")) for call in message.get("tool_calls", []))
+    return [part.strip() for part in (content, *names)]
+
+
+def _count(part: str, text: str) -> int:
+    """How often a part stands in a text, overlapping ones too."""
+    return len(re.findall(f"(?={re.escape(part)})", text))
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def unmarked_message(message: Message) -> Message:

@@ -18,7 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from pipeline.tokens.thoughts import CLOSED, MARKERS, OPENED
 
 Ending = Literal["turn", "whole", "none"]
 RENDER = "set tokens.sampled = render to score the text anew under this one: another reward"
+LOOKED_BACK = 1000  # days
 UNBOUNDED = 2**20  # tokens: as good as no limit
 
 
@@ -100,10 +101,10 @@ class Renderer:
         special |= {text for text, token in added.items() if token.special}
         self.special_ids = set(tokenizer.convert_tokens_to_ids(sorted(special))) - {tokenizer.unk_token_id}
         self.special_texts = sorted(special, key=len, reverse=True)
+        self.day = date.fromisoformat(config.date) if config.date else datetime.now(UTC).date()
         self.chat: ChatTemplate | None = None
         if self.template is not None:
-            day = date.fromisoformat(config.date) if config.date else datetime.now(UTC).date()
-            self.chat = ChatTemplate(tokenizer.apply_chat_template, self.template, config.template_kwargs, day)
+            self.chat = ChatTemplate(tokenizer.apply_chat_template, self.template, config.template_kwargs, self.day)
             self.control = ControlTokens(self.chat, special, added)
         bos = tokenizer.bos_token_id
         self.bos_habit = bos is not None and list(tokenizer("x", add_special_tokens=True)["input_ids"])[:1] == [bos]
@@ -118,13 +119,27 @@ class Renderer:
     @cached_property
     def identity(self) -> str:
         """A digest of all that makes tokens of a conversation: tokenizer, template, its settings, its date."""
+        return self._identity_on(self.day)
+
+    def _identity_on(self, day: date) -> str:
         parts = {
-            "tokenizer": tokenizer_digest(self.tokenizer),
+            "tokenizer": self._tokenizer,
             "template": self.template,
             "kwargs": self.config.template_kwargs,
-            "date": self.config.date if self.asks_for_date else None,
+            "date": str(day) if self.asks_for_date else None,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _tokenizer(self) -> str:
+        return tokenizer_digest(self.tokenizer)
+
+    @cached_property
+    def days(self) -> dict[str, date]:
+        """The last days by the identity that this renderer has with their dates; none where no date is asked for."""
+        latest = datetime.now(UTC).date() + timedelta(days=1)  # another machine's clock
+        days = [latest - timedelta(days=back) for back in range(LOOKED_BACK)] if self.asks_for_date else []
+        return {self._identity_on(day): day for day in days}
 
     @cached_property
     def opens_thoughts(self) -> bool:
@@ -254,6 +269,8 @@ class Renderer:
             whose = "the rubric" if rubric else "a row's own"
             self._note(f"the chat template drops the system message: {whose} is put before the first user message")
         require_shown(messages, tools, _shown(rendered))
+        assert self.chat is not None
+        self.chat.require_tools(messages, tools)
         return messages, rendered
 
     def _end(self, rendering: Rendering) -> str:

@@ -95,6 +95,33 @@ class ChatTemplate:
                 return Rendering(before, head[len(before) :], text, tail)
         return _inline(whole, head, tail, generation, content)
 
+    def require_tools(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Raises RowError where the template leaves out tools, or tool calls of these messages: it renders the same without
+        them. Their names prove nothing, which may stand in another text."""
+        calling = [number for number, message in enumerate(messages) if message.get("tool_calls")]
+        if not messages or not (tools or calling):
+            return
+        whole = self.render(messages, tools)
+        if tools and self._renders(messages, None, whole):
+            names = ", ".join(str(tool.get("function", tool).get("name", "")) for tool in tools)
+            raise RowError(
+                "template_error",
+                f"the chat template does not show the tools {names}; set tokens.template to a template that takes tools",
+            )
+        for number in calling:
+            without: Message = {k: v for k, v in messages[number].items() if k != "tool_calls"}  # type: ignore[assignment]
+            if self._renders([*messages[:number], without, *messages[number + 1 :]], tools, whole):
+                raise RowError(
+                    "template_error",
+                    f"the chat template does not show the tool calls of message {number} of the prompt; {REMEDY}",
+                )
+
+    def _renders(self, messages: Sequence[Message], tools: Tools, text: str) -> bool:
+        try:
+            return self.render(messages, tools) == text
+        except RowError:  # it looks for what is not there
+            return False
+
     def thoughts(self, answer: Message, rendering: Rendering) -> Rendering:
         """The same with the answer's thoughts in `lead`: given, not scored. Raises RowError for thoughts alone."""
         spot = 0

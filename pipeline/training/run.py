@@ -7,6 +7,7 @@ OUTPUT/checkpoints.json  its list of them, once more
 OUTPUT/reference/        log-probabilities of the reference, where the labels do not hold them
 OUTPUT/best/             the policy of the lowest eval_loss, where prompts were kept from training
 OUTPUT/hf/               the trained policy, a Hugging Face model
+OUTPUT/policies.json     which files these two are of
 OUTPUT/stopped.json      why a run cannot go on, until it is started again
 OUTPUT/manifest.json     what a finished run says of itself
 OUTPUT/report.html       what a person looks at
@@ -14,6 +15,7 @@ OUTPUT/report.html       what a person looks at
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +34,7 @@ FORMAT = 1
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of its checkpoints
 STOPPED = "stopped.json"
+POLICIES = "policies.json"
 KEPT = "checkpoints.json"  # the same, as it was before the last checkpoint
 CHECKPOINT = re.compile(r"checkpoint_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d+")  # Ray Train's name of one
 SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
@@ -40,6 +43,7 @@ MUST_AGREE = {
     "learner.workers": "a checkpoint fits only as many workers as wrote it",
     "labels.records": "the labels changed since the run began",
     "prompts.digest": "the prompts changed since the run began",
+    "prompts.shapes": "the columns of the prompts are read otherwise than when the run began",
     "learner.grad_accum_dtype": "a run without it was begun by a version that added up gradients in bfloat16",
 }
 
@@ -136,6 +140,22 @@ class RunFolder:
         """Delete files of a run whose place another one takes."""
         for name in names:
             documents.remove(self.at(name))
+
+    def record_policy(self, name: str, folder: str) -> None:
+        """Note, before they are there, which files a policy in the folder `name` is of: those of the local `folder`."""
+        found = sorted(
+            os.path.relpath(os.path.join(root, each), folder) for root, _, names in os.walk(folder) for each in names
+        )
+        known = self.read(POLICIES) or {}
+        documents.write(self.at(POLICIES), known | {name: sorted({*known.get(name, []), *found})})
+
+    def forget_policies(self) -> None:
+        """Delete the policies of a run whose place another one takes; what else was put beside them stays."""
+        for name, files in (self.read(POLICIES) or {}).items():
+            for each in files:
+                documents.remove(self.at(name, *each.split(os.sep)))
+            storage.remove_if_empty(self.at(name))
+        documents.remove(self.at(POLICIES))
 
     def mend(self) -> None:
         """Make the checkpoints whole after a kill: Ray Train writes its list in place, and forgets what is not in it.

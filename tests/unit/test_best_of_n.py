@@ -87,6 +87,14 @@ def test_a_rule_scores_by_equivalence():
     assert "no column 'gold.answer'" in (benchmark.check(item([1.0])) or "")
 
 
+def test_thoughts_that_the_prompt_opened_and_nobody_closed_hold_no_answer():
+    benchmark = BestOfN(BestOfNConfig(answer_key="gold"))
+    texts = ["it may be 5</think> It is 4.", "it may be 4"]
+    known = item([1.0, 2.0], {"gold": "4", "opens_thoughts": True}, texts)
+    assert benchmark.figures([known]).values["mean"] == 0.5 and benchmark.figures([known]).values["best_of_n"] == 0.0
+    assert benchmark.figures([item([1.0, 2.0], {"gold": "4"}, texts)]).values["mean"] == 1.0  # as any text
+
+
 def test_a_rule_that_does_not_end_counts_as_wrong_and_is_said(monkeypatch):
     monkeypatch.setattr(answers, "CHECKED_WITHIN_S", 2.0)
     response, gold = ENDLESS

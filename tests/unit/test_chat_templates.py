@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import TEMPLATES, chat_tokenizer, sentence_pieces
+from chat_templates import TEMPLATES, TOOLS, chat_tokenizer, sentence_pieces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tokenizer
+from tiny import CHATML, tokenizer
 
 from pipeline.config import TokensConfig
 from pipeline.errors import ConfigError, RowError
@@ -198,6 +198,39 @@ def _bare(prompt: str, response: str) -> Turn:
 
 
 # Tools
+
+
+@pytest.mark.parametrize("control", ["text", "keep"])
+def test_a_tools_name_in_another_text_is_no_tool(control: str, tmp_path: Any) -> None:
+    """A template without tools passed where the person happened to name one: the tools were left out in silence."""
+    asked: list[Message] = [{"role": "user", "content": "What is the weather?"}]
+    called: list[Message] = [*asked, {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}, *asked]
+    made = renderer("chatml", control=control)
+    with pytest.raises(RowError, match="does not show the tools weather"):
+        made.tokenize(turn(asked, "fine", tools=[TOOL]))
+    with pytest.raises(RowError, match="does not show the tools weather"):
+        made.prompt_ids(asked, True, [TOOL])
+    with pytest.raises(RowError, match=r"does not show message 1 \(assistant\)"):
+        made.tokenize(turn(called, "fine"))
+    (tmp_path / "tools-alone.jinja").write_text(TOOLS + CHATML)  # which names the tool, and shows no call
+    alone = renderer("chatml", control=control, template=str(tmp_path / "tools-alone.jinja"))
+    with pytest.raises(RowError, match="does not show the tool calls of message 1"):
+        alone.tokenize(turn(called, "fine", tools=[TOOL]))
+    own = renderer("tools", control=control)
+    assert own.tokenize(turn(called, "fine", tools=[TOOL])).response_ids
+
+
+def test_a_message_is_not_shown_by_another_that_holds_its_text() -> None:
+    history: list[Message] = [
+        {"role": "user", "content": "Is it 12?"},
+        {"role": "assistant", "content": "I look."},
+        {"role": "tool", "content": "12"},
+    ]
+    with pytest.raises(RowError, match=r"does not show message 2 \(tool\)"):
+        renderer("talk").tokenize(turn(history, "yes"))
+    assert "<|im_start|>tool\n12" in shown(made := renderer("tools"), made.tokenize(turn(history, "yes")))[0]
+    again: list[Message] = [*history[:2], *history[:2], {"role": "user", "content": '{"a": "I look."}'}]
+    assert renderer("talk").tokenize(turn(again, "yes")).prompt_ids
 
 
 @pytest.mark.parametrize("content", ["", "let me look"])

@@ -59,3 +59,12 @@ def test_where_nothing_listens_the_address_is_wrong(scheme: str) -> None:
         require_answer(place)
     with pytest.raises(ConfigError, match="is no address"):
         require_answer(f"{scheme}127.0.0.1:port")
+
+
+def test_credentials_in_the_environments_address_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    if ray.is_initialized():
+        pytest.skip("this process has a Ray, of another test")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://me:hidden@head:10001")
+    with pytest.raises(ConfigError, match="RAY_ADDRESS: holds credentials") as refused:
+        joins_cluster(ClusterConfig())
+    assert "hidden" not in str(refused.value)

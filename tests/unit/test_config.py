@@ -176,6 +176,9 @@ def test_what_is_no_text_is_read_as_before(tmp_path: Path) -> None:
         None, [], ["reward.gamma=0.5", "model.trust_remote_code=true", 'input.response_key=["a", "b"]']
     )
     assert (config.reward.gamma, config.model.trust_remote_code, config.input.response_key) == (0.5, True, ["a", "b"])
+    tables = ["tokens.template_kwargs={ enable_thinking = false }", "input.label_key=x", 'input.label_values={1="a"}']
+    config = load_config(None, [], tables)
+    assert config.tokens.template_kwargs == {"enable_thinking": False} and config.input.label_values == {"1": "a"}
     (tmp_path / "run.toml").write_text("[model]\nrevision = 12345e67\n")
     with pytest.raises(ConfigError, match=r"model\.revision: .* write it in quotes"):
         load_config(str(tmp_path / "run.toml"), [], [])

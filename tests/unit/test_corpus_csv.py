@@ -129,7 +129,10 @@ BROKEN = {
     "an open quote": (b'a,b\n1,2\n1,"open\n3,4\n', "a double quote is opened and never closed"),
     "an open quote in one column": (b'a\n1\n"open\n3\n', "a double quote is opened and never closed"),
     "one name twice": (b"a,a\n1,2\n", "column 'a' is there twice"),
-    "semicolons": (b"prompt;chosen\n1;2\n", "seems to be separated by ';': write the file again with commas"),
+    "semicolons": (
+        b"prompt;chosen\n1;2\n",
+        "seems to be separated by ';': commas are due; fetch or write the file again",
+    ),
     "tabs": (b"prompt\tchosen\n1\t2\n", "say --set input.format=tsv"),
     "UTF-16": ("a,b\n1,2\n".encode("utf-16"), "iconv -f UTF-16"),
     "cut": (FORMS["a.csv.gz"][:-20], "gz"),

@@ -368,6 +368,14 @@ STRANGERS = {
         [{"history": "q", "human_ref_A": "x", "human_ref_B": "y", "labels": n} for n in (1, 0, 2)], InputConfig(),
         "says '2' in one of its rows",
     ),
+    "a place that a layout does not know": (  # the advice is the layout's own reading, which is now stated
+        [{"info": {"post": "p"}, "summaries": [{"text": "x"}, {"text": "y"}], "choice": n} for n in (0, 1, 2)], InputConfig(),
+        "says '2' in one of its rows",
+    ),
+    "places from 1": (
+        [{"info": {"post": "p"}, "summaries": [{"text": "x"}, {"text": "y"}], "choice": 2}], InputConfig(),
+        r"Say it: --set 'input\.label_values=\{\"1\" = \"0\", \"2\" = \"1\"\}' where 1 means the first$",
+    ),
     "two labels that may disagree": (
         [{"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 0, "safer_response_id": 1}],
         InputConfig(),

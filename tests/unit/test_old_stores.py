@@ -15,11 +15,12 @@ from jobs.export import export
 from jobs.fill import Filling
 from jobs.inspect_store import validate
 from jobs.sweep import sweep
+from jobs.train import train
 from pipeline.config import LabelConfig, ModelConfig
 from pipeline.corpus import find_files
 from pipeline.errors import StoreError
 from pipeline.labellers import Endogenous
-from pipeline.store import LabelStore
+from pipeline.store import LabelStore, documents
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples
 from pipeline.training.rows import RowReader, check_rows
@@ -74,6 +75,28 @@ def test_nothing_is_added_to_it(old: str, tmp_path: Path, unchanged: Callable[[s
     with pytest.raises(StoreError, match=r"labels of format 1, .* nothing is added to it; give another --output"):
         Filling.open(Endogenous(config, config.model), old, "cpu", find_files([str(corpus)]))
     assert unchanged(old) == before
+
+
+def test_a_guess_is_said_by_whatever_is_made_of_it(
+    old: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only `status` and `evaluate` said it: pairs that may be swapped were exported, compared and learnt from in silence."""
+    [path] = Path(old, "records").glob("input-*.json")
+    known = json.loads(path.read_text())
+    known.pop("sha256")
+    documents.write(str(path), known | {"shape": known["shape"] | {"label": "label", "first_label": 0}})
+    policy = {"policy": {"name": str(MODEL)}, "output": {"path": str(tmp_path / "run")}}
+    learning = TrainConfig.model_validate(
+        {"train": {"labels": [old], "batch_size": 4}, "learner": {"device": "cpu"}, **policy}
+    )
+    for command in (
+        lambda: sweep(old),
+        lambda: export(old, "trl", str(tmp_path / "pairs.jsonl")),
+        lambda: aggregate(old, str(tmp_path / "mean"), ["reward.aggregation=mean"]),
+        lambda: train(learning, dry_run=True),
+    ):
+        assert command() == 0
+        assert "guessed for pairs.jsonl: 0 in column 'label'" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture

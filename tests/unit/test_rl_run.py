@@ -10,7 +10,7 @@ from pipeline.config import load_config_as
 from pipeline.errors import ConfigError
 from pipeline.rl.config import RlConfig
 from pipeline.rl.kept import describe_kept
-from pipeline.rl.prompts import Prompts
+from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.run import describe_rl, replay_differences
 
 
@@ -46,6 +46,24 @@ def test_a_chat_template_is_what_its_file_holds(policy: str, tmp_path: Path) -> 
         of(own)
     for name in ("auto", "none"):
         assert described(load(policy, f"tokens.template={name}"))["tokens.template"] == name
+
+
+def test_prompts_that_are_read_otherwise_make_another_run(policy: str, tmp_path: Path) -> None:
+    """The files' bytes alone do not say what was asked: a later version, or a later row, may read other columns."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"question": "q", "context": "c", "text": "t"}\n')
+
+    def of(*assignments: str) -> dict[str, Any]:
+        config = load(policy, f'input.paths=["{file}"]', *assignments)
+        return describe_rl(
+            config, read_prompts(config, config.input.paths, "input.paths"), None, "float32", "cpu", 1, None
+        )
+
+    asked = of()
+    assert asked["prompts.shapes"] == [{"responses": [], "prompt": "question", "context": "context"}]
+    without = of("input.context_key=")
+    differing = {name for name in asked.keys() | without.keys() if asked.get(name) != without.get(name)}
+    assert differing == {"prompts.shapes", "input.context_key"}
 
 
 # What a replay shares

@@ -1,6 +1,7 @@
 """A sampled response is labelled, rewarded and trained on after exactly the tokens that it was asked with."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from chat_templates import TEMPLATES
 from label_stores import label_store
 from tiny import CHATML, save_model
 
@@ -170,6 +172,18 @@ def test_a_policy_that_thinks_is_not_asked_behind_closed_thoughts(thinking: Path
     assert all("<think>\n\n</think>" in tokenizer.decode(label.prompt_token_ids) for label in scored)
 
 
+def test_samples_say_that_their_prompt_opens_thoughts(thinking: Path, tmp_path: Path) -> None:
+    """Only who asked knows it, and whoever looks for an answer behind the thoughts has to."""
+    assert all("opens_thoughts" not in row for row in written(thinking, PROMPTS[:1]).rows)
+    opening = save_model(
+        tmp_path / "opening", THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    )
+    [row] = written(opening, [{**PROMPTS[0], "opens_thoughts": "a column of theirs"}]).rows
+    assert row["opens_thoughts"] is True and row["input_opens_thoughts"] == "a column of theirs"
+    labels, failures = labelled(opening, [row])
+    assert not failures and all(label.extra_info and json.loads(label.extra_info)["opens_thoughts"] for label in labels)
+
+
 def test_the_system_prompt_of_the_policy_is_in_the_row(chat: Path) -> None:
     rows = written(chat, system_prompt="Kind.").rows
     assert rows[0]["system"] == "Kind." and rows[1]["prompt"][0] == {"role": "system", "content": "Kind."}
@@ -209,6 +223,28 @@ def test_another_tokenizer_or_template_is_refused_and_render_scores_the_text(
         assert [(label.id, label.reward, label.extra_info) for label in anew] == [
             (label.id, label.reward, label.extra_info) for label in want
         ]
+
+
+def test_samples_of_another_day_name_the_day(tmp_path: Path) -> None:
+    """Where the template asks for the date, samples of yesterday are labelled by following the refusal literally."""
+    model = save_model(tmp_path / "dated", TEMPLATES["dated"], context=1024)
+    rows = written(model, PROMPTS[:1], date="2026-02-03").rows
+    labels, failures = labelled(model, rows, date="2026-02-04")
+    assert not labels and {each.reason for each in failures} == {"other_rendering"}
+    [day] = {re.search(r"give --set tokens\.date=(\S+),", each.detail)[1] for each in failures}  # type: ignore[index]
+    assert day == "2026-02-03"
+    labels, failures = labelled(model, rows, date=day)
+    assert labels and not failures
+    other = {**rows[0], "rendering": "0" * 64}
+    _, failures = labelled(model, [other], date=day)
+    assert "tokens.date" not in failures[0].detail
+
+
+def test_a_dry_run_without_a_date_has_todays(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "dated", TEMPLATES["dated"], context=1024)
+    config = LabelConfig.model_validate({"model": {"name": str(model)}})
+    dated = config.model_copy(update={"tokens": config.tokens.dated()})
+    assert Endogenous(config, config.model).renderer.identity == Endogenous(dated, dated.model).renderer.identity
 
 
 def test_a_system_prompt_at_labelling_is_refused(chat: Path) -> None:

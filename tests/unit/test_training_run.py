@@ -279,3 +279,20 @@ def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
     monkeypatch.setattr(learn, "_learn", fails(Diverged("the loss is nan")))
     learn.learn({"told": training("nan")})  # all end together, so nothing is started again
     assert RunFolder(training("nan").output).read(STOPPED) == {"sentence": "the loss is nan"}
+
+
+def test_the_policies_of_a_run_go_with_it_and_nothing_else_does(tmp_path: Path) -> None:
+    """A run that never came to a checkpoint had its `best/` taken for that of the run in its place."""
+    folder, policy = RunFolder(str(tmp_path / "run")), tmp_path / "policy"
+    (policy / "below").mkdir(parents=True)
+    for name in ("config.json", "below/weights"):
+        (policy / name).write_text("{}")
+    folder.record_policy("best", str(policy))
+    documents.put_folder(str(policy), folder.at("best"))
+    theirs = tmp_path / "run" / "best" / "notes.txt"
+    theirs.write_text("mine")
+    (tmp_path / "run" / "hf").mkdir()
+    folder.forget_policies()
+    left = sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert left == ["best/notes.txt"] and theirs.read_text() == "mine"
+    folder.forget_policies()  # of a run that wrote none
