@@ -22,10 +22,11 @@ from typing import Any
 from pipeline.config import InputConfig
 from pipeline.corpus import columns, layouts
 from pipeline.corpus import messages as read
+from pipeline.corpus.advice import advice
 from pipeline.corpus.columns import Row
 from pipeline.corpus.labels import ByScores
 from pipeline.corpus.layouts import Form, Layout
-from pipeline.corpus.meaning import label_column, label_rule, siblings
+from pipeline.corpus.meaning import label_rule
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
 from pipeline.errors import InputError, RowError
 from pipeline.samples import Sample
@@ -211,15 +212,19 @@ def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputCo
         near = f"{prompt!r} would be a prompt, but no column is known to hold a response"
     else:
         near = "no column has a name that says prompt, response, chosen and rejected, messages or text"
-    advice = next((keys for keys in _advice(rows, prompt, config, nearest) if _helps(rows, config, keys, name)), None)
+    keys = next((keys for keys in _advice(rows, prompt, config, nearest) if _helps(rows, config, keys, name)), None)
     remedy = "No keys make prompt and response of these rows: mend them"
+    if not nearest and columns.paths(rows, (str, list)):
+        remedy = (
+            "Say with input.prompt_key and input.response_key which columns they are, or mend the rows where none is"
+        )
     if nearest and nearest[0][1].reason == "no_prompt":
         remedy = "Give the rows a column with the prompt, or responses that are conversations and begin with it"
-    if advice:
-        typed = " ".join(f"--set {_assignment(key, value)}" for key, value in advice.items())
+    if keys:
+        typed = " ".join(f"--set {_assignment(key, value)}" for key, value in keys.items())
         remedy = (
-            f"Say it with keys, for example {typed} (there are also input.chosen_key, input.rejected_key, input.messages_key "
-            "and input.score_key; a dot reaches into a column)"
+            f"Say it with keys, for example {typed} (there are also input.chosen_key, input.rejected_key, input.messages_key, "
+            "input.score_key and input.rank_key; a dot reaches into a column)"
         )
     why = f"{name}: its columns do not say what is the prompt and what the response: {near}"
     return f"{why}. Columns: {_listed(rows)}. {remedy}"
@@ -232,28 +237,7 @@ def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, neares
         shape, error = nearest[0]
         beside = {"context_key": shape.context, "history_key": shape.history}
         yield from ({key: ""} for key, column in beside.items() if column and repr(column) in error.detail)
-    texts = columns.paths(rows, (str, list))
-    halves = {config.chosen_key or "chosen", config.rejected_key or "rejected"}
-    if halves <= set(texts):  # they are the responses: only their prompt is to be found
-        yield from ({"prompt_key": path} for path in texts if path not in halves)
-        return
-    if halves <= set(columns.paths(rows, (int, float))):
-        yield from ({"response_key": path, "label_key": min(halves)} for path in texts if path != prompt)
-    pair = siblings([path for path in texts if path != prompt])
-    inside = [path for path in texts if path == prompt or path.startswith(f"{prompt}.")]  # a prompt may be an object
-    first = next(iter(inside if prompt else [path for path in texts if path not in (pair or ())]), None)
-    if pair:
-        label = config.label_key or label_column(rows, pair)
-        keys = {"response_key": list(pair), **({"label_key": label} if label else {})}
-        if any(isinstance(columns.lookup(row, pair[0]), list) for row in rows if columns.has(row, pair[0])):
-            yield keys  # conversations, which may carry their prompt
-        if first:
-            yield {"prompt_key": first, **keys}
-    others = [path for path in texts if path != first]
-    likely = (*RESPONSES, "text", "content", "body")
-    for path in sorted(others, key=lambda path: (path.split(".")[-1] not in likely, others.index(path))):
-        yield {"prompt_key": first, "response_key": path}
-    yield from ({"response_key": path} for path in texts if prompt is None)  # a corpus of text without prompts
+    yield from advice(rows, prompt, {config.chosen_key or "chosen", config.rejected_key or "rejected"})
 
 
 def _helps(rows: Sequence[Row], config: InputConfig, keys: dict[str, Any], name: str) -> bool:
