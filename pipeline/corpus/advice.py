@@ -13,7 +13,8 @@ from pipeline.corpus.meaning import label_column, siblings
 from pipeline.corpus.words import tokens
 
 ASKING = {
-    "prompt", "question", "query", "instruction", "problem", "input", "context", "dialogue", "history", "post", "human", "user",
+    "prompt", "question", "query", "instruction", "problem", "input", "context", "dialogue", "history", "post", "human",
+    "user",
 }  # fmt: skip
 ANSWERING = {
     "response", "responses", "completion", "completions", "answer", "answers", "output", "outputs", "solution", "solutions",
@@ -22,8 +23,8 @@ ANSWERING = {
 # Columns that say something about prompt or response: no text of a conversation.
 ABOUT = {
     "id", "ids", "uid", "index", "hash", "model", "models", "source", "sources", "dataset", "type", "kind", "name", "domain",
-    "language", "lang", "category", "date", "time", "timestamp", "url", "author", "user_id", "status", "version", "split", "tag",
-    "tags", "title", "label", "labels", "score", "scores", "rating", "ratings", "rank", "ranks", "winner", "preference",
+    "language", "lang", "category", "date", "time", "timestamp", "url", "author", "user_id", "status", "version", "split",
+    "tag", "tags", "title", "label", "labels", "score", "scores", "rating", "ratings", "rank", "ranks", "winner", "preference",
     "feedback", "rationale", "rationales", "statement", "statements", "generator", "annotator", "labeler", "tools", "tokens",
     "truth", "task", "subject", "topic", "system",
 }  # fmt: skip

@@ -12,8 +12,6 @@ layouts whose columns need more than their names are in `pipeline.corpus.layouts
 `pipeline.corpus.meaning`.
 """
 
-import json
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,6 +25,7 @@ from pipeline.corpus.columns import Row
 from pipeline.corpus.labels import ByScores
 from pipeline.corpus.layouts import Form, Layout
 from pipeline.corpus.meaning import label_rule
+from pipeline.corpus.misreadings import assignment, refuse_misread
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
 from pipeline.errors import InputError, RowError
 from pipeline.samples import Sample
@@ -71,6 +70,7 @@ def _search(rows: Sequence[Row], config: InputConfig, name: str) -> Shape | Near
     for key, given in _keys(wanted):
         if not any(columns.has(row, given) for row in rows):
             raise InputError(f"{name}: input.{key} = {given!r} is in none of its first rows; columns: {_listed(rows)}")
+    refuse_misread(rows, wanted, name)
     base = _base(rows, names, wanted, layout, name)
     nearest: Nearest = []
     bearable: list[Shape] = []
@@ -117,6 +117,8 @@ def _form(rows: Sequence[Row], layout: Layout | None, config: InputConfig) -> Fo
     """How a layout puts its columns together; turns in lists only where there are lists."""
     if layout is None or config.prompt_key != layout.keys.get("prompt_key"):
         return ""
+    if layout.form == "turn":
+        return "turn" if any("turn" in row for row in rows) else ""
     if layout.form != "threads":
         return layout.form
     values = [columns.lookup(row, config.prompt_key or "") for row in rows if columns.has(row, config.prompt_key or "")]
@@ -221,7 +223,7 @@ def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputCo
     if nearest and nearest[0][1].reason == "no_prompt":
         remedy = "Give the rows a column with the prompt, or responses that are conversations and begin with it"
     if keys:
-        typed = " ".join(f"--set {_assignment(key, value)}" for key, value in keys.items())
+        typed = " ".join(f"--set {assignment(key, value)}" for key, value in keys.items())
         remedy = (
             f"Say it with keys, for example {typed} (there are also input.chosen_key, input.rejected_key, input.messages_key, "
             "input.score_key and input.rank_key; a dot reaches into a column)"
@@ -246,10 +248,6 @@ def _helps(rows: Sequence[Row], config: InputConfig, keys: dict[str, Any], name:
         return isinstance(_search(rows, config.model_copy(update=keys), name), Shape)
     except InputError:
         return "label_key" in keys
-
-
-def _assignment(key: str, value: Any) -> str:
-    return shlex.quote(f"input.{key}={value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _listed(rows: Sequence[Row]) -> str:

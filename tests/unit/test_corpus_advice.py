@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from corpora import Row, obeyed, plan, scored, write
 
-from pipeline.config import InputConfig
 from pipeline.errors import InputError
 
 ASKED, GOOD, BAD = "Which is bigger?", "A whale.", "A mouse."
