@@ -12,8 +12,6 @@ layouts whose columns need more than their names are in `pipeline.corpus.layouts
 `pipeline.corpus.meaning`.
 """
 
-import json
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,10 +20,12 @@ from typing import Any
 from pipeline.config import InputConfig
 from pipeline.corpus import columns, layouts
 from pipeline.corpus import messages as read
+from pipeline.corpus.advice import advice
 from pipeline.corpus.columns import Row
 from pipeline.corpus.labels import ByScores, LabelRule
 from pipeline.corpus.layouts import Form, Layout
-from pipeline.corpus.meaning import label_column, label_rule, siblings
+from pipeline.corpus.meaning import label_rule
+from pipeline.corpus.misreadings import assignment, refuse_misread
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
 from pipeline.errors import InputError, RowError
 from pipeline.samples import Sample
@@ -70,9 +70,9 @@ def _search(rows: Sequence[Row], config: InputConfig, name: str) -> Shape | Near
     for key, given in _keys(wanted):
         if not any(columns.has(row, given) for row in rows):
             raise InputError(f"{name}: input.{key} = {given!r} is in none of its first rows; columns: {_listed(rows)}")
-    known = (
-        layout if config.label_values is None else None
-    )  # a meaning that is stated is not the layout's, though it be the same
+    refuse_misread(rows, wanted, name)
+    # a meaning that is stated is not the layout's, though it be the same
+    known = layout if config.label_values is None else None
     base = _base(rows, names, wanted, layout, label_rule(rows, wanted, known, name))
     nearest: Nearest = []
     bearable: list[Shape] = []
@@ -121,6 +121,8 @@ def _form(rows: Sequence[Row], layout: Layout | None, config: InputConfig) -> Fo
     """How a layout puts its columns together; turns in lists only where there are lists."""
     if layout is None or config.prompt_key != layout.keys.get("prompt_key"):
         return ""
+    if layout.form == "turn":
+        return "turn" if any("turn" in row for row in rows) else ""
     if layout.form != "threads":
         return layout.form
     values = [columns.lookup(row, config.prompt_key or "") for row in rows if columns.has(row, config.prompt_key or "")]
@@ -216,15 +218,19 @@ def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputCo
         near = f"{prompt!r} would be a prompt, but no column is known to hold a response"
     else:
         near = "no column has a name that says prompt, response, chosen and rejected, messages or text"
-    advice = next((keys for keys in _advice(rows, prompt, config, nearest) if _helps(rows, config, keys, name)), None)
+    keys = next((keys for keys in _advice(rows, prompt, config, nearest) if _helps(rows, config, keys, name)), None)
     remedy = "No keys make prompt and response of these rows: mend them"
+    if not nearest and columns.paths(rows, (str, list)):
+        remedy = (
+            "Say with input.prompt_key and input.response_key which columns they are, or mend the rows where none is"
+        )
     if nearest and nearest[0][1].reason == "no_prompt":
         remedy = "Give the rows a column with the prompt, or responses that are conversations and begin with it"
-    if advice:
-        typed = " ".join(f"--set {_assignment(key, value)}" for key, value in advice.items())
+    if keys:
+        typed = " ".join(f"--set {assignment(key, value)}" for key, value in keys.items())
         remedy = (
-            f"Say it with keys, for example {typed} (there are also input.chosen_key, input.rejected_key, input.messages_key "
-            "and input.score_key; a dot reaches into a column)"
+            f"Say it with keys, for example {typed} (there are also input.chosen_key, input.rejected_key, input.messages_key, "
+            "input.score_key and input.rank_key; a dot reaches into a column)"
         )
     why = f"{name}: its columns do not say what is the prompt and what the response: {near}"
     return f"{why}. Columns: {_listed(rows)}. {remedy}"
@@ -237,28 +243,7 @@ def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, neares
         shape, error = nearest[0]
         beside = {"context_key": shape.context, "history_key": shape.history}
         yield from ({key: ""} for key, column in beside.items() if column and repr(column) in error.detail)
-    texts = columns.paths(rows, (str, list))
-    halves = {config.chosen_key or "chosen", config.rejected_key or "rejected"}
-    if halves <= set(texts):  # they are the responses: only their prompt is to be found
-        yield from ({"prompt_key": path} for path in texts if path not in halves)
-        return
-    if halves <= set(columns.paths(rows, (int, float))):
-        yield from ({"response_key": path, "label_key": min(halves)} for path in texts if path != prompt)
-    pair = siblings([path for path in texts if path != prompt])
-    inside = [path for path in texts if path == prompt or path.startswith(f"{prompt}.")]  # a prompt may be an object
-    first = next(iter(inside if prompt else [path for path in texts if path not in (pair or ())]), None)
-    if pair:
-        label = config.label_key or label_column(rows, pair)
-        keys = {"response_key": list(pair), **({"label_key": label} if label else {})}
-        if any(isinstance(columns.lookup(row, pair[0]), list) for row in rows if columns.has(row, pair[0])):
-            yield keys  # conversations, which may carry their prompt
-        if first:
-            yield {"prompt_key": first, **keys}
-    others = [path for path in texts if path != first]
-    likely = (*RESPONSES, "text", "content", "body")
-    for path in sorted(others, key=lambda path: (path.split(".")[-1] not in likely, others.index(path))):
-        yield {"prompt_key": first, "response_key": path}
-    yield from ({"response_key": path} for path in texts if prompt is None)  # a corpus of text without prompts
+    yield from advice(rows, prompt, {config.chosen_key or "chosen", config.rejected_key or "rejected"})
 
 
 def _helps(rows: Sequence[Row], config: InputConfig, keys: dict[str, Any], name: str) -> bool:
@@ -267,10 +252,6 @@ def _helps(rows: Sequence[Row], config: InputConfig, keys: dict[str, Any], name:
         return isinstance(_search(rows, config.model_copy(update=keys), name), Shape)
     except InputError:
         return "label_key" in keys
-
-
-def _assignment(key: str, value: Any) -> str:
-    return shlex.quote(f"input.{key}={value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _listed(rows: Sequence[Row]) -> str:

@@ -13,7 +13,7 @@ from pipeline.corpus import columns
 from pipeline.corpus.columns import Row
 from pipeline.errors import InputError
 
-Form = Literal["", "threads", "tldr"]
+Form = Literal["", "threads", "tldr", "turn"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ LAYOUTS = (
         "huggingface.co/datasets/lmsys/chatbot_arena_conversations",
         ("conversation_a", "conversation_b", "winner"),
         {"response_key": ["conversation_a", "conversation_b"], "label_key": "winner"},
+        form="turn",  # of which `winner` speaks: mt_bench_human_judgments has both turns in every row
     ),
     Layout(
         "lmsys-arena-55k",

@@ -9,6 +9,7 @@ A refusal is an InputError with the keys to give.
 
 import json
 from collections.abc import Iterable, Sequence
+from shlex import quote
 from typing import NamedTuple
 
 from pipeline.config import InputConfig
@@ -59,9 +60,21 @@ def label_rule(rows: Sequence[Row], config: InputConfig, layout: Layout | None, 
                 )
         return None
     label = Label((key,) if isinstance(key, str) else tuple(key), _responses(rows, config, name), rows, name)
+    _refuse_lists(label)
     if config.label_threshold is not None:
         return _by_grade(label, config)
     return _proven(label, config) if config.label_values is None else _stated(label, config, layout)
+
+
+def _refuse_lists(label: Label) -> None:
+    """Several people's labels of one row are not one: whose counts is for a person to say."""
+    values = (columns.lookup(row, column) for row in label.rows for column in label.columns if columns.has(row, column))
+    several = next((value for value in values if isinstance(value, list | dict)), None)
+    if several is not None:
+        raise InputError(
+            f"{label.file}: {label} says {several!r:.60}, and a label is one value; write one into each row, such as the "
+            "vote of most"
+        )
 
 
 def _by_scores(config: InputConfig, name: str) -> ByScores:
@@ -229,6 +242,9 @@ def _ways(label: Label, values: Sequence[str]) -> str:
         return f"Say it: {', or '.join(ways)}"
     numbers = [number for each in values if (number := as_number(each)) is not None]
     sides = [each for each in values if each not in TIES or as_number(each) is not None]
+    known = vocabulary(first, second)
+    named = [each for each in sides if each in known and as_number(each) is None]
+    sides = named if named and len(sides) > 2 else sides  # "unsure" beside "a" is neither of two
     all_numbers = len(label.columns) == 1 and 0 < len(values) == len(numbers)
     scale = all_numbers and (len(sides) > 2 or is_scale(label.columns[0], digits=True))
     ways = []
@@ -245,7 +261,7 @@ def _ways(label: Label, values: Sequence[str]) -> str:
     if sides and (not scale or (len(sides) <= 2 and all(number.is_integer() for number in numbers))):
         for better, worse in ((first, second), (second, first)):
             meanings = dict(zip(sides[:2], (better, worse), strict=False))
-            ways.append(f"--set 'input.label_values={_inline(meanings)}' where {sides[0]} means {better}")
+            ways.append(f"--set {quote(f'input.label_values={_inline(meanings)}')} where {sides[0]} means {better}")
     if not ways:
         ways = [f"--set 'input.label_values={_inline({'VALUE': first, 'OTHER': second})}' with its values"]
     return f"Say it: {', or '.join(ways)} ({note})"

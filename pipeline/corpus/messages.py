@@ -81,8 +81,9 @@ def _beside(value: dict[str, Any], where: str) -> dict[str, Any]:
     thoughts = next((key for key in THOUGHTS if value.get(key)), None)
     if thoughts:
         beside["reasoning_content"] = to_text(value[thoughts], f"{where}'s {thoughts}")
-    if value.get("tool_calls"):
-        beside["tool_calls"] = _tool_calls(value["tool_calls"], where)
+    calls = value.get("tool_calls") or value.get("function_call")  # the second as OpenAI had it before there were tools
+    if calls:
+        beside["tool_calls"] = _tool_calls(calls, where)
     for key in ("tool_call_id", "name"):
         if value.get(key) is not None:
             beside[key] = to_text(value[key], f"{where}'s {key}")
@@ -170,6 +171,18 @@ def to_response(value: Any, where: str) -> tuple[list[Message], bool]:
     if not spots:
         raise RowError("no_assistant_turn", f"{where} has no message of the assistant, so there is nothing to score")
     return messages[: spots[-1] + 1], True
+
+
+def up_to_turn(messages: list[Message], turn: Any, where: str) -> list[Message]:
+    """A conversation up to the assistant's `turn`-th answer, from 1. Raises `bad_message` where it has no such."""
+    spots = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    number = int(float(turn)) if isinstance(turn, int | float | str) and str(turn).removesuffix(".0").isdecimal() else 0
+    if not 1 <= number <= len(spots):
+        raise RowError(
+            "bad_message",
+            f"column 'turn' says {turn!r} and {where} has {len(spots)} answers of the assistant; mend one of them",
+        )
+    return messages[: spots[number - 1] + 1]
 
 
 def to_transcript(value: str, where: str) -> list[Message]:

@@ -29,6 +29,7 @@ Column = tuple[str, Preference | None]
 # How summarize-from-feedback (arXiv 2009.01325) asks for a summary, of a post and of an article.
 TLDR = (("subreddit", "SUBREDDIT: r/{}"), ("title", "TITLE: {}"), ("post", "POST: {}"))
 TLDR_END = "TL;DR:"
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # what a prompt may speak of and no text holds
 SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # of what `sample` writes
 
 
@@ -111,6 +112,11 @@ class Shape:
             raise RowError("too_deep", "the row nests lists or objects too deeply to be handled") from None
 
     def _normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
+        if media := next((column for column in MEDIA if _holds_any(row.get(column))), None):
+            raise RowError(
+                "not_text",
+                f"column {media!r} belongs to the prompt and is no text; only text can be labelled, so drop the row",
+            )
         drafts, decision = self._judged(row)
         prompt, conversational, drafted, failed, used = ARRANGEMENTS[self.arrangement](self, row, drafts)
         turns = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
@@ -203,6 +209,11 @@ class Shape:
         return all(scored if self.turns == "all" else scored[-1:])
 
 
+def _holds_any(value: Any) -> bool:
+    """Whether a column of pictures or sound has one in a row: null, NaN, empty text and empty lists are none."""
+    return any(map(_holds_any, value)) if isinstance(value, list) else word(value) != ""
+
+
 def _prompted(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     """A prompt column. Responses that are conversations repeat it, and must begin with it."""
     assert shape.prompt is not None
@@ -269,6 +280,8 @@ def _carried(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
         if isinstance(draft.value, str):
             return read.to_transcript(draft.value, draft.where)
         turns = read.to_response(draft.value, draft.where)[0]
+        if shape.form == "turn" and row.get("turn") is not None:
+            turns = read.up_to_turn(turns, row["turn"], draft.where)
         if turns[0]["role"] == "assistant":
             raise RowError("no_prompt", f"{draft.where} begins with the assistant's turn and no column holds a prompt")
         return turns
