@@ -4,6 +4,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipeline.tokens import TokenizedTurn
 ROOT = Path(__file__).parents[2]
 HELP = """
 import sys
+import tomllib
 from jobs.__main__ import main
 try:
     main(sys.argv[1:])
@@ -94,3 +96,14 @@ def test_errors_pickle_with_their_sentence(kind: type[Exception]) -> None:
     assert type(again) is kind
     assert str(again) == str(error)
     assert again.exit_code == error.exit_code  # type: ignore[attr-defined]
+
+
+def test_every_package_is_installed_with_the_others() -> None:
+    """An editable install finds what pyproject.toml forgets; a wheel does not."""
+    named = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for top in ("actors", "jobs", "pipeline")
+        for path in (ROOT / top).glob("**/__init__.py")
+    }
+    assert named == there
