@@ -182,3 +182,8 @@ def test_what_is_no_text_is_read_as_before(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[model]\nrevision = 12345e67\n")
     with pytest.raises(ConfigError, match=r"model\.revision: .* write it in quotes"):
         load_config(str(tmp_path / "run.toml"), [], [])
+
+
+def test_a_section_alone_is_no_field():
+    with pytest.raises(ConfigError, match=r"--set reward=1: expected section\.field=value"):
+        load_config(None, [], ["reward=1"])
