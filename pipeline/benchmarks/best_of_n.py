@@ -23,8 +23,9 @@ from pipeline.answers import Verdict, extract_and_check, unchecked_note
 from pipeline.benchmarks.base import Benchmark, item_name
 from pipeline.benchmarks.figures import Figures
 from pipeline.benchmarks.items import Answer, Item
-from pipeline.config import BestOfNConfig
-from pipeline.corpus.columns import lookup
+from pipeline.config import BestOfNConfig, InputConfig
+from pipeline.corpus import Shape
+from pipeline.corpus.columns import Row, lookup, without
 from pipeline.errors import RowError
 from pipeline.samples import OPENS_THOUGHTS
 
@@ -39,6 +40,11 @@ class BestOfN(Benchmark):
 
     def __init__(self, config: BestOfNConfig | None = None):
         self.config = config or BestOfNConfig()
+
+    def shape(self, head: Sequence[Row], config: InputConfig, file: str) -> Shape:
+        """Of the columns but the one of the right answers, which is no response."""
+        known = self.config.answer_key
+        return super().shape([without(row, known) for row in head] if known else head, config, file)
 
     def check(self, item: Item) -> str | None:
         if item.verdicts is not None:

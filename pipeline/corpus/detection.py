@@ -25,7 +25,7 @@ from pipeline.corpus.columns import Row
 from pipeline.corpus.labels import ByScores, LabelRule
 from pipeline.corpus.layouts import Form, Layout
 from pipeline.corpus.meaning import label_rule
-from pipeline.corpus.misreadings import assignment, refuse_misread
+from pipeline.corpus.misreadings import RESPONSES, assignment, refuse_misread
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
 from pipeline.errors import InputError, RowError
 from pipeline.samples import Sample
@@ -36,7 +36,6 @@ ASKED_OF = {"instruction": CONTEXTS, "question": ("context",), "query": ("contex
 SYSTEMS = ("system", "system_prompt")
 CONVERSATIONS = ("messages", "conversations")
 TOOLS = ("tools",)
-RESPONSES = ("response", "responses", "completion", "completions", "answer", "answers", "output", "solution")
 # Reasons that say the columns were misread; others speak of one bad row.
 MISFITS = {"missing_column", "not_text", "bad_message", "bad_role", "no_prompt", "prompt_mismatch", "no_score"}
 LISTED = 40  # columns named in a message

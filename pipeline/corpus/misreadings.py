@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 
 STATED = ("response_key", "chosen_key", "rejected_key", "messages_key", "prompt_key")
 QUESTIONS = ("prompt", "question", "query", "instruction", "problem")
+RESPONSES = ("response", "responses", "completion", "completions", "answer", "answers", "output", "solution")
 OF_A_TREE = {"role", "parent_id"}  # columns beside a text that is one message of a conversation
 
 
@@ -26,9 +27,10 @@ def refuse_misread(rows: Sequence[Row], config: InputConfig, name: str) -> None:
     Args:
         config: with what a layout adds to it.
     """
-    if any(getattr(config, key) for key in STATED):
+    if any(getattr(config, key) for key in STATED if key != "prompt_key"):
         return
-    found = _names(rows) or _steps(rows) or _plain(rows)
+    found = None if config.prompt_key else _names(rows) or _steps(rows) or _plain(rows)
+    found = found or _several(rows)
     if found:
         raise InputError(f"{name}: {found}")
 
@@ -50,6 +52,26 @@ def _names(rows: Sequence[Row]) -> str | None:
     return (
         f"columns 'chosen' and 'rejected' hold the names of columns ({', '.join(named)}) and no responses; say --set {keys} "
         "--set input.label_key=chosen"
+    )
+
+
+def _several(rows: Sequence[Row]) -> str | None:
+    """Several columns whose names say a response, beside a prompt: a corpus of answers with the right one, or of solutions
+    and their last line. What `sample` writes has responses of its own beside whatever its input had."""
+    names = list(dict.fromkeys(column for row in rows for column in row))
+    if {"chosen", "rejected"} <= set(names) or {"responses", "truncated"} <= set(names):
+        return None
+    texts = [
+        name
+        for name in RESPONSES
+        if name in names and any(isinstance(value, str | list) and value for value in _values(rows, name))
+    ]
+    if len(texts) < 2:
+        return None
+    listed = ", ".join(texts[:-1]) + f" and {texts[-1]}"
+    return (
+        f"columns {listed} may each hold the response; say which does, for example --set input.response_key={quote(texts[0])}"
+        f", or that all do: --set {assignment('response_key', texts)}"
     )
 
 

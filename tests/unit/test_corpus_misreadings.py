@@ -3,7 +3,8 @@
 import pytest
 from corpora import Row, obeyed, plan, preferences, scored, write
 
-from pipeline.config import InputConfig
+from pipeline.benchmarks.best_of_n import BestOfN
+from pipeline.config import BestOfNConfig, InputConfig
 from pipeline.corpus import detect
 from pipeline.errors import InputError, RowError
 
@@ -139,3 +140,21 @@ def test_a_label_with_a_quotation_mark_can_be_typed(tmp_path):
     assert """--set 'input.label_values={"it'"'"'sx" = "response_a", "it'"'"'sy" = "response_b"}'""" in str(
         raised.value
     )
+
+
+def test_several_columns_that_may_hold_the_response_are_not_chosen_between() -> None:
+    row = {"problem": "1 + 1?", "solution": "It is 2.", "answer": "2"}
+    with pytest.raises(
+        InputError, match=r"columns answer and solution may each hold the response.*response_key=answer"
+    ):
+        detect([row], InputConfig(), "f")
+    assert detect([row], InputConfig(response_key="solution"), "f").responses == (("solution", None),)
+    assert len(detect([row], InputConfig(response_key=["answer", "solution"]), "f").responses) == 2
+    sampled = {"prompt": "1 + 1?", "responses": ["2"], "truncated": [False], "answer": "2"}
+    assert detect([sampled], InputConfig(), "f").responses == (("responses", None),)
+
+
+def test_the_right_answer_of_best_of_n_is_no_response() -> None:
+    row = {"prompt": "1 + 1?", "responses": ["2", "3"], "answer": "2"}
+    shape = BestOfN(BestOfNConfig(answer_key="answer")).shape([row], InputConfig(), "f")
+    assert shape.responses == (("responses", None),)
