@@ -122,4 +122,4 @@ def _read(store: LabelStore, kind: str, record: Record) -> pa.Table | None:
 
 
 def _absolute(place: str) -> str:
-    return os.path.realpath(place.removeprefix("file://")) if storage.is_local(place) else place.rstrip("/")
+    return os.path.realpath(storage.absolute(place)) if storage.is_local(place) else place.rstrip("/")

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, TypeVar
 from jobs import terminal
 from jobs.close import versions
 from jobs.cluster import cluster, joins_cluster, warn_of_local_output
-from jobs.fill import absolute
 from jobs.inspect_run import draw_run, read_results
 from jobs.trainer import absolute_model, cpus_of, learner_versions, warn_of_room
 from pipeline.errors import ConfigError
 from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
+from pipeline.storage import absolute
 from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.card import model_card
 from pipeline.training.config import LearningConfig

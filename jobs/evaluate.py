@@ -22,7 +22,7 @@ from actors.actor import BatchCheck
 from jobs import terminal
 from jobs.close import input_rows, versions
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
-from jobs.fill import Filling, LateCluster, TooManyErrors, absolute, require, with_absolute_places
+from jobs.fill import Filling, LateCluster, TooManyErrors, require, with_absolute_places
 from jobs.inspect_store import warn_of_guesses
 from jobs.plan import find_inputs
 from jobs.preview import show_inputs
@@ -41,6 +41,7 @@ from pipeline.models import context_length, load_settings, load_tokenizer
 from pipeline.report.evaluation import draw_evaluation, results_markdown
 from pipeline.report.page import standalone_charts
 from pipeline.rewards import OTHER_TOKENS, Variant, check_rewards, labellers_of, policy_variant, sampler_of, variants_of
+from pipeline.storage import absolute
 from pipeline.store import LabelStore, documents, places
 
 Json = dict[str, Any]
@@ -137,7 +138,7 @@ def _filled(
     """
     paths = config.input.paths or ([benchmark.source] if benchmark.source else [])
     require(input=paths)
-    files = find_inputs(config.input.model_copy(update={"paths": paths}), benchmark)
+    files = find_inputs(config.input.model_copy(update={"paths": paths}), config.output.path, benchmark)
     claim = _claimed(config, [file.name for file in files])
     labellers = sampler_of(config, benchmark) if isinstance(benchmark, Maths) else labellers_of(config)
     with contextlib.ExitStack() as held:

@@ -24,12 +24,12 @@ from jobs.close import Timing, close, counted
 from jobs.cluster import cluster, pick_pool
 from jobs.flow import Done, Pool, Target, Work, label_shards
 from jobs.plan import ShapeOf, check_sampled, pending, plan_inputs
-from pipeline import storage
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import ConfigError, EndorewardError, RunError
 from pipeline.labellers import UNPARSABLE, Endogenous, Labeller, Sampling
 from pipeline.models import load_settings, resolve_dtype
+from pipeline.storage import absolute
 from pipeline.store import LabelStore, Record, StoredInput, WriterLock, fingerprint
 from pipeline.tokens import read_texts
 
@@ -169,10 +169,6 @@ def with_absolute_places(config: Labelling) -> Labelling:
         sections["implicit"] = {"reference": model(config.implicit.reference)}
     changed = {name: getattr(config, name).model_copy(update=update) for name, update in sections.items()}
     return config.model_copy(update=changed)
-
-
-def absolute(place: str) -> str:
-    return os.path.abspath(place.removeprefix("file://")) if storage.is_local(place) else place
 
 
 def require(**given: Any) -> None:

@@ -20,7 +20,7 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
     config = with_absolute_places(config)
     store = LabelStore(config.output.path)
     store.check_place()
-    files = find_inputs(config.input)
+    files = find_inputs(config.input, config.output.path)
     labeller = Endogenous(config, config.model)
     if dry_run:
         terminal.say(to_toml(config.model_dump()))

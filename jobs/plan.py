@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs import terminal
 from jobs.flow import Work
+from pipeline import storage
 from pipeline.benchmarks.base import Benchmark
 from pipeline.config import InputConfig
 from pipeline.corpus import (
@@ -24,7 +25,7 @@ from pipeline.corpus import (
 )
 from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels import Guessed, LabelRule, disagree
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import ConfigError, InputError, StoreError
 from pipeline.sampled import check_samples
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
 from pipeline.tokens import Renderer
@@ -32,9 +33,10 @@ from pipeline.tokens import Renderer
 ShapeOf = Callable[[list[dict[str, Any]], InputConfig, str], Shape]
 
 
-def find_inputs(config: InputConfig, benchmark: Benchmark | None = None) -> InputFiles:
+def find_inputs(config: InputConfig, output: str, benchmark: Benchmark | None = None) -> InputFiles:
     """The files of the input, of a benchmark only those that are its own, after a warning that names those that are not
-    read. Raises InputError."""
+    read. Raises InputError, and ConfigError where `output` is among them."""
+    refuse_output_within(config.paths, output)
     default = benchmark.choice if benchmark else Choice()
     files = find_files(config.paths, Choice(config.config, config.split), default)
     if benchmark:
@@ -42,6 +44,18 @@ def find_inputs(config: InputConfig, benchmark: Benchmark | None = None) -> Inpu
     for note in files.notes():
         terminal.warn(note)
     return files
+
+
+def refuse_output_within(paths: Iterable[str], output: str) -> None:
+    """Raises ConfigError where OUTPUT lies in a folder that is read: its files would be corpus the next time."""
+    for path in paths:
+        folder = storage.absolute(path).rstrip("/")
+        below = output[len(folder) :].strip("/").split("/") if f"{output}/".startswith(f"{folder}/") else None
+        if below is not None and not any(name.startswith((".", "_")) for name in below):
+            raise ConfigError(
+                f"output.path = {output} lies in {path}, a folder that is read: what is written there would be read as corpus "
+                f"the next time; give an --output beside it, or the files alone, such as --input '{path}/*.jsonl'"
+            )
 
 
 def plan_inputs(

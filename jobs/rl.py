@@ -16,10 +16,11 @@ from actors.sampler import Sampler, SamplerSpec
 from jobs import drive
 from jobs.cluster import joins_cluster
 from jobs.crew import Crew
-from jobs.fill import absolute, require
+from jobs.fill import require
 from jobs.gather import Practice
 from jobs.improve import improve
 from jobs.online import Online
+from jobs.plan import refuse_output_within
 from jobs.trainer import absolute_model, cpus_of, gpus_of, pick_workers, position_notes, run_workers
 from pipeline import storage
 from pipeline.config import ModelConfig
@@ -32,6 +33,7 @@ from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rewards import check_prompts, check_rewards
 from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
+from pipeline.storage import absolute
 from pipeline.store import LabelStore, places
 from pipeline.training.card import shareable_config
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
@@ -203,6 +205,7 @@ def _known_date(config: RlConfig) -> str | None:
 
 def _plan(config: RlConfig) -> Plan:
     """Raises ConfigError and InputError for all that can be known before a worker starts."""
+    refuse_output_within([*config.input.paths, *config.held_out.prompts], config.output.path)
     if config.rl.keep_rollouts:
         LabelStore(storage.join(config.output.path, ROLLOUTS)).check_place()
     share = _share(config)

@@ -44,7 +44,7 @@ def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "
     require(policy=config.model.name, prompts=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
     output = config.output.path
-    files = find_inputs(config.input)
+    files = find_inputs(config.input, output)
     places.check(output, places.SAMPLES)
     with contextlib.ExitStack() as held:
         ray = LateCluster(config, held)

@@ -12,7 +12,7 @@ from typing import Any
 
 from actors.scorer import ScorerSpec
 from jobs import drive
-from jobs.fill import absolute, require
+from jobs.fill import require
 from jobs.learn import Training, learn
 from jobs.reference import compute_references
 from jobs.trainer import pick_workers, position_notes, run_workers
@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import load_settings, resolve_dtype
 from pipeline.objectives import objective_of
 from pipeline.objectives.preference import beta_of
+from pipeline.storage import absolute
 from pipeline.store import LabelStore
 from pipeline.training.card import shareable_config
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig

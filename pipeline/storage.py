@@ -18,6 +18,11 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
 
+def absolute(uri: str) -> str:
+    """A local place by its whole path, `~` by the home folder that it stands for; another as it is."""
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))) if is_local(uri) else uri
+
+
 def join(uri: str, *names: str) -> str:
     """`uri/name/name`, keeping a query string (`s3://b/k?endpoint_override=...`) at the end."""
     base, mark, query = uri.partition("?")
@@ -39,7 +44,7 @@ def _filesystem(root: str) -> fs.FileSystem:
 def locate(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem that holds `uri` and the path within it."""
     if is_local(uri):
-        return fs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
+        return fs.LocalFileSystem(), absolute(uri)
     base, mark, query = uri.partition("?")
     scheme, _, path = base.partition("://")
     path = path.rstrip("/")

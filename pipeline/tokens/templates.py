@@ -12,6 +12,7 @@ White space around an answer that the template itself takes away or makes anew i
 changes, moves out of an answer or leaves out is a RowError.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -70,6 +71,11 @@ class ChatTemplate:
                 **options,
             )
         except Exception as error:  # a template is a program: jinja2 and whatever it calls
+            parsed = _with_objects(messages)
+            if parsed != list(
+                messages
+            ):  # it wants the arguments of tool calls as objects, and the corpus has them as JSON
+                return self.render(parsed, tools, generation)
             raise RowError("template_error", f"the chat template refuses this conversation: {error}") from None
 
     def asked(self, messages: Sequence[Message], tools: Tools) -> str:
@@ -214,6 +220,26 @@ def _require_calls(calls: Sequence[Mapping[str, Any]], shown: str, without: str)
     names = [str(call.get("function", call).get("name", "")) for call in calls]
     if shown == without or not all(name in shown for name in names):
         raise RowError("template_error", f"the chat template does not show the tool calls of the response; {REMEDY}")
+
+
+def _with_objects(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the arguments of tool calls as objects, where they are the JSON of one, as OpenAI has them."""
+
+    def parsed(call: dict[str, Any]) -> dict[str, Any]:
+        function = call.get("function", call)
+        try:
+            arguments = json.loads(function["arguments"])
+        except (KeyError, TypeError, ValueError):
+            return call
+        function = {**function, "arguments": arguments if isinstance(arguments, dict) else function["arguments"]}
+        return {**call, "function": function} if "function" in call else function
+
+    return [
+        {**message, "tool_calls": [parsed(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
 
 
 def common_prefix(*texts: str) -> str:

@@ -250,6 +250,20 @@ def test_tool_calls_are_scored_with_the_turn(name: str, content: str) -> None:
     assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids
 
 
+def test_arguments_as_json_text_are_objects_where_a_template_wants_them() -> None:
+    tok = chat_tokenizer("tools")
+    tok.chat_template = tok.chat_template.replace(
+        "{{ c['function']['arguments'] | tojson }}",
+        "{% for k, v in c['function']['arguments'].items() %}{{ k }}={{ v }}{% endfor %}",
+    )
+    made = Renderer(tok, TokensConfig(), 4096)
+    text = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    answers = [made.tokenize(turn(USER, "", {"tool_calls": [call]})) for call in (CALL, text)]
+    assert answers[0] == answers[1] and "city=Rome" in shown(made, answers[1])[1]
+    with pytest.raises(RowError, match="refuses this conversation"):
+        made.tokenize(turn(USER, "", {"tool_calls": [{"function": {"name": "weather", "arguments": "Rome"}}]}))
+
+
 def test_tools_and_their_results_that_a_template_does_not_show_are_errors() -> None:
     with pytest.raises(RowError, match="does not show the tool calls"):
         renderer("chatml").tokenize(turn(USER, "", {"tool_calls": [CALL]}))

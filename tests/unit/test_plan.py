@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from corpora import plan, preferences, write
 
-from jobs.plan import plan_inputs
+from jobs.plan import plan_inputs, refuse_output_within
 from jobs.preview import first_preference
+from pipeline import storage
 from pipeline.config import InputConfig, load_config
 from pipeline.corpus import find_files
 from pipeline.corpus.labels import ByValue
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import ConfigError, InputError, StoreError
 from pipeline.store import LabelStore, StoredInput, documents, fingerprint
 
 SHP = {"history": "q", "human_ref_A": "x", "human_ref_B": "y"}
@@ -167,3 +168,24 @@ def test_endless_labels_are_not_collected(folder: Path) -> None:
     with pytest.raises(InputError) as raised:
         plan(folder, InputConfig(response_key=["text_a", "text_b"], label_key="winner"))
     assert len(str(raised.value)) < 1500
+
+
+@pytest.mark.parametrize("place", ["corpus", "corpus/", "./corpus", "s3://bucket/corpus"])
+def test_an_output_in_a_folder_that_is_read_is_refused(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is written there would be corpus on the next run."""
+    monkeypatch.chdir(tmp_path)
+    folder = storage.absolute(place).rstrip("/")
+    for output in (folder, f"{folder}/out", f"{folder}/a/out"):
+        with pytest.raises(ConfigError, match="is read: what is written there would be read as corpus"):
+            refuse_output_within([place], output)
+    for output in (f"{folder}-out", f"{folder}/_out", f"{folder}/.out/a", storage.absolute("elsewhere")):
+        refuse_output_within([place], output)
+    refuse_output_within([f"{place.rstrip('/')}/*.jsonl"], f"{folder}/out")  # as the sentence advises
+
+
+def test_a_home_folder_is_meant_by_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert storage.absolute("~/out") == "/home/somebody/out" == storage.locate("~/out")[1]
+    assert storage.absolute("s3://bucket/~/out") == "s3://bucket/~/out"
