@@ -30,7 +30,7 @@ def refuse_misread(rows: Sequence[Row], config: InputConfig, name: str) -> None:
     if any(getattr(config, key) for key in STATED if key != "prompt_key"):
         return
     found = None if config.prompt_key else _names(rows) or _steps(rows) or _plain(rows)
-    found = found or _several(rows)
+    found = found or _several(rows) or _half_a_label(rows)
     if found:
         raise InputError(f"{name}: {found}")
 
@@ -72,6 +72,20 @@ def _several(rows: Sequence[Row]) -> str | None:
     return (
         f"columns {listed} may each hold the response; say which does, for example --set input.response_key={quote(texts[0])}"
         f", or that all do: --set {assignment('response_key', texts)}"
+    )
+
+
+def _half_a_label(rows: Sequence[Row]) -> str | None:
+    """`chosen` without `rejected` beside responses: the number or the name of one, which nothing else says."""
+    names = {column for row in rows for column in row}
+    responses = next((name for name in RESPONSES if name in names), None)
+    values = [value for value in _values(rows, "chosen") if not isinstance(value, list | dict)]
+    if responses is None or "rejected" in names or not values:
+        return None
+    return (
+        f"column 'chosen' says {values[0]!r:.40} beside {responses!r}, and no column holds a rejected response; if it says "
+        f"which of them is better, say so with input.label_key and input.label_values (docs/corpus.md); to read the responses "
+        f"without it: --set {assignment('response_key', responses)}"
     )
 
 

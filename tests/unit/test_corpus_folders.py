@@ -343,7 +343,7 @@ CLONES = {
 
 def of_benchmark(name: str, path: Path, choice: Choice = Choice()) -> list[str]:  # noqa: B008
     config = InputConfig(paths=[str(path)], config=choice.config, split=choice.split)
-    return [file.name for file in find_inputs(config, find_benchmark(name))]
+    return [file.name for file in find_inputs(config, "elsewhere", find_benchmark(name))]
 
 
 @pytest.mark.parametrize("name", CLONES)

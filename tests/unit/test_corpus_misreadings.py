@@ -158,3 +158,10 @@ def test_the_right_answer_of_best_of_n_is_no_response() -> None:
     row = {"prompt": "1 + 1?", "responses": ["2", "3"], "answer": "2"}
     shape = BestOfN(BestOfNConfig(answer_key="answer")).shape([row], InputConfig(), "f")
     assert shape.responses == (("responses", None),)
+
+
+def test_a_choice_without_a_rejected_response_is_not_passed_over() -> None:
+    row = {"prompt": ASKED, "responses": [GOOD, BAD], "chosen": 0}
+    with pytest.raises(InputError, match=r"column 'chosen' says 0 beside 'responses'.*input.response_key=responses"):
+        detect([row], InputConfig(), "f")
+    assert detect([row], InputConfig(response_key="responses"), "f").responses == (("responses", None),)
