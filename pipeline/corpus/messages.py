@@ -247,6 +247,17 @@ def decoded(value: Any, where: str) -> Any:
     return messages if _are_messages(messages) else value
 
 
+def several(value: Any) -> Any:
+    """The texts of a column whose name says that it holds several, where they came as a JSON list; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith('["'):
+        return value
+    try:
+        texts = json.loads(value)
+    except ValueError:
+        return value
+    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
+
+
 def _are_messages(value: Any) -> bool:
     """One message, messages, or lists of messages."""
     if isinstance(value, list):

@@ -30,6 +30,7 @@ Column = tuple[str, Preference | None]
 TLDR = (("subreddit", "SUBREDDIT: r/{}"), ("title", "TITLE: {}"), ("post", "POST: {}"))
 TLDR_END = "TL;DR:"
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # what a prompt may speak of and no text holds
+PLURAL = {"responses", "completions", "answers", "outputs", "solutions", "generations"}  # of which JSON lists are lists
 SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # of what `sample` writes
 
 
@@ -179,6 +180,8 @@ class Shape:
                 if self.form == "threads":
                     yield Draft(column, where, preference, value, {})
                     continue
+                if self.parses and column.rpartition(".")[2] in PLURAL:
+                    value = read.several(value)
                 values = list(read.alternatives(self.decoded(value, where)))
                 if not values:
                     raise RowError("empty_response", f"{where} is empty: it holds no response")

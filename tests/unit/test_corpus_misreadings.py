@@ -165,3 +165,13 @@ def test_a_choice_without_a_rejected_response_is_not_passed_over() -> None:
     with pytest.raises(InputError, match=r"column 'chosen' says 0 beside 'responses'.*input.response_key=responses"):
         detect([row], InputConfig(), "f")
     assert detect([row], InputConfig(response_key="responses"), "f").responses == (("responses", None),)
+
+
+def test_texts_in_a_json_list_are_several_where_the_columns_name_says_so() -> None:
+    """As a cell of CSV has them."""
+    row = {"prompt": ASKED, "responses": '["A whale.", "A mouse."]'}
+    sample = detect([row], InputConfig(), "f").normalise("f", 0, row)
+    assert [response.messages[-1]["content"] for response in sample.responses] == [GOOD, BAD]
+    one = {"prompt": "As JSON, please.", "response": '["A whale."]'}
+    [response] = detect([one], InputConfig(), "f").normalise("f", 0, one).responses
+    assert response.messages[-1]["content"] == '["A whale."]'
