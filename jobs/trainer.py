@@ -5,6 +5,7 @@ Serves `train` and `rl`, which differ in what a worker does (`jobs.learn`, `jobs
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -157,7 +158,7 @@ def run_workers(
     if not joins_cluster(config.run):
         _without_cleaner(trainer)
     try:
-        with _watched(folder, steps):
+        with _watched(folder, steps), _own_interrupts():
             trainer.fit()
     except Exception as error:
         _raise_stopped(folder)
@@ -167,6 +168,17 @@ def run_workers(
             "workers' logs"
         ) from error
     _raise_stopped(folder)
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train takes SIGINT for its controller and keeps it; what follows in this process, a notebook's, has it back."""
+    own = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if own is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, own)
 
 
 def _without_cleaner(trainer: Any) -> None:
