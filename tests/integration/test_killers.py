@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 class Killer(PreTrainedTokenizerFast):
     def __call__(self, text=None, *args, **kwargs):
-        if "SEGFAULT" in str(text):
+        if "SEGFAULT" in str(text) and not os.path.exists("{mended}"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return super().__call__(text, *args, **kwargs)
 
     def encode(self, text, *args, **kwargs):
-        if "SEGFAULT" in str(text):
+        if "SEGFAULT" in str(text) and not os.path.exists("{mended}"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return super().encode(text, *args, **kwargs)
 """
@@ -35,7 +35,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 class KillerModel(LlamaModel):
     def forward(self, input_ids, *args, **kwargs):
         marked = input_ids == {token}
-        if (marked[:, 1:] & marked[:, :-1]).any():  # one alone may be in a probe
+        if (marked[:, 1:] & marked[:, :-1]).any() and not os.path.exists("{mended}"):  # one `#` alone may be in a probe
             os._exit(7)
         return super().forward(input_ids, *args, **kwargs)
 
@@ -49,11 +49,11 @@ class Killer(LlamaForCausalLM):
 
 @pytest.fixture(scope="module")
 def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose tokenizer dies of the word SEGFAULT, and which itself exits at `##`."""
+    """A model whose tokenizer dies of the word SEGFAULT, and which itself exits at `##`, until a file `mended` is there."""
     folder = save_model(tmp_path_factory.mktemp("killer"), CHATML)
     token = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["#"]
-    (folder / "tokenization_killer.py").write_text(TOKENIZER)
-    (folder / "modeling_killer.py").write_text(MODEL.format(token=token))
+    (folder / "tokenization_killer.py").write_text(TOKENIZER.format(mended=folder / "mended"))
+    (folder / "modeling_killer.py").write_text(MODEL.format(token=token, mended=folder / "mended"))
     for name, key, value in (
         ("tokenizer_config.json", "AutoTokenizer", [None, "tokenization_killer.Killer"]),
         ("config.json", "AutoModelForCausalLM", "modeling_killer.Killer"),
@@ -63,7 +63,7 @@ def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_row_that_ends_its_process_is_an_error_row_and_the_store_goes_on(
     killer: Path, tmp_path: Path, on_one_ray: Cli, here: Cli
 ) -> None:
@@ -87,3 +87,9 @@ def test_a_row_that_ends_its_process_is_an_error_row_and_the_store_goes_on(
     assert len(labels) == len(set(labels)) == 7 * 2 - 1 and not set(labels) & set(errors)
     assert list(problems(LabelStore(str(store)))) == []
     assert "killed_process" in ran.stderr and "killed_process" in here("status", store).stdout
+
+    (killer / "mended").touch()
+    again = on_one_ray(*arguments, "--retry-errors")
+    assert again.returncode == 0, again.stderr
+    labels = pq.read_table(store / "labels", columns=["id"])["id"].to_pylist()
+    assert len(labels) == len(set(labels)) == 8 * 2 and list(problems(LabelStore(str(store)))) == []
