@@ -1,7 +1,6 @@
 """What all labellers share."""
 
 from collections.abc import Iterable, Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -115,7 +114,7 @@ class Asking(Labeller):
     ) -> list[int]:
         """The tokens of a prompt that the model is to answer itself, under a rubric: the template's own generation prompt.
         Raises RowError."""
-        found = _under(self.renderer, rubric).prompt_ids(prompt, conversational, tools)
+        found = self.renderer.prompt_ids(prompt, conversational, tools, rubric)
         if len(found) >= self.renderer.max_length:
             raise RowError(
                 "question_too_long",
@@ -176,13 +175,6 @@ class OfResponses(Labeller):
             except RowError as error:
                 failures.append(failure(turn.id, turn.prompt_id, error))
         return labels, failures
-
-
-def _under(renderer: Renderer, rubric: str | None) -> Renderer:
-    """The renderer with this one of its rubrics alone."""
-    only = copy(renderer)
-    only.rubrics = {rubric: renderer.rubrics[rubric]}
-    return only
 
 
 def filled(template: str, **texts: str) -> str:

@@ -193,11 +193,13 @@ class Renderer:
                 done[position] = error
         return self._fit_all(done)
 
-    def prompt_ids(self, messages: list[Message], conversational: bool, tools: Tools = None) -> list[int]:
+    def prompt_ids(
+        self, messages: list[Message], conversational: bool, tools: Tools = None, rubric: str | None = None
+    ) -> list[int]:
         """The prompt as a policy is asked with it: behind the template's own generation prompt; without a template its text,
-        or a transcript that ends where the assistant speaks. Under the one system prompt of the configuration; at least one
-        token, of any number. Raises RowError."""
-        rubric = next(iter(self.rubrics.values()))
+        or a transcript that ends where the assistant speaks. Under the rubric of this name, else the first that there is; at
+        least one token, of any number. Raises RowError."""
+        rubric = self.rubrics.get(rubric, next(iter(self.rubrics.values())))
         chat = self.chat
         if chat is None:
             require_plain(messages, {}, tools)
