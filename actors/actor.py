@@ -1,8 +1,7 @@
 """The actor: one model in memory, one process, a shard at a time, so that no batch crosses a shard.
 
 A spec says which model and how it is run; it pickles, and `open` loads what it names. What is loaded is an engine:
-`pipeline.scoring.Scorer`, `pipeline.classification.Classifier` or `pipeline.generation.Generator`, each behind the same
-four names. Arithmetic lives in `pipeline`.
+`Scorer`, `Classifier` or `Generator` of `pipeline.models`, each behind the same four names. Arithmetic lives in `pipeline`.
 """
 
 import time

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from actors.actor import ActorSpec
 from pipeline.errors import RowError
-from pipeline.models import load_classifier
+from pipeline.models.loading import load_classifier
 from pipeline.tokens import TokenizedTurn
 
 
@@ -21,7 +21,7 @@ class ClassifierEngine:
     layout = "equal lengths"
 
     def __init__(self, spec: ClassifierSpec):
-        from pipeline.classification import Classifier
+        from pipeline.models.classification import Classifier
 
         model = load_classifier(spec.model, spec.device, spec.gpus)
         self.classifier = Classifier(model, output=spec.output, budget_tokens=spec.budget_tokens)

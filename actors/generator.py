@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from actors.actor import ActorSpec
 from pipeline.errors import RowError
-from pipeline.models import load_model, load_tokenizer
-from pipeline.questions import Completion, Question
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.questions import Completion, Question
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GeneratorEngine:
     layout = "left padded"
 
     def __init__(self, spec: GeneratorSpec):
-        from pipeline.generation import Generator
+        from pipeline.models.generation import Generator
 
         self.generator = Generator(
             load_model(spec.model, spec.device, spec.gpus),

@@ -10,7 +10,7 @@ One step, on every worker at once:
 
     for each of its micro-batches, as many on every worker
         log pi of the responses; where asked for, entropies and a critic's values  pipeline.training.policy
-        the objective's terms                   pipeline.objectives
+        the objective's terms                   pipeline.training.objectives
         their sum / how many the step has       whatever workers and micro-batches it was cut into
         backward
     clip, AdamW
@@ -31,13 +31,13 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.models import load_model, load_tokenizer, resolve_dtype
-from pipeline.objectives.base import Objective, Unit
+from pipeline.models.loading import load_model, load_tokenizer, resolve_dtype
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.adapters import merged, with_adapters
 from pipeline.training.batch import Response, collate
 from pipeline.training.config import LearningConfig
 from pipeline.training.deepspeed import deepspeed_config
+from pipeline.training.objectives.base import Objective, Unit
 
 if TYPE_CHECKING:
     from pipeline.training.policy import Outputs

@@ -8,8 +8,8 @@ import torch
 
 from actors.reply import Reply
 from pipeline.rl.config import RlConfig
-from pipeline.rl.rewards import Rewarder as Rewards
 from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
+from pipeline.rl.sources import Rewarder as Rewards
 
 
 @dataclass(frozen=True)

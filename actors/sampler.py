@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from actors.reply import Reply
 from pipeline.config import ModelConfig
 from pipeline.errors import RowError, RunError
-from pipeline.models import load_model, load_tokenizer
-from pipeline.questions import Completion, Question
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.questions import Completion, Question
 from pipeline.rl.rollouts import Rollout
 from pipeline.training.adapters import with_adapters
 from pipeline.training.config import LoraSection
@@ -46,7 +46,7 @@ class SamplerSpec:
 
 class Sampler:
     def __init__(self, spec: SamplerSpec):
-        from pipeline.generation import Generator  # late: who starts samplers loads no model
+        from pipeline.models.generation import Generator  # late: who starts samplers loads no model
 
         torch.set_num_threads(spec.threads)
         self.model = load_model(spec.model, spec.device, spec.gpus)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from actors.actor import ActorSpec
 from pipeline.errors import RowError
-from pipeline.models import load_model
-from pipeline.scores import Scores
+from pipeline.models.loading import load_model
+from pipeline.models.scores import Scores
 from pipeline.tokens import TokenizedTurn
 
 
@@ -21,7 +21,7 @@ class ScorerSpec(ActorSpec):
 
 class ScorerEngine:
     def __init__(self, spec: ScorerSpec):
-        from pipeline.scoring import Scorer
+        from pipeline.models.scoring import Scorer
 
         self.scorer = Scorer(
             load_model(spec.model, spec.device, spec.gpus),

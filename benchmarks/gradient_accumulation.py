@@ -24,10 +24,10 @@ import transformers
 from machine import CONSOLE, table, verdict
 
 from pipeline.config import ModelConfig
-from pipeline.objectives import objective_of
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.batch import Response
 from pipeline.training.config import TrainConfig
+from pipeline.training.objectives import objective_of
 from pipeline.training.policy import Policy
 
 SETTINGS = {

@@ -44,7 +44,7 @@ def _child(responses: int, length: int, vocabulary: int, hidden: int, layers: in
     import torch
     import transformers
 
-    from pipeline.scoring import Scorer
+    from pipeline.models.scoring import Scorer
     from pipeline.tokens import TokenizedTurn
 
     heads = max(1, hidden // 64)

@@ -20,10 +20,10 @@ import numpy as np
 from machine import CONSOLE, shared, table, verdict
 
 from pipeline.config import ModelConfig, TokensConfig
+from pipeline.corpus.samples import Turn
 from pipeline.errors import RowError
-from pipeline.models import context_length, load_model, load_settings, load_tokenizer
-from pipeline.samples import Turn
-from pipeline.scoring import Scorer
+from pipeline.models.loading import context_length, load_model, load_settings, load_tokenizer
+from pipeline.models.scoring import Scorer
 from pipeline.tokens import Renderer
 
 TOLERANCE = 1e-3

@@ -61,13 +61,13 @@ from throughput import ALLOCATOR
 from training_throughput import END, PAD, Shape, build
 
 from pipeline.config import load_config_as
-from pipeline.models import load_tokenizer
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.scores import Scores
 from pipeline.rl.config import RlConfig
 from pipeline.rl.prompts import read_prompts
-from pipeline.rl.rewards.endogenous import earned
-from pipeline.rl.rewards.models import Models
 from pipeline.rl.rollouts import Prompt
-from pipeline.scores import Scores
+from pipeline.rl.sources.endogenous import earned
+from pipeline.rl.sources.models import Models
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.metrics import MetricsFile, Row, read_metrics
 

@@ -29,11 +29,11 @@ from machine import CONSOLE, shared, table, verdict
 from rich.table import Table
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from pipeline.benchmarks.figures import Figures
 from pipeline.config import ModelConfig, TokensConfig
+from pipeline.corpus.samples import Turn
+from pipeline.evaluation.benchmarks.figures import Figures
 from pipeline.evaluation.statistics import Comparison, compare, holm
-from pipeline.models import context_length, load_settings, load_tokenizer
-from pipeline.samples import Turn
+from pipeline.models.loading import context_length, load_settings, load_tokenizer
 from pipeline.tokens import Renderer, TokenizedTurn
 
 ROOT = Path(__file__).parents[1]

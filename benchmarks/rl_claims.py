@@ -56,11 +56,11 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from pipeline.config import ModelConfig
 from pipeline.errors import RowError
-from pipeline.generation import Generator
-from pipeline.models import load_model, load_tokenizer
-from pipeline.questions import Completion, Question
-from pipeline.scoring import Scorer
-from pipeline.summary import wilson_interval
+from pipeline.models.generation import Generator
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.questions import Completion, Question
+from pipeline.models.scoring import Scorer
+from pipeline.store.summary import wilson_interval
 from pipeline.tokens import TokenizedTurn
 
 sys.path[:0] = [str(ADDITION)]

@@ -31,7 +31,7 @@ from typing import Any, Self
 
 from machine import CONSOLE, ROOT, run, table, verdict
 
-from pipeline.summary import wilson_interval
+from pipeline.store.summary import wilson_interval
 from pipeline.training.metrics import read_metrics
 
 ADDITION = ROOT / "examples" / "addition"

@@ -21,9 +21,9 @@ from machine import CONSOLE, shared, table, verdict
 
 from pipeline.config import InputConfig, ModelConfig, RewardConfig, TokensConfig
 from pipeline.corpus import detect, find_files, plan_file, read_shards
-from pipeline.labelling import finish, prepare
-from pipeline.models import context_length, load_model, load_settings, load_tokenizer
-from pipeline.scoring import Scorer
+from pipeline.models.loading import context_length, load_model, load_settings, load_tokenizer
+from pipeline.models.scoring import Scorer
+from pipeline.rewards.labelling import finish, prepare
 from pipeline.store.schema import Label
 from pipeline.tokens import Renderer
 

@@ -1,4 +1,4 @@
-"""Response tokens labelled per second: `pipeline.scoring.Scorer` against the ordinary loop, side by side in one run.
+"""Response tokens labelled per second: `pipeline.models.scoring.Scorer` against the ordinary loop, side by side in one run.
 
 The loop is what one would write first: rows in the order of the corpus, batches of 8, padding on the right with an
 attention mask, the model's full logits, log_softmax over the vocabulary in float32, the taken tokens gathered. Both
@@ -27,8 +27,8 @@ from machine import CONSOLE, shared, table, verdict
 
 from pipeline.config import InputConfig, TokensConfig
 from pipeline.corpus import detect, find_files, plan_file, read_shards
-from pipeline.labelling import prepare
-from pipeline.scoring import Scorer
+from pipeline.models.scoring import Scorer
+from pipeline.rewards.labelling import prepare
 from pipeline.tokens import Renderer, TokenizedTurn
 
 ALLOCATOR = {  # large buffers are kept and mapped in huge pages: no side pays for page faults

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from machine import CONSOLE, ROOT, run, table, verdict
 
-from pipeline.summary import wilson_interval
+from pipeline.store.summary import wilson_interval
 
 sys.path[:0] = [str(ROOT / "examples" / "addition")]
 from accuracy import right_answers  # noqa: E402

@@ -36,16 +36,16 @@ from machine import CONSOLE, ROOT, run, shared, table, verdict
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pipeline.benchmarks.figures import Figures, stratified_mean
 from pipeline.config import ModelConfig, TokensConfig
+from pipeline.corpus.samples import Turn
 from pipeline.errors import RowError
+from pipeline.evaluation.benchmarks.figures import Figures, stratified_mean
 from pipeline.evaluation.statistics import Comparison, compare, intervals
-from pipeline.generation import Generator
-from pipeline.models import context_length, load_model, load_settings, load_tokenizer
-from pipeline.questions import Completion, Question
+from pipeline.models.generation import Generator
+from pipeline.models.loading import context_length, load_model, load_settings, load_tokenizer
+from pipeline.models.questions import Completion, Question
+from pipeline.models.scoring import Scorer
 from pipeline.report.training import training_page
-from pipeline.samples import Turn
-from pipeline.scoring import Scorer
 from pipeline.tokens import Renderer, TokenizedTurn
 from pipeline.training.metrics import read_metrics
 

@@ -51,13 +51,13 @@ from machine import CONSOLE, table, verdict
 from throughput import ALLOCATOR
 
 from pipeline.config import ModelConfig
-from pipeline.models import load_model, load_settings
-from pipeline.objectives import objective_of
-from pipeline.scoring import Scorer
+from pipeline.models.loading import load_model, load_settings
+from pipeline.models.scoring import Scorer
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.batch import Response
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples
+from pipeline.training.objectives import objective_of
 from pipeline.training.order import Atom, plan_step
 from pipeline.training.rows import RowReader
 

@@ -31,10 +31,10 @@ import torch
 from machine import CONSOLE, SHARED, table, verdict
 
 from pipeline.config import ModelConfig, TokensConfig
-from pipeline.models import context_length, load_model, load_settings, load_tokenizer
-from pipeline.rewards import implicit_rewards
-from pipeline.samples import Message, Turn
-from pipeline.scoring import Scorer
+from pipeline.corpus.samples import Message, Turn
+from pipeline.evaluation.variants import implicit_rewards
+from pipeline.models.loading import context_length, load_model, load_settings, load_tokenizer
+from pipeline.models.scoring import Scorer
 from pipeline.tokens import Renderer, TokenizedTurn
 
 TOLERANCE = 1e-4

@@ -43,11 +43,11 @@ from trl_training_agreement import (
     prepared,
 )
 
-from pipeline.objectives import Batch
 from pipeline.rl.algorithms import Algorithm
 from pipeline.rl.algorithms.grpo import Grpo
 from pipeline.rl.algorithms.rloo import Rloo
 from pipeline.training.advantages import Siblings
+from pipeline.training.objectives import Batch
 
 ENTROPY, PENALTY, GROUP = 0.01, 0.05, 4
 

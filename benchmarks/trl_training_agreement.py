@@ -46,14 +46,14 @@ from rich.table import Table
 from trl_agreement import EMBEDDED, perturbed
 
 from pipeline.config import ModelConfig
-from pipeline.models import load_model, load_tokenizer
-from pipeline.objectives import Batch, Objective
-from pipeline.objectives.dpo import Dpo
-from pipeline.objectives.grpo import Grpo
-from pipeline.objectives.ipo import Ipo
-from pipeline.objectives.reinforce import Reinforce
-from pipeline.objectives.sft import Sft
-from pipeline.objectives.simpo import Simpo
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.training.objectives import Batch, Objective
+from pipeline.training.objectives.dpo import Dpo
+from pipeline.training.objectives.grpo import Grpo
+from pipeline.training.objectives.ipo import Ipo
+from pipeline.training.objectives.reinforce import Reinforce
+from pipeline.training.objectives.sft import Sft
+from pipeline.training.objectives.simpo import Simpo
 
 TOLERANCE = 1e-5
 BETA, SMOOTHING, MARGIN, LOW, HIGH, MAX_RATIO, PROMPT, LONGEST = 0.1, 0.1, 0.5, 0.2, 0.28, 1.2, 6, 16

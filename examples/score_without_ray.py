@@ -9,11 +9,11 @@ It makes the labels that `endoreward label` writes, one response at a time, and 
 import argparse
 
 from pipeline.config import ModelConfig, RewardConfig, TokensConfig
+from pipeline.corpus.samples import Turn, turn_id
 from pipeline.errors import RowError
-from pipeline.labelling import label
-from pipeline.models import context_length, load_model, load_settings, load_tokenizer
-from pipeline.samples import Turn, turn_id
-from pipeline.scoring import Scorer
+from pipeline.models.loading import context_length, load_model, load_settings, load_tokenizer
+from pipeline.models.scoring import Scorer
+from pipeline.rewards.labelling import label
 from pipeline.tokens import Renderer
 
 

@@ -199,7 +199,7 @@ def _fields(kind: type[Section], without: Sequence[str] = ()) -> str:
 def _label(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
-    from jobs.label import label
+    from jobs.label.run import label
 
     return label(config, dry_run=arguments.dry_run, retry_errors=arguments.retry_errors, command=_command(arguments))
 
@@ -207,7 +207,7 @@ def _label(arguments: argparse.Namespace) -> int:
 def _sample(arguments: argparse.Namespace) -> int:
     config = load_config_as(SampleConfig, arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
-    from jobs.sample import sample
+    from jobs.sample.run import sample
 
     return sample(config, retry_errors=arguments.retry_errors, command=_command(arguments))
 
@@ -215,7 +215,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config_as(EvaluateConfig, arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
-    from jobs.evaluate import evaluate
+    from jobs.evaluate.run import evaluate
 
     return evaluate(config, retry_errors=arguments.retry_errors, command=_command(arguments))
 
@@ -224,7 +224,7 @@ def _train(arguments: argparse.Namespace) -> int:
     fields = {"labels": "train.labels", "policy": "policy.name", "output": "output.path"}
     config = load_config_as(TrainConfig, arguments.config, _given(arguments, fields), arguments.set)
     quiet(config.run.verbose)
-    from jobs.train import train
+    from jobs.train.run import train
 
     return train(config, dry_run=arguments.dry_run, command=_command(arguments))
 
@@ -238,7 +238,7 @@ def _rl(arguments: argparse.Namespace) -> int:
     }
     config = load_config_as(RlConfig, arguments.config, _given(arguments, fields), arguments.set)
     quiet(config.run.verbose)
-    from jobs.rl import rl
+    from jobs.rl.run import rl
 
     return rl(config, dry_run=arguments.dry_run, command=_command(arguments))
 
@@ -270,38 +270,38 @@ def _command(arguments: argparse.Namespace) -> str:
 
 def _report(arguments: argparse.Namespace) -> int:
     quiet(False)
-    from jobs.redraw import redraw
+    from jobs.stores.redraw import redraw
 
     return redraw(arguments.store)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from jobs.sweep import GAMMAS, sweep
+    from jobs.stores.sweep import GAMMAS, sweep
 
     return sweep(arguments.store, arguments.gamma or GAMMAS, arguments.output)
 
 
 def _aggregate(arguments: argparse.Namespace) -> int:
     quiet(False)
-    from jobs.aggregate import aggregate
+    from jobs.stores.aggregate import aggregate
 
     return aggregate(arguments.store, arguments.output, arguments.set, _command(arguments))
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from jobs.export import export
+    from jobs.stores.export import export
 
     return export(arguments.store, arguments.format, arguments.output)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from jobs.inspect_store import status
+    from jobs.stores.inspect_store import status
 
     return status(arguments.store)
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from jobs.inspect_store import validate
+    from jobs.stores.inspect_store import validate
 
     return validate(arguments.store)
 

@@ -9,15 +9,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from jobs import terminal
-from jobs.flow import Pool
 from pipeline import storage
 from pipeline.config import ClusterConfig, LabelConfig
+from pipeline.config.section import refuse_secrets
 from pipeline.errors import ConfigError, RunError, last_line
-from pipeline.section import refuse_secrets
 
 LISTENS_WITHIN_S = 5.0
 ANSWERS_WITHIN_S = 40.0
@@ -26,6 +26,16 @@ JOB_SETTINGS = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.nodes()"
 
 _started_here = False  # whether the Ray that this process has is a local one that `cluster` started
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors: how many, and what each asks of the cluster."""
+
+    min_actors: int
+    max_actors: int
+    cpus: int
+    gpus: int
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from jobs.plan import plan_inputs
+from jobs.label.plan import plan_inputs
 from pipeline.config import InputConfig, load_config
 from pipeline.corpus import find_files, read_shards, turns
+from pipeline.corpus.samples import Turn
 from pipeline.errors import RowError
-from pipeline.samples import Turn
 from pipeline.store import StoredInput
 
 Row = dict[str, Any]

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config import EvaluateConfig
 from pipeline.corpus import detect, find_files, plan_file, read_shards
-from pipeline.labellers import Endogenous, Labeller
-from pipeline.models import load_model
-from pipeline.scoring import Scorer
+from pipeline.models.loading import load_model
+from pipeline.models.scoring import Scorer
+from pipeline.rewards.labellers import Endogenous, Labeller
 from pipeline.store import LabelStore, StoredInput, commit, documents, fingerprint, part_uri, shard_name
 from pipeline.store.schema import FORMER_LABELS
 

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from pipeline.config import ModelConfig
 from pipeline.errors import RowError
-from pipeline.generation import Generator
-from pipeline.models import load_model, load_tokenizer
-from pipeline.questions import Question
-from pipeline.summary import wilson_interval
+from pipeline.models.generation import Generator
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.questions import Question
+from pipeline.store.summary import wilson_interval
 
 SEED = 3  # of the held-out problems; those that are labelled come from the training problems
 LONGEST = 48  # tokens of an answer

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.reward import soft_value
+from pipeline.rewards.endogenous import soft_value
 
 Array = NDArray[np.float64]
 Table = list[Array]

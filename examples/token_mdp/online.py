@@ -18,11 +18,11 @@ import torch
 from mdp import Array, Table, log_policy, over_sequences
 from numpy.typing import NDArray
 
-from pipeline.objectives.base import Batch
-from pipeline.reward import soft_value, token_rewards
+from pipeline.rewards.endogenous import soft_value, token_rewards
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import RlConfig
 from pipeline.training.advantages import Siblings
+from pipeline.training.objectives.base import Batch
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "ppo": {"rl": {"algorithm": "ppo"}},

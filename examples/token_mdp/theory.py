@@ -31,7 +31,7 @@ from mdp import (
     random_table,
 )
 
-from pipeline.reward import soft_value
+from pipeline.rewards.endogenous import soft_value
 
 # (a) Proposition 1
 

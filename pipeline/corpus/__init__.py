@@ -17,11 +17,11 @@ Nothing here holds a whole file in memory, knows a tokenizer, or starts a proces
 
 from pipeline.corpus.detection import detect
 from pipeline.corpus.examine import counted, require_proof
-from pipeline.corpus.files import Format, InputFile, InputFiles, file_format, find_files
-from pipeline.corpus.folders import Choice
-from pipeline.corpus.readers import RawRow, plan_file, read_shards
+from pipeline.corpus.files.folders import Choice
+from pipeline.corpus.files.inputs import Format, InputFile, InputFiles, file_format, find_files
+from pipeline.corpus.files.readers import RawRow, plan_file, read_shards
+from pipeline.corpus.files.shards import FilePlan, Shard, read_together
 from pipeline.corpus.shapes import Shape, turns
-from pipeline.corpus.shards import FilePlan, Shard, read_together
 
 __all__ = [
     "Choice",

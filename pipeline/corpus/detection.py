@@ -8,8 +8,8 @@ the first that makes a sample of one of the file's first rows is the shape. Conf
     text                          none: a corpus of plain text
 
 A `system` column goes before the prompt in all of these but plain text, a `history` of turns between the two. Published
-layouts whose columns need more than their names are in `pipeline.corpus.layouts`, and what a label means is settled in
-`pipeline.corpus.meaning`.
+layouts whose columns need more than their names are in `pipeline.corpus.labels.layouts`, and what a label means is settled in
+`pipeline.corpus.labels.meaning`.
 """
 
 from collections import Counter
@@ -18,17 +18,18 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.config import InputConfig
-from pipeline.corpus import columns, layouts
+from pipeline.corpus import columns
 from pipeline.corpus import messages as read
-from pipeline.corpus.advice import advice
 from pipeline.corpus.columns import Row
-from pipeline.corpus.labels import ByScores, LabelRule
-from pipeline.corpus.layouts import Form, Layout
-from pipeline.corpus.meaning import label_rule
-from pipeline.corpus.misreadings import RESPONSES, assignment, refuse_misread
+from pipeline.corpus.labels import layouts
+from pipeline.corpus.labels.advice import advice
+from pipeline.corpus.labels.layouts import Form, Layout
+from pipeline.corpus.labels.meaning import label_rule
+from pipeline.corpus.labels.misreadings import RESPONSES, assignment, refuse_misread
+from pipeline.corpus.labels.rules import ByScores, LabelRule
+from pipeline.corpus.samples import Sample
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
 from pipeline.errors import InputError, RowError
-from pipeline.samples import Sample
 
 PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input")
 CONTEXTS = ("input", "context")  # what an `instruction` is about

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pipeline.corpus.files import InputFile
-from pipeline.corpus.labels import ByScores, ByValue
-from pipeline.corpus.meaning import disproved, words_of
-from pipeline.corpus.readers import read_shards
+from pipeline.corpus.files.inputs import InputFile
+from pipeline.corpus.files.readers import read_shards
+from pipeline.corpus.files.shards import FilePlan
+from pipeline.corpus.labels.meaning import disproved, words_of
+from pipeline.corpus.labels.rules import ByScores, ByValue
+from pipeline.corpus.labels.words import TIE
 from pipeline.corpus.shapes import Shape
-from pipeline.corpus.shards import FilePlan
-from pipeline.corpus.words import TIE
 from pipeline.errors import RowError
 
 Planned = tuple[InputFile, str, Shape, FilePlan]  # a file, its configured format, its shape and plan

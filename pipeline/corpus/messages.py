@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
-from pipeline.samples import Message
 
 ROLES = {
     "system": "system", "developer": "system",

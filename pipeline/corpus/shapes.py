@@ -8,7 +8,7 @@ One function reads each arrangement of columns:
     conversation  messages, of which the leading turns are the prompt
     plain         text without a prompt
 
-Which response is better says the column it stands in, or the shape's label rule (`pipeline.corpus.labels`).
+Which response is better says the column it stands in, or the shape's label rule (`pipeline.corpus.labels.rules`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,11 @@ from typing import Any, Literal, NamedTuple
 from pipeline.corpus import columns
 from pipeline.corpus import messages as read
 from pipeline.corpus.columns import Row
-from pipeline.corpus.labels import ByScores, Decision, Guessed, LabelRule, rule_from_json, rule_to_json
-from pipeline.corpus.layouts import Form
-from pipeline.corpus.words import word
+from pipeline.corpus.labels.layouts import Form
+from pipeline.corpus.labels.rules import ByScores, Decision, Guessed, LabelRule, rule_from_json, rule_to_json
+from pipeline.corpus.labels.words import word
+from pipeline.corpus.samples import BESIDE, FailedResponse, Message, Preference, Response, Sample, Turn, turn_id
 from pipeline.errors import RowError
-from pipeline.samples import BESIDE, FailedResponse, Message, Preference, Response, Sample, Turn, turn_id
 
 Column = tuple[str, Preference | None]
 # How summarize-from-feedback (arXiv 2009.01325) asks for a summary, of a post and of an article.

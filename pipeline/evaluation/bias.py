@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.benchmarks.figures import Array
-from pipeline.benchmarks.items import Answer, Item
-from pipeline.summary import Moments, wilson_interval
+from pipeline.evaluation.benchmarks.figures import Array
+from pipeline.evaluation.benchmarks.items import Answer, Item
+from pipeline.store.summary import Moments, wilson_interval
 
 SMALLEST_BIN = 10  # pairs
 RIDGE = 0.01  # of the logistic fit: a normal prior of standard deviation 10 on both coefficients

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.benchmarks.items import Answer, Item
-from pipeline.labelling import KEPT
+from pipeline.evaluation.benchmarks.items import Answer, Item
+from pipeline.rewards.labelling import KEPT
 
 OWN = ("response_key", "response_score", "response_rank")  # what the input says of one response alone
 PROMPT = "prompt"

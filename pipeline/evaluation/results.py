@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.benchmarks.base import Benchmark, item_name
-from pipeline.benchmarks.figures import Figures
-from pipeline.benchmarks.items import Item
 from pipeline.config import EvaluateConfig
 from pipeline.errors import RunError
+from pipeline.evaluation.benchmarks.base import Benchmark, item_name
+from pipeline.evaluation.benchmarks.figures import Figures
+from pipeline.evaluation.benchmarks.items import Item
 from pipeline.evaluation.bias import bias
 from pipeline.evaluation.statistics import by_stratum, compare, holm, intervals
 from pipeline.evaluation.stores import Evaluated

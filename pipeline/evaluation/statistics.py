@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.benchmarks.figures import Array, Figures, stratified_mean
-from pipeline.summary import wilson_interval
+from pipeline.evaluation.benchmarks.figures import Array, Figures, stratified_mean
+from pipeline.store.summary import wilson_interval
 
 CHUNK = 1 << 21  # counts drawn at a time: 16 MB, and as much again as float64
 ENUMERATED = 12  # differences up to which all 2^12 sign patterns are gone through

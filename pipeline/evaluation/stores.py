@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.benchmarks.base import Benchmark, item_name
-from pipeline.benchmarks.items import Item
-from pipeline.derive import TOKEN_COLUMNS
+from pipeline.corpus.samples import Preference, parse_turn_id
+from pipeline.evaluation.benchmarks.base import Benchmark, item_name
+from pipeline.evaluation.benchmarks.items import Item
 from pipeline.evaluation.reading import COLUMNS, PROMPT, LabelRows
-from pipeline.labellers import UNPARSABLE
-from pipeline.rewards import Parts, Variant
-from pipeline.samples import Preference, parse_turn_id
+from pipeline.evaluation.variants import Parts, Variant
+from pipeline.rewards.derive import TOKEN_COLUMNS
+from pipeline.rewards.labellers import UNPARSABLE
 from pipeline.store import LabelStore, Record, find_record, part_uri, read_part
 from pipeline.store.schema import LABELS
 

@@ -16,7 +16,7 @@ from pipeline.report.markup import compact, esc, minus
 from pipeline.report.page import facts, listed, page, reproduce, section, table, to_toml
 from pipeline.report.reading import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.responses import Decode, draw_responses
-from pipeline.summary import accuracy_text, plain, signed, summary_rows
+from pipeline.store.summary import accuracy_text, plain, signed, summary_rows
 
 __all__ = ["Manifest", "draw_report", "formula", "to_toml"]
 

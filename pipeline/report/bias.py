@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import RewardConfig
-from pipeline.derive import TOKEN_COLUMNS, TokenArrays, aggregations
 from pipeline.evaluation.bias import bias
 from pipeline.evaluation.reading import items_of
 from pipeline.report.markup import esc, minus
 from pipeline.report.page import multiples, table, wide_section
 from pipeline.report.shares import draw_by_length, interval_text, share
+from pipeline.rewards.derive import TOKEN_COLUMNS, TokenArrays, aggregations
 
 Bias = dict[str, Any]  # what `pipeline.evaluation.bias.bias` gives
 Cell = tuple[str, str]  # a figure, and what stands under it (empty: nothing)

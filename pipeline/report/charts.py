@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.report.markup import esc, minus
-from pipeline.summary import signed
+from pipeline.store.summary import signed
 
 Series = dict[str, np.ndarray]  # kind of response ("chosen", "rejected", "other") -> its values, [n]
 

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.report.charts import Axis
 from pipeline.report.markup import esc, minus
 from pipeline.report.shares import SMALL
-from pipeline.summary import plain
+from pipeline.store.summary import plain
 
 Points = list[tuple[int, float]]  # (step, value), in the order of steps; every value is finite
 

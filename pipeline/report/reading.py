@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.report.markup import minus
-from pipeline.summary import Summary, plain, signed, wilson_interval
+from pipeline.store.summary import Summary, plain, signed, wilson_interval
 
 WEAK, STRONG = 0.1, 0.5  # |r| that is no trend to speak of, and one that governs the reward
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.report.markup import esc, minus
 from pipeline.store.schema import message_text, read_messages
-from pipeline.summary import find_pairs, plain, signed
+from pipeline.store.summary import find_pairs, plain, signed
 
 Decode = Callable[[list[int]], list[str]]
 

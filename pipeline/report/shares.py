@@ -12,10 +12,10 @@ import numpy as np
 
 from pipeline.report.charts import Axis, Frame
 from pipeline.report.markup import esc, minus
-from pipeline.summary import plain
+from pipeline.store.summary import plain
 
 Interval = tuple[float, float] | list[float]
-Matrix = dict[str, Any]  # a `pipeline.benchmarks.figures.Matrix` as a dict
+Matrix = dict[str, Any]  # a `pipeline.evaluation.benchmarks.figures.Matrix` as a dict
 
 SMALL = Frame(width=340, height=236, left=46, right=12, top=30, bottom=46)
 ROW = 46  # height of one line of `draw_intervals`

@@ -14,7 +14,7 @@ from pipeline.report.bias import named
 from pipeline.report.curves import Curve, Points, beyond, draw_curves, reading
 from pipeline.report.markup import compact, esc, minus
 from pipeline.report.page import facts, listed, multiples, page, reproduce, section, table, wide_section
-from pipeline.summary import plain
+from pipeline.store.summary import plain
 from pipeline.training.config import PAIR_OBJECTIVES
 from pipeline.training.metrics import EVAL, Row, end_size, ends, finite, numbers
 

@@ -112,7 +112,8 @@ def penalty(config: RlConfig, rollout: Rollout, rewarded: Rewarded) -> Array:
 def goes_on(config: RlConfig, rollout: Rollout, rewarded: Rewarded) -> bool:
     """Whether a response earns further from s_{H+1} on: it was cut off, and all its rewards are of single tokens and hold
     nothing of what is to come. A reward of the whole response has been paid for it as it stands, and the endogenous one's
-    last token has the reward model's V(s_{H+1}) in it (`pipeline.reward`): a forecast would come on top of either."""
+    last token has the reward model's V(s_{H+1}) in it (`pipeline.rewards.endogenous`): a forecast would come on top of
+    either."""
     kinds = {config.rewards[name].kind for name in rewarded.parts}
     return not rollout.finished and config.credit == "tokens" and kinds == {"relative"}
 

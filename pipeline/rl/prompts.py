@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.corpus import Choice, Shape, find_files, plan_file, read_shards
 from pipeline.corpus.columns import Row, jsonable
 from pipeline.errors import InputError, RowError
-from pipeline.labellers.base import open_renderer
-from pipeline.labellers.prompts import prompt_of, prompt_shape
+from pipeline.rewards.labellers.base import open_renderer
+from pipeline.rewards.labellers.prompts import prompt_of, prompt_shape
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Prompt
 from pipeline.tokens import Renderer

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.samples import Message
+from pipeline.corpus.samples import Message
 
 Tokens = NDArray[np.float32]
 Array = NDArray[np.float64]

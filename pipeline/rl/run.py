@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import TokensConfig
-from pipeline.labellers.base import open_renderer
-from pipeline.models import identify_model
+from pipeline.models.loading import identify_model
+from pipeline.rewards.labellers.base import open_renderer
 from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.rl.prompts import Prompts
 from pipeline.store import LabelStore
@@ -89,7 +89,7 @@ def replay_differences(kept: Mapping[str, Any], description: Mapping[str, Any]) 
     has. What is None is not set.
 
     Args:
-        kept: of the store (`pipeline.rl.kept.describe_kept`), the run's own below `run.`.
+        kept: of the store (`pipeline.rl.rollout_store.describe_kept`), the run's own below `run.`.
         description: of this run (`describe_rl`).
     """
     own = {name.removeprefix(RUN): value for name, value in kept.items() if name.startswith(RUN)}

@@ -23,7 +23,7 @@ from pipeline import storage
 from pipeline.corpus import Shard
 from pipeline.store import documents
 from pipeline.store.schema import Failure, Label, errors_table, labels_table
-from pipeline.summary import ShardStats
+from pipeline.store.summary import ShardStats
 
 
 @dataclass(frozen=True)

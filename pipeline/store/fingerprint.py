@@ -2,15 +2,11 @@
 
 import hashlib
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any
 
 from pipeline.config import InputConfig, LabelConfig, TokensConfig
 from pipeline.tokens.templates import ASKS_FOR_DATE
 
-WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
 FORMAT = 2  # raised when the meaning of a stored column changes
 
 
@@ -79,26 +75,6 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any], whose: str = "th
         for name in names
         if stored.get(name) != wanted.get(name)
     ]
-
-
-def folder_digest(path: str) -> str:
-    """sha256 over the files of a model folder that decide its numbers: weights, configuration, tokenizer."""
-    names = sorted(n for n in os.listdir(path) if n.endswith(WEIGHED))
-    found = [os.stat(os.path.join(path, name)) for name in names]
-    return _folder_digest(path, tuple(names), tuple((each.st_size, each.st_mtime_ns) for each in found))
-
-
-@lru_cache(maxsize=8)
-def _folder_digest(path: str, names: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> str:
-    """Of these files as they are at these stamps; read once where several stores ask."""
-    with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda name: _file_digest(os.path.join(path, name)), names)
-    return hashlib.sha256("\n".join(f"{n} {d}" for n, d in zip(names, digests, strict=True)).encode()).hexdigest()
-
-
-def _file_digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _short(value: Any) -> str:

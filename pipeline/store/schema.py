@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.samples import BESIDE, Message, Preference
+from pipeline.corpus.samples import BESIDE, Message, Preference
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("other", pa.string())])
 LABELS = pa.schema(

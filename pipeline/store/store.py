@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.corpus import FilePlan, InputFile, Shape
-from pipeline.corpus.labels import Guessed
+from pipeline.corpus.labels.rules import Guessed
 from pipeline.errors import StoreError
 from pipeline.store import documents, fingerprint, places
 from pipeline.store.commit import Record, file_key, part_uri, shard_name

@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
+from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
-from pipeline.samples import Message
 from pipeline.tokens.templates import ChatTemplate, Tools
 from pipeline.tokens.thoughts import MARKERS
 

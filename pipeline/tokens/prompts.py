@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
-from pipeline.samples import Message
 from pipeline.tokens.control import unmarked
 from pipeline.tokens.templates import Tools
 from pipeline.tokens.texts import speaker

@@ -23,8 +23,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pipeline.config import TokensConfig
+from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
-from pipeline.samples import Message, Turn
 from pipeline.tokens.control import ControlTokens, unmarked
 from pipeline.tokens.encoding import Encoding, tokenizer_digest
 from pipeline.tokens.prompts import folded, require_plain, require_shown, transcript, unmarked_message, with_system

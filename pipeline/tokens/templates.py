@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
+from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
-from pipeline.samples import Message
 from pipeline.tokens.thoughts import CLOSED, OPENED
 
 STAND_IN = "q7Zx9KpW"  # an answer that no template changes and no conversation holds

@@ -5,8 +5,8 @@ import tomllib
 
 from pipeline import storage
 from pipeline.config import TokensConfig
+from pipeline.corpus.samples import Message
 from pipeline.errors import ConfigError
-from pipeline.samples import Message
 
 RUBRIC_NAME = re.compile(r"[\w.-]+")
 SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
-from pipeline.models import load_model
+from pipeline.models.loading import load_model
 from pipeline.training.config import LoraSection
 
 

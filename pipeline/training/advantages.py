@@ -8,7 +8,8 @@
 For the endogenous reward, gamma being the one the labels were made with, G_h - V(s_h) = alpha * sum_{k>=h} gamma^(k-h)
 log pi(a_k|s_k): with credit = tokens and baseline = value, the level of the logits, which next-token training leaves open,
 is gone. With any other baseline, or another gamma, V(s_h) stays in the advantages of credit = tokens. Of a response that was
-cut off r_H has gamma * V(s_{H+1}) in it (`pipeline.reward`): its G_h is bootstrapped, and the equation holds for it too.
+cut off r_H has gamma * V(s_{H+1}) in it (`pipeline.rewards.endogenous`): its G_h is bootstrapped, and the equation
+holds for it too.
 
 Baselines, over the prompt's n responses:
 

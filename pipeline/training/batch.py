@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.objectives.base import Batch
+from pipeline.training.objectives.base import Batch
 
 Tokens = NDArray[np.float32] | NDArray[np.float64]
 

@@ -20,8 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.pairs import CHOICE_COLUMNS, Group, PairCounts, choose_pairs, last_turns
 from pipeline.store import LabelStore, part_uri, read_part, shard_name
+from pipeline.store.pairs import CHOICE_COLUMNS, Group, PairCounts, choose_pairs, last_turns
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
 COLUMNS = [*CHOICE_COLUMNS, "num_tokens", "num_prompt_tokens", "truncated"]

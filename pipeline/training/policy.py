@@ -5,8 +5,8 @@
 
 Entropies of the next token and a critic's values are given where they are asked for, else None.
 
-Responses that share a prompt are a family: in a packed row (`pipeline.scoring.attention`) the prompt is computed once and
-no token is padding. Where the architecture cannot be packed, rows are padded on the right and prompts repeated. Both give
+Responses that share a prompt are a family: in a packed row (`pipeline.models.scoring.attention`) the prompt is computed once
+and no token is padding. Where the architecture cannot be packed, rows are padded on the right and prompts repeated. Both give
 the same gradients up to rounding.
 
 The output matrix is applied to a tile of [P, V] at a time, some positions and some of the vocabulary, and once more in
@@ -26,10 +26,10 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
-from pipeline.scoring import attention
-from pipeline.scoring.batches import Family, families
-from pipeline.scoring.head import Reshape, raw_logits, reshape_of
-from pipeline.scoring.layouts import agree, pack, pad, probe_families
+from pipeline.models.scoring import attention
+from pipeline.models.scoring.batches import Family, families
+from pipeline.models.scoring.head import Reshape, raw_logits, reshape_of
+from pipeline.models.scoring.layouts import agree, pack, pad, probe_families
 from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)

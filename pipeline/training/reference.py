@@ -22,7 +22,7 @@ from pipeline.training.examples import Examples, Integers
 from pipeline.training.rows import RowReader
 
 if TYPE_CHECKING:
-    from pipeline.scoring import Scorer
+    from pipeline.models.scoring import Scorer
 
 SCHEMA = pa.schema({"row": pa.int32(), "token_logprobs": pa.list_(pa.float32())})
 

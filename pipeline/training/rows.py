@@ -26,27 +26,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import ModelConfig, TokensConfig
-from pipeline.derive import TOKEN_COLUMNS
+from pipeline.corpus.samples import Turn
 from pipeline.errors import ConfigError, RowError
-from pipeline.labellers import (
-    Classified,
-    Endogenous,
-    Labeller,
-    PairwiseJudge,
-    PointwiseJudge,
-    PromptSampler,
-    Sampler,
-    Sampling,
-    Verifier,
-)
-from pipeline.models import (
+from pipeline.models.loading import (
     UNBOUNDED,
     context_length,
     identify_model,
     load_settings,
     load_tokenizer,
 )
-from pipeline.samples import Turn
+from pipeline.rewards.derive import TOKEN_COLUMNS
+from pipeline.rewards.labellers import (
+    Classified,
+    Endogenous,
+    Labeller,
+    MathsAnswerer,
+    PairwiseJudge,
+    PointwiseJudge,
+    PromptSampler,
+    Sampling,
+    Verifier,
+)
 from pipeline.store.schema import LATER, read_messages
 from pipeline.tokens import STAND_IN, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 from pipeline.training.examples import Examples, Integers, LabelPart, Source, read_columns
@@ -56,7 +56,7 @@ COLUMNS = [*LIGHT, *TOKEN_COLUMNS]
 STORED = "stored"  # stands for the file of the template, whose text is in the store
 KINDS: dict[str, type[Labeller]] = {
     kind.name: kind
-    for kind in (Endogenous, Classified, PointwiseJudge, PairwiseJudge, PromptSampler, Sampler, Verifier)
+    for kind in (Endogenous, Classified, PointwiseJudge, PairwiseJudge, PromptSampler, MathsAnswerer, Verifier)
 }
 PLAIN = (PointwiseJudge, PairwiseJudge, Verifier)  # they ask about a response, whose own tokens are of its plain text
 REMEDY = (

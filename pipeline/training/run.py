@@ -24,11 +24,11 @@ from pyarrow import fs
 
 from pipeline import storage
 from pipeline.errors import StoreError
-from pipeline.models import identify_model
-from pipeline.objectives import objective_of
+from pipeline.models.loading import identify_model
 from pipeline.store import documents, fingerprint, places
 from pipeline.training.config import PAIR_OBJECTIVES, LearningConfig, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config
+from pipeline.training.objectives import objective_of
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.objectives import objective_of
-from pipeline.objectives.base import Unit
 from pipeline.training.advantages import Siblings, advantages
 from pipeline.training.batch import Response, Tokens
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Examples
+from pipeline.training.objectives import objective_of
+from pipeline.training.objectives.base import Unit
 from pipeline.training.order import Numbers, Order, atoms_of, plan_step
 from pipeline.training.reference import References
 from pipeline.training.rows import Row, RowReader

@@ -167,7 +167,7 @@ def test_every_reason_of_an_error_row_is_explained() -> None:
 def test_every_objective_and_its_metrics_are_explained() -> None:
     import torch
 
-    from pipeline.objectives import Batch, objective_of
+    from pipeline.training.objectives import Batch, objective_of
 
     text = (ROOT / "docs/training.md").read_text()
     table = text.partition("## Metrics")[2].partition("## ")[0]
@@ -184,10 +184,10 @@ def test_every_metric_of_online_rl_is_explained() -> None:
     import numpy as np
     import torch
 
-    from pipeline.objectives import Batch
     from pipeline.rl.algorithms import ALGORITHMS, algorithm_of
+    from pipeline.rl.monitors import estimates, rollout_metrics
     from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
-    from pipeline.rl.watch import estimates, rollout_metrics
+    from pipeline.training.objectives import Batch
 
     known = _metrics_of((ROOT / "docs/rl.md").read_text().partition("## Metrics")[2].partition("## ")[0])
     tokens = np.zeros(2, np.float32)

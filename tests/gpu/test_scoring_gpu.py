@@ -14,7 +14,7 @@ pytestmark = [
 def test_bfloat16_stays_close_to_float32(layers: int) -> None:
     import transformers
 
-    from pipeline.scoring import Scorer
+    from pipeline.models.scoring import Scorer
     from pipeline.tokens import TokenizedTurn
 
     torch.manual_seed(0)

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import CHATML, save_model
 
-from jobs.aggregate import aggregate
-from jobs.export import export
-from jobs.inspect_store import validate
-from jobs.redraw import redraw
-from jobs.sweep import sweep
+from jobs.stores.aggregate import aggregate
+from jobs.stores.export import export
+from jobs.stores.inspect_store import validate
+from jobs.stores.redraw import redraw
+from jobs.stores.sweep import sweep
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.reward import action_values, token_rewards
-from pipeline.reward import aggregate as aggregate_tokens
+from pipeline.rewards.endogenous import action_values, token_rewards
+from pipeline.rewards.endogenous import aggregate as aggregate_tokens
 from pipeline.store import LabelStore, WriterLock
 from pipeline.store.schema import read_messages
 
@@ -78,14 +78,14 @@ def test_an_aggregated_store_is_the_one_that_labelling_anew_makes(
         raise KeyboardInterrupt
 
     commits: list[object] = []
-    commit = sys.modules["jobs.aggregate"].commit
+    commit = sys.modules["jobs.stores.aggregate"].commit
 
     def commit_two(*arguments: object) -> object:
         commits.append(arguments)
         return commit(*arguments) if len(commits) <= 2 else killed()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("jobs.aggregate.commit", commit_two)
+        patch.setattr("jobs.stores.aggregate.commit", commit_two)
         aggregate(str(corpus.store), str(made), WANTED)
     assert not (made / "manifest.json").exists() and LabelStore(str(made)).progress().done_shards == 2
     untouched = {path: path.stat().st_mtime_ns for path in (made / "labels").iterdir()}

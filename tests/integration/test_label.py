@@ -22,7 +22,7 @@ from tiny import CHATML, save_model
 
 from jobs.cluster import cluster
 from pipeline.config import ClusterConfig, RewardConfig
-from pipeline.reward import action_values, aggregate, token_rewards
+from pipeline.rewards.endogenous import action_values, aggregate, token_rewards
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 FAST = ("--set", "run.num_cpus=2", "--set", "scorer.cpus_per_actor=1")

@@ -14,7 +14,7 @@ import contextlib, json, logging, signal, sys, warnings
 import ray, ray.data, torch
 from jobs.__main__ import main
 from jobs.cluster import cluster, joins_cluster, pick_device, pick_pool
-from jobs.trainer import cpus_of, gpus_of
+from jobs.learning.trainer import cpus_of, gpus_of
 from pipeline.config import ClusterConfig, LabelConfig
 from pipeline.training.config import TrainConfig
 

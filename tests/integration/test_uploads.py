@@ -15,7 +15,7 @@ from moto.s3.exceptions import S3AccessDeniedError
 from moto.s3.models import S3Backend
 from pyarrow import fs
 
-from jobs.export import export
+from jobs.stores.export import export
 from pipeline import storage
 from pipeline.corpus import FilePlan, InputFile, Shape, Shard
 from pipeline.errors import StoreError

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 
 from pipeline.config import ModelConfig
-from pipeline.objectives import objective_of
-from pipeline.objectives.base import Batch, Objective, Terms
 from pipeline.training.adapters import with_adapters
 from pipeline.training.batch import Response
 from pipeline.training.config import TrainConfig
+from pipeline.training.objectives import objective_of
+from pipeline.training.objectives.base import Batch, Objective, Terms
 
 STEPS, PAIRS, RATE = 10, 6, 3e-3
 SETTINGS = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.reward import soft_value, token_rewards
+from pipeline.rewards.endogenous import soft_value, token_rewards
 from pipeline.training.advantages import Siblings, advantages
 from pipeline.training.config import TrainConfig
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.benchmarks import BENCHMARKS, find_benchmark
-from pipeline.benchmarks.figures import stratified_mean
-from pipeline.benchmarks.items import Answer, Item
 from pipeline.config import EvaluateConfig, InputConfig
 from pipeline.corpus import find_files, plan_file, read_shards
 from pipeline.errors import ConfigError, InputError
+from pipeline.evaluation.benchmarks import BENCHMARKS, find_benchmark
+from pipeline.evaluation.benchmarks.figures import stratified_mean
+from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.tokens import load_rubrics
 
 ROOT = Path(__file__).parents[2]
@@ -568,7 +568,7 @@ def test_dsp_published_file(shared):
 def test_the_document_shows_the_code_as_it_is():
     text = (ROOT / "docs/benchmarks.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert block in (ROOT / "pipeline/benchmarks/pairs.py").read_text()
+    assert block in (ROOT / "pipeline/evaluation/benchmarks/pairs.py").read_text()
     assert not {
         name for name in ("rm-bench", "reward-bench", "reward-bench-2", "dsp", "pairs") if f"`{name}`" not in text
     }

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny import ENDLESS
 
-from pipeline import answers
-from pipeline.benchmarks.best_of_n import BestOfN, expected_best
-from pipeline.benchmarks.figures import stratified_mean
-from pipeline.benchmarks.items import Answer, Item
 from pipeline.config import BestOfNConfig, InputConfig
+from pipeline.evaluation.benchmarks.best_of_n import BestOfN, expected_best
+from pipeline.evaluation.benchmarks.figures import stratified_mean
+from pipeline.evaluation.benchmarks.items import Answer, Item
+from pipeline.rewards import answers
 
 
 def enumerated(rewards: list[float], scores: list[float], k: int) -> float:

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.benchmarks.items import Answer, Item
+from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.evaluation.bias import _bins, _design_effect, bias, controlled_accuracy, markdown_marks
-from pipeline.summary import wilson_interval
+from pipeline.store.summary import wilson_interval
 
 
 def item(number: int, chosen, rejected, others=(), verdicts=None) -> Item:

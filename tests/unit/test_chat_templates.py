@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tiny import CHATML, tokenizer
 
 from pipeline.config import TokensConfig
+from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import ConfigError, RowError
-from pipeline.samples import Message, Turn
 from pipeline.tokens import Renderer, TokenizedTurn
 
 DAY = "2024-07-26"
@@ -398,7 +398,7 @@ def test_the_real_models_text(shared: Any) -> None:
     """`Tom had a ball. The ball was ` and `red and big.` under stories260K: three readings, three sums of log pi."""
     torch = pytest.importorskip("torch")
     from pipeline.config import ModelConfig
-    from pipeline.models import load_model, load_tokenizer
+    from pipeline.models.loading import load_model, load_tokenizer
 
     source = ModelConfig(name=str(shared / "models/stories260K"), dtype="float64")
     model, tok = load_model(source, "cpu"), load_tokenizer(source)

@@ -10,10 +10,10 @@ import tiny
 import torch
 import transformers
 
-from pipeline.classification import Classifier
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.models import load_classifier
+from pipeline.models.classification import Classifier
+from pipeline.models.loading import load_classifier
 from pipeline.tokens import TokenizedTurn
 
 VOCABULARY, CONTEXT, END = 50, 64, 2

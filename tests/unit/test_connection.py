@@ -9,7 +9,7 @@ import pytest
 import ray.data
 
 from jobs.cluster import _logging_and_signals_as_before, joins_cluster, require_answer
-from jobs.flow import _settings
+from jobs.label.flow import _settings
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
 

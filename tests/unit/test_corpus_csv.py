@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import InputConfig
-from pipeline.corpus import FilePlan, columnar, detect, find_files, plan_file, read_shards
+from pipeline.corpus import FilePlan, detect, find_files, plan_file, read_shards
+from pipeline.corpus.files import columnar
 from pipeline.errors import InputError, RowError
 
 ROWS = [

@@ -12,12 +12,12 @@ import pytest
 from tiny import CHATML, save_model
 
 from jobs.__main__ import main
-from jobs.plan import find_inputs
-from pipeline.benchmarks import find_benchmark
+from jobs.label.plan import find_inputs
 from pipeline.config import InputConfig, load_config
 from pipeline.corpus import Choice, detect, find_files, plan_file
-from pipeline.corpus.folders import split_word
+from pipeline.corpus.files.folders import split_word
 from pipeline.errors import InputError
+from pipeline.evaluation.benchmarks import find_benchmark
 
 ROW = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 CARD = "---\nlicense: mit\nconfigs:\n{}---\n# A card\n"

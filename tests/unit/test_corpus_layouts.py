@@ -15,9 +15,9 @@ from corpora import Row, plan, preferences, scored, write
 
 from pipeline.config import InputConfig
 from pipeline.corpus import detect
+from pipeline.corpus.samples import Message
 from pipeline.errors import InputError, RowError
-from pipeline.labellers.prompts import prompt_of, prompt_shape
-from pipeline.samples import Message
+from pipeline.rewards.labellers.prompts import prompt_of, prompt_shape
 
 
 def user(text: str) -> Message:

@@ -3,10 +3,10 @@
 import pytest
 from corpora import Row, obeyed, plan, preferences, scored, write
 
-from pipeline.benchmarks.best_of_n import BestOfN
 from pipeline.config import BestOfNConfig, InputConfig
 from pipeline.corpus import detect
 from pipeline.errors import InputError, RowError
+from pipeline.evaluation.benchmarks.best_of_n import BestOfN
 
 ASKED, GOOD, BAD = "Which is bigger?", "A whale.", "A mouse."
 

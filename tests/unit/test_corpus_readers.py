@@ -13,7 +13,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import FilePlan, InputFile, find_files, plan_file, read_shards, read_together, text
+from pipeline.corpus import FilePlan, InputFile, find_files, plan_file, read_shards, read_together
+from pipeline.corpus.files import text
 from pipeline.errors import InputError, RowError
 
 ROWS = [{"prompt": f"frage {i} \U0001f600", "n": i, "list": [{"a": i, "b": None}] * (i % 3)} for i in range(53)]
@@ -228,7 +229,7 @@ def test_a_very_long_row(write, suffix):
 
 
 def test_a_shard_of_json_ends_at_its_bytes_too(write, monkeypatch):
-    monkeypatch.setattr("pipeline.corpus.readers.SHARD_BYTES", 1000)
+    monkeypatch.setattr("pipeline.corpus.files.readers.SHARD_BYTES", 1000)
     file = write("a.jsonl", LINES)
     plan = plan_file(file, shard_rows=1000)
     assert len(plan.shards) > 3 and all(shard.length < 1200 for shard in plan.shards)
@@ -323,7 +324,7 @@ def test_arrays_come_back_value_by_value_whatever_is_read_at_once(values, chunk,
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 9), max_size=6), shard_rows=st.integers(1, 12), wanted=st.data())
 def test_columnar_cuts(lengths, shard_rows, wanted):
-    from pipeline.corpus import columnar
+    from pipeline.corpus.files import columnar
 
     total = sum(lengths)
     batches, row = [], 0

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.corpus import columns
 from pipeline.corpus import messages as read
-from pipeline.corpus.words import TIE, TIES, is_scale, parts, tokens, vocabulary, word
+from pipeline.corpus.labels.words import TIE, TIES, is_scale, parts, tokens, vocabulary, word
 from pipeline.errors import RowError
 
 ROW = {

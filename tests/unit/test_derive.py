@@ -7,17 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.sweep import GAMMAS
+from jobs.stores.sweep import GAMMAS
 from pipeline.config import RewardConfig
-from pipeline.derive import TOKEN_COLUMNS, Outcome, outcomes, relabel, reward_grid, rewards_of, stored_reward
+from pipeline.corpus.samples import Turn
 from pipeline.errors import ConfigError
-from pipeline.labelling import label
-from pipeline.pairs import PairCounts, preference_pairs
-from pipeline.reward import soft_value
-from pipeline.samples import Turn
-from pipeline.scores import Scores
+from pipeline.models.scores import Scores
+from pipeline.rewards.derive import TOKEN_COLUMNS, Outcome, outcomes, relabel, reward_grid, rewards_of, stored_reward
+from pipeline.rewards.endogenous import soft_value
+from pipeline.rewards.labelling import label
+from pipeline.store.pairs import PairCounts, preference_pairs
 from pipeline.store.schema import LABELS, labels_table
-from pipeline.summary import ShardStats
+from pipeline.store.summary import ShardStats
 from pipeline.tokens import TokenizedTurn
 
 LENGTHS = (1, 2, 7, 40, 3, 1, 300, 12)

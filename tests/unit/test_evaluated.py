@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from tiny import CHATML, save_model
 
-from pipeline.benchmarks import find_benchmark
 from pipeline.config import EvaluateConfig, RewardConfig
 from pipeline.corpus import Shard
+from pipeline.corpus.samples import TurnName, parse_turn_id, turn_id
 from pipeline.errors import ConfigError
+from pipeline.evaluation.benchmarks import find_benchmark
 from pipeline.evaluation.results import Cost, make_results
 from pipeline.evaluation.stores import Evaluated, evaluated
-from pipeline.labellers import Endogenous
-from pipeline.models import load_model
-from pipeline.rewards import variants_of
-from pipeline.samples import TurnName, parse_turn_id, turn_id
-from pipeline.scoring import Scorer
+from pipeline.evaluation.variants import variants_of
+from pipeline.models.loading import load_model
+from pipeline.models.scoring import Scorer
+from pipeline.rewards.labellers import Endogenous
 from pipeline.store import LabelStore, commit
 from pipeline.store.schema import Failure, Label
 

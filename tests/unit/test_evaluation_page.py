@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_report import Page, in_browser, needs_chromium, printed
 
-from pipeline.benchmarks.items import Answer, Item
 from pipeline.config import EvaluateConfig
+from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.evaluation.bias import bias
 from pipeline.report.bias import bias_columns
 from pipeline.report.evaluation import draw_evaluation, results_markdown

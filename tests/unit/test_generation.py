@@ -12,9 +12,9 @@ import transformers
 from scipy.stats import chisquare
 
 from pipeline.errors import RowError
-from pipeline.generation import Generator
-from pipeline.questions import Completion, Question
-from pipeline.scoring import Scorer
+from pipeline.models.generation import Generator
+from pipeline.models.questions import Completion, Question
+from pipeline.models.scoring import Scorer
 from pipeline.tokens import TokenizedTurn
 
 PROMPTS = [[5, 9, 33], [7], [100, 101, 102, 103, 104, 105, 106], [250, 3, 3, 8], [44] * 11]
@@ -353,5 +353,5 @@ def test_new_weights_are_used_at_once(model):
 def test_numbers_drawn_ahead_are_those_of_single_steps(monkeypatch):
     model = gpt2()
     ahead = repeated(model).generate(GROUPS)
-    monkeypatch.setattr("pipeline.generation.DRAWN_AHEAD", 1)
+    monkeypatch.setattr("pipeline.models.generation.DRAWN_AHEAD", 1)
     assert repeated(model).generate(GROUPS) == ahead

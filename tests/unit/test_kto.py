@@ -8,19 +8,19 @@ import pytest
 import scipy.stats
 from tiny import CHATML, save_model
 
-from pipeline.benchmarks import find_benchmark
-from pipeline.benchmarks.figures import stratified_mean
-from pipeline.benchmarks.items import Answer, Item
 from pipeline.config import EvaluateConfig, RewardConfig
 from pipeline.corpus import Shard, find_files, plan_file, read_shards
 from pipeline.errors import InputError
+from pipeline.evaluation.benchmarks import find_benchmark
+from pipeline.evaluation.benchmarks.figures import stratified_mean
+from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.evaluation.results import Cost, make_results
 from pipeline.evaluation.statistics import compare, intervals
 from pipeline.evaluation.stores import evaluated
-from pipeline.labellers import Endogenous
-from pipeline.models import load_model
-from pipeline.rewards import variants_of
-from pipeline.scoring import Scorer
+from pipeline.evaluation.variants import variants_of
+from pipeline.models.loading import load_model
+from pipeline.models.scoring import Scorer
+from pipeline.rewards.labellers import Endogenous
 from pipeline.store import LabelStore, commit
 
 KTO = find_benchmark("kto")

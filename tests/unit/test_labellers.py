@@ -14,13 +14,13 @@ from tiny import CHATML, save_bigram, save_model
 from pipeline.config import EvaluateConfig
 from pipeline.corpus import Shape, Shard, detect
 from pipeline.errors import RowError
-from pipeline.generation import Generator
-from pipeline.labellers import Classified, Endogenous, Labeller, PairwiseJudge, PointwiseJudge, Verifier
-from pipeline.labellers.base import filled
-from pipeline.labellers.judge import verdict
-from pipeline.models import load_model
-from pipeline.questions import Completion
-from pipeline.scoring import Scorer
+from pipeline.models.generation import Generator
+from pipeline.models.loading import load_model
+from pipeline.models.questions import Completion
+from pipeline.models.scoring import Scorer
+from pipeline.rewards.labellers import Classified, Endogenous, Labeller, PairwiseJudge, PointwiseJudge, Verifier
+from pipeline.rewards.labellers.base import filled
+from pipeline.rewards.labellers.judge import verdict
 
 VERDICTS = {"good": "[[9]]", "bad": "[[2]]", "better": "[[A]]", "worse": "[[B]]"}
 SHAPE = Shape((("chosen", "chosen"), ("rejected", "rejected")), prompt="prompt")
@@ -52,7 +52,7 @@ def pair(chosen: str | list[str], rejected: str | list[str]) -> dict[str, Any]:
 
 
 def test_a_pattern_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.labellers.judge.READ_WITHIN_S", 1.0)
+    monkeypatch.setattr("pipeline.rewards.labellers.judge.READ_WITHIN_S", 1.0)
     assert verdict(r"(a+)+$", Completion("it is aaa", [], True)) == "aaa"
     with pytest.raises(RowError, match=r"unparsable_judgement.*\(a\+\)\+\$ came to no end within 1 s"):
         verdict(r"(a+)+$", Completion("a" * 40 + "b", [], True))

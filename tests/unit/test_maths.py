@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tiny import ENDLESS
 
-from pipeline import answers
-from pipeline.answers import extract_and_check, final_answer
-from pipeline.benchmarks.figures import stratified_mean
-from pipeline.benchmarks.items import Answer, Item
-from pipeline.benchmarks.maths import MATHS, pass_at
 from pipeline.config import InputConfig
 from pipeline.errors import InputError, RowError
+from pipeline.evaluation.benchmarks.figures import stratified_mean
+from pipeline.evaluation.benchmarks.items import Answer, Item
+from pipeline.evaluation.benchmarks.maths import MATHS, pass_at
+from pipeline.rewards import answers
+from pipeline.rewards.answers import extract_and_check, final_answer
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.objectives import OBJECTIVES, Batch, Objective, Terms, objective_of
-from pipeline.objectives.awr import Awr, Rwr
-from pipeline.objectives.dpo import Dpo
-from pipeline.objectives.grpo import Grpo
-from pipeline.objectives.ipo import Ipo
-from pipeline.objectives.preference import PreferenceObjective
-from pipeline.objectives.reinforce import Reinforce
-from pipeline.objectives.sft import Sft
-from pipeline.objectives.simpo import Simpo
 from pipeline.training.config import OBJECTIVES as CONFIGURED
 from pipeline.training.config import TrainConfig
+from pipeline.training.objectives import OBJECTIVES, Batch, Objective, Terms, objective_of
+from pipeline.training.objectives.awr import Awr, Rwr
+from pipeline.training.objectives.dpo import Dpo
+from pipeline.training.objectives.grpo import Grpo
+from pipeline.training.objectives.ipo import Ipo
+from pipeline.training.objectives.preference import PreferenceObjective
+from pipeline.training.objectives.reinforce import Reinforce
+from pipeline.training.objectives.sft import Sft
+from pipeline.training.objectives.simpo import Simpo
 
 Nested = list[list[float]]
 SEEDS = (0, 1, 2)

@@ -10,16 +10,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.aggregate import aggregate
-from jobs.export import export
-from jobs.fill import Filling
-from jobs.inspect_store import validate
-from jobs.sweep import sweep
-from jobs.train import train
+from jobs.label.fill import Filling
+from jobs.stores.aggregate import aggregate
+from jobs.stores.export import export
+from jobs.stores.inspect_store import validate
+from jobs.stores.sweep import sweep
+from jobs.train.run import train
 from pipeline.config import LabelConfig, ModelConfig
 from pipeline.corpus import find_files
 from pipeline.errors import StoreError
-from pipeline.labellers import Endogenous
+from pipeline.rewards.labellers import Endogenous
 from pipeline.store import LabelStore, documents
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from corpora import plan, preferences, write
 
-from jobs.plan import plan_inputs, refuse_output_within
-from jobs.preview import first_preference
+from jobs.label.plan import plan_inputs, refuse_output_within
+from jobs.label.preview import first_preference
 from pipeline import storage
 from pipeline.config import InputConfig, load_config
 from pipeline.corpus import find_files
-from pipeline.corpus.labels import ByValue
+from pipeline.corpus.labels.rules import ByValue
 from pipeline.errors import ConfigError, InputError, StoreError
 from pipeline.store import LabelStore, StoredInput, documents, fingerprint
 

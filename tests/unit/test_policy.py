@@ -7,10 +7,10 @@ import torch
 import transformers
 
 from pipeline.errors import ConfigError
-from pipeline.scoring.attention import Packing
-from pipeline.scoring.batches import Family
-from pipeline.scoring.head import Reshape
-from pipeline.scoring.layouts import pack
+from pipeline.models.scoring.attention import Packing
+from pipeline.models.scoring.batches import Family
+from pipeline.models.scoring.head import Reshape
+from pipeline.models.scoring.layouts import pack
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.adapters import with_adapters
 from pipeline.training.config import LoraSection

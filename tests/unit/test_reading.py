@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.benchmarks.items import Answer, Item
+from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.evaluation.reading import items_of
 from pipeline.store.schema import Label, labels_table
-from pipeline.summary import find_pairs
+from pipeline.store.summary import find_pairs
 
 NONE = np.zeros(0, np.float32)
 

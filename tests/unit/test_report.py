@@ -27,7 +27,7 @@ from pipeline.report.charts import (
 from pipeline.report.markup import compact, esc
 from pipeline.report.reading import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.responses import HEAD, TAIL, choose_cards
-from pipeline.summary import ShardStats
+from pipeline.store.summary import ShardStats
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 SCHEMA = pa.schema(

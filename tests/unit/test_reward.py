@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import RewardConfig
-from pipeline.reward import action_values, aggregate, soft_value, token_rewards
+from pipeline.rewards.endogenous import action_values, aggregate, soft_value, token_rewards
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.objectives import Batch
 from pipeline.rl.algorithms import ALGORITHMS, Algorithm, algorithm_of
 from pipeline.rl.algorithms.grpo import Grpo
 from pipeline.rl.algorithms.ppo import Ppo
@@ -21,6 +20,7 @@ from pipeline.rl.algorithms.rloo import Rloo
 from pipeline.rl.config import ALGORITHMS as CONFIGURED
 from pipeline.rl.config import RlConfig
 from pipeline.training.advantages import Siblings
+from pipeline.training.objectives import Batch
 
 Nested = list[list[float]]
 SEEDS = (0, 1, 2)

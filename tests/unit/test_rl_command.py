@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from tiny import save_model, tokenizer
 
-from jobs import rl, trainer
 from jobs.__main__ import main
-from jobs.trainer import position_notes
+from jobs.learning import trainer
+from jobs.learning.trainer import position_notes
+from jobs.rl import run as rl
 from pipeline.config import ModelConfig
-from pipeline.models import load_settings
+from pipeline.models.loading import load_settings
 from pipeline.rl.config import RlConfig
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline.reward import aggregate, soft_value, token_rewards
+from pipeline.rewards.endogenous import aggregate, soft_value, token_rewards
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.algorithms.ppo import Ppo
 from pipeline.rl.config import RlConfig

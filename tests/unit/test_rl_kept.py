@@ -19,19 +19,19 @@ import pytest
 from label_stores import as_format_1
 from tiny import CHATML, save_model
 
-from jobs import inspect_store
-from jobs.redraw import redraw
-from jobs.sweep import sweep
+from jobs.stores import inspect_store
+from jobs.stores.redraw import redraw
+from jobs.stores.sweep import sweep
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.generation import Generator
-from pipeline.models import load_model, load_tokenizer
-from pipeline.questions import Question
+from pipeline.models.generation import Generator
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.questions import Question
 from pipeline.rl.config import RlConfig
-from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import read_prompts
-from pipeline.rl.rewards import Rewarder
+from pipeline.rl.rollout_store import KeptRollouts, describe_kept
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
+from pipeline.rl.sources import Rewarder
 from pipeline.store import documents, part_uri, problems
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples

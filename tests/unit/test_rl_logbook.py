@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tiny import ENDLESS
 
-from jobs.logbook import Logbook
-from jobs.online import Online
+from jobs.rl.logbook import Logbook
+from jobs.rl.online import Online
 from pipeline.rl.config import RlConfig
-from pipeline.rl.rewards.maths import RightAnswer
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
+from pipeline.rl.sources.maths import RightAnswer
 
 SEPARATORS = "one\u2028two\u2029three\u0085four"  # end a line for str.splitlines, and not in JSON
 APART = "sampling/sampling_logp_difference/max"
@@ -116,7 +116,7 @@ def test_without_held_out_prompts_samples_are_of_the_batch(tmp_path: Path) -> No
 
 
 def test_a_held_out_check_that_does_not_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.answers.CHECKED_WITHIN_S", 1.0)
+    monkeypatch.setattr("pipeline.rewards.answers.CHECKED_WITHIN_S", 1.0)
     response, gold = ENDLESS
     each = group(0, response, [-1.0])
     source = Canned([replace(each, prompt=replace(each.prompt, columns={"answer": gold}))], measurable=1)

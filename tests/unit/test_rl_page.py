@@ -12,10 +12,10 @@ from test_training_page import charts
 
 from jobs.__main__ import main
 from jobs.terminal import TrainProgress, errors, figures_of
+from pipeline.report.card import model_card
 from pipeline.report.rl import SHOWN, observations, rl_page, sentence, title
 from pipeline.rl.config import ALGORITHMS, RlConfig
 from pipeline.store import documents
-from pipeline.training.card import model_card
 from pipeline.training.metrics import MetricsFile
 from pipeline.training.run import RunFolder
 
@@ -179,7 +179,14 @@ def test_text_from_data_is_never_markup() -> None:
     response = {"text": evil * 99, "reward": 1.0, "parts": {evil: 1.0, "b": 2.0}, "tokens": 3, "finished": True}
     samples = [{"step": 1, "samples": [{"prompt": evil, "responses": [response, response | {"right": False}]}]}]
     measured = [
-        {"step": 1, "reward": 1.0, evil: 1.0, f"rewards/{evil}/mean": 1.0, "warnings": [evil], "time/learning": 1}
+        {
+            "step": 1,
+            "reward": 1.0,
+            evil: 1.0,
+            f"rewards/{evil}/mean": 1.0,
+            "warnings": [evil],
+            "time/learning": 1,
+        }
     ]
     page = Page(html := rl_page(given, measured, RESULTS, samples))
     assert not page.having("script") and html.count("alert(1)") > 10 and len(page.having("style")) == 1

@@ -15,10 +15,10 @@ from tiny import CHATML, ENDLESS, save_model, tokenizer
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, InputError, RunError
-from pipeline.models import load_model
+from pipeline.models.loading import load_model
 from pipeline.rl.config import RlConfig
-from pipeline.rl.rewards import Rewarder, check_prompts, check_rewards, checker
 from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
+from pipeline.rl.sources import Rewarder, check_prompts, check_rewards, checker
 
 POLICY = tokenizer()
 END = POLICY.eos_token_id
@@ -307,7 +307,7 @@ def test_one_model_under_several_names_is_loaded_and_asked_once(
         loaded.append(config.name)
         return load_model(config, device, gpus)
 
-    monkeypatch.setattr("pipeline.rl.rewards.models.load_model", counted)
+    monkeypatch.setattr("pipeline.rl.sources.models.load_model", counted)
     again = tmp_path / "again"
     shutil.copytree(models.rewarding, again)
     rewards = {
@@ -372,7 +372,7 @@ def test_maths_is_one_for_an_equivalent_answer(models: Folders) -> None:
 def test_an_answer_that_cannot_be_checked_in_time_earns_nothing_and_is_said(
     models: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.answers.CHECKED_WITHIN_S", 1.0)
+    monkeypatch.setattr("pipeline.rewards.answers.CHECKED_WITHIN_S", 1.0)
     response, gold = ENDLESS
     rewards = rewarder(configured(models, {"right": {"kind": "maths"}}))
     for count in (1, 2):  # of all so far

@@ -9,8 +9,8 @@ from tiny import CHATML, save_model
 from pipeline.config import load_config_as
 from pipeline.errors import ConfigError
 from pipeline.rl.config import RlConfig
-from pipeline.rl.kept import describe_kept
 from pipeline.rl.prompts import Prompts, read_prompts
+from pipeline.rl.rollout_store import describe_kept
 from pipeline.rl.run import describe_rl, replay_differences
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.rl.monitors import SEVERAL, WINDOW, Watch, pick_samples, repetition, rollout_metrics
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
-from pipeline.rl.watch import SEVERAL, WINDOW, Watch, pick_samples, repetition, rollout_metrics
 from pipeline.training.metrics import MetricsFile, finite, numbers, read_metrics
 
 Rows = list[dict[str, Any]]

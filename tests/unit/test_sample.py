@@ -13,17 +13,17 @@ import torch
 import transformers
 from tiny import CHATML, save_bigram, save_model
 
-from jobs.sample import check_names, is_written, samples_name, write_samples
+from jobs.sample.run import check_names, is_written, samples_name, write_samples
 from pipeline.config import InputConfig, LabelConfig, SampleConfig, load_config_as
 from pipeline.corpus import FilePlan, InputFile, Shard, detect, turns
+from pipeline.corpus.samples import Turn
 from pipeline.corpus.shapes import SAMPLED
 from pipeline.errors import ConfigError, InputError, RowError, RunError, StoreError
-from pipeline.generation import Generator
-from pipeline.labellers import Endogenous, PromptSampler
-from pipeline.labellers.prompts import prompt_shape, sampled
-from pipeline.models import load_model
-from pipeline.questions import Completion
-from pipeline.samples import Turn
+from pipeline.models.generation import Generator
+from pipeline.models.loading import load_model
+from pipeline.models.questions import Completion
+from pipeline.rewards.labellers import Endogenous, PromptSampler
+from pipeline.rewards.labellers.prompts import prompt_shape, sampled
 from pipeline.store import LabelStore, StoredInput, commit, fingerprint, shard_name
 from pipeline.store.schema import Failure, Label, labels_table
 
@@ -322,7 +322,7 @@ def test_the_files_hold_every_prompt_once_in_its_inputs_order(
     before = {path.name: path.read_bytes() for path in output.glob("*.json*")}
     assert write_samples(store, str(output)) == summary
     assert {path.name: path.read_bytes() for path in output.glob("*.json*")} == before
-    monkeypatch.setattr("jobs.sample.FILE_BYTES", 1)
+    monkeypatch.setattr("jobs.sample.run.FILE_BYTES", 1)
     smaller = write_samples(store, str(output))
     assert len(smaller["files"]) == 4 and next(read(output)) == found[0]
     assert sorted(map(str, read(output))) == sorted(map(str, found))  # the larger files are gone

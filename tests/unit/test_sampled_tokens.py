@@ -14,22 +14,22 @@ from chat_templates import TEMPLATES
 from label_stores import label_store
 from tiny import CHATML, save_model
 
-from jobs.plan import check_sampled
+from jobs.label.plan import check_sampled
 from pipeline.config import InputConfig, LabelConfig, ModelConfig, SampleConfig, load_config_as
 from pipeline.corpus import Shape, Shard, detect, find_files, plan_file
+from pipeline.corpus.samples import Message
 from pipeline.errors import ConfigError
-from pipeline.generation import Generator
-from pipeline.labellers import Endogenous, PromptSampler
-from pipeline.labellers.prompts import prompt_shape, sampled
-from pipeline.models import load_model, load_tokenizer
-from pipeline.questions import Question
+from pipeline.models.generation import Generator
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.questions import Question
+from pipeline.models.scoring import Scorer
+from pipeline.rewards.labellers import Endogenous, PromptSampler
+from pipeline.rewards.labellers.prompts import prompt_shape, sampled
 from pipeline.rl.config import RlConfig
-from pipeline.rl.kept import KeptRollouts, describe_kept
 from pipeline.rl.prompts import read_prompts
-from pipeline.rl.rewards import Rewarder
+from pipeline.rl.rollout_store import KeptRollouts, describe_kept
 from pipeline.rl.rollouts import Group, Rollout
-from pipeline.samples import Message
-from pipeline.scoring import Scorer
+from pipeline.rl.sources import Rewarder
 from pipeline.store import Failure, Label, StoredInput
 from pipeline.store.schema import labels_table
 from pipeline.tokens import TokenizedTurn

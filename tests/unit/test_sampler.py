@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from actors.sampler import Sampler, SamplerSpec, pack, unpack
 from pipeline.config import ModelConfig
 from pipeline.errors import RunError
-from pipeline.questions import Question
+from pipeline.models.questions import Question
 from pipeline.training.adapters import with_adapters
 from pipeline.training.config import LoraSection
 

@@ -8,12 +8,12 @@ import torch
 import transformers
 
 from pipeline.errors import RowError
-from pipeline.reward import token_rewards
-from pipeline.scoring import Scorer
-from pipeline.scoring.attention import Packing
-from pipeline.scoring.batches import Family, families
-from pipeline.scoring.head import reduce_logits
-from pipeline.scoring.layouts import pack
+from pipeline.models.scoring import Scorer
+from pipeline.models.scoring.attention import Packing
+from pipeline.models.scoring.batches import Family, families
+from pipeline.models.scoring.head import reduce_logits
+from pipeline.models.scoring.layouts import pack
+from pipeline.rewards.endogenous import token_rewards
 from pipeline.tokens import TokenizedTurn
 
 VOCABULARY = 97
@@ -313,6 +313,6 @@ def test_a_response_that_would_see_its_sibling_is_found_out_in_bfloat16(
         *tensors, packing = pack(batch)
         return (*tensors, Packing([(start, prefix, [sum(parts)]) for start, prefix, parts in packing.families]))
 
-    monkeypatch.setattr("pipeline.scoring.scorer.pack", pack_wrongly)
+    monkeypatch.setattr("pipeline.models.scoring.scorer.pack", pack_wrongly)
     scorer = Scorer(in_bfloat16(kind, 3, 0.05))
     assert scorer.head is not None and scorer.layout == "cached"

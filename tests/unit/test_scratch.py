@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.worker import scratch
+from jobs.learning.worker import scratch
 
 KILLED = """
 import os, signal, sys, tempfile
 tempfile.tempdir = sys.argv[1]
-from jobs.worker import scratch
+from jobs.learning.worker import scratch
 held = [scratch(place) for place in sys.argv[2:]]
 for each in held:
     each.__enter__()

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.benchmarks.figures import Figures, stratified_mean
 from pipeline.evaluation import statistics
+from pipeline.evaluation.benchmarks.figures import Figures, stratified_mean
 from pipeline.evaluation.statistics import Comparison, by_stratum, compare, holm, intervals
 
 

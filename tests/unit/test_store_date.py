@@ -8,10 +8,10 @@ import pytest
 from chat_templates import TEMPLATES
 from tiny import save_model
 
-from jobs.fill import Filling
+from jobs.label.fill import Filling
 from pipeline.config import LabelConfig
 from pipeline.corpus import find_files
-from pipeline.labellers import Endogenous
+from pipeline.rewards.labellers import Endogenous
 from pipeline.store import WriterLock, fingerprint
 
 

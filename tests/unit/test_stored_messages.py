@@ -12,18 +12,18 @@ import pytest
 from label_stores import as_format_1, label_store
 from tiny import CHATML, save_model
 
-from jobs.aggregate import aggregate
-from jobs.close import finish_store
-from jobs.export import export
-from jobs.redraw import redraw
+from jobs.stores.aggregate import aggregate
+from jobs.stores.export import export
+from jobs.stores.finalize import finish_store
+from jobs.stores.redraw import redraw
 from pipeline.config import LabelConfig, ModelConfig
-from pipeline.derive import relabel, stored_reward
+from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import StoreError
-from pipeline.labelling import make_label
-from pipeline.pairs import preference_pairs, preferences_table
 from pipeline.report.responses import draw_responses
-from pipeline.samples import Message, Turn
+from pipeline.rewards.derive import relabel, stored_reward
+from pipeline.rewards.labelling import make_label
 from pipeline.store import LABELS, LabelStore, part_uri, problems, read_part
+from pipeline.store.pairs import preference_pairs, preferences_table
 from pipeline.store.schema import FORMER_LABELS, labels_table, read_messages, stored_messages
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.config import TrainConfig

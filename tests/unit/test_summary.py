@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.summary import Moments, ShardStats, find_pairs, merge, plain, signed, summary_rows, wilson_interval
+from pipeline.store.summary import Moments, ShardStats, find_pairs, merge, plain, signed, summary_rows, wilson_interval
 
 SCHEMA = pa.schema(
     {

@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 from tiny import CHATML, save_model, tokenizer
 
-from pipeline.answers import extract_and_check
-from pipeline.benchmarks import find_benchmark
-from pipeline.benchmarks.maths import Maths
 from pipeline.config import EvaluateConfig, TokensConfig
 from pipeline.corpus import Shape, Shard
 from pipeline.errors import RowError
-from pipeline.labellers import PairwiseJudge, PointwiseJudge, Sampler, Verifier
-from pipeline.labellers.judge import verdict
-from pipeline.questions import Completion
+from pipeline.evaluation.benchmarks import find_benchmark
+from pipeline.evaluation.benchmarks.maths import Maths
+from pipeline.models.questions import Completion
+from pipeline.rewards.answers import extract_and_check
+from pipeline.rewards.labellers import MathsAnswerer, PairwiseJudge, PointwiseJudge, Verifier
+from pipeline.rewards.labellers.judge import verdict
 from pipeline.rl.config import RlConfig
-from pipeline.rl.rewards import checker
 from pipeline.rl.rollouts import Prompt
+from pipeline.rl.sources import checker
 from pipeline.tokens import Renderer
 from pipeline.tokens.thoughts import behind_thoughts
 
@@ -58,7 +58,7 @@ def test_who_writes_may_think_and_what_is_scored_stands_behind_closed_thoughts(t
     for labeller, shape, ending in (
         (PointwiseJudge(config, config.model), pair, "assistant\n"),
         (PairwiseJudge(config, config.model), pair, "assistant\n"),
-        (Sampler(config, config.model, benchmark=maths), question, "assistant\n"),
+        (MathsAnswerer(config, config.model, benchmark=maths), question, "assistant\n"),
         (Verifier(config, config.model), pair, "assistant\n<think></think>"),
     ):
         row = {"q": "what?", "a": "yes", "b": "no", "question": "1+1?", "answer": "#### 2"}

@@ -7,8 +7,8 @@ import pytest
 from tiny import CHATML, tokenizer
 
 from pipeline.config import TokensConfig
+from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import ConfigError, RowError
-from pipeline.samples import Message, Turn
 from pipeline.tokens import Renderer, TokenizedTurn, load_rubrics, pieces
 
 

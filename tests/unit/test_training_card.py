@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline.training.card import hub_name, model_card, without_places
+from pipeline.report.card import hub_name, model_card, without_places
 from pipeline.training.config import OBJECTIVES, TrainConfig
 
 PLACES = ("/home/jane/models/tiny-chat", "/data/labels/hh", "s3://secret-bucket/runs/dpo", "/etc/ds.json")

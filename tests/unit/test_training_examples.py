@@ -14,11 +14,11 @@ from label_stores import label_store
 from tiny import CHATML, save_model
 
 from pipeline.corpus import Shard
+from pipeline.corpus.samples import turn_id
 from pipeline.errors import ConfigError, StoreError
-from pipeline.labellers import Verifier
-from pipeline.pairs import PairCounts
-from pipeline.samples import turn_id
+from pipeline.rewards.labellers import Verifier
 from pipeline.store import Label, LabelStore, commit
+from pipeline.store.pairs import PairCounts
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Examples, find_examples
 

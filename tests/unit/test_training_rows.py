@@ -15,7 +15,7 @@ from tiny import CHATML, save_bigram, save_model, tokenizer
 from pipeline.config import EvaluateConfig, ModelConfig
 from pipeline.corpus import read_shards
 from pipeline.errors import ConfigError, StoreError
-from pipeline.labellers import Classified, Endogenous, Labeller, Sampler, Verifier
+from pipeline.rewards.labellers import Classified, Endogenous, Labeller, MathsAnswerer, Verifier
 from pipeline.store import LabelStore
 from pipeline.training import rows as rows_module
 from pipeline.training.config import TrainConfig
@@ -168,7 +168,7 @@ def test_sampled_answers_need_not_be_cut_as_a_tokenizer_cuts_them(tmp_path: Path
     assert reader_of(examples, model).read(examples, [0])[0].response_ids == letters[:3]
     rewritten(store, token_ids=lambda ids: [tok.eos_token_id], response=lambda text: "", truncated=lambda cut: False)
     assert reader_of(examples, model).read(examples, [0])[0].response_ids == [tok.eos_token_id]
-    assert rows_module.KINDS["policy"] is Sampler
+    assert rows_module.KINDS["policy"] is MathsAnswerer
     sampled = {**store.description(), "labeller": "policy", "model.max_length": 3}
     assert stored_renderer(tok, sampled).max_length > 10**6
 

@@ -9,13 +9,14 @@ import pytest
 from tiny import save_model
 
 from actors.learner import Diverged
-from jobs import learn, worker
+from jobs.learning import worker
+from jobs.train import loop as learn
 from pipeline.config import load_config_as
 from pipeline.errors import ConfigError, RunError, StoreError
-from pipeline.objectives import objective_of
 from pipeline.store import documents
 from pipeline.training.config import DpoConfig, TrainConfig, TrainSection
 from pipeline.training.deepspeed import deepspeed_config
+from pipeline.training.objectives import objective_of
 from pipeline.training.run import CHECKPOINTS, SNAPSHOT, STOPPED, RunFolder, describe, keep_snapshot
 from pipeline.training.schedule import base_rate, learning_rate
 

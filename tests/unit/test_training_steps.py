@@ -13,8 +13,8 @@ from tiny import save_model
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
-from pipeline.models import load_model
-from pipeline.scoring import Scorer
+from pipeline.models.loading import load_model
+from pipeline.models.scoring import Scorer
 from pipeline.training.advantages import Siblings, advantages
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples

@@ -6,7 +6,8 @@
     reinforce             the policy gradient itself
     reinforce_plus_plus   rewards to go normalised over the batch, clipped ratio of a token
 
-An algorithm is an objective (`pipeline.objectives.base`): it sees rewards and log-probabilities, no model and no worker.
+An algorithm is an objective (`pipeline.training.objectives.base`): it sees rewards and log-probabilities, no model and no
+worker.
 """
 
 from pipeline.rl.algorithms.base import Algorithm

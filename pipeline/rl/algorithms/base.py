@@ -25,11 +25,11 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
-from pipeline.objectives.base import Batch, Objective, Terms
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings, compared
 from pipeline.training.config import AdvantageConfig
+from pipeline.training.objectives.base import Batch, Objective, Terms
 
 TINY = 1e-8  # keeps rounding from being blown up where all advantages of a batch are alike
 

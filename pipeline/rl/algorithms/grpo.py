@@ -21,13 +21,13 @@ from typing import ClassVar, Literal, Self
 
 import torch
 
-from pipeline.objectives.base import Batch, Terms, Unit
-from pipeline.objectives.clip import clipped
-from pipeline.objectives.grpo import LossType, by_loss_type
 from pipeline.rl.algorithms.base import Algorithm
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings
+from pipeline.training.objectives.base import Batch, Terms, Unit
+from pipeline.training.objectives.clip import clipped
+from pipeline.training.objectives.grpo import LossType, by_loss_type
 
 
 @dataclass(frozen=True, kw_only=True)

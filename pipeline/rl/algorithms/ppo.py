@@ -12,7 +12,8 @@ delta_h = alpha * log pi_reward(a_h|s_h), less the KL in the reward: the level o
 the whole reward is r_H.
 
 What was cut off did not end in s_{H+1}. The endogenous r_H has gamma * V(s_{H+1}) of the reward model in it
-(`pipeline.reward`), and a reward of the whole response has been paid for it as it stands, so that 0 is right for both.
+(`pipeline.rewards.endogenous`), and a reward of the whole response has been paid for it as it stands, so that 0 is right
+for both.
 Where all rewards are of single tokens and forecast nothing (`pipeline.rl.experience.goes_on`), V(s_{H+1}) is the critic's.
 
 With normalize, advantages get mean 0 and deviation 1 over the batch's tokens. Where all rewards of the batch are the same,
@@ -29,11 +30,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.objectives.base import Batch, Terms
-from pipeline.objectives.clip import clipped
 from pipeline.rl.algorithms.base import Algorithm, normalized
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings, alike, cut, padded, to_go
+from pipeline.training.objectives.base import Batch, Terms
+from pipeline.training.objectives.clip import clipped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pipeline.objectives.base import Batch, Terms, Unit
 from pipeline.rl.algorithms.base import Algorithm
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings
+from pipeline.training.objectives.base import Batch, Terms, Unit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from pipeline.objectives.base import Batch, Terms
-from pipeline.objectives.clip import clipped
 from pipeline.rl.algorithms.base import Algorithm, normalized
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings, alike
+from pipeline.training.objectives.base import Batch, Terms
+from pipeline.training.objectives.clip import clipped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from typing import ClassVar, Self
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.objectives.base import Batch, Terms, Unit
-from pipeline.objectives.clip import clipped
 from pipeline.rl.algorithms.base import Algorithm
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings
+from pipeline.training.objectives.base import Batch, Terms, Unit
+from pipeline.training.objectives.clip import clipped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""`evaluate`: rewards beside each other on a benchmark."""

@@ -1,0 +1,163 @@
+"""What there is to label: the input files, the shards of each, and those of them that are not done."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from jobs import terminal
+from jobs.label.flow import Work
+from pipeline import storage
+from pipeline.config import InputConfig
+from pipeline.corpus import (
+    Choice,
+    FilePlan,
+    InputFile,
+    InputFiles,
+    Shape,
+    counted,
+    detect,
+    find_files,
+    plan_file,
+    read_shards,
+    read_together,
+    require_proof,
+)
+from pipeline.corpus.examine import Planned
+from pipeline.corpus.labels.rules import Guessed, LabelRule, disagree
+from pipeline.errors import ConfigError, InputError, StoreError
+from pipeline.evaluation.benchmarks.base import Benchmark
+from pipeline.store import LabelStore, Record, StoredInput, shard_name
+from pipeline.tokens import Renderer
+from pipeline.tokens.sampled import check_samples
+
+ShapeOf = Callable[[list[dict[str, Any]], InputConfig, str], Shape]
+
+
+def find_inputs(config: InputConfig, output: str, benchmark: Benchmark | None = None) -> InputFiles:
+    """The files of the input, of a benchmark only those that are its own, after a warning that names those that are not
+    read. Raises InputError, and ConfigError where `output` is among them."""
+    refuse_output_within(config.paths, output)
+    default = benchmark.choice if benchmark else Choice()
+    files = find_files(config.paths, Choice(config.config, config.split), default)
+    if benchmark:
+        files = files.without(benchmark.left_out([file.name for file in files]))
+    for note in files.notes():
+        terminal.warn(note)
+    return files
+
+
+def refuse_output_within(paths: Iterable[str], output: str) -> None:
+    """Raises ConfigError where OUTPUT lies in a folder that is read: its files would be corpus the next time."""
+    for path in paths:
+        folder = storage.absolute(path).rstrip("/")
+        below = output[len(folder) :].strip("/").split("/") if f"{output}/".startswith(f"{folder}/") else None
+        if below is not None and not any(name.startswith((".", "_")) for name in below):
+            raise ConfigError(
+                f"output.path = {output} lies in {path}, a folder that is read: what is written there would be read as corpus "
+                f"the next time; give an --output beside it, or the files alone, such as --input '{path}/*.jsonl'"
+            )
+
+
+def plan_inputs(
+    store: LabelStore | None, files: Iterable[InputFile], config: InputConfig, shape_of: ShapeOf | None = None
+) -> list[StoredInput]:
+    """The shards of every file: from the store where it knows the file and the file is untouched, else by reading it
+    once. Writes nothing. `shape_of` finds a file's shape from its first rows; by default its columns are recognised. What
+    its labels mean is held against every row.
+
+    Raises:
+        InputError: where a file is broken, of no known shape, its labels' meaning is not proven, or all are empty.
+        StoreError: where a file's content changed since the store labelled it, or its labels were guessed then.
+    """
+    planned: list[StoredInput] = []
+    new: list[Planned] = []
+    for file in files:
+        stored = store.find_input(file.name) if store is not None else None
+        guessed = stored is not None and isinstance(stored.shape.label, Guessed)
+        untouched = stored and file.stamp and (stored.file.size, stored.file.stamp) == (file.size, file.stamp)
+        if stored is not None and untouched and not guessed:
+            planned.append(StoredInput(file, stored.format, stored.shape, stored.plan))
+            continue
+        plan = plan_file(file, config.format, config.shard_rows)
+        if plan.rows == 0:
+            terminal.warn(f"{file.uri} is empty")
+        elif stored is None:
+            if not plan.head and plan.trouble:
+                raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
+            shape = (shape_of or detect)(list(plan.head), config, file.name)
+            new.append((file, config.format, shape, plan))
+            planned.append(StoredInput(file, config.format, counted(new[-1]), plan))
+        elif stored.plan.digest == plan.digest:
+            shape = _proven(stored, file, plan, config, shape_of or detect) if guessed else stored.shape
+            planned.append(StoredInput(file, stored.format, shape, stored.plan))
+        else:
+            raise StoreError(
+                f"{file.uri}: its content changed since it was labelled; restore it, or label the new content into "
+                "another --output"
+            )
+    if not planned:
+        raise InputError("the input holds no rows: every file is empty")
+    require_proof(new)
+    _require_one_meaning(planned)
+    return planned
+
+
+def check_sampled(inputs: Iterable[StoredInput], renderer: Renderer) -> None:
+    """Raises ConfigError where a file's first rows are samples whose tokens this model cannot be given."""
+    for stored in inputs:
+        if stored.shape.sampled:
+            _, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
+            check_samples(stored.file.name, rows, stored.shape, renderer)
+
+
+def _proven(stored: StoredInput, file: InputFile, plan: FilePlan, config: InputConfig, shape_of: ShapeOf) -> Shape:
+    """The shape of a file whose labels an earlier version guessed: with a proven reading that says the same.
+
+    Raises StoreError where they mean something else, or it is not known what.
+    """
+    rule = stored.shape.label
+    assert isinstance(rule, Guessed)
+    was = f"an earlier version took {rule.first_label} in column {rule.column!r} of {file.name} for the first response"
+    aside = "its labels are left as they are; label into another --output, with what the label means"
+    try:
+        shape = shape_of(list(plan.head), config, file.name)
+        require_proof([(file, stored.format, shape, plan)])
+    except InputError as error:
+        raise StoreError(f"{was}, which was a guess; {aside}. {error}") from error
+    names = [column for column, _ in stored.shape.responses]
+    if shape.responses != stored.shape.responses or not rule.agrees(shape.label, names):
+        because = getattr(shape.label, "why", "")
+        raise StoreError(
+            f"{was}, and that is not what it means ({because}): chosen and rejected may be swapped there; {aside}"
+        )
+    return replace(stored.shape, label=shape.label)
+
+
+def _require_one_meaning(inputs: Iterable[StoredInput]) -> None:
+    """Raises InputError where the same columns would say something else in another file."""
+    rules: dict[tuple[Any, ...], tuple[str, LabelRule]] = {}
+    for stored in inputs:
+        rule, name = stored.shape.label, stored.file.name
+        if rule is None:
+            continue
+        first, theirs = rules.setdefault((rule.columns, stored.shape.responses), (name, rule))
+        if disagree(theirs, rule):
+            raise InputError(
+                f"{name}: {', '.join(rule.columns)} would be read otherwise than in {first}; say what it means with "
+                "input.label_values, or label the files into outputs of their own"
+            )
+
+
+def pending(store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool) -> list[Work]:
+    """Shards that are not done, and with `retry_errors` those with error rows; by the bytes that one task reads."""
+    done = store.done()
+    again: dict[str, Record] = {}
+    if retry_errors:
+        again = {shard_name(record.shard): record for record in store.records() if record.errors.rows}
+    work = []
+    for stored in inputs:
+        shards = [s for s in stored.plan.shards if (name := shard_name(s)) not in done or name in again]
+        for together in read_together(shards):
+            generations = [again[n].generation + 1 if (n := shard_name(s)) in again else 0 for s in together]
+            work.append(Work(stored.file, stored.format, stored.shape, together, generations))
+    return work

@@ -1,0 +1,131 @@
+"""What a run is about to do, shown before it does it: one rendered example, and an estimate of the whole."""
+
+from collections import Counter
+from typing import Self
+
+from jobs import terminal
+from pipeline.config import LabelConfig
+from pipeline.corpus import read_shards
+from pipeline.corpus.samples import Response
+from pipeline.errors import RowError
+from pipeline.rewards.labellers import Endogenous
+from pipeline.rewards.labellers.beside import Preparation
+from pipeline.rewards.labelling import Prepared
+from pipeline.store import StoredInput
+from pipeline.tokens import Renderer, pieces
+
+SHOWN_CHARACTERS = 600
+SHOWN_FILES = 10
+QUOTED_CHARACTERS = 60
+
+
+def show_inputs(inputs: list[StoredInput]) -> None:
+    """Print what was found in each file, and once for files that are read alike which response counts as better."""
+    shown = set()
+    for stored in inputs[:SHOWN_FILES]:
+        terminal.say(f"input {stored.file.name}: {stored.plan.rows:,} rows of {stored.shape.describe()}")
+        read_alike = (stored.shape.label, stored.shape.responses)
+        if read_alike not in shown and (better := first_preference(stored)) is not None:
+            terminal.say(f"  {better}")
+            shown.add(read_alike)
+    if len(inputs) > SHOWN_FILES:
+        rows = sum(stored.plan.rows for stored in inputs)
+        terminal.say(f"... and {len(inputs) - SHOWN_FILES} more files, {rows:,} rows in all")
+
+
+def first_preference(stored: StoredInput) -> str | None:
+    """In words, which response of the first pair counts as better, and why; None where the first shard has no pair."""
+    for number, row in next(read_shards(stored.file, stored.format, stored.plan.shards[:1]), (None, []))[1]:
+        try:
+            if isinstance(row, RowError):
+                continue
+            sample, decision = stored.shape.normalise(stored.file.name, number, row), stored.shape.judge(row)
+        except RowError:
+            continue
+        texts = {
+            preference: next((r for r in sample.responses if r.preference == preference), None)
+            for preference in ("chosen", "rejected")
+        }
+        chosen, rejected = texts["chosen"], texts["rejected"]
+        if chosen and rejected:
+            return f"better in row {number}: {_quoted(chosen)}, not {_quoted(rejected)}, because {decision.because}"
+    return None
+
+
+def _quoted(response: Response) -> str:
+    text = " ".join(response.messages[-1]["content"].split())
+    return f'"{text}"' if len(text) <= QUOTED_CHARACTERS else f'"{text[: QUOTED_CHARACTERS - 3]}..."'
+
+
+class Preview:
+    """Looks at the first rows of an input as `label` would see them, in a process beside this one, for as long as the block
+    runs."""
+
+    def __init__(self, config: LabelConfig, renderer: Renderer):
+        self.config, self.renderer = config, renderer
+        self.preparation = Preparation(config.model.trust_remote_code)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.preparation.beside.stop()
+
+    def show_example(self, inputs: list[StoredInput]) -> None:
+        """Print the first response that can be scored, its scored tokens marked off; nothing where there is none."""
+        for stored in inputs:
+            prepared = self._first_shard(stored)
+            if prepared.turns:
+                break
+        else:
+            return
+        for note in prepared.notes:
+            terminal.warn(note)
+        turn, tokens = prepared.turns[0], prepared.tokens[0]
+        decode = pieces(self.renderer.tokenizer)
+        prompt = _indented(_shortened("".join(decode(tokens.prompt_ids))))
+        scored = _indented(_shortened("|".join(decode(tokens.response_ids))))
+        cut = " (cut to fit)" if tokens.truncated else ""
+        terminal.say(f"\nexample {turn.id}\n  prompt, {len(tokens.prompt_ids)} tokens:\n{prompt}")
+        terminal.say(f"  scored, {len(tokens.response_ids)} tokens{cut}, one between each |:\n{scored}\n")
+
+    def estimate(self, inputs: list[StoredInput]) -> list[tuple[str, str]]:
+        """Rows of a table: the tokens of the first shard of up to 16 files, scaled to all rows."""
+        rows = turns = prompt = response = truncated = 0
+        errors: Counter[str] = Counter()
+        for stored in inputs[:: max(1, len(inputs) // 16)]:
+            prepared = self._first_shard(stored)
+            rows += prepared.shard.rows
+            turns += len(prepared.turns)
+            prompt += sum(len(ids) for ids in {tuple(t.prompt_ids) for t in prepared.tokens})
+            response += sum(len(t.response_ids) for t in prepared.tokens)
+            truncated += sum(t.truncated for t in prepared.tokens)
+            errors.update(f.reason for f in prepared.failures)
+        total = sum(stored.plan.rows for stored in inputs)
+        scale = total / max(1, rows)
+        found = [
+            ("Rows", f"{total:,} in {len(inputs):,} files, {sum(len(i.plan.shards) for i in inputs):,} shards"),
+            ("Sampled rows", f"{rows:,}"),
+            ("Responses", f"{turns * scale:,.0f}"),
+            ("Response tokens", f"{response * scale:,.0f}"),
+            ("Tokens to forward", f"{(prompt + response) * scale:,.0f} (a shared prompt once)"),
+            ("Truncated", f"{truncated * scale:,.0f}"),
+        ]
+        return found + [(f"Error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
+
+    def _first_shard(self, stored: StoredInput) -> Prepared:
+        shard, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
+        return self.preparation.prepare(Endogenous(self.config, self.config.model), shard, 0, rows, stored.shape)
+
+
+def _shortened(text: str) -> str:
+    half = SHOWN_CHARACTERS // 2
+    return (
+        text
+        if len(text) <= SHOWN_CHARACTERS
+        else f"{text[:half]}\n... {len(text) - 2 * half:,} characters ...\n{text[-half:]}"
+    )
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

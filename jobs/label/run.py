@@ -1,0 +1,62 @@
+"""`endoreward label`: a corpus and a model in, a label store out. Whatever is wrong with the description or the input is
+said before anything is written."""
+
+import contextlib
+
+from jobs import terminal
+from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
+from jobs.label.fill import Filling, LateCluster, require, with_absolute_places
+from jobs.label.plan import check_sampled, find_inputs, plan_inputs
+from jobs.label.preview import Preview, show_inputs
+from pipeline.config import OF_A_TEMPLATE, LabelConfig, set_but_unread
+from pipeline.report import to_toml
+from pipeline.rewards.labellers import Endogenous
+from pipeline.store import LabelStore
+
+
+def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = False, command: str = "") -> int:
+    """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
+    require(model=config.model.name, input=config.input.paths, output=config.output.path)
+    config = with_absolute_places(config)
+    store = LabelStore(config.output.path)
+    store.check_place()
+    files = find_inputs(config.input, config.output.path)
+    labeller = Endogenous(config, config.model)
+    if dry_run:
+        terminal.say(to_toml(config.model_dump()))
+        config = config.model_copy(update={"tokens": config.tokens.dated(store.began_on())})
+        renderer = Endogenous(config, config.model).renderer
+        inputs = plan_inputs(None, files, config.input)
+        check_sampled(inputs, renderer)
+        show_inputs(inputs)
+        with Preview(config, renderer) as preview:
+            preview.show_example(inputs)
+            terminal.print_table("Estimate, from a sample", preview.estimate(inputs))
+        return 0
+    for warning in [*config.reward.warnings(), *_idle(labeller)]:
+        terminal.warn(warning)
+    with contextlib.ExitStack() as held:
+        ray = LateCluster(config, held)
+        if joins_cluster(config.run):  # only the cluster knows its devices
+            ray.open()
+            warn_of_local_output(config.output.path)
+        filling = Filling.open(labeller, config.output.path, pick_device(config), files)
+        show_inputs(filling.inputs)
+        with Preview(filling.labeller.config, filling.labeller.renderer) as preview:
+            preview.show_example(filling.inputs)
+        filling.run(ray, command, retry_errors=retry_errors)
+        return 0
+
+
+def _idle(labeller: Endogenous) -> list[str]:
+    """What is set and moves no reward, which only the tokenizer tells, or moves other columns alone."""
+    found = []
+    if labeller.renderer.template is not None:
+        found.append(("tokens.append_eos", "with the tokenizer's chat template, which ends each turn itself"))
+    else:
+        found += [
+            (f"tokens.{field}", "without a chat template, which the tokenizer has not") for field in OF_A_TEMPLATE
+        ]
+    if labeller.config.reward.aggregation == "mean":
+        found.append(("reward.gamma", "on the rewards of reward.aggregation = mean; it moves token_rewards"))
+    return set_but_unread(labeller.config, found)

@@ -1,0 +1,226 @@
+"""A training run's workers from the driver's side: what room they need, how they are started, what they show of their steps.
+
+Serves `train` and `rl`, which differ in what a worker does (`jobs.train.loop`, `jobs.rl.loop`).
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+from jobs import terminal
+from jobs.cluster import joins_cluster
+from pipeline import storage
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, RunError, StoreError, last_line
+from pipeline.models.loading import load_settings
+from pipeline.training.config import LearningConfig
+from pipeline.training.metrics import Follower
+from pipeline.training.run import CHECKPOINTS, STOPPED, RunFolder
+
+POLL_S = 1.0
+COLLECTIVE_S = 7 * 24 * 3600
+"""How long workers wait for each other. Ray notices the dead; what is slow is alive: the first worker measures on held-out
+prompts, uploads a policy or waits for samplers to find room while the others stand in a collective."""
+
+
+def absolute_model(named: ModelConfig) -> ModelConfig:
+    """A local folder by its absolute path, a hub model by the commit that it resolves to now."""
+    local = os.path.isdir(named.name)
+    commit = None if local or not named.name else getattr(load_settings(named), "_commit_hash", None)
+    return named.model_copy(
+        update={"name": os.path.abspath(named.name) if local else named.name, "revision": commit or named.revision}
+    )
+
+
+def position_notes(config: LearningConfig, settings: Any, longest: int) -> list[str]:
+    """What a person should know where the policy scales its positions by the longest sequence of a call.
+
+    Args:
+        settings: the policy's configuration.
+        longest: tokens of the longest prompt and response together.
+    """
+    from pipeline.models.scoring.scorer import rope_limit  # late: torch
+
+    limit = rope_limit(settings.get_text_config())
+    if limit is None or longest <= limit:
+        return []
+    return [
+        f"{config.policy.name} scales the positions of all that is computed together where one sequence has more than {limit} "
+        f"tokens, and the longest here has {longest}: what shares a micro-batch with it is learnt from otherwise than it was "
+        f"labelled or sampled; label or sample with tokens.max_length = {limit}"
+    ]
+
+
+def gpus_of(config: LearningConfig) -> int:
+    """GPUs that there are now. Call it connected where the run joins a cluster."""
+    if joins_cluster(config.run):
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def cpus_of(config: LearningConfig) -> int:
+    """CPUs that there are now. Call it connected where the run joins a cluster."""
+    if joins_cluster(config.run):
+        import ray
+
+        return int(ray.cluster_resources().get("CPU", 0))
+    return config.run.num_cpus or os.cpu_count() or 1
+
+
+def pick_workers(config: LearningConfig, spare_gpus: int = 0) -> tuple[str, int]:
+    """Device and number of workers. Call it connected where the run joins a cluster.
+
+    Args:
+        spare_gpus: how many are kept for other actors where the number is left open.
+
+    Raises:
+        ConfigError: where this machine has no room for the workers; a cluster may grow.
+    """
+    learner, gpus = config.learner, gpus_of(config)
+    device = learner.device if learner.device != "auto" else "cuda" if gpus else "cpu"
+    workers = learner.workers or (max(1, gpus - spare_gpus) if device == "cuda" else 1)
+    cpus, per_worker = cpus_of(config), learner.cpus_per_worker
+    fits = workers * per_worker <= cpus and (device == "cpu" or workers <= gpus)
+    if not joins_cluster(config.run) and not fits:
+        raise ConfigError(
+            f"{workers} workers of {per_worker} CPUs{' and a GPU' if device == 'cuda' else ''} do not fit this machine "
+            f"({cpus} CPUs, {gpus} GPUs); lower learner.workers or learner.cpus_per_worker"
+        )
+    return device, workers
+
+
+def warn_of_room(who: str, cpus: int, gpus: float, remedy: str) -> None:
+    """A cluster may grow or get free: what the run reserves is waited for. Call it connected.
+
+    Args:
+        who: what needs `cpus` and `gpus`, such as "2 workers".
+        remedy: what would make it less, such as "lower learner.workers".
+    """
+    import ray
+
+    free = ray.available_resources()
+    if free.get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
+        terminal.warn(
+            f"{who} need {cpus} CPUs and {gpus:g} GPUs, and the cluster has {free.get('CPU', 0):g} and "
+            f"{free.get('GPU', 0):g} free: the run waits until it has; {remedy}, or add nodes"
+        )
+
+
+def run_workers(
+    loop: Callable[[dict[str, Any]], None],
+    told: Any,
+    config: LearningConfig,
+    folder: RunFolder,
+    device: str,
+    workers: int,
+    steps: int,
+    gpus: float = 1.0,
+) -> None:
+    """Run `loop({"told": told})` on every worker until all have ended.
+
+    Args:
+        steps: of the whole run.
+        gpus: that each worker reserves where they are on GPUs; less than one where others share it.
+
+    Raises:
+        RunError: where the run cannot go on.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    filesystem, path = storage.locate(folder.uri)
+    resources: dict[str, float] = {"CPU": config.learner.cpus_per_worker}
+    if device == "cuda":
+        resources["GPU"] = gpus
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"told": told},
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=COLLECTIVE_S),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=config.learner.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
+        ),
+    )
+    if not joins_cluster(config.run):
+        _without_cleaner(trainer)
+    try:
+        with _watched(folder, steps), _own_interrupts():
+            trainer.fit()
+    except Exception as error:
+        _raise_stopped(folder)
+        raise RunError(
+            f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {last_line(error)}\n"
+            "what is in the last checkpoint is kept; run the same again to go on, with --set run.verbose=true to see the "
+            "workers' logs"
+        ) from error
+    _raise_stopped(folder)
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train takes SIGINT for its controller and keeps it; what follows in this process, a notebook's, has it back."""
+    own = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if own is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, own)
+
+
+def _without_cleaner(trainer: Any) -> None:
+    """Spare a local Ray the actor that clears away a dead run's reservations. They end with Ray itself there, and without
+    Ray's dashboard the actor is waited for in vain: twelve seconds at the end of each run."""
+    makes = trainer._create_default_callbacks  # Ray Train has no setting for it; without it nothing but time is lost
+    trainer._create_default_callbacks = lambda: [
+        each for each in makes() if type(each).__name__ != "PlacementGroupCleanerCallback"
+    ]
+
+
+def _raise_stopped(folder: RunFolder) -> None:
+    stopped = folder.read(STOPPED)
+    if stopped is not None:
+        kept = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
+        raise RunError(stopped["sentence"] + kept)
+
+
+def learner_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("deepspeed", "peft")}
+
+
+@contextlib.contextmanager
+def _watched(folder: RunFolder, steps: int) -> Iterator[None]:
+    """Shows what the workers write of their steps, for as long as the block runs."""
+    ended = threading.Event()
+
+    def watch(progress: terminal.TrainProgress) -> None:
+        while True:
+            over = ended.wait(POLL_S if storage.is_local(folder.uri) else 5 * POLL_S)
+            with contextlib.suppress(StoreError, OSError):
+                for row in rows.new():
+                    progress.update(row)
+            if over:
+                return
+
+    rows = Follower(folder.at("metrics.jsonl"))
+    with terminal.TrainProgress(steps, rows.step) as progress:
+        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()

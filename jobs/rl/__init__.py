@@ -1,0 +1,1 @@
+"""`rl`: a policy optimised on the rewards of its own responses."""

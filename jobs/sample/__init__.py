@@ -1,0 +1,1 @@
+"""`sample`: a policy responds to a corpus's prompts."""

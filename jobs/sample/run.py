@@ -1,0 +1,218 @@
+"""`endoreward sample`: a policy writes several responses to each prompt of a corpus; out comes a corpus for `label`.
+
+describe   policy, prompts, how responses are drawn                                  (pipeline.rewards.labellers.prompts)
+fill       OUTPUT/_store, a label store: streamed, committed by shard, resumed       (jobs.label.fill)
+write      OUTPUT/samples-*.jsonl from the store, a row for each prompt, and OUTPUT/_samples.json, what they come to
+
+A folder is read without the names that begin with `_`, so OUTPUT is an input as it stands. The samples are JSON lines:
+prompts that are now text and now messages, and whatever else the input's columns hold, need no common type there. Each
+input file has samples of its own, so that prompts added later change no file that was labelled already.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from jobs import terminal
+from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
+from jobs.label.fill import Filling, LateCluster, require, with_absolute_places
+from jobs.label.plan import find_inputs
+from jobs.label.preview import show_inputs
+from jobs.stores.finalize import counted
+from jobs.stores.inspect_store import error_rows
+from pipeline import storage
+from pipeline.config import SampleConfig
+from pipeline.corpus import InputFile
+from pipeline.errors import InputError, RunError, StoreError
+from pipeline.rewards.labellers import PromptSampler
+from pipeline.rewards.labellers.prompts import STORED, Samples, prompt_shape, sampled
+from pipeline.store import LabelStore, Record, documents, part_uri, places, read_part, shard_name
+
+Json = dict[str, Any]
+STORE = "_store"
+SUMMARY = "_samples.json"
+PREFIX = "samples-"
+FILE_BYTES = 64 << 20  # about this much of a file of samples is held in memory
+SHOWN_CHARACTERS = 600
+
+
+def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "") -> int:
+    """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
+    require(policy=config.model.name, prompts=config.input.paths, output=config.output.path)
+    config = with_absolute_places(config)
+    output = config.output.path
+    files = find_inputs(config.input, output)
+    places.check(output, places.SAMPLES)
+    with contextlib.ExitStack() as held:
+        ray = LateCluster(config, held)
+        if joins_cluster(config.run):  # only the cluster knows its devices
+            ray.open()
+            warn_of_local_output(output)
+        labeller = PromptSampler(config, config.model)
+        filling = Filling.open(labeller, storage.join(output, STORE), pick_device(config), files, prompt_shape)
+        check_names([stored.file for stored in filling.inputs])
+        show_inputs(filling.inputs)
+        filling.run(ray, command, retry_errors=retry_errors, quiet=True)
+    if is_written(filling.store, output):
+        return 0
+    summary = write_samples(filling.store, output)
+    _show(summary, filling.store, config)
+    return 0
+
+
+def check_names(files: list[InputFile]) -> None:
+    """Raises InputError where the samples of two input files would have one name."""
+    owners: dict[str, str] = {}
+    for file in files:
+        other = owners.setdefault(samples_name(file.name, 0), file.name)
+        if other != file.name:
+            raise InputError(
+                f"the samples of {other} and of {file.name} would both be called {samples_name(file.name, 0)}; sample "
+                "them into two outputs"
+            )
+
+
+def samples_name(file: str, number: int) -> str:
+    """The name of a file of samples; `number` counts those of one input file.
+
+    >>> samples_name("train/a.parquet", 2)
+    'samples-00002-train-a.parquet.jsonl'
+    """
+    name = file.replace("/", "-")
+    return f"{PREFIX}{number:05d}-{name}" + ("" if name.endswith(".jsonl") else ".jsonl")
+
+
+def _contents(store: LabelStore) -> str:
+    """A digest of all that the samples are made of."""
+    digests = (f"{shard_name(record.shard)} {record.labels.sha256}" for record in store.records())
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def is_written(store: LabelStore, output: str) -> bool:
+    """Whether all samples of the store as it is now are there."""
+    uri = storage.join(output, SUMMARY)
+    if not storage.exists(uri):
+        return False
+    summary = documents.read(uri)
+    there = storage.list_names(output)
+    return summary["contents"] == _contents(store) and all(name in there for name in summary["files"])
+
+
+def write_samples(store: LabelStore, output: str) -> Json:
+    """Write the samples of a store and their summary, which comes last; each file is whole or not there. An input file
+    that another run began and left unfinished has none yet.
+
+    Returns the summary: `contents` (a digest of what they were made of), `files`, `prompts`, `responses`, `distinct` (the
+    responses that differ from the others to their prompt), `tokens` of the responses, `cut_off` and `empty` ones, and
+    `errors` by reason. Raises RunError where not one prompt was answered.
+    """
+    records = {shard_name(record.shard): record for record in store.records()}
+    counts, files = Counter[str](), []
+    owned = _Owned(output)
+    for stored in store.inputs():
+        shards = [shard_name(shard) for shard in stored.plan.shards]
+        if not all(shard in records for shard in shards):
+            continue
+        found = (samples for shard in shards for samples in _samples(store, records[shard]))
+        for number, data in enumerate(_files(found, counts)):
+            files.append(samples_name(stored.file.name, number))
+            owned.write(files[-1], data)
+    errors = Counter[str]()
+    for record in records.values():
+        errors.update(record.reasons)
+    if not files:
+        raise RunError(f"not one prompt could be answered ({counted(errors)}); see {store.at('errors')}")
+    owned.keep_only(files)
+    summary = {"contents": _contents(store), "files": files, **counts, "errors": dict(errors.most_common())}
+    documents.write(storage.join(output, SUMMARY), summary)
+    return summary
+
+
+class _Owned:
+    """The files of samples that an output's summary names, which are this program's: only these are replaced or deleted. A
+    name goes into the summary before there is a file of it."""
+
+    def __init__(self, output: str):
+        self.output, self.uri = output, storage.join(output, SUMMARY)
+        self.summary: Json = documents.read(self.uri) if storage.exists(self.uri) else {"files": []}
+
+    def write(self, name: str, data: bytes) -> None:
+        """Raises StoreError where a file of this name is somebody else's."""
+        uri = storage.join(self.output, name)
+        if name not in self.summary["files"]:
+            if storage.exists(uri) and storage.read_bytes(uri) != data:
+                raise StoreError(
+                    f"{uri} is in the way: no run wrote it, and so it is left as it is; move it away, and run the same again"
+                )
+            self._say([*self.summary["files"], name])
+        documents.write_bytes(uri, data)
+
+    def keep_only(self, names: list[str]) -> None:
+        for name in set(self.summary["files"]) - set(names):
+            documents.remove(storage.join(self.output, name))
+
+    def _say(self, names: list[str]) -> None:
+        self.summary = {"contents": "", "files": names}  # none is whole yet
+        documents.write(self.uri, self.summary)
+
+
+def _samples(store: LabelStore, record: Record) -> Iterator[Samples]:
+    """Those of one shard, in the order of its rows."""
+    if record.labels.rows:
+        yield from sampled(read_part(part_uri(store.uri, "labels", record.shard), STORED))
+
+
+def _files(found: Iterator[Samples], counts: Counter[str]) -> Iterator[bytes]:
+    """The samples as files of JSON lines; adds what they come to to `counts`."""
+    held, size = [], 0
+    for samples in found:
+        counts.update(samples.counts)
+        # half a character cannot be UTF-8, and JSON has an escape for it
+        line = json.dumps(samples.row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+        held.append(line)
+        size += len(line)
+        if size >= FILE_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+def _show(summary: Json, store: LabelStore, config: SampleConfig) -> None:
+    """Print one response, the table, and what a person should know before labelling."""
+    output, responses = config.output.path, summary["responses"]
+    errors = Counter[str](summary["errors"])
+    first = next(sampled(store.sample(1, STORED))).row
+    prompt = first["prompt"] if isinstance(first["prompt"], str) else first["prompt"][-1]["content"]
+    terminal.say(f"\nexample\n  prompt:\n{_indented(prompt)}\n  one response:\n{_indented(first['responses'][0])}\n")
+    rows = [
+        ("Prompts", f"{summary['prompts']:,}"),
+        ("Responses", f"{responses:,}"),
+        ("Distinct", f"{summary['distinct'] / responses:.1%}, each among those to its prompt"),
+        ("Tokens", f"{summary['tokens'] / responses:,.1f} a response"),
+        ("Cut off", f"{summary['cut_off']:,} ({summary['cut_off'] / responses:.1%})"),
+        *error_rows(errors),
+    ]
+    timing = json.loads(storage.read_bytes(store.at("manifest.json")))["timing"]
+    if timing:
+        rate, seconds = timing["tokens_per_second_scoring"], timing["seconds"]
+        rows.append(("Speed", f"{rate:,.0f} tokens/s an actor, {seconds:,.1f} s in all"))
+    terminal.print_table(output, rows)
+    if summary["cut_off"]:
+        terminal.warn(
+            f"{summary['cut_off']:,} of {responses:,} responses were cut off before the policy ended them (column truncated); "
+            f"label scores them as far as they go. Raise sample.max_new_tokens ({config.sample.max_new_tokens}), or leave "
+            "them out"
+        )
+    if summary["empty"]:
+        terminal.warn(f"{summary['empty']:,} of {responses:,} responses are empty; label makes error rows of them")
+    if errors:
+        terminal.warn(f"prompts without a response: {errors.total():,} ({counted(errors)}); see {store.at('errors')}")
+
+
+def _indented(text: str) -> str:
+    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
+    return "\n".join(f"    {line}" for line in shown.splitlines())

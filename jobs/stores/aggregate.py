@@ -1,0 +1,125 @@
+"""`endoreward aggregate`: a finished store under another `reward.*`, as a store of its own. Needs no model.
+
+Its description is the old one with the new reward, so that its fingerprint is that of labelling anew; every shard is
+committed as `label` commits it. Killed anywhere, the same command goes on.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import terminal
+from jobs.stores.finalize import find_decode, finish_store, is_closed, read_manifest
+from jobs.stores.inspect_store import warn_of_guesses
+from pipeline import storage
+from pipeline.config import LabelConfig, RewardConfig, load_config
+from pipeline.errors import ConfigError, StoreError
+from pipeline.rewards.derive import relabel, stored_reward
+from pipeline.store import Failure, LabelStore, Record, WriterLock, commit, find_record, fingerprint, part_uri
+
+
+def aggregate(uri: str, output: str, assignments: list[str], command: str = "") -> int:
+    """Write `output` from the store at `uri` with `assignments` (`reward.field=value`) in place of what that has.
+
+    Returns the exit code. Raises ConfigError for what cannot be made of the stored tokens, StoreError where `uri` is not
+    finished, or `output` holds something else.
+    """
+    if not output:
+        raise ConfigError("--output: none given")
+    source, target = LabelStore(uri), LabelStore(_absolute(output))
+    if _absolute(uri) == target.uri:
+        raise StoreError(f"{output} is the store that is read; give another --output")
+    target.check_place()
+    manifest = read_manifest(source)
+    warn_of_guesses(source)
+    stored = stored_reward(source.description())
+    wanted = _changed(stored, assignments)
+    for warning in wanted.warnings():
+        terminal.warn(warning)
+    config = _config(manifest["config"], wanted, target.uri)
+    reward = {f"reward.{name}": value for name, value in wanted.model_dump().items()}
+    description = {**source.description(), **reward}
+    target.check_description(description)
+    with contextlib.ExitStack() as held:
+        held.enter_context(WriterLock(target.uri))
+        target.open_for_writing(description)
+        for given in source.inputs():
+            target.add_input(given)
+        left = list(_pending(source, target))
+        if left:
+            target.reopen()
+        elif is_closed(target):
+            terminal.say(f"{target.uri}: all shards are aggregated already; nothing to do")
+            return 0
+        for record in terminal.track(left, len(left), "aggregate", "shards"):
+            labels, errors = _read(source, "labels", record), _read(source, "errors", record)
+            relabelled = [] if labels is None else relabel(labels, stored, wanted)
+            failures = [] if errors is None else [Failure(**row) for row in errors.to_pylist()]
+            commit(target.uri, record.shard, fingerprint.digest(description), record.generation, relabelled, failures)
+        notes = [
+            *manifest["notes"],
+            f"aggregated from the stored tokens of a store with fingerprint {source.fingerprint()}",
+        ]
+        return finish_store(target, config, find_decode(config.model), None, notes, command)
+
+
+def _changed(stored: RewardConfig, assignments: list[str]) -> RewardConfig:
+    """The stored reward with `assignments`. Raises ConfigError."""
+    foreign = [text for text in assignments if not text.strip().startswith("reward.")]
+    if foreign:
+        raise ConfigError(f"--set {foreign[0]}: only reward.* can be set; for anything else label anew")
+    kept = [(f"reward.{name}", value) for name, value in stored.model_dump().items()]
+    try:
+        wanted = load_config(None, kept, assignments).reward
+    except ConfigError as error:
+        raise ConfigError(f"{error}\nWhat is not set stays as the store has it: {_listed(stored)}") from None
+    if wanted.alpha != stored.alpha:
+        raise ConfigError(
+            f"reward.alpha: the store has {stored.alpha:g}; another alpha needs the model: label anew with {wanted.alpha:g}"
+        )
+    if wanted == stored:
+        raise ConfigError(f"the store has this reward already: {_listed(stored)}; give --set reward.field=value")
+    return wanted
+
+
+def _listed(reward: RewardConfig) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in reward.model_dump().items())
+
+
+def _config(stored: dict[str, dict[str, object]], wanted: RewardConfig, output: str) -> LabelConfig:
+    """What labelling anew would have been told: the configuration of the old manifest, with its new reward and place."""
+    sections = {name: stored[name] for name in LabelConfig.model_fields if name in stored}
+    return LabelConfig.model_validate({**sections, "reward": wanted.model_dump(), "output": {"path": output}})
+
+
+def _pending(source: LabelStore, target: LabelStore) -> Iterator[Record]:
+    """Records that the target lacks, or has of an older generation."""
+    done = target.done()
+    for record in source.records():
+        standing = find_record(target.uri, record.shard) if done else None
+        if standing is None or standing.generation < record.generation:
+            yield record
+
+
+def _read(store: LabelStore, kind: str, record: Record) -> pa.Table | None:
+    """One part, held against its record; None where it has no rows. Raises StoreError where it is not what was committed."""
+    part = record.labels if kind == "labels" else record.errors
+    if not part.rows:
+        return None
+    uri = part_uri(store.uri, kind, record.shard)
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise StoreError(f"{uri} is missing or damaged; endoreward validate {store.uri} says how to mend it")
+    return pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(use_threads=False)
+
+
+def _absolute(place: str) -> str:
+    return os.path.realpath(storage.absolute(place)) if storage.is_local(place) else place.rstrip("/")

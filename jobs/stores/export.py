@@ -1,0 +1,116 @@
+"""`endoreward export`: a store's labels in a format that other tools read. Needs no model.
+
+Shard by shard into one file, which shows under its name when it is complete.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from jobs import terminal
+from jobs.stores.inspect_store import warn_of_guesses
+from pipeline import storage
+from pipeline.errors import ConfigError, StoreError
+from pipeline.store import LabelStore, documents, part_uri, read_part
+from pipeline.store.pairs import PAIR_COLUMNS, PREFERENCES, PairCounts, preference_pairs, preferences_table
+
+FORMATS = ("trl",)
+ENDINGS = (".parquet", ".jsonl")
+
+
+def export(uri: str, format: str, output: str) -> int:
+    """Write the pairs of the store at `uri` to the file `output`; its ending says Parquet or JSON lines.
+
+    Args:
+        format: `trl`, the conversational preference format of TRL; see `pipeline.store.pairs`.
+
+    Returns:
+        0. Raises ConfigError for an unknown format or ending, StoreError where the store is not finished, holds no
+        pair, or `output` exists.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format}: unknown; there is {', '.join(FORMATS)}")
+    ending = next((e for e in ENDINGS if output.partition("?")[0].endswith(e)), None)
+    if ending is None:
+        raise ConfigError(f"--output {output}: the name has to end in {' or '.join(ENDINGS)}")
+    refuse_existing(output)
+    store = LabelStore(uri)
+    progress = store.progress()
+    if not progress.complete:
+        raise StoreError(
+            f"{uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled; run its label "
+            "command again, then export"
+        )
+    warn_of_guesses(store)
+    counts = PairCounts()
+
+    def parts() -> Iterator[list[dict[str, Any]]]:
+        nonlocal counts
+        for record in terminal.track(store.records(), progress.shards, "export", "shards"):
+            if record.labels.rows:
+                pairs, found = preference_pairs(read_part(part_uri(uri, "labels", record.shard), PAIR_COLUMNS))
+                counts += found
+                yield pairs
+
+    write = {".parquet": _write_parquet, ".jsonl": _write_json_lines}[ending]
+    try:
+        with documents.whole_file(output, replace=False) as path:
+            write(path, parts())
+            if not counts.known + counts.by_reward:
+                raise StoreError(
+                    f"{uri} holds no pair: each of its prompts has one response, or responses of equal reward"
+                )
+    except FileExistsError:
+        raise already_there(output) from None
+    for sentence in explain(counts):
+        terminal.say(sentence)
+    terminal.say(f"{counts.known + counts.by_reward:,} pairs: {output}")
+    return 0
+
+
+def explain(counts: PairCounts) -> list[str]:
+    """What is in the file and what is not, a sentence each."""
+    said = []
+    if counts.known:
+        said.append(
+            f"{counts.known:,} pairs with the preference of the input; in {counts.against:,} of them the rejected response "
+            "has the higher reward, so their margin is negative."
+        )
+    if counts.by_reward:
+        said.append(
+            f"{counts.by_reward:,} pairs of prompts without a known preference: the highest reward is chosen, the lowest "
+            "rejected."
+        )
+    if counts.ties:
+        said.append(f"{counts.ties:,} prompts left out: all their responses have the same reward.")
+    if counts.alone:
+        said.append(f"{counts.alone:,} prompts left out: they have no two responses to compare.")
+    said.append(
+        "TRL's RewardTrainer takes margin into its loss where the column is there; drop it if you do not want that."
+    )
+    return said
+
+
+def refuse_existing(output: str) -> None:
+    """Raises StoreError where a file would be written over."""
+    if storage.exists(output):
+        raise already_there(output)
+
+
+def already_there(output: str) -> StoreError:
+    return StoreError(f"{output} exists already and is left as it is; remove it, or give another --output")
+
+
+def _write_parquet(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:
+    with pq.ParquetWriter(path, PREFERENCES, compression="zstd", write_page_checksum=True) as writer:
+        for pairs in parts:
+            if pairs:
+                writer.write_table(preferences_table(pairs))
+
+
+def _write_json_lines(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for pairs in parts:
+            file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)

@@ -1,0 +1,1 @@
+"""`train`: a policy optimised on stored labels."""

@@ -1,0 +1,1 @@
+"""Which files a corpus has, and their rows: nothing here knows what a column means."""

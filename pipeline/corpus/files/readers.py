@@ -1,0 +1,310 @@
+"""Reads a file twice: once to plan its shards, once to give their rows.
+
+JSON lines (not compressed) and Parquet are read by byte range, so that shards can be read anywhere in any order. Gzip,
+zstd, JSON arrays, CSV and Arrow are read from the front, once for all the shards asked for. Memory holds one shard, or one
+record where that is larger; of CSV also a few blocks of 16 MiB.
+
+In CSV and TSV every cell is text (`007` stays `007`), an empty one the empty text; the first line has the names. Rows are
+numbered from 0 after it.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count, groupby
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.corpus.files import columnar, contents, text
+from pipeline.corpus.files.inputs import Format, InputFile, file_format
+from pipeline.corpus.files.shards import FilePlan, Shard
+from pipeline.errors import InputError, RowError
+
+RawRow = tuple[int, dict[str, Any] | RowError]
+
+HEAD_ROWS = 20
+SHARD_BYTES = 1 << 26  # a shard of JSON ends here even where it has fewer rows than asked for
+BATCHED = ("arrow", "csv", "tsv")
+BROKEN = (OSError, ValueError, pa.ArrowException)  # what reading a file that is not what it should be raises
+
+
+@dataclass
+class _Draft:
+    """A plan while its file is being read."""
+
+    file: InputFile
+    seen: int = 0  # rows passed, blank lines included
+    total: Any = field(default_factory=hashlib.sha256)
+    shards: list[Shard] = field(default_factory=list)
+    head: list[dict[str, Any]] = field(default_factory=list)
+    trouble: str | None = None
+
+    def show(self, row: dict[str, Any] | RowError) -> None:
+        if isinstance(row, RowError):
+            self.trouble = self.trouble or str(row)
+        elif len(self.head) < HEAD_ROWS:
+            self.head.append(row)
+
+    def close(
+        self, start: int, stop: int, rows: int, digest: str, offset: int | None = None, length: int | None = None
+    ) -> None:
+        """End a shard; one of blank lines alone is none."""
+        if rows:
+            self.shards.append(Shard(self.file.name, len(self.shards), start, stop, rows, digest, offset, length))
+
+    def done(self) -> FilePlan:
+        rows = sum(shard.rows for shard in self.shards)
+        return FilePlan(
+            self.file.name, rows, self.total.hexdigest(), tuple(self.shards), tuple(self.head), self.trouble
+        )
+
+
+def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128) -> FilePlan:
+    """Read all of a file once, and say what its shards are.
+
+    `shard_rows` is the most rows of a shard. An empty file has no shards. Raises InputError, before anything is
+    started, where the file breaks off or is not what its format says. A broken line is no error here: `read_shards`
+    gives it as a RowError in its place.
+    """
+    how = file_format(file.name, format)
+    plan = _plan_parquet if how.kind == "parquet" else _plan_batches if how.kind in BATCHED else _plan_text
+    draft = _Draft(file)
+    try:
+        start = _start(file)
+        if wrong := contents.mistaken(file.name, start, how):
+            raise InputError(f"{file.uri}: {wrong}")
+        plan(draft, how, shard_rows)
+    except BROKEN as error:
+        where = f"breaks after {draft.seen} rows" if draft.seen else "cannot be read"
+        said = f"{how.kind} in {how.compression}" if how.compression else how.kind
+        remedy = contents.remedy(start, how) if "--set" not in str(error) else ""
+        raise InputError(f"{file.uri}: {where} as {said}: {error}; fetch or write the file again{remedy}") from error
+    return draft.done()
+
+
+def _start(file: InputFile) -> bytes:
+    with _open(file) as source:
+        return source.read(contents.LOOKED_AT)
+
+
+def read_shards(file: InputFile, format: str, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+    """The rows of some shards of one file, by ascending row, each as `(row number, dict or RowError)`.
+
+    Raises InputError where a shard is not what it was when the file was planned, before any of its rows is given.
+    """
+    how = file_format(file.name, format)
+    read = _read_parquet if how.kind == "parquet" else _read_batches if how.kind in BATCHED else _read_text
+    wanted = sorted(shards, key=lambda shard: shard.index)
+    if not wanted:
+        return
+    try:
+        yield from read(file, how, wanted)
+    except BROKEN as error:
+        raise InputError(f"{file.uri} could be read when the run was planned and no more: {error}") from error
+
+
+def _verify(file: InputFile, shard: Shard, digest: str) -> None:
+    if digest != shard.digest:
+        raise InputError(
+            f"{file.uri} changed while it was being labelled: rows {shard.start} to {shard.stop - 1} are not what they "
+            "were when the run was planned; restore the file, or label the new content into an output of its own"
+        )
+
+
+def _open(file: InputFile) -> pa.NativeFile:
+    """The file for reading anywhere in it."""
+    filesystem, path = storage.locate(file.uri)
+    return filesystem.open_input_file(path)
+
+
+def _stream(file: InputFile, how: Format) -> io.BufferedReader:
+    """The file from its front, unpacked."""
+    filesystem, path = storage.locate(file.uri)
+    return io.BufferedReader(filesystem.open_input_stream(path, compression=how.compression), 1 << 20)
+
+
+def _require_text(file: InputFile, stream: io.BufferedReader) -> None:
+    """Raises InputError for what is no UTF-8 text by its first bytes; reads nothing on."""
+    if wrong := contents.not_text(stream.peek(contents.LOOKED_AT)[: contents.LOOKED_AT]):
+        raise InputError(f"{file.uri}: {wrong}")
+
+
+@contextmanager
+def _records(file: InputFile, how: Format) -> Iterator[tuple[Iterator[text.Record], bool]]:
+    """All records of a JSON file, and whether it can be split."""
+
+    layout = "lines"
+    if how.kind == "json":
+        with _stream(file, how) as start:
+            _require_text(file, start)
+            layout = text.layout(start)
+    with _stream(file, how) as whole:
+        _require_text(file, whole)
+        yield getattr(text, layout)(whole), layout == "lines" and how.compression is None
+
+
+def _parsed(records: Iterable[text.Record]) -> list[RawRow]:
+    rows: list[RawRow] = []
+    for row, raw in records:
+        if not text.is_blank(row, raw):
+            try:
+                rows.append((row, text.parse(row, raw)))
+            except RowError as error:
+                rows.append((row, error))
+    return rows
+
+
+def _plan_text(draft: _Draft, how: Format, shard_rows: int) -> None:
+    with _records(draft.file, how) as (records, splittable):
+        start = rows = offset = length = 0
+        digest = hashlib.sha256()
+
+        def close() -> None:
+            place = (offset, length) if splittable else ()
+            draft.close(start, draft.seen, rows, digest.hexdigest(), *place)
+
+        for row, raw in records:
+            draft.seen = row + 1
+            draft.total.update(raw)
+            digest.update(raw)
+            length += len(raw)
+            if not text.is_blank(row, raw):
+                rows += 1
+                if len(draft.head) < HEAD_ROWS:
+                    draft.show(_parsed([(row, raw)])[0][1])
+            if rows == shard_rows or length >= SHARD_BYTES:
+                close()
+                start, rows, offset, length = draft.seen, 0, offset + length, 0
+                digest = hashlib.sha256()
+        close()
+    _require_rows(draft, how)
+
+
+def _require_rows(draft: _Draft, how: Format) -> None:
+    """Says of lines that are not one of them an object what they may be. Raises InputError for a file that is one object and
+    no row."""
+    if how.kind == "jsonl" and draft.trouble and not draft.head:
+        draft.trouble += (
+            "; where the file is one array, or its objects run over several lines, say --set input.format=json"
+        )
+    if sum(shard.rows for shard in draft.shards) == 1 and draft.head and (nested := text.nested_rows(draft.head[0])):
+        raise InputError(
+            f"{draft.file.uri}: the whole file is one object, of {nested}; {contents.unnest(draft.file.name, nested)}"
+        )
+
+
+def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+    if shards[0].offset is not None:
+        with _open(file) as source:
+            for shard in shards:
+                data = source.read_at(shard.length, shard.offset)
+                _verify(file, shard, hashlib.sha256(data).hexdigest())
+                yield shard, _parsed(text.lines(io.BytesIO(data), shard.start))
+        return
+    with _records(file, how) as (records, _):
+        for shard in shards:
+            mine: list[text.Record] = []
+            digest = hashlib.sha256()
+            for row, raw in records:
+                if row >= shard.start:
+                    mine.append((row, raw))
+                    digest.update(raw)
+                if row == shard.stop - 1:
+                    break
+            _verify(file, shard, digest.hexdigest())
+            yield shard, _parsed(mine)
+
+
+def _plan_parquet(draft: _Draft, how: Format, shard_rows: int) -> None:
+    with _open(draft.file) as source, columnar.open_parquet(source) as parquet:
+        footer = columnar.footer(source)
+        for span in columnar.spans(parquet, shard_rows):
+            digest = hashlib.sha256(footer)
+            columnar.digest_range(source, span.offset, span.length, digest, draft.total)
+            for batch in columnar.span_batches(parquet, span, shard_rows):  # decoded only to know that it can be
+                if len(draft.head) < HEAD_ROWS:
+                    for _, row in columnar.rows_of([batch.slice(0, HEAD_ROWS)], draft.seen):
+                        draft.show(row)
+                draft.seen += batch.num_rows
+            for start in range(span.start, span.stop, shard_rows):
+                stop = min(start + shard_rows, span.stop)
+                draft.close(start, stop, stop - start, digest.hexdigest(), span.offset, span.length)
+        draft.total.update(footer)
+
+
+def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+    with _open(file) as source:
+        footer = columnar.footer(source)
+        for (offset, length), group in groupby(shards, key=lambda shard: (shard.offset or 0, shard.length or 0)):
+            together = list(group)
+            digest = hashlib.sha256(footer)
+            columnar.digest_range(source, offset, length, digest)
+            for shard in together:
+                _verify(file, shard, digest.hexdigest())
+            parquet = columnar.open_parquet(source)
+            span = columnar.span_at(parquet, offset, length)
+            batches = columnar.span_batches(parquet, span, together[0].rows)
+            ranges = ((shard.start, shard.stop) for shard in together)
+            for shard, (_, pieces) in zip(together, columnar.cut(batches, span.start, ranges), strict=True):
+                yield shard, list(columnar.rows_of(pieces, shard.start))
+
+
+def _content(how: Format, pieces: Iterable[pa.RecordBatch]) -> bytes:
+    return b"".join(map(columnar.content if how.kind == "arrow" else columnar.cells, pieces))
+
+
+@contextmanager
+def _batches(file: InputFile, how: Format) -> Iterator[Iterator[pa.RecordBatch]]:
+    """All record batches of a file that is read from its front."""
+    if how.kind == "arrow":
+        with _open(file) as source:
+            yield columnar.arrow_batches(source)
+        return
+    delimiter = "\t" if how.kind == "tsv" else ","
+    with _stream(file, how) as start:
+        _require_text(file, start)
+        names = columnar.csv_header(start, delimiter)
+    with _stream(file, how) as whole:
+        yield columnar.csv_batches(whole, names, delimiter) if names else iter(())
+
+
+def _plan_batches(draft: _Draft, how: Format, shard_rows: int) -> None:
+    with _batches(draft.file, how) as found:
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for index, batch in enumerate(found):
+                draft.total.update(_names(how, batch) if index == 0 else b"")
+                draft.total.update(_content(how, [batch]))
+                yield batch
+
+        ranges = ((start, start + shard_rows) for start in count(0, shard_rows))
+        for (start, stop), pieces in columnar.cut(batches(), 0, ranges):
+            if len(draft.head) < HEAD_ROWS:
+                for _, row in columnar.rows_of([piece.slice(0, HEAD_ROWS) for piece in pieces], start):
+                    draft.show(row)
+            draft.seen = stop
+            draft.close(start, stop, stop - start, _digest(how, pieces))
+
+
+def _digest(how: Format, pieces: list[pa.RecordBatch]) -> str:
+    names = _names(how, pieces[0]) if pieces else b""
+    return hashlib.sha256(names + _content(how, pieces)).hexdigest()
+
+
+def _names(how: Format, batch: pa.RecordBatch) -> bytes:
+    """The names of columns, for a digest; in Arrow they are part of each batch's content."""
+    return b"" if how.kind == "arrow" else repr(batch.schema.names).encode()
+
+
+def _read_batches(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+    with _batches(file, how) as batches:
+        ranges = ((shard.start, shard.stop) for shard in shards)
+        found = columnar.cut(batches, 0, ranges)
+        for shard in shards:
+            _, pieces = next(found, ((0, 0), []))
+            _verify(file, shard, _digest(how, pieces))
+            yield shard, list(columnar.rows_of(pieces, shard.start))

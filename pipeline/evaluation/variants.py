@@ -1,0 +1,219 @@
+"""The rewards that `evaluate` puts side by side: which label stores each needs, and what it reads from them.
+
+A reward has one or more variants, each a number for every label. Variants of stored tokens (every aggregation,
+likelihoods, the implicit reward) cost nothing beyond the pass that stored them.
+
+    endogenous        sum, mean and discounted_sum of the token rewards (arXiv 2506.23235)
+    likelihood        sum and mean of log pi at temperature 1
+    implicit          beta * (log pi - log pi_ref), sum and mean (DPO, arXiv 2305.18290)
+    verifier, classifier, judge-pointwise, judge-pairwise       the store's reward as it is
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import REWARDS, EvaluateConfig, RewardConfig
+from pipeline.errors import ConfigError
+from pipeline.evaluation.benchmarks.maths import Maths
+from pipeline.rewards.derive import GAMMA, aggregations, flat_column, rewards_of
+from pipeline.rewards.labellers import (
+    Classified,
+    Endogenous,
+    Labeller,
+    MathsAnswerer,
+    PairwiseJudge,
+    PointwiseJudge,
+    Verifier,
+)
+
+Array = NDArray[np.float64]
+Parts = Mapping[str, pa.Table]  # by store: one part each, row i of all of them the same response
+OTHER_TOKENS = (
+    "it makes other tokens of the same text than the model; give a reference that shares its tokenizer, such as the "
+    "checkpoint that training began with"
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One number for every label."""
+
+    name: str
+    reward: str  # as given by --reward
+    about: str  # its formula, for people
+    stores: tuple[str, ...]  # the first gives the responses
+    of: Callable[[Parts], Array]  # [rows]
+    tokens: bool = True  # whether it needs the token columns
+
+
+def check_rewards(config: EvaluateConfig) -> None:
+    """Raises ConfigError for an unknown reward, or for one whose model is not given."""
+    for name in config.evaluate.rewards:
+        if name not in REWARDS:
+            raise ConfigError(f"there is no reward {name!r}; the rewards are {', '.join(REWARDS)}")
+    needs = {
+        "implicit": ("--set implicit.reference", config.implicit.reference, "the reference model"),
+        "classifier": ("--set classifier.model", config.classifier.model, "a trained reward model"),
+        "verifier": ("--model or --set verifier.model", config.verifier.model or config.model.name, "the verifier"),
+        "judge-pointwise": ("--model or --set judge.model", config.judge.model or config.model.name, "the judge"),
+        "judge-pairwise": ("--model or --set judge.model", config.judge.model or config.model.name, "the judge"),
+    }
+    own = config.model.name or config.evaluate.labels
+    for name in config.evaluate.rewards:
+        if config.evaluate.labels and name not in ("endogenous", "likelihood"):
+            raise ConfigError(f"--reward {name} cannot be read from a label store: leave --labels out, give --model")
+        flag, given, what = needs.get(name, ("--model", own, "the model"))
+        if not given:
+            raise ConfigError(f"--reward {name} needs {what}: give {flag}")
+        if name == "implicit" and not own:
+            raise ConfigError("--reward implicit needs the model beside its reference: give --model")
+
+
+def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
+    """The label stores that the configured rewards need, by name, and what fills each."""
+    own = config.model
+    judge = own.named(config.judge.model, config.judge.revision)
+    every: dict[str, dict[str, Labeller]] = {
+        "endogenous": {"endogenous": Endogenous(config, own)},
+        "likelihood": {"endogenous": Endogenous(config, own)},
+        "implicit": {
+            "endogenous": Endogenous(config, own),
+            # rendered by the model's own tokenizer and template: both see the very same tokens
+            "reference": Endogenous(
+                config, own.named(config.implicit.reference, config.implicit.revision), tokenizer=own
+            ),
+        },
+        "verifier": {"verifier": Verifier(config, own.named(config.verifier.model, config.verifier.revision))},
+        "judge-pointwise": {"judge-pointwise": PointwiseJudge(config, judge)},
+        "judge-pairwise": {"judge-pairwise": PairwiseJudge(config, judge)},
+        "classifier": {
+            "classifier": Classified(config, own.named(config.classifier.model, config.classifier.revision))
+        },
+    }
+    return {store: each for name in config.evaluate.rewards for store, each in every[name].items()}
+
+
+def sampler_of(config: EvaluateConfig, benchmark: Maths) -> dict[str, Labeller]:
+    """The label store of a policy's own answers."""
+    return {"policy": MathsAnswerer(config, config.model, benchmark=benchmark)}
+
+
+def variants_of(config: EvaluateConfig, stored: RewardConfig) -> list[Variant]:
+    """Every variant of the configured rewards, in their order; of the endogenous one, `config.reward` goes first.
+
+    Args:
+        stored: the reward that the endogenous store was made with.
+    """
+    made = {
+        "endogenous": lambda: _endogenous(stored, config.reward),
+        "likelihood": _likelihood,
+        "implicit": lambda: _implicit(config.implicit.beta),
+    }
+    found: list[Variant] = []
+    for name in dict.fromkeys(config.evaluate.rewards):
+        found += made[name]() if name in made else [_as_stored(name)]
+    return found
+
+
+def policy_variant(config: EvaluateConfig) -> Variant:
+    answers = config.answers
+    how = "greedy" if answers.temperature == 0 else f"temperature {answers.temperature:g}, {answers.samples} samples"
+    return Variant(f"policy ({how})", "policy", "1 where the answer is right", ("policy",), _column("policy"), False)
+
+
+ABOUT = {
+    "verifier": "log pi of the verifier's answer",
+    "classifier": "the reward model's output",
+    "judge-pointwise": "the judge's rating",
+    "judge-pairwise": "the judge's verdict in both orders",
+}
+
+
+def _as_stored(name: str) -> Variant:
+    return Variant(name, name, ABOUT[name], (name,), _column(name), False)
+
+
+def _column(store: str) -> Callable[[Parts], Array]:
+    return lambda parts: parts[store]["reward"].to_numpy()
+
+
+def _endogenous(stored: RewardConfig, first: RewardConfig) -> list[Variant]:
+    others = aggregations(first.alpha, GAMMA if first.gamma == 1 else first.gamma)
+    wanted = [first, *(other for other in others if other.aggregation != first.aggregation)]
+    return [
+        Variant(_named(each), "endogenous", _formula(each), ("endogenous",), _reaggregated(stored, each))
+        for each in wanted
+    ]
+
+
+def _reaggregated(stored: RewardConfig, wanted: RewardConfig) -> Callable[[Parts], Array]:
+    if wanted == stored:
+        return _column("endogenous")
+    return lambda parts: rewards_of(parts["endogenous"], stored, wanted)
+
+
+def _named(reward: RewardConfig) -> str:
+    said: list[str] = [reward.aggregation]
+    said += [f"gamma {reward.gamma:g}"] if reward.aggregation != "mean" and reward.gamma != 1 else []
+    said += [f"weights from {reward.min_weight:g}"] if reward.min_weight else []
+    return f"endogenous ({', '.join(said)})"
+
+
+def _formula(reward: RewardConfig) -> str:
+    return {
+        "sum": "sum of r_h",
+        "mean": "alpha times the mean of log pi",
+        "discounted_sum": "sum of gamma^(h-1) r_h",
+    }[reward.aggregation]
+
+
+def _likelihood() -> list[Variant]:
+    def total(parts: Parts) -> Array:
+        return _sums(parts["endogenous"])[0]
+
+    def mean(parts: Parts) -> Array:
+        sums, lengths = _sums(parts["endogenous"])
+        return sums / lengths
+
+    return [
+        Variant("likelihood (sum)", "likelihood", "log pi of the response", ("endogenous",), total),
+        Variant("likelihood (mean)", "likelihood", "log pi a token", ("endogenous",), mean),
+    ]
+
+
+def _implicit(beta: float) -> list[Variant]:
+    def total(parts: Parts) -> Array:
+        return implicit_rewards(parts["endogenous"], parts["reference"], beta)
+
+    def mean(parts: Parts) -> Array:
+        return total(parts) / _sums(parts["endogenous"])[1]
+
+    both = ("endogenous", "reference")
+    return [
+        Variant("implicit (sum)", "implicit", "beta (log pi - log pi_ref)", both, total),
+        Variant("implicit (mean)", "implicit", "beta (log pi - log pi_ref) a token", both, mean),
+    ]
+
+
+def implicit_rewards(labels: pa.Table, reference: pa.Table, beta: float) -> Array:
+    """beta * sum_h (log pi(a_h|s_h) - log pi_ref(a_h|s_h)): DPO's implicit reward up to beta log Z(prompt), which cancels
+    between responses to one prompt (Rafailov et al. 2023, arXiv 2305.18290, eq. 5); [rows]. Both tables hold the same
+    responses in the same order.
+
+    Raises ConfigError where the two models cut a response into other tokens.
+    """
+    if not labels["token_ids"].equals(reference["token_ids"]):
+        raise ConfigError(f"implicit.reference: {OTHER_TOKENS}")
+    return beta * (_sums(labels)[0] - _sums(reference)[0])
+
+
+def _sums(labels: pa.Table) -> tuple[Array, NDArray[np.int64]]:
+    """Of each response: log pi, and its number of tokens."""
+    logprobs, lengths = flat_column(labels, "token_logprobs")
+    starts = np.cumsum(lengths) - lengths
+    sums = np.add.reduceat(logprobs.astype(np.float64), starts) if len(starts) else np.zeros(0)
+    return sums, lengths

@@ -1,0 +1,370 @@
+"""Text from one causal LM, by transformers' own `generate`: greedy, or samples that do not depend on their batch.
+
+    generator = Generator(model, tokenizer, max_new_tokens=512, temperature=0.7)
+    [answers] = generator.generate([Question(prompt_ids, samples=4, seed=17)])
+
+Prompts are padded on the left under an attention mask; `generate` takes positions from the mask. What the model's
+`generation_config` says (its temperature, penalties, lengths) is put aside for the call; of it only the end tokens hold.
+
+Where rows of the model's cache can be gathered, the samples of a question start from one computation of its prompt, and
+rows that have ended leave as soon as they are half of the batch: less than twice the tokens that are kept are computed.
+No cache outlives a call of `generate`, so that weights may change between calls.
+
+A sample is drawn by Gumbel's trick: argmax of log p + noise is distributed as p (Maddison et al. 2014, arXiv 1411.0030,
+section 2). Each sample has a stream of noise of its own, made from the question's seed and the sample's number. So what
+else is in the batch changes a sample only where rounding decides between two tokens, which inverting a cumulative sum
+would not give: there rounding shifts every later token. Streams of a CPU and of a GPU differ.
+
+Log-probabilities are of the distribution that was sampled, log p above: after temperature and top_p; greedy, of the
+model's own at temperature 1.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from pipeline.errors import RowError
+from pipeline.models.loading import context_length
+from pipeline.models.questions import Completion, Question
+from pipeline.models.scoring.layouts import probe_families
+from pipeline.models.scoring.scorer import out_of_memory, rope_limit
+
+log = logging.getLogger(__name__)
+
+PAD = 0  # is masked before a prompt and cut off behind an end token: any token would do
+DRAWN_AHEAD = 1024  # numbers that a stream draws at once: several steps of a small vocabulary
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One completion to be made: `sample` of question `question`, of `limit` tokens at most."""
+
+    question: int
+    sample: int
+    prompt_ids: list[int]
+    seed: int
+    limit: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt_ids) + self.limit
+
+
+class Generator:
+    """Holds one model and completes prompts with it.
+
+    Args:
+        model: a Hugging Face causal LM on its device or devices; put in eval mode.
+        max_new_tokens: longest completion; less where the context ends before.
+        temperature: 0 is greedy.
+        top_p: the smallest set of tokens whose probability, at the temperature, reaches this; 1 is all.
+        budget_tokens: tokens held at once, prompts and longest completions; halved, for good, when memory runs out.
+        eos_token_ids: further end tokens, such as a chat template's end of turn.
+        logprobs: whether completions get the log-probabilities of their tokens.
+
+    Attributes:
+        forwarded_tokens: tokens given to the model so far, padding and ended rows included.
+        notes: what a person should know of how the model is run, as it comes up; also logged as warnings.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+        max_length: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        budget_tokens: int = 16384,
+        eos_token_ids: Sequence[int] = (),
+        logprobs: bool = False,
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.top_p = top_p
+        self.budget_tokens = budget_tokens
+        self.logprobs = logprobs
+        self.forwarded_tokens = 0
+        self.notes: list[str] = []
+        self.end_tokens = _end_tokens(model, tokenizer, eos_token_ids)
+        context = context_length(model.config, tokenizer)
+        self.context = context if max_length is None else min(context, max_length)
+        self.rope_limit = rope_limit(model.config.get_text_config())
+        embedding = model.get_input_embeddings().weight
+        self.vocabulary: int = embedding.shape[0]
+        self.device = embedding.device
+
+    @torch.inference_mode()
+    def generate(self, questions: Sequence[Question]) -> list[list[Completion] | RowError]:
+        """The samples of each question, in the order given, or why there are none: prompt_too_long, unknown_token,
+        not_finite, out_of_memory."""
+        found: list[list[Completion | RowError | None]] = [[None] * question.samples for question in questions]
+        errors: dict[int, RowError] = {}
+        waiting: list[_Row] = []
+        for position, question in enumerate(questions):
+            try:
+                waiting += self._rows(position, question)
+            except RowError as error:
+                errors[position] = error
+        while waiting:
+            for batch in self._batches(waiting):
+                try:
+                    completions = self._complete(batch)
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    completions = self._shrink(batch)
+                for row, completion in zip(batch, completions, strict=False):
+                    found[row.question][row.sample] = completion
+                if not completions:
+                    break
+            waiting = [row for row in waiting if found[row.question][row.sample] is None]
+        return [
+            errors.get(position)
+            or next((sample for sample in samples if isinstance(sample, RowError)), None)
+            or [sample for sample in samples if isinstance(sample, Completion)]
+            for position, samples in enumerate(found)
+        ]
+
+    def _rows(self, position: int, question: Question) -> list[_Row]:
+        room = self.context - len(question.prompt_ids)
+        if room < 1:
+            raise RowError(
+                "prompt_too_long",
+                f"{len(question.prompt_ids)} prompt tokens leave no room in a context of {self.context}; shorten the prompt",
+            )
+        if max(question.prompt_ids) >= self.vocabulary:
+            raise RowError("unknown_token", "the tokenizer has more tokens than the model; fit them")
+        limit = min(room, self.max_new_tokens)
+        return [_Row(position, i, question.prompt_ids, question.seed, limit) for i in range(question.samples)]
+
+    def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        """Rows of one limit, of similar length, under the budget. Beyond `rope_limit` positions depend on the longest of
+        a batch: no company there."""
+        batch: list[_Row] = []
+        for row in sorted(rows, key=lambda row: (row.limit, len(row.prompt_ids))):
+            alone = self.rope_limit is not None and row.tokens >= self.rope_limit
+            full = row.tokens * (len(batch) + 1) > self.budget_tokens
+            if batch and (row.limit != batch[0].limit or full or alone):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _shrink(self, batch: list[_Row]) -> list[Completion | RowError]:
+        """Halve the budget after an out-of-memory error; a row that was alone cannot be helped."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            detail = f"a completion of up to {batch[0].tokens} tokens alone does not fit; lower its longest length"
+            return [RowError("out_of_memory", detail)]
+        self.budget_tokens = max(1, min(self.budget_tokens, batch[-1].tokens * len(batch)) // 2)
+        self.notes.append(f"out of memory: {self.budget_tokens} tokens are now generated at once")
+        log.warning(self.notes[-1])
+        return []
+
+    @functools.cached_property
+    def shares_prompts(self) -> bool:
+        """Whether rows of the model's cache can be gathered: tried at first use, against prompts that are repeated. It
+        is the architecture that decides, not the weights."""
+        before = self.forwarded_tokens
+        prompts = [list(family.prompt_ids) for family in probe_families(self.model.config.get_text_config())]
+        rows = [1, 0, 1]
+        try:
+            ids, mask = (each.to(self.device) for each in _left_padded([prompts[row] for row in rows]))
+            plain = self._generate(ids, mask, None, 1, output_logits=True).logits[0]
+            shared = self._generate(ids, mask, self._prefill(prompts, rows), 1, output_logits=True).logits[0]
+            tolerance = 2e-2 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+            return bool((plain - shared).abs().amax() <= tolerance * plain.abs().amax().clamp_min(1e-3))
+        except Exception as error:  # whatever an unknown architecture raises means the same: not this way
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise  # which says nothing of the architecture
+            log.info("%s: prompts are repeated (%s: %s)", type(self.model).__name__, type(error).__name__, error)
+            return False
+        finally:
+            self.forwarded_tokens = before
+
+    def _complete(self, batch: list[_Row]) -> list[Completion | RowError]:
+        ids, mask = (each.to(self.device) for each in _left_padded([row.prompt_ids for row in batch]))  # [R, L]
+        width, longest = ids.shape[1], ids.shape[1] + batch[0].limit
+        gathers = len(batch) > 1 and self.shares_prompts
+        cache = self._prefill(*_distinct([row.prompt_ids for row in batch])) if gathers else None
+        draw = _Draw(batch, self.temperature > 0, self.logprobs, self.device)
+        ends = torch.tensor(self.end_tokens, dtype=torch.long, device=self.device)
+        made = torch.full((len(batch), batch[0].limit), PAD, device=self.device)
+        while True:
+            before = ids.shape[1]
+            criteria = [_HalfEnded(ends)] if gathers else []
+            out = self._generate(ids, mask, cache, longest - before, self._processors(draw), criteria)
+            ids, cache = out.sequences, out.past_key_values
+            made[draw.rows, : ids.shape[1] - width] = ids[:, width:]
+            going = torch.isin(ids[:, before:], ends).any(-1).logical_not().nonzero()[:, 0]
+            if len(going) == 0 or ids.shape[1] == longest:
+                break
+            mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - before), value=1)
+            draw.rows, ids, mask = draw.rows[going], ids[going], mask[going]
+            cache.reorder_cache(going)
+        logprobs = [None] * len(batch) if draw.logprobs is None else draw.logprobs.cpu().numpy()
+        return [
+            RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
+            if broken
+            else self._completion(tokens, logprobs[row])
+            for row, (tokens, broken) in enumerate(zip(made.tolist(), draw.broken.tolist(), strict=True))
+        ]
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[int]) -> Cache | None:
+        """A cache of all tokens but the last of each row's prompt, each prompt computed once; None where this saves
+        nothing."""
+        ids, mask = (each[:, :-1].to(self.device) for each in _left_padded(prompts))
+        if ids.shape[1] == 0 or len(rows) == len(prompts):
+            return None
+        # no padding token: `generate` would warn of prompts of one token, whose row here is all padding
+        cache = self._generate(ids, mask, None, 1, eos_token_id=None, pad_token_id=None).past_key_values
+        cache.reorder_cache(torch.tensor(rows, device=self.device))
+        return cache
+
+    def _generate(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Cache | None,
+        new_tokens: int,
+        processors: Sequence[LogitsProcessor] = (),
+        criteria: Sequence[StoppingCriteria] = (),
+        **options: Any,
+    ) -> Any:
+        """The model's own `generate`. A `cache` holds all tokens of `ids` but the last. `options` override settings."""
+        settings = {
+            "max_new_tokens": new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "use_cache": True,
+            "eos_token_id": self.end_tokens or None,
+            "pad_token_id": PAD,
+            "return_dict_in_generate": True,
+        }
+        with self._own_settings_aside():
+            out = self.model.generate(
+                ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                generation_config=GenerationConfig(**settings | options),
+                logits_processor=list(processors),
+                stopping_criteria=list(criteria),
+            )
+        known = 0 if cache is None else ids.shape[1] - 1
+        self.forwarded_tokens += len(ids) * (out.sequences.shape[1] - 1 - known)  # the last tokens are not forwarded
+        return out
+
+    def _processors(self, draw: "_Draw") -> list[LogitsProcessor]:
+        if self.temperature == 0:
+            return [draw]
+        nucleus = [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
+        return [TemperatureLogitsWarper(self.temperature), *nucleus, draw]
+
+    def _completion(self, tokens: list[int], logprobs: NDArray[np.float32] | None) -> Completion:
+        end = next((position for position, token in enumerate(tokens) if token in self.end_tokens), None)
+        kept = tokens if end is None else tokens[: end + 1]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Completion(text, kept, end is not None, None if logprobs is None else logprobs[: len(kept)].copy())
+
+    @contextlib.contextmanager
+    def _own_settings_aside(self) -> Iterator[None]:
+        """`generate` fills what a call leaves open from the model's `generation_config`."""
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            self.model.generation_config = own
+
+
+class _Draw(LogitsProcessor):
+    """Makes the argmax of the scores the token to take, and keeps what is to be known of each step.
+
+    Where tokens are sampled, it adds Gumbel noise, -log of an exponential variate: a row's own stream, [V] numbers a step.
+    `rows` says which rows of the batch the scores are of, [R].
+    """
+
+    def __init__(self, batch: Sequence[_Row], sampled: bool, logprobs: bool, device: torch.device):
+        self.rows = torch.arange(len(batch), device=device)
+        self.step = 0
+        self.broken = torch.zeros(len(batch), dtype=torch.bool, device=device)  # rows with a logit that is not a number
+        self.logprobs = torch.zeros((len(batch), batch[0].limit), device=device) if logprobs else None
+        self.drawn = torch.empty(0)  # the streams' next numbers, [B, steps, V]
+        self.streams: list[torch.Generator] = []
+        for row in batch if sampled else []:
+            word = int(np.random.SeedSequence((row.seed, row.sample)).generate_state(1, np.uint64)[0])
+            self.streams.append(torch.Generator(device).manual_seed(word >> 1))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.broken[self.rows] |= scores.isnan().any(-1)
+        noisy = scores - self._exponential(scores.shape[1]).log_() if self.streams else scores
+        if self.logprobs is not None:
+            taken = scores.gather(-1, noisy.argmax(-1, keepdim=True))[:, 0]
+            self.logprobs[self.rows, self.step] = taken - scores.logsumexp(-1)
+        self.step += 1
+        return noisy
+
+    def _exponential(self, vocabulary: int) -> torch.Tensor:
+        """[R, V] of this step, float64: float32 has ties."""
+        ahead = max(1, DRAWN_AHEAD // vocabulary)
+        if self.step % ahead == 0:
+            self.drawn = self.broken.new_empty((len(self.streams), ahead, vocabulary), dtype=torch.float64)
+            for row in self.rows.tolist():
+                self.drawn[row].exponential_(generator=self.streams[row])
+        return self.drawn[self.rows, self.step % ahead]
+
+
+class _HalfEnded(StoppingCriteria):
+    """Stops all rows when half of them have taken an end token."""
+
+    def __init__(self, ends: torch.Tensor):
+        self.ends = ends
+        self.ended: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+        now = torch.isin(input_ids[:, -1], self.ends)
+        self.ended = now if self.ended is None else self.ended | now
+        return (2 * self.ended.sum() >= len(now)).expand(len(now))
+
+
+def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, [B, L]."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def _distinct(prompts: Sequence[list[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Each prompt once, and which of them each row has."""
+    numbers: dict[tuple[int, ...], int] = {}
+    rows = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+    return list(numbers), rows
+
+
+def _end_tokens(model: Any, tokenizer: Any, further: Sequence[int]) -> list[int]:
+    """What ends a completion: by the model, by the tokenizer, by the caller."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list | tuple) else [own]), *further}
+    return sorted(end for end in ends if end is not None)

@@ -1,0 +1,181 @@
+"""From a model's name to its tokenizer, weights and identity. Local folders and the Hugging Face hub alike.
+
+Code that a model folder brings and pickled weights are refused unless asked for.
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
+
+WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
+UNBOUNDED = 2**20  # what to take for a context where a model states none
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Raises ConfigError where there is none to load."""
+    from transformers import AutoTokenizer
+
+    with _explained(config):
+        return AutoTokenizer.from_pretrained(config.name, **_source(config))
+
+
+def load_settings(config: ModelConfig) -> Any:
+    """The model's own configuration. Raises ConfigError where there is none to load."""
+    from transformers import AutoConfig
+
+    with _explained(config):
+        settings = AutoConfig.from_pretrained(config.name, **_source(config))
+        if os.path.isdir(config.name):
+            _check_weights(config)
+        return settings
+
+
+def load_model(config: ModelConfig, device: str, gpus: int = 1) -> Any:
+    """The causal LM on its device, in evaluation mode; over `gpus` GPUs of this process when that is more than one.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, config, device, gpus, "causal LM", "an encoder, a classifier")
+
+
+def load_classifier(config: ModelConfig, device: str, gpus: int = 1) -> Any:
+    """The sequence-classification model, such as a trained scalar reward model; otherwise as `load_model`.
+
+    Another checkpoint is refused, a causal LM too: transformers would give it a head of random numbers.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    kind = "sequence classifier"
+    return _load(AutoModelForSequenceClassification, config, device, gpus, kind, "a causal LM, an encoder")
+
+
+def _load(loader: Any, config: ModelConfig, device: str, gpus: int, kind: str, others: str) -> Any:
+    """Raises ConfigError where the weights are not those of `loader`'s `kind` of model; `others` is what they may be."""
+    import torch
+
+    options: dict[str, Any] = {"dtype": getattr(torch, resolve_dtype(config.dtype, device))}
+    if gpus > 1:
+        options["device_map"] = "auto"  # needs accelerate
+    if not config.allow_pickle:
+        options["use_safetensors"] = True
+    with _explained(config):
+        model, told = loader.from_pretrained(config.name, **_source(config), **options, output_loading_info=True)
+        lacking = sorted(told["missing_keys"]) + sorted(str(key) for key in told["mismatched_keys"])
+        if lacking:
+            shown = ", ".join(lacking[:3]) + (" ..." if len(lacking) > 3 else "")
+            raise ConfigError(
+                f"the weights of {config.name} are not those of its {kind}: {len(lacking)} "
+                f"{'tensor' if len(lacking) == 1 else 'tensors'} would be made up ({shown}); "
+                f"is it {others}, or an incomplete download?"
+            )
+        return (model if gpus > 1 else model.to(device)).eval()
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+def context_length(settings: Any, tokenizer: Any) -> int:
+    """The most tokens the model takes, prompt and response together: what its configuration states, and where that states
+    nothing what the tokenizer does."""
+    text = settings.get_text_config()
+    stated = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    for limits in (stated, [getattr(tokenizer, "model_max_length", None)]):
+        known = [n for n in limits if isinstance(n, int) and 0 < n < UNBOUNDED]
+        if known:
+            return min(known)
+    return UNBOUNDED
+
+
+def identify_model(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """What the fingerprint says of the weights: the content of a local folder, name and commit of a hub model.
+
+    The folder's own name is left out: the same weights at another place are the same model.
+    """
+    if os.path.isdir(config.name):
+        return {"content": folder_digest(config.name), "dtype": dtype}
+    return {"name": config.name, "revision": config.revision, "dtype": dtype}
+
+
+def _check_weights(config: ModelConfig) -> None:
+    """Raises where a folder's weights cannot be loaded: before any actor tries. Reads only the files' headers."""
+    from safetensors import safe_open
+
+    names = [name for name in os.listdir(config.name) if name.endswith(".safetensors")]
+    for name in names:
+        with safe_open(os.path.join(config.name, name), "numpy"):
+            pass
+    if not names and not config.allow_pickle:
+        raise OSError("it has no *.safetensors")
+
+
+def _source(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+class _explained:
+    """Turns whatever loading raises into one sentence that names the model and the remedy."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+
+    def __enter__(self) -> None:
+        name = self.config.name
+        if not name:
+            raise ConfigError("no model: give --model, a local folder or a model hub's name")
+        if os.path.exists(name) and not os.path.isdir(name):
+            raise ConfigError(
+                f"model.name = {name} is a file; give the folder that holds config.json and *.safetensors"
+            )
+        if os.path.isdir(name) and not os.access(os.path.join(name, "config.json"), os.R_OK):
+            raise ConfigError(
+                f"the model folder {name} has no config.json that can be read; is it a Hugging Face model?"
+            )
+        looks_local = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+        if looks_local and not os.path.isdir(name):
+            raise ConfigError(f"there is no model folder {name}")
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, ConfigError):
+            return
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        remedy = (
+            "is it a folder with config.json, tokenizer and *.safetensors, or a model hub's name that can be reached?"
+        )
+        if "trust_remote_code" in str(error):
+            remedy = "it brings code of its own; read it, then allow it with --set model.trust_remote_code=true"
+        elif "accelerate" in str(error).lower():
+            remedy = "a model over several GPUs needs accelerate: pip install 'endoreward[multi-gpu]'"
+        elif "safetensors" in str(error) and not self.config.allow_pickle:
+            remedy = "pickled weights can run code; convert them, or allow them with --set model.allow_pickle=true"
+        raise ConfigError(f"cannot load the model {self.config.name}: {first}; {remedy}") from error
+
+
+def folder_digest(path: str) -> str:
+    """sha256 over the files of a model folder that decide its numbers: weights, configuration, tokenizer."""
+    names = sorted(n for n in os.listdir(path) if n.endswith(WEIGHED))
+    found = [os.stat(os.path.join(path, name)) for name in names]
+    return _folder_digest(path, tuple(names), tuple((each.st_size, each.st_mtime_ns) for each in found))
+
+
+@lru_cache(maxsize=8)
+def _folder_digest(path: str, names: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> str:
+    """Of these files as they are at these stamps; read once where several stores ask."""
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda name: _file_digest(os.path.join(path, name)), names)
+    return hashlib.sha256("\n".join(f"{n} {d}" for n, d in zip(names, digests, strict=True)).encode()).hexdigest()
+
+
+def _file_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,290 @@
+"""Score tokenised responses with one model: log pi, V and Q of every response token. Needs torch, not Ray.
+
+    from pipeline.models.scoring import Scorer
+    scorer = Scorer(model)                       # any Hugging Face causal LM, already on its device
+    scores = scorer.score(turns)                 # one Scores, or a RowError, per turn
+
+How a model is run is found out once, on a probe, against its own plain forward:
+
+- **packed**: families of responses lie one after another in a single row, no padding (`pipeline.models.scoring.attention`);
+- **cached**: for models whose attention cannot be replaced: a family's prompt fills the key-value cache, its responses
+  continue it; single responses are padded on the right;
+- **plain**: right-padded rows, prompts repeated. True for any causal model.
+
+and whether the output matrix applied in slices gives the model's logits (`pipeline.models.scoring.head`); where it does not,
+the model's own logits are asked for, a response at a time, at the scored positions only.
+
+A reward does not depend on what else is in the batch beyond rounding (1e-6 in float32).
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from pipeline.errors import RowError
+from pipeline.models.scores import Scores
+from pipeline.models.scoring import attention
+from pipeline.models.scoring.batches import Family, families, packed, padded
+from pipeline.models.scoring.head import Head, concatenate, reduce_logits
+from pipeline.models.scoring.layouts import agree, pack, pad, probe_families
+from pipeline.tokens import TokenizedTurn
+
+log = logging.getLogger(__name__)
+
+Forward = Callable[[list[Family]], torch.Tensor]
+
+
+class Scorer:
+    """Holds one model and scores responses with it.
+
+    Args:
+        model: a Hugging Face causal LM on its device or devices; put in eval mode.
+        alpha: temperature of V.
+        budget_tokens: tokens forwarded at once; halved, for good, whenever memory runs out.
+        head_chunk_mb: largest slice of logits held, in MiB of float32.
+
+    Attributes:
+        layout: "packed", "cached" or "plain".
+        forwarded_tokens: tokens given to the model so far, padding included.
+        notes: what a person should know of how the model is run, as it comes up; also logged as warnings.
+    """
+
+    def __init__(self, model: Any, *, alpha: float = 1.0, budget_tokens: int = 16384, head_chunk_mb: int = 64):
+        self.model = model.eval().requires_grad_(False)
+        self.alpha = alpha
+        self.budget_tokens = budget_tokens
+        self.forwarded_tokens = 0
+        self.notes: list[str] = []
+        self.plain_attention = model.config._attn_implementation
+        self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
+        self.rope_limit = rope_limit(model.config.get_text_config())
+        self.device = model.get_input_embeddings().weight.device
+        self.layout = "plain"
+        self.head: Head | None = None
+        self._probe(head_chunk_mb)
+
+    @torch.inference_mode()
+    def score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
+        """Scores of each turn's response tokens, in the order given. Every turn has a prompt and a response token."""
+        with self._attention():
+            return self._score(turns)
+
+    def _score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
+        results: list[Scores | RowError | None] = [None] * len(turns)
+        for position, turn in enumerate(turns):
+            if max(*turn.prompt_ids, *turn.response_ids) >= self.vocabulary:
+                results[position] = RowError("unknown_token", "the tokenizer has more tokens than the model; fit them")
+        waiting = [i for i in range(len(turns)) if results[i] is None]
+        while waiting:
+            for batch in self._batches(families(turns, waiting, self.budget_tokens)):
+                members = [m for family in batch for m in family.members]
+                try:
+                    scored = self._score_batch(batch)
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    self._shrink(members, batch, results)
+                    break
+                for member, scores in zip(members, scored, strict=True):
+                    results[member] = scores
+            waiting = [i for i in waiting if results[i] is None]
+        return [r for r in results if r is not None]
+
+    def _batches(self, found: list[Family]) -> list[list[Family]]:
+        """What is forwarded together. Beyond `rope_limit` positions depend on the longest of a batch: no company there."""
+        long = [] if self.rope_limit is None else [f for f in found if f.longest >= self.rope_limit]
+        rest = [f for f in found if f not in long]
+        cut = packed if self.layout == "packed" else padded
+        together = cut(_singles(rest) if self.layout == "plain" else rest, self.budget_tokens)
+        return together + [[single] for single in _singles(long)]
+
+    def _shrink(self, members: list[int], batch: list[Family], results: list[Scores | RowError | None]) -> None:
+        """Halve the budget after an out-of-memory error; a response that was alone cannot be helped."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(members) == 1:
+            results[members[0]] = RowError(
+                "out_of_memory", f"a response of {batch[0].tokens} tokens alone does not fit; lower tokens.max_length"
+            )
+            return
+        self.budget_tokens = max(1, min(self.budget_tokens, sum(f.tokens for f in batch)) // 2)
+        self._note(f"out of memory: scorer.budget_tokens is now {self.budget_tokens}")
+
+    def _score_batch(self, batch: list[Family]) -> list[Scores | RowError]:
+        taken = [torch.tensor(r) for family in batch for r in family.responses]
+        lengths = [len(t) for t in taken]
+        flat = torch.cat(taken).to(self.device)
+        if self.head is not None:
+            scores = self.head.score(self._forward(batch), flat, self.alpha)
+        else:
+            own = zip(_singles(batch), flat.split(lengths), strict=True)
+            scores = concatenate([reduce_logits(self._own_logits(f), a, self.alpha) for f, a in own])
+        parts = [part.split(lengths) for part in (scores.q.cpu(), scores.values.cpu(), scores.logprobs.cpu())]
+        return [_finite(Scores(*(p.to(torch.float64).numpy() for p in three))) for three in zip(*parts, strict=True)]
+
+    # Forward passes: each gives one state per response token, [P, D], in the order of the batch.
+
+    def _forward(self, batch: list[Family]) -> torch.Tensor:
+        if self.rope_limit is not None and batch[0].longest >= self.rope_limit:
+            return self._alone(batch)
+        if self.layout == "packed":
+            return self._packed(batch)
+        if self.layout == "cached" and len(batch[0].members) > 1:
+            return torch.cat([self._cached(family) for family in batch])
+        return self._plain(batch)
+
+    def _trunk(self, ids: torch.Tensor, **options: Any) -> Any:
+        self.forwarded_tokens += ids.numel()
+        return self.model.base_model(input_ids=ids.to(self.device), **options)
+
+    def _packed(self, batch: list[Family]) -> torch.Tensor:
+        ids, positions, chosen, packing = pack(batch)
+        out = self._trunk(ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing)
+        states = out.last_hidden_state[0]  # on the last device of a model that is spread over several
+        return states[chosen.to(states.device)]
+
+    def _cached(self, family: Family) -> torch.Tensor:
+        prompt = torch.tensor([family.prompt_ids])
+        first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config))
+        state = first.last_hidden_state[:, -1]
+        count, width = len(family.responses), max(len(r) for r in family.responses) - 1
+        if width == 0:
+            return state.expand(count, -1)
+        cache = first.past_key_values
+        cache.batch_repeat_interleave(count)
+        ids = torch.zeros((count, width), dtype=torch.long)
+        for row, response in enumerate(family.responses):
+            ids[row, : len(response) - 1] = torch.tensor(response[:-1], dtype=torch.long)
+        positions = torch.arange(prompt.shape[1], prompt.shape[1] + width, device=self.device).expand(count, -1)
+        rest = self._trunk(ids, past_key_values=cache, use_cache=True, position_ids=positions).last_hidden_state
+        return torch.cat([torch.cat([state, rest[row, : len(r) - 1]]) for row, r in enumerate(family.responses)])
+
+    def _plain(self, batch: list[Family], whole: bool = False) -> torch.Tensor:
+        ids, mask, spans = pad(batch, whole)
+        states = self._trunk(ids, attention_mask=mask.to(self.device), use_cache=False).last_hidden_state
+        return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
+
+    def _alone(self, single: list[Family]) -> torch.Tensor:
+        """One response beyond the rope limit, to its last token, on which the scaling depends too; after a short call,
+        because dynamic scaling remembers the longest that it has seen."""
+        with self._attention(plain=True):
+            self._trunk(torch.tensor([single[0].prompt_ids[:1]]), use_cache=False)
+            return self._plain(single, whole=True)
+
+    def _own_logits(self, single: Family) -> torch.Tensor:
+        """The model's own logits at the scored positions of a single response, [H, V]."""
+        ids, mask, [(begin, end)] = pad([single])
+        self.forwarded_tokens += ids.numel()
+        keep = torch.arange(begin, end, device=self.device)
+        given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        logits = self.model(**given, use_cache=False, logits_to_keep=keep).logits[0]
+        logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    @contextlib.contextmanager
+    def _attention(self, plain: bool = False) -> Iterator[None]:
+        """The model's attention replaced for as long as it is called packed: others may use the model too."""
+        if self.layout != "packed":
+            yield
+            return
+        own = self.model.config._attn_implementation
+        self.model.set_attn_implementation(self.plain_attention if plain else attention.NAME)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(own)
+
+    # The probe: what of the above is true of this model.
+
+    @torch.inference_mode()
+    def _probe(self, head_chunk_mb: int) -> None:
+        probe = probe_families(self.model.config.get_text_config())
+        singles, dtype = _singles(probe), self.model.dtype
+        taken = [torch.tensor(single.responses[0]) for single in singles]
+        own = torch.cat(
+            [reduce_logits(self._own_logits(f), a, 1.0).logprobs.cpu() for f, a in zip(singles, taken, strict=True)]
+        )
+
+        def logprobs(states: torch.Tensor) -> torch.Tensor:
+            return head.score(states, torch.cat(taken).to(states.device), 1.0).logprobs.cpu()
+
+        try:
+            head = Head(self.model, head_chunk_mb)
+            alone = logprobs(torch.cat([self._plain([single]) for single in singles]))
+            if not agree(alone, own, dtype):
+                raise LookupError("the output matrix alone does not give the model's logits")
+            if not agree(logprobs(self._plain(probe)), alone, dtype, slack=5):
+                raise LookupError("it sees the padding behind a response")
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            self._note(f"{self._name}: scoring from the model's own logits, which needs more memory ({error})")
+            self.forwarded_tokens = 0
+            return
+        self.head = head
+        for layout in ("packed", "cached"):
+            why = self._try(layout, lambda states: agree(logprobs(states), alone, dtype), probe)
+            if why is None:
+                self.layout = layout
+                break
+            log.info("%s: not %s (%s)", self._name, layout, why)
+        self.forwarded_tokens = 0
+
+    def _try(self, layout: str, agrees: Callable[[torch.Tensor], bool], probe: list[Family]) -> str | None:
+        """None when the layout gives the plain forward's logits, else why it does not. Leaves `layout` as it was found."""
+        before, self.layout = self.layout, layout
+        try:
+            if layout == "packed":
+                _refuse_unknown_masks(self.model.config.get_text_config())
+            with self._attention():
+                states = self._packed(probe) if layout == "packed" else torch.cat([self._cached(f) for f in probe])
+            return None if agrees(states) else "its logits differ"
+        except Exception as error:  # whatever an unknown architecture raises means the same: not this way
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self.layout = before
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        log.warning(text)
+
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
+
+
+def _finite(scores: Scores) -> Scores | RowError:
+    if scores.finite:
+        return scores
+    return RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is one: of PyTorch's allocator, of the CUDA driver, of cuBLAS, or of the CPU's."""
+    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+
+
+def _singles(batch: list[Family]) -> list[Family]:
+    return [Family(f.prompt_ids, (m,), (r,)) for f in batch for m, r in zip(f.members, f.responses, strict=True)]
+
+
+def rope_limit(config: Any) -> int | None:
+    """The length beyond which rotary positions are scaled by the longest sequence of a call; None where they never are."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [r for r in (rope, *rope.values()) if isinstance(r, dict)]
+    for kind in kinds:
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            own = kind.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            return own or config.max_position_embeddings
+    return None
+
+
+def _refuse_unknown_masks(config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise attention.CannotPack(f"layers of kind {', '.join(sorted(kinds))}")

@@ -1,0 +1,1 @@
+"""Rewards of responses: the endogenous one as mathematics, the labellers that ask models, and what stored columns give."""

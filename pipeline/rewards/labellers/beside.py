@@ -1,0 +1,48 @@
+"""A shard's rows become requests in a process beside this one, since tokenizers and templates may end theirs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.apart import Apart
+from pipeline.corpus import RawRow, Shape, Shard
+from pipeline.killers import Bisection, killed
+from pipeline.rewards.labellers.base import Labeller
+from pipeline.rewards.labelling import Prepared
+
+DOING = "tokenising"
+WITHOUT = ("torch",)  # transformers imports it for its configurations, which no tokenizer needs
+QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # it would warn that there is none
+
+
+@dataclass
+class Preparation:
+    """One process that prepares shards, one after the other; without torch, unless a model folder's own code may want it."""
+
+    own_code: bool = False
+    lived: bool = False
+    beside: Apart = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.beside = Apart() if self.own_code else Apart(without=WITHOUT, environment=QUIET)
+
+    def prepare(
+        self, labeller: Labeller, shard: Shard, generation: int, rows: Sequence[RawRow], shape: Shape
+    ) -> Prepared:
+        """As `labeller.prepare`; a row that ends its process is a failure as a whole. Raises RunError."""
+
+        def work(positions: Sequence[int]) -> Prepared:
+            wanted = {*positions, *search.killers}
+            given = [
+                (number, killed(search.killers[i], DOING) if i in search.killers else row)
+                for i, (number, row) in enumerate(rows)
+                if i in wanted
+            ]
+            return self.beside.call(labeller.prepare, shard, generation, given, shape)
+
+        search = Bisection(
+            work, self.beside.stop, f"rows {shard.start} to {shard.stop - 1} of {shard.file}", self.lived
+        )
+        prepared = search.run(len(rows))
+        self.lived = search.lived
+        prepared.notes = [*prepared.notes, *search.notes(DOING)]
+        return prepared

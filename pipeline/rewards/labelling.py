@@ -1,0 +1,160 @@
+"""One shard's way from raw rows to labels: the steps between reading and writing, without Ray.
+
+prepare   rows -> turns with their tokens, and the failures so far
+finish    turns with their scores -> labels and failures
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import RewardConfig
+from pipeline.corpus import RawRow, Shape, Shard, turns
+from pipeline.corpus.samples import Turn, response_id
+from pipeline.errors import RowError
+from pipeline.models.scores import Scores
+from pipeline.rewards.endogenous import reward_columns, stored_action_values, token_rewards
+from pipeline.store.schema import Failure, Label, extra_json, other_json
+from pipeline.tokens import Renderer, TokenizedTurn
+from pipeline.tokens.sampled import as_asked
+
+Column = NDArray[np.float32]
+KEPT = "reward_info"  # in extra_info: what a labeller keeps beside the reward
+NO_TOKENS = np.zeros(0, np.float32)
+ALIKE = "responses have the same tokens as another response to their prompt whose text differs: their rewards are equal"
+
+
+@dataclass
+class Prepared:
+    """A shard with everything that can be known of it without the model."""
+
+    shard: Shard
+    generation: int
+    turns: list[Turn] = field(default_factory=list)
+    tokens: list[TokenizedTurn] = field(default_factory=list)  # one per turn
+    requests: Sequence[Any] = ()  # what the model is asked, in order; for the endogenous reward its `tokens`
+    plan: Any = None  # what else reading the answers needs
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(
+        default_factory=Counter
+    )  # how often a thing came up that a person should know, by sentence
+
+
+def prepare(
+    shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape, renderer: Renderer, which: str
+) -> Prepared:
+    """Normalise and tokenise a shard's rows. Every response ends in `turns` or in `failures`; nothing raises RowError."""
+    out = Prepared(shard, generation)
+    for number, row in rows:
+        for found in _expand(shard.file, number, row, shape, renderer, which):
+            if isinstance(found, Failure):
+                out.failures.append(found)
+            else:
+                out.turns.append(found[0])
+                out.tokens.append(found[1])
+    out.notes, out.counts = list(renderer.notes), renderer.take_counts()
+    out.requests = out.tokens
+    return out
+
+
+def _expand(
+    file: str, number: int, row: object, shape: Shape, renderer: Renderer, which: str
+) -> Iterator[Failure | tuple[Turn, TokenizedTurn]]:
+    prompt_id = f"{file}:{number}"
+    try:
+        if isinstance(row, RowError):
+            raise row
+        sample = as_asked(shape.normalise(file, number, row), renderer)  # type: ignore[arg-type]
+    except RowError as error:
+        yield failure(prompt_id, prompt_id, error)
+        return
+    for failed in sample.failed:
+        yield failure(response_id(prompt_id, failed.preference, failed.index), prompt_id, failed.error)
+    asked = [each for turn in turns(sample, which) for each in renderer.under_rubrics(turn)]  # type: ignore[arg-type]
+    answers = renderer.tokenize_siblings(asked)
+    for turn, tokens in zip(asked, answers, strict=True):
+        yield failure(turn.id, prompt_id, tokens) if isinstance(tokens, RowError) else (turn, tokens)
+    renderer.counts[ALIKE] += _alike(asked, answers)
+    if not asked and not sample.failed:
+        yield failure(prompt_id, prompt_id, RowError("no_response", "the row has no response to score"))
+
+
+def _alike(asked: Sequence[Turn], answers: Sequence[TokenizedTurn | RowError]) -> int:
+    """How many responses have other texts than a sibling and the same tokens."""
+    texts: dict[tuple[int, ...], set[str]] = {}
+    for turn, tokens in zip(asked, answers, strict=True):
+        if isinstance(tokens, TokenizedTurn) and not tokens.truncated:
+            texts.setdefault((*tokens.prompt_ids, -1, *tokens.response_ids), set()).add(turn.response)
+    return sum(len(each) - 1 for each in texts.values())
+
+
+def finish(
+    prepared: Prepared, scores: Sequence[Scores | RowError], reward: RewardConfig
+) -> tuple[list[Label], list[Failure]]:
+    """Labels and failures of a shard, in the order of its rows; `scores` has one entry per turn."""
+    labels: list[Label] = []
+    failures = list(prepared.failures)
+    for turn, tokens, scored in zip(prepared.turns, prepared.tokens, scores, strict=True):
+        if isinstance(scored, RowError):
+            failures.append(failure(turn.id, turn.prompt_id, scored))
+        else:
+            labels.append(label(turn, tokens, scored, reward))
+    return labels, failures
+
+
+def label(turn: Turn, tokens: TokenizedTurn, scores: Scores, reward: RewardConfig) -> Label:
+    """The label of one turn. `reward` follows from the stored columns alone, so that it can be computed anew from them."""
+    logprobs, values = scores.logprobs.astype(np.float32), scores.values.astype(np.float32)
+    exact = token_rewards(scores.q, values, reward.gamma)
+    q = stored_action_values(logprobs, values, exact, reward.alpha, reward.gamma)
+    rewards, total = reward_columns(q, values, reward)
+    return make_label(turn, tokens, total, (logprobs, values, rewards))
+
+
+def make_label(
+    turn: Turn,
+    tokens: TokenizedTurn,
+    reward: float,
+    columns: tuple[Column, Column, Column] = (NO_TOKENS, NO_TOKENS, NO_TOKENS),
+    kept: Mapping[str, Any] | None = None,
+) -> Label:
+    """The label of one turn.
+
+    Args:
+        columns: log pi, V and r of its tokens, [H] each; empty for a reward that its tokens have no share in.
+        kept: what else is worth keeping of how the reward came about: `reward_info` in `extra_info`.
+    """
+    logprobs, values, rewards = columns
+    return Label(
+        id=turn.id,
+        prompt_id=turn.prompt_id,
+        preference=turn.preference,
+        response_index=turn.response_index,
+        prompt=tokens.prompt,
+        response=turn.response,
+        reward=reward,
+        num_tokens=len(tokens.response_ids),
+        num_prompt_tokens=len(tokens.prompt_ids),
+        truncated=tokens.truncated,
+        token_ids=tokens.response_ids,
+        turn=turn.turn,
+        token_logprobs=logprobs,
+        token_values=values,
+        token_rewards=rewards,
+        rubric=turn.rubric,
+        extra_info=extra_json({**turn.extra, **({KEPT: kept} if kept else {})}),
+        prompt_token_ids=tokens.prompt_ids,
+        response_other=other_json(turn.beside),
+    )
+
+
+def failure(identity: str, prompt_id: str, error: RowError) -> Failure:
+    """The error row of a response, or where `identity` is the prompt's of a whole input row."""
+    file, _, row = prompt_id.rpartition(":")
+    detail = error.detail.encode(errors="backslashreplace").decode()  # it may quote half a character from the row
+    return Failure(identity, prompt_id, file, int(row), error.reason, detail)
