@@ -119,5 +119,7 @@ def test_the_house_has_few_rooms_and_short_modules() -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_functions_are_short(module: Path) -> None:
     functions = [n for n in ast.walk(ast.parse(module.read_text())) if isinstance(n, ast.FunctionDef)]
-    lengths = {function.name: function.end_lineno - function.lineno + 1 for function in functions if function.end_lineno}
+    lengths = {
+        function.name: function.end_lineno - function.lineno + 1 for function in functions if function.end_lineno
+    }
     assert not {name: length for name, length in lengths.items() if length > MOST_LINES_OF_A_FUNCTION}
