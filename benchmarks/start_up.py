@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
 
-from machine import CONSOLE, ROOT, table
-from tiny import CHATML, save_model
+from machine import CONSOLE, ROOT, table  # noqa: E402
+from tiny import CHATML, save_model  # noqa: E402
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -35,7 +35,17 @@ def main() -> None:
         model, corpus = save_model(Path(folder, "model"), template=CHATML), Path(folder, "corpus.jsonl")
         lines = [{"prompt": f"Question {i}?", "chosen": "a b c", "rejected": "d e"} for i in range(rows)]
         corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        label = ["label", "--model", model, "--input", corpus, "--output", Path(folder, "out"), "--set", "run.num_cpus=2"]
+        label = [
+            "label",
+            "--model",
+            model,
+            "--input",
+            corpus,
+            "--output",
+            Path(folder, "out"),
+            "--set",
+            "run.num_cpus=2",
+        ]
         for name, command in {
             "--help": ["--help"],
             "label --dry-run of a wrong column": [*label, "--set", "input.prompt_key=nope", "--dry-run"],

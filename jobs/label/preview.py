@@ -1,11 +1,13 @@
 """What a run is about to do, shown before it does it: one rendered example, and an estimate of the whole."""
 
 from collections import Counter
+from itertools import product
 from typing import Self
 
 from jobs import terminal
 from pipeline.config import LabelConfig
 from pipeline.corpus import read_shards
+from pipeline.corpus.ranking import ranked_pairs
 from pipeline.corpus.samples import Response
 from pipeline.errors import RowError
 from pipeline.rewards.labellers import Endogenous
@@ -42,13 +44,12 @@ def first_preference(stored: StoredInput) -> str | None:
             sample, decision = stored.shape.normalise(stored.file.name, number, row), stored.shape.judge(row)
         except RowError:
             continue
-        texts = {
-            preference: next((r for r in sample.responses if r.preference == preference), None)
-            for preference in ("chosen", "rejected")
-        }
-        chosen, rejected = texts["chosen"], texts["rejected"]
-        if chosen and rejected:
-            return f"better in row {number}: {_quoted(chosen)}, not {_quoted(rejected)}, because {decision.because}"
+        sides = [[r for r in sample.responses if r.preference == kind] for kind in ("chosen", "rejected")]
+        ranked = ranked_pairs([response.extra for response in sample.responses])
+        pairs = [*product(*sides), *((sample.responses[i], sample.responses[j]) for i, j in ranked)]
+        if pairs:
+            better, worse = map(_quoted, pairs[0])
+            return f"better in row {number}: {better}, not {worse}, because {decision.because}"
     return None
 
 

@@ -60,7 +60,8 @@ def export(uri: str, format: str, output: str) -> int:
             write(path, parts())
             if not counts.known + counts.by_reward:
                 raise StoreError(
-                    f"{uri} holds no pair: each of its prompts has one response, or responses of equal reward"
+                    f"{uri} holds no pair: each of its prompts has one response, or responses that neither the input nor "
+                    "the reward tells apart"
                 )
     except FileExistsError:
         raise already_there(output) from None
@@ -78,6 +79,12 @@ def explain(counts: PairCounts) -> list[str]:
             f"{counts.known:,} pairs with the preference of the input; in {counts.against:,} of them the rejected response "
             "has the higher reward, so their margin is negative."
         )
+    if counts.by_score:
+        said.append(
+            f"Of these, {counts.by_score:,} pairs are by score or rank: every response against every lower one."
+        )
+    if counts.undecided:
+        said.append(f"{counts.undecided:,} prompts left out: their scores or ranks prefer no response.")
     if counts.by_reward:
         said.append(
             f"{counts.by_reward:,} pairs of prompts without a known preference: the highest reward is chosen, the lowest "

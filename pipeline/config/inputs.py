@@ -62,8 +62,9 @@ class InputConfig(Section):
     rank_key: str | list[str] | None = Field(
         default=None, description="column of the responses' ranks, or one for each response column; lower is better"
     )
-    pairs_from: Literal["best_worst", "best_rest", "threshold"] | None = Field(
-        default=None, description="what scores or ranks prefer; default: nothing, they are kept beside the responses"
+    pairs_from: Literal["best_worst", "best_rest", "threshold", "all"] | None = Field(
+        default=None,
+        description="which responses scores or ranks prefer; default: none, they are kept beside the responses",
     )
     score_threshold: float | None = Field(
         default=None,

@@ -7,8 +7,9 @@ from pipeline.corpus.files.inputs import InputFile
 from pipeline.corpus.files.readers import read_shards
 from pipeline.corpus.files.shards import FilePlan
 from pipeline.corpus.labels.meaning import disproved, words_of
-from pipeline.corpus.labels.rules import ByScores, ByValue
+from pipeline.corpus.labels.rules import ByScores, ByValue, Decision
 from pipeline.corpus.labels.words import TIE
+from pipeline.corpus.ranking import RANK, SCORE, ranked_pairs
 from pipeline.corpus.shapes import Shape
 from pipeline.errors import RowError
 
@@ -50,14 +51,27 @@ def counted(planned: Planned) -> Shape:
     file, format, shape, plan = planned
     if not isinstance(shape.label, ByScores) or shape.label.pairs is None:
         return shape
-    pairs = sum(_prefers(shape, row) for _, rows in read_shards(file, format, plan.shards) for _, row in rows)
-    alike = plan.rows - pairs
-    note = f"{shape.note}; {pairs:,} rows prefer a response, {alike:,} do not: ties, or scores that are not there"
+    preferring = ranked = missing = 0
+    for _, rows in read_shards(file, format, plan.shards):
+        for _, row in rows:
+            decision = _judged(shape, row)
+            extras = list(decision.of_response.values())
+            pairs = len(ranked_pairs(extras))
+            preferring += bool(decision.preferences or pairs)
+            ranked += pairs
+            missing += sum(extra.get(SCORE, extra.get(RANK)) is None for extra in extras)
+    alike = plan.rows - preferring
+    note = f"{shape.note}; {preferring:,} rows prefer a response, {alike:,} do not: ties, or scores that are not there"
+    if shape.label.pairs == "all":
+        note += f"; {ranked:,} pairs of two responses each"
+    if missing:
+        note += f"; {missing:,} responses have no score or rank and are in no pair"
     return replace(shape, note=note)
 
 
-def _prefers(shape: Shape, row: object) -> bool:
+def _judged(shape: Shape, row: object) -> Decision:
+    """What a row says; nothing where it is an error."""
     try:
-        return isinstance(row, dict) and bool(shape.judge(row).preferences)
+        return shape.judge(row) if isinstance(row, dict) else Decision({})
     except RowError:
-        return False
+        return Decision({})

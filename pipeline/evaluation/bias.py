@@ -1,6 +1,7 @@
 """Does a reward go by length or by Markdown rather than by what a response says?
 
-All figures are of pairs, every chosen response of an item with every rejected one, and every pair counts once. A tie is
+All figures are of pairs, every chosen response of an item with every rejected one or every one of a ranking with every
+lower one, and every pair counts once. A tie is
 not right and wins nothing. "Longer" is in response tokens.
 
 How a bias is told from chance: a reward without one is as often right where the chosen response is the longer as where
@@ -51,14 +52,13 @@ def bias(items: Sequence[Item]) -> dict[str, Any] | None:
     `controlled_accuracy`. Under a pairwise judge single responses have no reward, and the two correlations of rewards
     are None.
     """
-    items = [item for item in items if item.chosen and item.rejected]
+    items = [item for item in items if item.pairs()]
     if not items:
         return None
     pairs = [
-        (number, item.margin(i, j), chosen, rejected)
+        (number, margin, chosen, rejected)
         for number, item in enumerate(items)
-        for i, chosen in enumerate(item.chosen)
-        for j, rejected in enumerate(item.rejected)
+        for chosen, rejected, margin in item.pairs()
     ]
     marks = {id(answer): markdown_marks(answer.text) for item in items for answer in _answers(item)}
     group = np.array([number for number, *_ in pairs])

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.corpus.ranking import MARGIN, RANK, SCORE, ranked_pairs
 from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.rewards.labelling import KEPT
 
-OWN = ("response_key", "response_score", "response_rank")  # what the input says of one response alone
+OWN = ("response_key", SCORE, RANK, MARGIN)  # what the input says of one response alone
 PROMPT = "prompt"
 COLUMNS = (
     "prompt_id", "rubric", "preference", "response_index", "turn", "response", "reward", "num_tokens", "truncated",
@@ -82,6 +83,7 @@ class LabelRows:
             chosen=tuple(answers["chosen"]),
             rejected=tuple(answers["rejected"]),
             others=tuple(answers[None]),
+            ranking=tuple(ranked_pairs([answer.extra for answer in answers[None]])),
             rubric=self.columns["rubric"][rows[0]],
             extra=self.extras[rows[0]][0],
             prompt=self.prompts.get(rows[0], ""),

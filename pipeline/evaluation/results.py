@@ -95,7 +95,7 @@ def make_results(
 def _entry(each: Evaluated, cost: Cost, figures: Figures, config: EvaluateConfig) -> Json:
     resampling = config.evaluate.resamples, config.evaluate.seed
     found = intervals(figures, *resampling)
-    pairs = sum(len(item.chosen) * len(item.rejected) for item in each.items) or figures.comparisons
+    pairs = sum(len(item.pairs()) for item in each.items) or figures.comparisons
     asked = pairs * each.responses / max(1, sum(map(_responses, each.items)))  # the seconds are of incomplete items too
     return {
         "name": each.variant.name,

@@ -164,14 +164,15 @@ def _with_verdicts(item: Item) -> Item | None:
     """A pairwise judge's verdicts, from what its labels keep; None where a pair of the item could not be read."""
     if any(outcome is None for answer in (*item.chosen, *item.others) for outcome in answer.extra["verdicts"].values()):
         return None
-    if not item.chosen:
+    if not item.chosen and not item.ranking:
         return item
     verdicts = {
         (i, j): float(chosen.extra["verdicts"][f"rejected:{j}"])
         for i, chosen in enumerate(item.chosen)
         for j in range(len(item.rejected))
     }
-    return replace(item, verdicts=verdicts)
+    ranked = {(i, j): float(item.others[i].extra["verdicts"][f"response:{j}"]) for i, j in item.ranking}
+    return replace(item, verdicts=verdicts | ranked)
 
 
 def _judgements(

@@ -51,7 +51,7 @@ class View:
 
 
 def draw_responses(labels: pa.Table, decode: Decode, first: str) -> str:
-    """Some responses of `labels` (at least one row), chosen beside rejected where there are pairs; else one by one.
+    """Some responses of `labels` (at least one row), better beside worse where there are pairs; else one by one.
 
     Pairs (the first of each prompt) and responses are taken evenly by rank: the widest margin or highest reward first,
     the narrowest last. `first` is the letter of the view that shows at once.
@@ -133,15 +133,20 @@ def _legend(view: View) -> str:
 
 def _card(records: list[dict[str, Any]], heading: str, views: list[View], decode: Decode) -> str:
     rubric = records[0]["rubric"]
+    sides = ("better", "worse") if len(records) == 2 else ("response",)  # by a ranking, or alone
+    drawn = "".join(
+        _response(record, record["preference"] or side, views, decode)
+        for record, side in zip(records, sides, strict=True)
+    )
     named = f" <small>rubric {esc(rubric)}</small>" if rubric else ""
     return (
         f'<article class="card"><h3>{heading}{named}</h3>{_prompt(records[0]["prompt"])}'
-        f'<div class="sides">{"".join(_response(record, views, decode) for record in records)}</div></article>'
+        f'<div class="sides">{drawn}</div></article>'
     )
 
 
-def _response(record: dict[str, Any], views: list[View], decode: Decode) -> str:
-    kind, count = record["preference"] or "response", record["num_tokens"]
+def _response(record: dict[str, Any], kind: str, views: list[View], decode: Decode) -> str:
+    count = record["num_tokens"]
     facts = f"reward {minus(signed(record['reward']))}, {count:,} token{'' if count == 1 else 's'}"
     cut = ", truncated" if record["truncated"] else ""
     return (

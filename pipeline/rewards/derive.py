@@ -25,7 +25,7 @@ from pipeline.store.summary import Moments, Tally, find_pairs
 Array = NDArray[np.float64]
 
 TOKEN_COLUMNS = ["token_logprobs", "token_values", "token_rewards"]
-SWEEP_COLUMNS = [*TOKEN_COLUMNS, "reward", "prompt_id", "rubric", "preference", "response_index", "turn"]
+SWEEP_COLUMNS = [*TOKEN_COLUMNS, "reward", "prompt_id", "rubric", "preference", "response_index", "turn", "extra_info"]
 GAMMA = 0.95  # of the discounted sum that is shown beside a reward without discount
 SAME = 0.01  # relative, and in nats: rewards of one kind agree far closer, those of two kinds do not
 NO_TOKENS = "this store holds no token rewards that another reward could be made of: its rewards are not endogenous"

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.corpus.ranking import ranked_rows
 from pipeline.corpus.samples import Message
 from pipeline.errors import StoreError
 from pipeline.store.schema import read_message, read_messages
@@ -32,7 +33,8 @@ PREFERENCES = pa.schema(
     }
 )
 CHOICE_COLUMNS = ["prompt_id", "rubric", "preference", "response_index", "turn", "reward"]
-PAIR_COLUMNS = [*CHOICE_COLUMNS, "prompt", "response", "response_other"]
+RANKING = "extra_info"  # beside them, where a store has rankings
+PAIR_COLUMNS = [*CHOICE_COLUMNS, RANKING, "prompt", "response", "response_other"]
 
 Group = tuple[str, str | None]  # prompt_id and rubric
 Rows = NDArray[np.int64]
@@ -43,8 +45,10 @@ class PairCounts:
     """What became of the prompts (under each rubric) of a store that is turned into pairs."""
 
     known: int = 0  # pairs whose preference the input gave
-    against: int = 0  # of these, pairs whose rewards say the opposite
+    by_score: int = 0  # of these, pairs of a ranking: the input's scores or ranks make them
+    against: int = 0  # of the known, pairs whose rewards say the opposite
     by_reward: int = 0  # pairs of a higher and a lower reward, where no preference was known or it was not asked for
+    undecided: int = 0  # prompts whose scores or ranks put no response far enough above another: no pair
     ties: int = 0  # prompts told apart by reward whose rewards are all the same: no pair
     alone: int = 0  # prompts without two responses to compare: no pair
     close: int = 0  # pairs left out of prompts whose rewards differ, because this margin is too small
@@ -70,23 +74,29 @@ def choose_pairs(
     select: Literal["best-worst", "all"] = "best-worst",
     min_margin: float = 0.0,
 ) -> tuple[Rows, PairCounts]:
-    """Rows of whole shards' labels that make a pair, [pairs, 2]: (chosen, rejected). Needs the columns CHOICE_COLUMNS.
+    """Rows of whole shards' labels that make a pair, [pairs, 2]: (chosen, rejected). Needs the columns CHOICE_COLUMNS,
+    and RANKING where the store has rankings.
 
-    Where preferences are known: every chosen response with every rejected one, whatever their rewards. Where none is
-    known of any response to a prompt, or with `preference` = "reward" everywhere: the highest reward against the lowest,
-    of equals the first, or with `select` = "all" every higher reward against every lower one; their margin has to be
-    larger than `min_margin`. The last labelled turn of a response stands for it.
+    Where preferences are known: every chosen response with every rejected one, and of a ranking every response with
+    every lower one, whatever their rewards; a ranking that tells none apart makes no pair. Where nothing is known of any
+    response to a prompt, or with `preference` = "reward" everywhere: the highest reward against the lowest, of equals the
+    first, or with `select` = "all" every higher reward against every lower one; their margin has to be larger than
+    `min_margin`. The last labelled turn of a response stands for it.
     """
     known = find_pairs(labels) if preference == "known" else np.zeros((0, 2), np.int64)
     rewards = labels["reward"].to_numpy()
     against = int((rewards[known[:, 0]] < rewards[known[:, 1]]).sum())
     paired = {(labels["prompt_id"][i].as_py(), labels["rubric"][i].as_py()) for i in known[:, 0].tolist()}
-    found, ties, alone, close = [known], 0, 0, 0
+    by_score = sum(labels["preference"][i].as_py() is None for i in known[:, 0].tolist())
+    ranked = ranked_rows(labels) if preference == "known" else {}
+    found, undecided, ties, alone, close = [known], 0, 0, 0, 0
     for group, (rows, unknown) in last_turns(labels).items():
         if group in paired:
             continue
         if len(rows) < 2 or not (unknown or preference == "reward"):
             alone += 1
+        elif any(row in ranked for row in rows):
+            undecided += 1
         elif (rewards[rows] == rewards[rows[0]]).all():
             ties += 1
         else:
@@ -95,7 +105,7 @@ def choose_pairs(
             found.append(pairs[wide])
             close += int((~wide).sum())
     pairs = np.concatenate(found)
-    return pairs, PairCounts(len(known), against, len(pairs) - len(known), ties, alone, close)
+    return pairs, PairCounts(len(known), by_score, against, len(pairs) - len(known), undecided, ties, alone, close)
 
 
 def _ranked(rows: Sequence[int], rewards: NDArray[np.float64], select: str) -> Rows:

@@ -5,7 +5,8 @@ equal those of all labels together up to rounding, because all siblings of a pro
 and products are kept about the mean (Chan, Golub and LeVeque 1983). Nothing here is sampled. Left out: quantiles, which
 do not merge exactly.
 
-Pairs are formed within (prompt_id, rubric): every chosen response with every rejected one. Where several turns of a
+Pairs are formed within (prompt_id, rubric): every chosen response with every rejected one, and of a ranking every
+response with every lower one (`pipeline.corpus.ranking`). Where several turns of a
 response are labelled, its last labelled turn stands for it, since a preference is about how a conversation ended.
 """
 
@@ -17,6 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline.corpus.ranking import ranked_pairs, ranked_rows
 
 Summary = dict[str, Any]
 
@@ -231,9 +234,10 @@ def merge(stats: Iterable[ShardStats]) -> ShardStats:
 
 
 def find_pairs(labels: pa.Table) -> np.ndarray:
-    """Rows of `labels` that make a pair, [pairs, 2] int64: (chosen, rejected), in the order of the table.
+    """Rows of `labels` that make a pair, [pairs, 2] int64: (chosen, rejected), or of a ranking (better, worse), in the
+    order of the table.
 
-    Needs the columns prompt_id, rubric, preference, response_index and turn.
+    Needs the columns prompt_id, rubric, preference, response_index and turn; extra_info where there are rankings.
     """
     columns = (labels[name].to_pylist() for name in ("prompt_id", "rubric", "preference", "response_index"))
     turns = labels["turn"].to_pylist()
@@ -241,11 +245,16 @@ def find_pairs(labels: pa.Table) -> np.ndarray:
     for row, response in enumerate(zip(*columns, strict=True)):
         if response not in last or turns[row] > turns[last[response]]:
             last[response] = row
-    sides: dict[tuple[str, str | None], tuple[list[int], list[int]]] = {}
+    extras = ranked_rows(labels)
+    groups: dict[tuple[str, str | None], tuple[list[int], list[int], list[int]]] = {}
     for (prompt_id, rubric, preference, _), row in last.items():
-        if preference is not None:
-            sides.setdefault((prompt_id, rubric), ([], []))[preference == "rejected"].append(row)
-    found = [pair for chosen, rejected in sides.values() for pair in product(chosen, rejected)]
+        if preference is not None or row in extras:
+            chosen, rejected, ranked = groups.setdefault((prompt_id, rubric), ([], [], []))
+            (ranked if preference is None else chosen if preference == "chosen" else rejected).append(row)
+    found: list[tuple[int, int]] = []
+    for chosen, rejected, ranked in groups.values():
+        found += product(chosen, rejected)
+        found += [(ranked[i], ranked[j]) for i, j in ranked_pairs([extras[row] for row in ranked])]
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 

@@ -62,8 +62,8 @@ class PairsConfig(Section):
 
     preference: Literal["known", "reward"] = Field(
         default="known",
-        description="known: chosen and rejected as the input gave them, by reward where it gave none; reward: always by "
-        "reward",
+        description="known: chosen and rejected as the input gave them, and pairs of its scores or ranks "
+        "(input.pairs_from = all), by reward where it gave none; reward: always by reward",
     )
     select: Literal["best-worst", "all"] = Field(
         default="best-worst", description="which pairs of a prompt whose responses are told apart by reward"

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store import LabelStore, part_uri, read_part, shard_name
-from pipeline.store.pairs import CHOICE_COLUMNS, Group, PairCounts, choose_pairs, last_turns
+from pipeline.store.pairs import CHOICE_COLUMNS, RANKING, Group, PairCounts, choose_pairs, last_turns
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
 COLUMNS = [*CHOICE_COLUMNS, "num_tokens", "num_prompt_tokens", "truncated"]
@@ -44,6 +43,11 @@ class Source(NamedTuple):
     def of_tokens(self) -> bool:
         """Whether it holds log pi, V and r of every token; rewards of whole responses have none."""
         return "labeller" not in self.description
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that say which examples there are."""
+        return [*COLUMNS, RANKING] if self.description.get("input.pairs_from") == "all" else COLUMNS
 
 
 class LabelPart(NamedTuple):
@@ -80,11 +84,13 @@ class Counts:
             "Prompts": self.prompts,
             "Pairs of known preference": pairs.known,
             "Of these against the reward": pairs.against,
+            "Of these by score or rank": pairs.by_score,
             "Pairs by reward": pairs.by_reward,
             "Prompts of one reward throughout": self.ties,
             "Prompts of one response": self.single,
             "Responses that were cut off": self.cut,
             "Left out: prompts without two responses": self.alone + pairs.alone,
+            "Left out: prompts whose scores or ranks prefer none": pairs.undecided,
             "Left out: prompts of one reward throughout": pairs.ties,
             "Left out: pairs of too small a margin": pairs.close,
             "Left out: labels of earlier turns": self.turns,
@@ -182,7 +188,7 @@ def find_examples(config: TrainConfig) -> Examples:
     """
     sources, parts = _open(config)
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(partial(_of_part, config=config), [part.uri for part in parts]))
+        found = list(pool.map(lambda part: _of_part(part.uri, sources[part.source].columns, config), parts))
     counts = sum((each.counts for each in found), Counts())
     sizes = np.concatenate([each.sizes for each in found])
     _require_examples(config, counts, len(sizes))
@@ -291,8 +297,8 @@ def _require_same(first: Source, second: Source) -> None:
 # Rows
 
 
-def _of_part(uri: str, config: TrainConfig) -> _Found:
-    labels = read_columns(uri, COLUMNS)
+def _of_part(uri: str, columns: list[str], config: TrainConfig) -> _Found:
+    labels = read_columns(uri, columns)
     last = last_turns(labels)
     rubrics = frozenset(rubric for _, rubric in last if rubric is not None)
     every = config.train.objective == "sft" and config.sft.select == "all"
@@ -367,6 +373,7 @@ def _require_examples(config: TrainConfig, counts: Counts, found: int) -> None:
 def _why_no_pairs(pairs: PairCounts, min_margin: float) -> Iterator[str]:
     why: Mapping[str, int] = {
         "prompts have no two responses to compare (label several, or set pairs.preference = reward)": pairs.alone,
+        "prompts have scores or ranks that prefer no response (set pairs.preference = reward)": pairs.undecided,
         "prompts have responses of one reward throughout": pairs.ties,
         f"pairs have a margin of at most {min_margin:g} (lower pairs.min_margin)": pairs.close,
     }

@@ -177,6 +177,10 @@ LAYOUTS = {
         "the same", [ultrafeedback(7.5, 3.0, 7.0)], [[*PAIR, (None, Q, "A horse.")]],
         {"pairs_from": "best_rest", "min_margin": 1},
     ),
+    "ultrafeedback, all pairs": Layout(
+        "the same", [ultrafeedback(7.5, 3.0, 5.0)], [[(None, Q, GOOD), (None, Q, BAD), (None, Q, "A horse.")]],
+        {"pairs_from": "all", "min_margin": 2}, says="2 pairs of two responses each",
+    ),
     "ultrafeedback, by another number": Layout(
         "the same", [{**ultrafeedback(7.5, 3.0), "completions": [
             {"response": GOOD, "overall_score": 7.5, "rating": "2"}, {"response": BAD, "overall_score": 3.0, "rating": "3"}]}],

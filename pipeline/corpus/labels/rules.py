@@ -16,10 +16,11 @@ from typing import Any, Literal
 from pipeline.corpus import columns
 from pipeline.corpus.columns import Row
 from pipeline.corpus.labels.words import TIE, TIES, as_number, squash, tokens, word
+from pipeline.corpus.ranking import MARGIN, RANK, SCORE
 from pipeline.corpus.samples import Preference
 from pipeline.errors import RowError
 
-PairsFrom = Literal["best_worst", "best_rest", "threshold"]
+PairsFrom = Literal["best_worst", "best_rest", "threshold", "all"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class ByScores:
         best_worst  the best is chosen, the worst rejected, of equals the first
         best_rest   the best are chosen, all that are lower rejected
         threshold   those from `threshold` on are chosen, those below it rejected
+        all         every response against every lower one: see `pipeline.corpus.ranking`
 
     Where no two differ by more than `min_margin`, nothing is preferred.
     """
@@ -144,7 +146,7 @@ class ByScores:
     def decide(self, row: Row, names: Sequence[str]) -> Decision:
         """Raises RowError `no_score`."""
         numbers = self._scores(row, names)
-        key = "response_rank" if self.ranks else "response_score"
+        key = RANK if self.ranks else SCORE
         scores = {name: score for name, score in numbers.items() if score is not None}
         sign = -1 if self.ranks else 1
         preferences = self._pairs({name: sign * score for name, score in scores.items()})
@@ -153,14 +155,17 @@ class ByScores:
             f"{preference}: {kind} {scores[name]:g}"
             for name, preference in sorted(preferences.items(), key=lambda each: each[1])
         )
-        of_response = {name: {key: score} for name, score in numbers.items()}
+        if self.pairs == "all":
+            because = f"{kind}s " + ", ".join("none" if n is None else f"{n:g}" for n in numbers.values())
+        margin = {MARGIN: self.min_margin} if self.pairs == "all" else {}
+        of_response = {name: {key: score, **margin} for name, score in numbers.items()}
         return Decision(
             preferences, f"{because} ({', '.join(self.columns)}; input.pairs_from = {self.pairs})", {}, of_response
         )
 
     def _pairs(self, scores: Mapping[str, float]) -> dict[str, Preference]:
         """[better is larger]"""
-        if self.pairs is None or len(scores) < 2:
+        if self.pairs in (None, "all") or len(scores) < 2:
             return {}
         high, low = max(scores.values()), min(scores.values())
         if self.pairs == "threshold":

@@ -70,8 +70,8 @@ def item_name(item: Item) -> str:
 
 
 def count_ties(items: Iterable[Item]) -> tuple[int, int]:
-    """Ties, and comparisons of a chosen with a rejected response."""
-    margins = [margin for item in items for row in item.margins() for margin in row]
+    """Ties, and comparisons of a better with a worse response."""
+    margins = [margin for item in items for *_, margin in item.pairs()]
     return margins.count(0), len(margins)
 
 

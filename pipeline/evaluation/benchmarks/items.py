@@ -6,6 +6,7 @@ be scored is not an item: it leaves the denominator and is counted as incomplete
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 
@@ -26,13 +27,14 @@ class Item:
 
     Responses stand in the order of their `response_index`. `verdicts` is what a pairwise judge decided, by (position in
     chosen, position in rejected): 1 for the chosen, -1 for the rejected, 0 where the two orders disagree; None for
-    every reward that gives each response a number of its own.
+    every reward that gives each response a number of its own. Of a ranking they are by (better, worse).
     """
 
     id: str  # prompt_id
     chosen: tuple[Answer, ...] = ()
     rejected: tuple[Answer, ...] = ()
-    others: tuple[Answer, ...] = ()  # responses that no preference is known of
+    others: tuple[Answer, ...] = ()  # responses without a side
+    ranking: tuple[tuple[int, int], ...] = ()  # (better, worse), positions in `others`, where scores or ranks say so
     rubric: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns
     prompt: str = ""  # a digest of its messages; empty where no benchmark asks for it
@@ -48,6 +50,16 @@ class Item:
         if self.verdicts is not None:
             return self.verdicts[chosen, rejected]
         return self.chosen[chosen].reward - self.rejected[rejected].reward
+
+    def pairs(self) -> list[tuple[Answer, Answer, float]]:
+        """(better, worse, margin) of every chosen and rejected response, or of every two that a ranking tells apart."""
+        sides = product(range(len(self.chosen)), range(len(self.rejected)))
+        found = [(self.chosen[i], self.rejected[j], self.margin(i, j)) for i, j in sides]
+        for i, j in self.ranking:
+            better, worse = self.others[i], self.others[j]
+            margin = better.reward - worse.reward if self.verdicts is None else self.verdicts[i, j]
+            found.append((better, worse, margin))
+        return found
 
     def margins(self) -> list[list[float]]:
         """[chosen][rejected]: every pair's margin."""
