@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 a wrong description or a refused fingerprint (nothing star
 """
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -27,9 +28,13 @@ from pipeline.training.config import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code.
+
+    Args:
+        argv: its words; None in a process that is the command's own.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(words, argparse.Namespace(words=words))
+    arguments = _parser().parse_args(words, argparse.Namespace(words=words, own_process=argv is None))
     try:
         return arguments.command(arguments)
     except EndorewardError as error:
@@ -199,6 +204,7 @@ def _fields(kind: type[Section], without: Sequence[str] = ()) -> str:
 def _label(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
+    _quick(arguments, config)
     from jobs.label.run import label
 
     return label(config, dry_run=arguments.dry_run, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -207,6 +213,7 @@ def _label(arguments: argparse.Namespace) -> int:
 def _sample(arguments: argparse.Namespace) -> int:
     config = load_config_as(SampleConfig, arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
+    _quick(arguments, config)
     from jobs.sample.run import sample
 
     return sample(config, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -215,6 +222,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config_as(EvaluateConfig, arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
+    _quick(arguments, config)
     from jobs.evaluate.run import evaluate
 
     return evaluate(config, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -304,6 +312,14 @@ def _validate(arguments: argparse.Namespace) -> int:
     from jobs.stores.inspect_store import validate
 
     return validate(arguments.store)
+
+
+def _quick(arguments: argparse.Namespace, config: LabelConfig) -> None:
+    """Of a process that is a command's own: do without torch, for which transformers' configurations would wait seconds.
+    Models are loaded by actors; only code that a model folder brings may want it here."""
+    if arguments.own_process and not config.model.trust_remote_code and "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+        logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
 
 
 def quiet(verbose: bool) -> None:

@@ -23,6 +23,7 @@ LISTENS_WITHIN_S = 5.0
 ANSWERS_WITHIN_S = 40.0
 JOB_SETTINGS = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """With it a process joins a cluster as the submitted job."""
+DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # of any GPU that torch calls cuda
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.nodes()"
 
 _started_here = False  # whether the Ray that this process has is a local one that `cluster` started
@@ -222,9 +223,15 @@ def pick_device(config: LabelConfig) -> str:
         import ray
 
         return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
-    import torch
+    return "cuda" if _sees_cuda() else "cpu"
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+
+def _sees_cuda() -> bool:
+    """Asked of torch in another process, where there may be a device at all: this one may do without torch."""
+    if sys.platform == "linux" and not any(map(os.path.exists, DEVICES)):
+        return False
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def pick_pool(config: LabelConfig, device: str) -> Pool:

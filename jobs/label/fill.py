@@ -21,8 +21,8 @@ from actors.generator import GeneratorSpec
 from actors.scorer import ScorerSpec
 from jobs import terminal
 from jobs.cluster import Pool, cluster, pick_pool
-from jobs.label.flow import Done, Target, Work, label_shards
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
+from jobs.label.work import Done, Target, Work
 from jobs.stores.finalize import Timing, close, counted
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
@@ -114,6 +114,8 @@ class Filling:
 
     def _label(self, work: list[Work], notes: list[str]) -> Timing:
         """Label what is left, and show how it goes; adds what comes up on the way to `notes`."""
+        from jobs.label.flow import label_shards
+
         config = self.labeller.config
         pool = pick_pool(config, self.device)
         target = Target(self.store.uri, fingerprint.digest(self.description))

@@ -17,24 +17,24 @@ import contextlib
 import logging
 import pickle
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from actors.actor import ActorSpec, Answered, BatchCheck
+from actors.actor import ActorSpec, Answered
 from actors.beside import ActorBeside
 from jobs.cluster import Pool
-from pipeline.corpus import InputFile, Shape, Shard, read_shards
+from jobs.label.work import Done, Target, Work
+from pipeline.corpus import Shard, read_shards
 from pipeline.errors import EndorewardError, RunError
 from pipeline.rewards.labellers import Labeller
 from pipeline.rewards.labellers.beside import Preparation
 from pipeline.rewards.labelling import Prepared
-from pipeline.store import Record, commit
+from pipeline.store import commit
 
 TASK_CPUS = 0.25
 """CPUs of a read or a commit. An actor asks for this much less than its threads, so that tasks always find room: on two
@@ -43,38 +43,6 @@ CPUs with two actors as on a large cluster."""
 Row = dict[str, Any]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Shards of one file that one task reads, with the generation that each is committed as."""
-
-    file: InputFile
-    format: str
-    shape: Shape
-    shards: list[Shard]
-    generations: list[int]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What the driver hears of a committed shard."""
-
-    record: Record
-    forwarded_tokens: int = 0
-    score_seconds: float = 0.0
-    layout: str = ""
-    check: BatchCheck = field(default_factory=BatchCheck)
-    notes: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # of what the run says at its end, by sentence
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where labels are committed, and as what."""
-
-    store: str
-    fingerprint: str
 
 
 def label_shards(work: list[Work], labeller: Labeller, target: Target, spec: ActorSpec, pool: Pool) -> Iterator[Done]:

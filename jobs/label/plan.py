@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from jobs import terminal
-from jobs.label.flow import Work
+from jobs.label.work import Work
 from pipeline import storage
 from pipeline.config import InputConfig
 from pipeline.corpus import (

@@ -24,9 +24,9 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
     labeller = Endogenous(config, config.model)
     if dry_run:
         terminal.say(to_toml(config.model_dump()))
+        inputs = plan_inputs(None, files, config.input)  # what it says of columns should not wait for a tokenizer
         config = config.model_copy(update={"tokens": config.tokens.dated(store.began_on())})
         renderer = Endogenous(config, config.model).renderer
-        inputs = plan_inputs(None, files, config.input)
         check_sampled(inputs, renderer)
         show_inputs(inputs)
         with Preview(config, renderer) as preview:

@@ -28,7 +28,6 @@ from pipeline.models.loading import identify_model
 from pipeline.store import documents, fingerprint, places
 from pipeline.training.config import PAIR_OBJECTIVES, LearningConfig, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config
-from pipeline.training.objectives import objective_of
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
@@ -58,6 +57,8 @@ def describe(
         labels: what `Examples.describe` says.
         deepspeed: the content of `learner.deepspeed`.
     """
+    from pipeline.training.objectives import objective_of  # brings torch, which those who read a run need not wait for
+
     objective = config.train.objective
     sections = ["train", SETTINGS.get(objective, objective)]
     sections += ["pairs"] if objective in PAIR_OBJECTIVES else []
