@@ -2,10 +2,11 @@
 
     cli          a process of its own, as a user starts it
     here         in the process of the tests: a refusal, say, which starts nothing
-    on_one_ray   in the process of the tests, on a Ray that stays
+    on_one_ray   in the process of the tests, on a Ray that stays until its last test
 
 Most of a short run is that Python starts, and torch and Ray in each of its workers. What does not hang on how a command is
-started is therefore tested in the second and the third way.
+started is therefore tested in the second and the third way. Files of tests are begun in the order of LONGEST, so that no
+process of pytest-xdist is left with a long one at the end.
 """
 
 import contextlib
@@ -25,6 +26,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 ROOT = Path(__file__).parent.parent
+LONGEST = (
+    "test_rl", "test_evaluate", "test_label", "test_cluster", "test_zero", "test_train", "test_killers", "test_exactly_once",
+    "test_derived_stores", "test_sampling", "test_notebook", "test_uploads",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 SHARED = ROOT.parent / "shared"
 
 
@@ -58,7 +70,7 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def here() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `main(ARGUMENTS)` in this process, and give what `cli` gives. An exception that a user would see as a traceback
-    ends the test. A Ray that is started is stopped with the command."""
+    ends the test. A Ray that is started is stopped with the command; one that is there (`on_one_ray`) is used."""
     from jobs.__main__ import main
 
     def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -74,12 +86,12 @@ def here() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def on_one_ray(
     here: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """As `here`, but the first run's Ray, a real local one, is stopped after a module's last test only: later runs find
-    workers that have imported torch. Not for what kills workers, nor for workers that need another environment."""
+    """As `here`, but the first run's Ray, a real local one, stays until the last test, or until one that wants `no_ray`.
+    Not for what kills workers, nor for workers that need another environment."""
     import ray
 
     def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -92,7 +104,14 @@ def on_one_ray(
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+def no_ray() -> None:
+    """This process has none when the test begins."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def s3(no_ray: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
     """A real S3 endpoint on loopback with one bucket, whose name is new since filesystems are kept by name; gives its uri."""
     from moto.server import ThreadedMotoServer
 

@@ -115,6 +115,15 @@ def test_a_submitted_job_on_a_head_with_tokens(head: dict[str, str], tmp_path: P
     refused = submit(head, *entry, "--set", "reward.alpha=2")
     assert refused.returncode != 0 and "reward.alpha" in refused.stdout and "failed" in refused.stdout.lower()
 
+    intruder = urllib.request.Request(head["RAY_API_SERVER_ADDRESS"] + "/api/jobs/")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(intruder, timeout=10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_submitted_run_of_rl(head: dict[str, str], tmp_path: Path) -> None:
+    model, source = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 40)
     online = ["rl", "--prompts", str(source), "--policy", str(model), "--output", str(tmp_path / "rl")]
     for setting in ("rl.max_steps=2", "rl.batch_size=4", "rl.group_size=2", "rl.max_new_tokens=8"):
         online += ["--set", setting]
@@ -123,14 +132,10 @@ def test_a_submitted_job_on_a_head_with_tokens(head: dict[str, str], tmp_path: P
     assert "Improved" in ran.stdout and "waits until it has" not in ran.stdout
     assert (tmp_path / "rl" / "hf" / "model.safetensors").exists()
 
-    intruder = urllib.request.Request(head["RAY_API_SERVER_ADDRESS"] + "/api/jobs/")
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(intruder, timeout=10)
-
 
 @pytest.mark.timeout(300)
 def test_a_head_without_a_raylet_is_given_up(
-    head: dict[str, str], tmp_path: Path, cli: Cli, here: Cli, monkeypatch: pytest.MonkeyPatch
+    head: dict[str, str], no_ray: None, tmp_path: Path, here: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import jobs.cluster
 
@@ -138,15 +143,14 @@ def test_a_head_without_a_raylet_is_given_up(
     gcs, raylet = process_of(head, "gcs_server"), process_of(head, "raylet")
     [port] = [word.partition("=")[2] for word in gcs.cmdline() if word.startswith("--gcs_server_port=")]
     arguments = ("label", "--model", model, "--input", source, "--output", tmp_path / "out", "--set")
-    ran = cli(*arguments, "scorer.cpus_per_actor=1", env={**head, "RAY_ADDRESS": f"127.0.0.1:{port}"})
-    assert ran.returncode == 0, ran.stderr
+    for name, value in {**head, "RAY_ADDRESS": f"127.0.0.1:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    jobs.cluster.require_answer(f"127.0.0.1:{port}")  # as long as the raylet lives
 
     raylet.parent().suspend()  # `ray start --block` would stop the others too
     raylet.kill()
     assert jobs.cluster.ANSWERS_WITHIN_S + jobs.cluster.LISTENS_WITHIN_S < 50  # the rest of a minute is for imports
     monkeypatch.setattr(jobs.cluster, "ANSWERS_WITHIN_S", 8.0)
-    for name, value in {**head, "RAY_ADDRESS": f"127.0.0.1:{port}"}.items():
-        monkeypatch.setenv(name, value)
     started = time.monotonic()
     ran = here(*arguments, "reward.alpha=2")
     assert ran.returncode == 1 and time.monotonic() - started < 30
@@ -170,7 +174,7 @@ def process_of(head: dict[str, str], name: str, tries: int = 60) -> psutil.Proce
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
-    scheme: str, tmp_path: Path, here: Cli, monkeypatch: pytest.MonkeyPatch
+    scheme: str, no_ray: None, tmp_path: Path, here: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import jobs.cluster
 

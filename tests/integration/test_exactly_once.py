@@ -52,7 +52,7 @@ def check(store: Path, undisturbed: Path, rows: int) -> None:
     assert list(problems(LabelStore(str(store)))) == []
 
 
-def run(tmp_path: Path, here: Cli, rows: int, kills: int, seed: int) -> Counter[str]:
+def run(tmp_path: Path, on_one_ray: Cli, rows: int, kills: int, seed: int) -> Counter[str]:
     model = save_model(tmp_path / "model", CHATML)
     source = corpus(tmp_path / "rows.jsonl", rows)
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
@@ -62,7 +62,7 @@ def run(tmp_path: Path, here: Cli, rows: int, kills: int, seed: int) -> Counter[
         flags = ["label", "--model", str(model), "--input", str(source), "--output", str(store)]
         return flags + [part for setting in settings for part in ("--set", setting)]
 
-    ran = here(*arguments(undisturbed))
+    ran = on_one_ray(*arguments(undisturbed))
     assert ran.returncode == 0, ran.stderr
     reader = Reader(disturbed)
     reader.start()
@@ -73,19 +73,19 @@ def run(tmp_path: Path, here: Cli, rows: int, kills: int, seed: int) -> Counter[
     assert killed.total() == kills, f"the run ended after {killed}"
     check(disturbed, undisturbed, rows)
     before = {p: os.stat(p).st_mtime_ns for p in glob.glob(f"{disturbed}/**", recursive=True) if os.path.isfile(p)}
-    assert here(*arguments(disturbed)).returncode == 0  # a third run does nothing
+    assert on_one_ray(*arguments(disturbed)).returncode == 0  # a third run does nothing
     lock = str(disturbed / ".lock")
     assert {p: t for p, t in before.items() if p != lock} == {p: os.stat(p).st_mtime_ns for p in before if p != lock}
     return killed
 
 
 @pytest.mark.timeout(600)
-def test_a_few_kills(tmp_path: Path, here: Cli) -> None:
-    run(tmp_path, here, rows=400, kills=3, seed=1)
+def test_a_few_kills(tmp_path: Path, on_one_ray: Cli) -> None:
+    run(tmp_path, on_one_ray, rows=320, kills=3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_thirty_kills(tmp_path: Path, here: Cli) -> None:
-    killed = run(tmp_path, here, rows=4000, kills=30, seed=2)
+def test_thirty_kills(tmp_path: Path, on_one_ray: Cli) -> None:
+    killed = run(tmp_path, on_one_ray, rows=4000, kills=30, seed=2)
     assert set(killed) == {"driver", "actor", "worker"}

@@ -16,7 +16,7 @@ FAST = ("--set", "run.num_cpus=2", "--set", "scorer.cpus_per_actor=1", "--set", 
 MODEL = ROOT / "examples/addition/model"
 
 
-def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Cli, on_one_ray: Cli) -> None:
+def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Cli, here: Cli, on_one_ray: Cli) -> None:
     problems = tmp_path / "problems.jsonl"
     rows = [{"prompt": f"{100 + i}+{200 + 7 * i}=", "answer": str(300 + 8 * i)} for i in range(10)]
     rows.insert(3, {"prompt": "9" * 200, "answer": "too long"})
@@ -25,7 +25,7 @@ def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Cli, on_one_ray: Cl
     command = ("sample", "--policy", MODEL, "--prompts", problems, "--output", output, *FAST)
     command += ("--set", "sample.num_responses=3", "--set", "sample.max_new_tokens=32")
 
-    ran = on_one_ray(*command)
+    ran = cli(*command)
     assert ran.returncode == 0, ran.stderr
     assert (
         "Distinct" in ran.stdout
@@ -66,6 +66,6 @@ def test_samples_are_a_corpus_for_label(tmp_path: Path, cli: Cli, on_one_ray: Cl
         return {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and path.name != ".lock"}
 
     written = files()
-    again = cli(*command)
+    again = here(*command)
     assert again.returncode == 0 and "nothing to do" in again.stdout and "starting Ray" not in again.stdout
     assert files() == written
