@@ -9,9 +9,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from pipeline.report import rl
-from pipeline.report.page import listed, to_toml
-from pipeline.report.training import Run, figure, last_part, observations, ordered, policy_name, sentence, title, words
+from pipeline.report import rl, training
+from pipeline.report.page import listed
+from pipeline.report.runs import Run, figure, last_part, policy_name, words
+from pipeline.report.toml import to_toml
 from pipeline.rl.config import ALGORITHMS
 from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES
 from pipeline.training.metrics import EVAL, Row, ends
@@ -41,7 +42,7 @@ def model_card(run: Run, metrics: list[Row], results: rl.Results | None = None) 
     """
     online, results = rl.is_online(run), results or {}
     accuracy = rl.accuracy_rows(results)
-    heading, said = (rl.title(run), rl.sentence(run)) if online else (title(run), sentence(run))
+    heading, said = (rl.title(run), rl.sentence(run)) if online else (training.title(run), training.sentence(run))
     blocks = [
         f"---\n{_front_matter(run)}\n---",
         f"# {policy_name(run)}, {without_places(heading)}",
@@ -52,7 +53,7 @@ def model_card(run: Run, metrics: list[Row], results: rl.Results | None = None) 
         "## Accuracy on held-out prompts" if accuracy else "",
         _table(["", "accuracy", "95% interval"], accuracy),
         "## Figures" if metrics else "",
-        _figures(metrics, rl.ordered(metrics) if online else ordered(metrics)),
+        _figures(metrics, rl.ordered(metrics) if online else training.ordered(metrics)),
         _given(run),
         "## What to know",
         "\n".join(f"- {without_places(said)}" for said in _known(run, metrics, results)),
@@ -129,7 +130,7 @@ def _given(run: Run) -> str:
 
 def _known(run: Run, metrics: list[Row], results: rl.Results) -> list[str]:
     online = rl.is_online(run)
-    observed = rl.observations(run, metrics, results) if online else observations(run, metrics)
+    observed = rl.observations(run, metrics, results) if online else training.observations(run, metrics)
     return [*observed, *map(str, run.get("notes") or []), *(UNSEEN_ONLINE if online else UNSEEN)]
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from operator import itemgetter
 
 import numpy as np
+from markupsafe import Markup
 
 from pipeline.report.charts import Axis
 from pipeline.report.markup import esc, minus
@@ -41,7 +42,9 @@ class Curve:
     smoothed: bool = True
 
 
-def draw_curves(said: str, curves: list[Curve], last: int, resumed: list[int], guide: float | None, share: bool) -> str:
+def draw_curves(
+    said: str, curves: list[Curve], last: int, resumed: list[int], guide: float | None, share: bool
+) -> Markup:
     """Chart: the curves over steps 0 to `last`. At least one value in all.
 
     Args:
