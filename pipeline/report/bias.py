@@ -27,16 +27,16 @@ Pair = tuple[str, str]  # a figure, and what stands under it (empty: nothing)
 class BiasSection:
     """What the section shows: sentences, a chart with its sentences for each reward, and a table of all of them."""
 
-    said: Sequence[str]
+    sentences: Sequence[str]
     figures: Sequence[tuple[str, Markup, Sequence[str]]]
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
 
-def bias_section(biases: list[tuple[str, Bias]], said: list[str]) -> BiasSection | None:
+def bias_section(biases: list[tuple[str, Bias]], sentences: list[str]) -> BiasSection | None:
     """The section for each (reward, its bias): accuracy by difference in length, a table, and sentences. None of none.
 
-    `said` is what a person should know of the pairs.
+    `sentences` are what a person should know of the pairs.
     """
     if not biases:
         return None
@@ -51,7 +51,7 @@ def bias_section(biases: list[tuple[str, Bias]], said: list[str]) -> BiasSection
     ]
     head, cells = bias_columns(biases)
     rows: list[list[Cell]] = [[name, *row] for (name, _), row in zip(biases, cells, strict=True)]
-    return BiasSection([legend, *said], figures, ["reward", *head], rows)
+    return BiasSection([legend, *sentences], figures, ["reward", *head], rows)
 
 
 def bias_by_aggregation(labels: pa.Table, stored: RewardConfig) -> list[tuple[str, Bias]]:

@@ -104,9 +104,9 @@ class Frame:
             f'<text class="axis" x="{self.left - 8}" y="{self.top - 18}" text-anchor="end">{vertical}</text>'
         )
 
-    def draw(self, said: str, parts: list[str]) -> Markup:
-        """The drawing; `said` is for those who cannot see it."""
-        attributes = f'viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{esc(minus(said))}"'
+    def draw(self, description: str, parts: list[str]) -> Markup:
+        """The drawing; `description` is for those who cannot see it."""
+        attributes = f'viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{esc(minus(description))}"'
         return Markup(f'<svg class="chart" {attributes}>{"".join(parts)}</svg>')
 
 
@@ -141,10 +141,10 @@ def draw_histogram(rewards: Series) -> Markup:
         at = x(float(np.clip(values.mean(), edges[0], edges[-1])))
         parts.append(f'<path class="mean {kind}" d="M{at:.1f} {y(0):.1f}V{FRAME.top}"/>')
     for i, (low, high) in enumerate(pairwise(edges)):
-        said = ", ".join(f"{count[i]} {_noun(kind, rewards)}" for kind, count in counts.items())
+        counted = ", ".join(f"{count[i]} {_noun(kind, rewards)}" for kind, count in counts.items())
         parts.append(
             f'<rect class="touch" x="{x(low):.1f}" y="{FRAME.top}" width="{x(high) - x(low):.1f}" '
-            f'height="{FRAME.floor - FRAME.top}"><title>{minus(f"{low:.6g} to {high:.6g}")}: {said}</title></rect>'
+            f'height="{FRAME.floor - FRAME.top}"><title>{minus(f"{low:.6g} to {high:.6g}")}: {counted}</title></rect>'
         )
     parts.append(FRAME.names("reward", "labels"))
     beyond = int(((together < edges[0]) | (together > edges[-1])).sum())
@@ -193,7 +193,7 @@ def _noun(kind: str, series: Series) -> str:
     return ("responses" if len(series) == 1 else "no preference") if kind == "other" else kind
 
 
-def _figure(said: str, parts: list[str], names: dict[str, str], filled: bool, note: str) -> Markup:
+def _figure(description: str, parts: list[str], names: dict[str, str], filled: bool, note: str) -> Markup:
     mark = '<path class="area {}" d="M1 1H13V9H1Z"/>' if filled else '<circle class="{}" cx="7" cy="5" r="4"/>'
     keys = [(Markup(mark).format(kind), minus(name)) for kind, name in names.items()]
-    return render("figure", keys=keys, chart=FRAME.draw(said, parts), note=note)
+    return render("figure", keys=keys, chart=FRAME.draw(description, parts), note=note)

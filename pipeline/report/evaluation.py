@@ -28,7 +28,7 @@ MOST_LINES = 60  # of a table that is not folded
 ELSEWHERE = ("curve", "matrix", "missing_domains", "style_gap")  # parts of `details` that are drawn or said in notes
 LINES = {"score": "the reward's choice", "oracle": "the best of the n", "random": "one taken at random"}
 
-Row = list[Cell]
+TableRow = list[Cell]
 
 
 def draw_evaluation(results: Results) -> str:
@@ -101,7 +101,7 @@ def _intervals(results: Results) -> Markup | None:
     return draw_intervals(rows, results.get("chance"), words(name), name in share_figures(results)) if rows else None
 
 
-def _figure_row(reward: Reward, results: Results) -> Row:
+def _figure_row(reward: Reward, results: Results) -> TableRow:
     shares, cells = share_figures(results), list[Cell]()
     for name in findings.figure_names(results):
         within = interval_text(reward.get("intervals", {}).get(name), name in shares)
@@ -239,7 +239,7 @@ def _incomplete(rewards: list[Reward]) -> dict[str, Any] | None:
     return {"head": ["reason", *(r["name"] for r in rewards)], "rows": rows, "examples": ", ".join(examples)}
 
 
-def _input_row(file: dict[str, Any]) -> Row:
+def _input_row(file: dict[str, Any]) -> TableRow:
     rows = f"{file['rows']:,}" if file.get("rows") is not None else ""
     return [file["name"], rows, str(file.get("sha256") or "")[:16]]
 

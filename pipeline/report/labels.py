@@ -15,8 +15,8 @@ from pipeline.report.bias import BiasSection, bias_by_aggregation, bias_section,
 from pipeline.report.charts import draw_histogram, draw_scatter
 from pipeline.report.markup import compact, minus, render
 from pipeline.report.page import Reproduction, Tile, facts, page
-from pipeline.report.reading import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.responses import Decode, draw_responses
+from pipeline.report.sentences import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.store.summary import accuracy_text, plain, signed, summary_rows
 
 Manifest = dict[str, Any]
@@ -132,10 +132,10 @@ def _charts(manifest: Manifest, labels: pa.Table, tokenwise: bool) -> list[Chart
         and not settings.get("subtract_initial_value")
     ):
         across = ["The sum holds V(s₁), which differs between prompts and cancels within a pair."]
-    said = [length_sentence(summary, settings), pairs_by_length_sentence(summary), *across, *drawn]
+    sentences = [length_sentence(summary, settings), pairs_by_length_sentence(summary), *across, *drawn]
     return [
         ("Rewards", [reward_sentence(summary), *drawn], draw_histogram(rewards)),
-        ("Length", said, draw_scatter(lengths, rewards)),
+        ("Length", sentences, draw_scatter(lengths, rewards)),
     ]
 
 

@@ -145,18 +145,18 @@ def ordered(metrics: list[Row]) -> list[str]:
 
 def observations(run: Run, metrics: list[Row], results: Results) -> list[str]:
     """What a person should see first, in sentences that depend on what was measured."""
-    said = []
+    sentences = []
     reward, (before, after) = ends(metrics, "reward"), (_measured(results, when) for when in ("before", "after"))
     if reward and before and after and reward[1] > reward[0] and after[0] < before[0]:
         clear = before[1] and after[1] and after[1][1] < before[1][0]
-        said.append(
+        sentences.append(
             f"The reward rose and the accuracy fell{'' if clear else ', though perhaps by chance'}: the policy learnt what is "
             "paid and not what is right. Try fewer steps, or a larger rl.kl_coefficient."
         )
     if warned := list(_warned(metrics)):
         many = f"{len(warned):,} warnings came up, the first" if len(warned) > 1 else "A warning came up"
-        said.append(f"{many} at step {warned[0][0]:,}.")
-    return said + training.observations(run, metrics)
+        sentences.append(f"{many} at step {warned[0][0]:,}.")
+    return sentences + training.observations(run, metrics)
 
 
 def accuracy_rows(results: Results) -> list[list[str]]:
@@ -226,7 +226,7 @@ def _rewards(run: Run, metrics: list[Row]) -> list[list[Cell]]:
 class Time(NamedTuple):
     """What the seconds went to: sentences, a bar, and (mark, part, seconds a step, share) each."""
 
-    said: list[str]
+    sentences: list[str]
     bar: Markup
     rows: list[tuple[Markup, str, str, str]]
 
@@ -244,10 +244,10 @@ def _time(metrics: list[Row]) -> Time | None:
         (Markup(_mark(name) + ' width="14" height="10"/>'), name, f"{seconds / count:.3g} s", f"{seconds / whole:.1%}")
         for name, seconds in spent.items()
     ]
-    said = [f"A step took {whole / count:.3g} s on average. Measuring on held-out prompts is not in it."]
+    sentences = [f"A step took {whole / count:.3g} s on average. Measuring on held-out prompts is not in it."]
     if waited := [value for _, value in finite(metrics, f"{TIME}waiting")]:
-        said.append(f"Learners waited for samples and rewards for {math.fsum(waited) / whole:.0%} of the time.")
-    return Time(said, _draw_time(spent, whole), rows)
+        sentences.append(f"Learners waited for samples and rewards for {math.fsum(waited) / whole:.0%} of the time.")
+    return Time(sentences, _draw_time(spent, whole), rows)
 
 
 def _draw_time(spent: dict[str, float], whole: float) -> Markup:

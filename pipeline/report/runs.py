@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.config import RewardConfig
 from pipeline.report.bias import named
-from pipeline.report.curves import Curve, Points, beyond, draw_curves, reading
+from pipeline.report.curves import Curve, Points, beyond, draw_curves, value_text
 from pipeline.report.markup import compact, minus
 from pipeline.report.page import Keys, Prompt, Tile
 from pipeline.training.metrics import EVAL, Row, end_size, ends, finite, numbers
@@ -88,7 +88,7 @@ def words(name: str) -> str:
 
 def figure(name: str, value: float) -> str:
     """A metric's value as it is read."""
-    return reading(value, is_share(name))
+    return value_text(value, is_share(name))
 
 
 def is_share(name: str) -> bool:
@@ -135,7 +135,7 @@ def tiles(run: Run, metrics: list[Row], names: Iterable[str], first: Iterable[Ti
 class EndsTable:
     """Where each metric started and ended: sentences, and a table."""
 
-    said: Sequence[str]
+    sentences: Sequence[str]
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
@@ -158,10 +158,10 @@ def ends_table(metrics: list[Row], names: list[str]) -> EndsTable | None:
     count = end_size(len(metrics))
     means = f"Start and end are means over the first and the last {count:,} steps"
     means += ", and over as large a share of the evaluations." if evaluated else "."
-    said = [means if count > 1 else "The first and the last step."]
-    said += ["Kept prompts are those that nothing was learnt from."] if evaluated else []
+    sentences = [means if count > 1 else "The first and the last step."]
+    sentences += ["Kept prompts are those that nothing was learnt from."] if evaluated else []
     head = ["", "start", "end", *(["kept, start", "kept, end"] if evaluated else [])]
-    return EndsTable(said, head, [row if evaluated else row[:3] for row in rows])
+    return EndsTable(sentences, head, [row if evaluated else row[:3] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,9 @@ def _chart(run: Run, metrics: list[Row], names: list[str], last: int, resumed: l
     guide = 0.5 if of_pairs else limit or None
     outside = beyond(curves, share)
     notes = [f"Broken line: {'chance' if of_pairs else 'where it is clipped'}."] if guide is not None else []
-    notes += [f"Values beyond the frame: {len(outside):,}, farthest {reading(outside[0], share)}."] if outside else []
+    notes += (
+        [f"Values beyond the frame: {len(outside):,}, farthest {value_text(outside[0], share)}."] if outside else []
+    )
     notes += [f"Values that are not finite: {broken:,}."] if broken else []
     chart = draw_curves(f"{what}: {_in_words(metrics, names)}", curves, last, resumed, guide, share)
     return what, chart, " ".join(notes)

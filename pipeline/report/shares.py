@@ -1,7 +1,7 @@
 """Charts of figures with their intervals: rewards side by side, accuracy by length, best-of-n, and a heat map.
 
 A dot is a figure and the line through it its 95% interval; chance is a broken line. Numbers stand beside the marks or
-in the cells, so that nothing is told by colour alone.
+in the cells, so that nothing depends on colour alone.
 """
 
 import math
@@ -64,8 +64,8 @@ def draw_intervals(
         parts.append(
             f'<path class="chance" d="{"".join(f"M{at:.1f} {top}v{10 if top < frame.top else 20}" for top in tops)}"/>'
         )
-        said = f"chance {figure_text(chance, as_share)}"
-        parts.append(f'<text class="chance" x="{at:.1f}" y="{frame.top - 12}" text-anchor="{anchor}">{said}</text>')
+        label = f"chance {figure_text(chance, as_share)}"
+        parts.append(f'<text class="chance" x="{at:.1f}" y="{frame.top - 12}" text-anchor="{anchor}">{label}</text>')
     for i, (row, value, interval) in enumerate(rows):
         top, centre = frame.top + ROW * i, frame.top + ROW * i + 33
         within = f" <tspan>({interval_text(interval, as_share)})</tspan>" if interval else ""
@@ -76,10 +76,10 @@ def draw_intervals(
             left, right = (x(end * size) for end in interval)
             parts.append(f'<path class="whisker" d="M{left:.1f} {centre}H{right:.1f}"/>')
         parts.append(f'<circle class="dot" cx="{x(value * size):.1f}" cy="{centre}" r="5"/>')
-    said = f"{name}: " + "; ".join(
+    description = f"{name}: " + "; ".join(
         f"{row} {figure_text(value, as_share)} ({interval_text(interval, as_share)})" for row, value, interval in rows
     )
-    return frame.draw(said, parts)
+    return frame.draw(description, parts)
 
 
 def draw_by_length(deciles: list[dict[str, Any]], name: str) -> Markup:
@@ -107,11 +107,11 @@ def draw_by_length(deciles: list[dict[str, Any]], name: str) -> Markup:
         if group["interval"]:
             low, high = (y(100 * end) for end in group["interval"])
             parts.append(f'<path class="whisker" d="M{at:.1f} {low:.1f}V{high:.1f}"/>')
-        said = minus(f"{group['low']:,.0f} to {group['high']:,.0f} tokens: ")
-        said += f"{share(group['accuracy'])} of {group['pairs']:,} pairs ({interval_text(group['interval'])})"
+        tooltip = minus(f"{group['low']:,.0f} to {group['high']:,.0f} tokens: ")
+        tooltip += f"{share(group['accuracy'])} of {group['pairs']:,} pairs ({interval_text(group['interval'])})"
         parts.append(
             f'<circle class="dot" cx="{at:.1f}" cy="{y(100 * group["accuracy"]):.1f}" r="{radius:.2f}">'
-            f"<title>{said}</title></circle>"
+            f"<title>{tooltip}</title></circle>"
         )
     parts.append(SMALL.names("chosen less rejected, tokens", ""))
     return SMALL.draw(f"Accuracy of {name} by the chosen response's length less the rejected one's.", parts)
@@ -138,9 +138,9 @@ def draw_curve(curve: dict[str, Any], name: str, axis: Axis) -> Markup:
             points = "L".join(f"{x(i):.1f} {y(size * value):.1f}" for i, value in enumerate(values))
             parts.append(f'<path class="line {kind}" d="M{points}"/>')
     for i, value in enumerate(curve["score"]):
-        said = f"best of {counts[i]:,}: {figure_text(value, bool(axis.unit))}"
+        tooltip = f"best of {counts[i]:,}: {figure_text(value, bool(axis.unit))}"
         parts.append(
-            f'<circle class="dot" cx="{x(i):.1f}" cy="{y(size * value):.1f}" r="4"><title>{said}</title></circle>'
+            f'<circle class="dot" cx="{x(i):.1f}" cy="{y(size * value):.1f}" r="4"><title>{tooltip}</title></circle>'
         )
     parts.append(SMALL.names("n", ""))
     return SMALL.draw(f"Score of the best of n responses by {name}.", parts)

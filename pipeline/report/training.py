@@ -105,8 +105,15 @@ def settings(run: Run) -> dict[str, Any]:
 
 def observations(run: Run, metrics: list[Row]) -> list[str]:
     """What a person should see in the curves, in sentences that depend on them."""
-    said = [_unfinished(run, metrics), _not_finite(metrics), _both_below_zero(run, metrics), _overfitted(metrics)]
-    return [text for text in (*said, _past_its_best(metrics), _clipped(run, metrics)) if text]
+    sentences = (
+        _unfinished(run, metrics),
+        _not_finite(metrics),
+        _both_below_zero(run, metrics),
+        _overfitted(metrics),
+        _past_its_best(metrics),
+        _clipped(run, metrics),
+    )
+    return list(filter(None, sentences))
 
 
 def _unfinished(run: Run, metrics: list[Row]) -> str:

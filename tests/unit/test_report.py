@@ -25,8 +25,8 @@ from pipeline.report.charts import (
 )
 from pipeline.report.labels import draw_report, formula
 from pipeline.report.markup import compact, esc
-from pipeline.report.reading import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.responses import HEAD, TAIL, choose_cards
+from pipeline.report.sentences import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.toml import to_toml
 from pipeline.store.summary import ShardStats
 
