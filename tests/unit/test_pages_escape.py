@@ -95,8 +95,8 @@ def training_run_page(text: Hostile) -> str:
 
 def online_run_page(text: Hostile) -> str:
     relative = {"kind": "relative", "model": text(), "reference": text(), "system_prompt": text()}
-    told = {"rewards": {text(): relative, text(): {}}, "policy": {"name": text()}, "input": {"paths": [text()]}}
-    run = test_rl_page.run(told=told)
+    sections = {"rewards": {text(): relative, text(): {}}, "policy": {"name": text()}, "input": {"paths": [text()]}}
+    run = test_rl_page.run(sections=sections)
     run |= {"command": text(), "versions": {text(): text()}, "device": text(), "notes": [text()]}
     run["repeated"] = [{"step": 1, "repeated": 2, "why": text()}]
     response = {"text": text(), "reward": 1.0, "parts": {text(): 1.0, "b": 2.0}, "tokens": 3}
