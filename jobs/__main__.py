@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, get_origin
+from typing import Any, TypeAlias, get_origin
 
 from pipeline.config import (
     REWARDS,
@@ -25,6 +25,8 @@ from pipeline.config import (
 from pipeline.errors import EndorewardError
 from pipeline.rl.config import RlConfig
 from pipeline.training.config import TrainConfig
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Label preference corpora with the reward model inside a language model, evaluate it, and train on it.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
+    for add in (_add_label, _add_sample, _add_evaluate, _add_train, _add_rl, _add_store_commands):
+        add(commands)
+    return parser
 
+
+def _add_label(commands: Commands) -> None:
     label = commands.add_parser(
         "label",
         help="score a corpus into a label store",
@@ -67,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("--retry-errors", action="store_true", help="label shards that hold error rows once more")
     label.set_defaults(command=_label)
 
+
+def _add_sample(commands: Commands) -> None:
     sample = commands.add_parser(
         "sample",
         help="let a policy write several responses to each prompt",
@@ -78,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--retry-errors", action="store_true", help="ask once more where there are error rows")
     sample.set_defaults(command=_sample)
 
+
+def _add_evaluate(commands: Commands) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="put rewards side by side on a benchmark",
@@ -95,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--retry-errors", action="store_true", help="ask once more where there are error rows")
     evaluate.set_defaults(command=_evaluate)
 
+
+def _add_train(commands: Commands) -> None:
     train = commands.add_parser(
         "train",
         help="train a policy on stored labels",
@@ -110,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="check everything and show what would be trained")
     train.set_defaults(command=_train)
 
+
+def _add_rl(commands: Commands) -> None:
     rl = commands.add_parser(
         "rl",
         help="improve a policy by its own samples under a frozen reward",
@@ -126,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     rl.add_argument("--dry-run", action="store_true", help="check everything and show what would be done")
     rl.set_defaults(command=_rl)
 
+
+def _add_store_commands(commands: Commands) -> None:
+    """The commands that read a store or a run."""
     report = commands.add_parser("report", help="draw the page of a finished label store, or of a training run so far")
     report.add_argument("store", metavar="DIR", type=_place)
     report.set_defaults(command=_report)
@@ -161,7 +179,6 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check that a label store is whole")
     validate.add_argument("store", metavar="DIR", type=_place)
     validate.set_defaults(command=_validate)
-    return parser
 
 
 def _place(text: str) -> str:

@@ -45,7 +45,8 @@ from pipeline.evaluation.variants import (
     variants_of,
 )
 from pipeline.models.loading import context_length, load_settings, load_tokenizer
-from pipeline.report.evaluation import draw_evaluation, results_markdown
+from pipeline.report.evaluation import draw_evaluation
+from pipeline.report.markdown import results_markdown
 from pipeline.report.page import standalone_charts
 from pipeline.rewards.derive import stored_reward
 from pipeline.rewards.labellers import Labeller

@@ -9,7 +9,7 @@ from jobs.label.fill import Filling, LateCluster, require, with_absolute_places
 from jobs.label.plan import check_sampled, find_inputs, plan_inputs
 from jobs.label.preview import Preview, show_inputs
 from pipeline.config import OF_A_TEMPLATE, LabelConfig, set_but_unread
-from pipeline.report import to_toml
+from pipeline.report.toml import to_toml
 from pipeline.rewards.labellers import Endogenous
 from pipeline.store import LabelStore
 

@@ -15,7 +15,7 @@ from pipeline import __version__, storage
 from pipeline.config import LabelConfig, ModelConfig
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.models.loading import load_tokenizer
-from pipeline.report import draw_report
+from pipeline.report.labels import draw_report
 from pipeline.store import LabelStore, Record, documents
 from pipeline.store.summary import merge, summary_rows
 from pipeline.tokens import Decode, Renderer, pieces

@@ -70,7 +70,8 @@ def bias(items: Sequence[Item]) -> dict[str, Any] | None:
     single = [] if any(item.verdicts is not None for item in items) else [a for item in items for a in _answers(item)]
     reward = np.array([answer.reward for answer in single])
     length = _by_difference(margin, longer, group)
-    more = _by_difference(margin, chosen_marks - rejected_marks, group)
+    markdown = _markdown(margin, chosen_marks, rejected_marks, group)
+    markdown["reward_marks_correlation"] = Moments.of(reward, np.array([marks[id(a)] for a in single])).correlation
     result: dict[str, Any] = {
         "pairs": len(pairs),
         "items": len(items),
@@ -91,19 +92,7 @@ def bias(items: Sequence[Item]) -> dict[str, Any] | None:
             for k in _bins(longer)
         ],
         "length_controlled": controlled_accuracy(margin > 0, longer, group),
-        "markdown": {
-            "chosen_mean": float(chosen_marks.mean()),
-            "rejected_mean": float(rejected_marks.mean()),
-            "pairs": more["pairs"],
-            "more_marks_win": more["wins"],
-            "more_marks_is_chosen": more["is_chosen"],
-            "accuracy_chosen_more": more["above"]["accuracy"],
-            "accuracy_chosen_fewer": more["below"]["accuracy"],
-            "gap": more["gap"],
-            "reward_marks_correlation": Moments.of(reward, np.array([marks[id(a)] for a in single])).correlation,
-        }
-        if any(marks.values())
-        else None,
+        "markdown": markdown if any(marks.values()) else None,
     }
     decided = margin != 0
     chance = _accuracy((margin > 0)[decided], group[decided])["interval"]
@@ -159,6 +148,21 @@ def _by_difference(margin: Array, difference: Integers, group: Integers) -> dict
         "above": accuracies[0],
         "below": accuracies[1],
         "gap": _gap(*accuracies),
+    }
+
+
+def _markdown(margin: Array, chosen: Integers, rejected: Integers, group: Integers) -> dict[str, Any]:
+    """What a reward does where one response has more Markdown marks; `chosen`, `rejected`: [pairs], counts of marks."""
+    more = _by_difference(margin, chosen - rejected, group)
+    return {
+        "chosen_mean": float(chosen.mean()),
+        "rejected_mean": float(rejected.mean()),
+        "pairs": more["pairs"],
+        "more_marks_win": more["wins"],
+        "more_marks_is_chosen": more["is_chosen"],
+        "accuracy_chosen_more": more["above"]["accuracy"],
+        "accuracy_chosen_fewer": more["below"]["accuracy"],
+        "gap": more["gap"],
     }
 
 

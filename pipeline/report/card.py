@@ -9,9 +9,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from pipeline.report import rl
-from pipeline.report.page import listed, to_toml
-from pipeline.report.training import Run, figure, last_part, observations, ordered, policy_name, sentence, title, words
+from pipeline.report import rl, training
+from pipeline.report.page import listed
+from pipeline.report.runs import Run, figure, last_part, policy_name, words
+from pipeline.report.toml import to_toml
 from pipeline.rl.config import ALGORITHMS
 from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES
 from pipeline.training.metrics import EVAL, Row, ends
@@ -41,21 +42,21 @@ def model_card(run: Run, metrics: list[Row], results: rl.Results | None = None) 
     """
     online, results = rl.is_online(run), results or {}
     accuracy = rl.accuracy_rows(results)
-    heading, said = (rl.title(run), rl.sentence(run)) if online else (title(run), sentence(run))
+    heading, summary = (rl.title(run), rl.sentence(run)) if online else (training.title(run), training.sentence(run))
     blocks = [
         f"---\n{_front_matter(run)}\n---",
         f"# {policy_name(run)}, {without_places(heading)}",
-        without_places(said),
+        without_places(summary),
         _loading(),
         "## Labels" if run.get("labels") else "",
         _labels(run),
         "## Accuracy on held-out prompts" if accuracy else "",
         _table(["", "accuracy", "95% interval"], accuracy),
         "## Figures" if metrics else "",
-        _figures(metrics, rl.ordered(metrics) if online else ordered(metrics)),
-        _given(run),
+        _figures(metrics, rl.ordered(metrics) if online else training.ordered(metrics)),
+        _counts(run),
         "## What to know",
-        "\n".join(f"- {without_places(said)}" for said in _known(run, metrics, results)),
+        "\n".join(f"- {without_places(text)}" for text in _known(run, metrics, results)),
         "## Configuration",
         f"Places are named by their last part.\n\n```toml\n{to_toml(shareable_config(run))}\n```",
         _made_by(run),
@@ -75,16 +76,16 @@ def without_places(text: str) -> str:
     """`text` with every path and address of a machine or a bucket cut down to its last part."""
     if os.path.isabs(text) or text.startswith("~/"):
         return last_part(text)
-    return PLACE.sub(lambda found: last_part(found[0]), text)
+    return PLACE.sub(lambda match: last_part(match[0]), text)
 
 
 def _front_matter(run: Run) -> str:
     rank = (run["config"].get("lora") or {}).get("rank")
     tags = ["endoreward", _method(run), *(["lora"] if rank else [])]
-    given = ModelCardData(
+    card = ModelCardData(
         base_model=hub_name(run), library_name="transformers", pipeline_tag="text-generation", tags=tags
     )
-    return given.to_yaml()
+    return card.to_yaml()
 
 
 def _method(run: Run) -> str:
@@ -102,12 +103,12 @@ def _loading() -> str:
 
 def _labels(run: Run) -> str:
     rows = []
-    for given in run.get("labels") or []:
+    for store in run.get("labels") or []:
         reward = ", ".join(
-            f"{name} = {value}" for name, value in (given.get("reward") or {}).items() if value is not None
+            f"{name} = {value}" for name, value in (store.get("reward") or {}).items() if value is not None
         )
-        model = last_part(str(given.get("model") or ""))
-        rows.append([last_part(given["path"]), model, reward, f"`{given.get('fingerprint') or 'unknown'}`"])
+        model = last_part(str(store.get("model") or ""))
+        rows.append([last_part(store["path"]), model, reward, f"`{store.get('fingerprint') or 'unknown'}`"])
     return _table(["store", "model", "reward", "fingerprint"], rows)
 
 
@@ -121,7 +122,7 @@ def _figures(metrics: list[Row], names: list[str]) -> str:
     return _table(["", "start", "end"], rows)
 
 
-def _given(run: Run) -> str:
+def _counts(run: Run) -> str:
     rows = [[name, value] for name, value in run.get("examples") or []]
     rows += [[name.replace("_", " "), value] for name, value in (run.get("figures") or {}).items()]
     return _table(["", "count or value"], [[str(name), f"{v:,}" if isinstance(v, int) else str(v)] for name, v in rows])
@@ -129,7 +130,7 @@ def _given(run: Run) -> str:
 
 def _known(run: Run, metrics: list[Row], results: rl.Results) -> list[str]:
     online = rl.is_online(run)
-    observed = rl.observations(run, metrics, results) if online else observations(run, metrics)
+    observed = rl.observations(run, metrics, results) if online else training.observations(run, metrics)
     return [*observed, *map(str, run.get("notes") or []), *(UNSEEN_ONLINE if online else UNSEEN)]
 
 
@@ -139,8 +140,8 @@ def shareable_config(run: Run) -> dict[str, dict[str, Any]]:
     foreign = {*ALGORITHMS, *OBJECTIVES, "pairs", "advantage"} - {method}
     foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"awr", "advantage"} if method == "rwr" else set()
     foreign -= {"advantage"} if method in ("awr", "grpo", "reinforce") else set()
-    kept = {name: fields for name, fields in run["config"].items() if name not in {*foreign, *MACHINE}}
-    return _shortened(kept)
+    own = {name: fields for name, fields in run["config"].items() if name not in {*foreign, *MACHINE}}
+    return _shortened(own)
 
 
 def _shortened(value: Any) -> Any:
@@ -155,8 +156,8 @@ def _made_by(run: Run) -> str:
     versions = [f"{name} {version}" for name, version in (run.get("versions") or {}).items()]
     day = str(run.get("created") or "")[:10]
     fingerprint = f" Fingerprint of the run: `{run['fingerprint']}`." if run.get("fingerprint") else ""
-    made = f"Made by `endoreward {'rl' if rl.is_online(run) else 'train'} run.toml`{f' on {day}' if day else ''}"
-    return f"{made}{f' with {listed(versions)}' if versions else ''}.{fingerprint}"
+    origin = f"Made by `endoreward {'rl' if rl.is_online(run) else 'train'} run.toml`{f' on {day}' if day else ''}"
+    return f"{origin}{f' with {listed(versions)}' if versions else ''}.{fingerprint}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

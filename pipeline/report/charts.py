@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from markupsafe import Markup
 
-from pipeline.report.markup import esc, minus
+from pipeline.report.markup import esc, minus, render
 from pipeline.store.summary import signed
 
 Series = dict[str, np.ndarray]  # kind of response ("chosen", "rejected", "other") -> its values, [n]
@@ -103,10 +104,10 @@ class Frame:
             f'<text class="axis" x="{self.left - 8}" y="{self.top - 18}" text-anchor="end">{vertical}</text>'
         )
 
-    def draw(self, said: str, parts: list[str]) -> str:
-        """The drawing; `said` is for those who cannot see it."""
-        attributes = f'viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{esc(minus(said))}"'
-        return f'<svg class="chart" {attributes}>{"".join(parts)}</svg>'
+    def draw(self, description: str, parts: list[str]) -> Markup:
+        """The drawing; `description` is for those who cannot see it."""
+        attributes = f'viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{esc(minus(description))}"'
+        return Markup(f'<svg class="chart" {attributes}>{"".join(parts)}</svg>')
 
 
 FRAME = Frame()
@@ -122,7 +123,7 @@ def bin_counts(rewards: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.histogram(np.clip(rewards, edges[0], edges[-1]), edges)[0]
 
 
-def draw_histogram(rewards: Series) -> str:
+def draw_histogram(rewards: Series) -> Markup:
     """Figure: how often each reward occurs, a layer for each kind of response. At least one value in all."""
     together = np.concatenate(list(rewards.values()))
     edges = bin_edges(together)
@@ -140,20 +141,20 @@ def draw_histogram(rewards: Series) -> str:
         at = x(float(np.clip(values.mean(), edges[0], edges[-1])))
         parts.append(f'<path class="mean {kind}" d="M{at:.1f} {y(0):.1f}V{FRAME.top}"/>')
     for i, (low, high) in enumerate(pairwise(edges)):
-        said = ", ".join(f"{count[i]} {_noun(kind, rewards)}" for kind, count in counts.items())
+        counted = ", ".join(f"{count[i]} {_noun(kind, rewards)}" for kind, count in counts.items())
         parts.append(
             f'<rect class="touch" x="{x(low):.1f}" y="{FRAME.top}" width="{x(high) - x(low):.1f}" '
-            f'height="{FRAME.floor - FRAME.top}"><title>{minus(f"{low:.6g} to {high:.6g}")}: {said}</title></rect>'
+            f'height="{FRAME.floor - FRAME.top}"><title>{minus(f"{low:.6g} to {high:.6g}")}: {counted}</title></rect>'
         )
     parts.append(FRAME.names("reward", "labels"))
     beyond = int(((together < edges[0]) | (together > edges[-1])).sum())
     note = f"The end bars hold the {beyond:,} labels beyond the frame." if beyond else ""
     means = "; ".join(f"{_noun(k, rewards)}: {len(v):,} labels, mean {signed(v.mean())}" for k, v in rewards.items())
-    keys = {kind: f"{_noun(kind, rewards)}, mean {signed(values.mean())}" for kind, values in rewards.items()}
-    return _figure(f"Histogram of rewards. {means}.", parts, keys, True, note)
+    names = {kind: f"{_noun(kind, rewards)}, mean {signed(values.mean())}" for kind, values in rewards.items()}
+    return _figure(f"Histogram of rewards. {means}.", parts, names, True, note)
 
 
-def draw_scatter(tokens: Series, rewards: Series) -> str:
+def draw_scatter(tokens: Series, rewards: Series) -> Markup:
     """Figure: reward against length, a point for each label; at most `MAX_POINTS`, evenly taken. At least one point.
 
     Lengths are whole numbers, so points are spread within a third of a token to either side of theirs.
@@ -178,8 +179,8 @@ def draw_scatter(tokens: Series, rewards: Series) -> str:
     parts += ['<g class="points">', *(mark for _, mark in sorted(points, key=lambda point: point[0])), "</g>"]
     parts.append(FRAME.names("response length, tokens", "reward"))
     note = f"{beyond:,} labels lie beyond the frame." if beyond else ""
-    keys = {kind: _noun(kind, tokens) for kind in tokens}
-    return _figure(f"Reward against response length in tokens, {len(all_x):,} labels.", parts, keys, False, note)
+    names = {kind: _noun(kind, tokens) for kind in tokens}
+    return _figure(f"Reward against response length in tokens, {len(all_x):,} labels.", parts, names, False, note)
 
 
 def _round_step(size: float) -> float:
@@ -192,14 +193,7 @@ def _noun(kind: str, series: Series) -> str:
     return ("responses" if len(series) == 1 else "no preference") if kind == "other" else kind
 
 
-def _figure(said: str, parts: list[str], keys: dict[str, str], filled: bool, note: str) -> str:
+def _figure(description: str, parts: list[str], names: dict[str, str], filled: bool, note: str) -> Markup:
     mark = '<path class="area {}" d="M1 1H13V9H1Z"/>' if filled else '<circle class="{}" cx="7" cy="5" r="4"/>'
-    swatches = "".join(
-        f'<li><svg class="swatch" viewBox="0 0 14 10" aria-hidden="true">{mark.format(kind)}</svg>{minus(text)}</li>'
-        for kind, text in keys.items()
-    )
-    return (
-        f'<figure><ul class="keys">{swatches}</ul>{FRAME.draw(said, parts)}'
-        + (f"<figcaption>{note}</figcaption>" if note else "")
-        + "</figure>"
-    )
+    keys = [(Markup(mark).format(kind), minus(name)) for kind, name in names.items()]
+    return render("figure", keys=keys, chart=FRAME.draw(description, parts), note=note)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from operator import itemgetter
 
 import numpy as np
+from markupsafe import Markup
 
 from pipeline.report.charts import Axis
 from pipeline.report.markup import esc, minus
@@ -41,11 +42,13 @@ class Curve:
     smoothed: bool = True
 
 
-def draw_curves(said: str, curves: list[Curve], last: int, resumed: list[int], guide: float | None, share: bool) -> str:
+def draw_curves(
+    description: str, curves: list[Curve], last: int, resumed: list[int], guide: float | None, share: bool
+) -> Markup:
     """Chart: the curves over steps 0 to `last`. At least one value in all.
 
     Args:
-        said: what the chart shows, for those who cannot see it.
+        description: what the chart shows, for those who cannot see it.
         resumed: steps after which the run was started again.
         guide: a value that the curves are held against, such as chance; left out where it lies beyond the frame.
         share: whether the values are shares, read as percentages.
@@ -75,7 +78,7 @@ def draw_curves(said: str, curves: list[Curve], last: int, resumed: list[int], g
             parts.append(_evaluated(curve, place))
     parts.append(_touches(curves, max(last, 1), x, share))
     parts.append(SMALL.names("step", power))
-    return SMALL.draw(said, parts)
+    return SMALL.draw(description, parts)
 
 
 def beyond(curves: list[Curve], share: bool) -> list[float]:
@@ -93,11 +96,11 @@ def thinned(points: Points, columns: int = COLUMNS) -> Points:
     x, y = (np.array(side, np.float64) for side in zip(*points, strict=True))
     part = np.minimum((x - x[0]) / (x[-1] - x[0]) * columns, columns - 1).astype(int)
     starts = [*np.flatnonzero(np.diff(part, prepend=-1)).tolist(), len(points)]
-    kept = [
+    corners = [
         {first, first + int(y[first:end].argmin()), first + int(y[first:end].argmax()), end - 1}
         for first, end in pairwise(starts)
     ]
-    return [points[i] for chosen in kept for i in sorted(chosen)]
+    return [points[i] for part in corners for i in sorted(part)]
 
 
 def smoothed(points: Points) -> Points:
@@ -110,7 +113,7 @@ def smoothed(points: Points) -> Points:
     return [(step, mean) for (step, _), mean in zip(points, means.tolist(), strict=True)]
 
 
-def reading(value: float, share: bool) -> str:
+def value_text(value: float, share: bool) -> str:
     """A value as it is read."""
     return minus(f"{value:.1%}" if share else plain(value))
 
@@ -173,12 +176,12 @@ def _touches(curves: list[Curve], last: int, x: Callable[[float], float], share:
             values = [value for _, value in curve.train[cut[i] : cut[i + 1]]]
             name = f"{curve.name} " if curve.name else ""
             if len(values) == 1:
-                lines.append(f"{name}{reading(values[0], share)}")
+                lines.append(f"{name}{value_text(values[0], share)}")
             elif values:
-                within = " to ".join(reading(end, share) for end in (min(values), max(values)))
-                lines.append(f"{name}{reading(math.fsum(values) / len(values), share)} ({within})")
+                within = " to ".join(value_text(end, share) for end in (min(values), max(values)))
+                lines.append(f"{name}{value_text(math.fsum(values) / len(values), share)} ({within})")
             lines += [
-                f"{name}on kept prompts at step {step:,}: {reading(value, share)}"
+                f"{name}on kept prompts at step {step:,}: {value_text(value, share)}"
                 for step, value in curve.evaluated
                 if low < step <= high
             ]

@@ -1,15 +1,47 @@
-"""Text from data, made safe to put into a page."""
+"""HTML of this package: its templates, and text from data made safe to put into a page.
 
-import html
+A template escapes every value but `Markup`, which is what this package itself drew.
+"""
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 # Tab and newline stay; other control characters are no HTML and show as their pictures.
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
 _PICTURES |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
 
 
-def esc(text: object) -> str:
+def render(template: str, **values: Any) -> Markup:
+    """The template of that name, filled in; a value that it needs and lacks is an `UndefinedError`."""
+    return Markup(_templates().get_template(f"{template}.html.j2").render(values))
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pipeline.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["thousands"] = "{:,}".format
+    return environment
+
+
+def esc(text: object) -> Markup:
     """`text` as HTML text or as a quoted attribute's value. Half a surrogate pair becomes a question mark."""
-    return html.escape(str(text).encode("utf-8", "replace").decode().translate(_PICTURES))
+    return escape(_printable(text))
+
+
+def _printable(value: object) -> str:
+    if isinstance(value, Markup):
+        return value
+    return str(value).encode("utf-8", "replace").decode().translate(_PICTURES)
 
 
 def minus(number: str) -> str:

@@ -7,12 +7,14 @@ scale per view; the tenth of the tokens that are farthest from its middle have t
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 
-from pipeline.report.markup import esc, minus
+from pipeline.report.markup import minus, render
+from pipeline.report.page import Prompt
 from pipeline.store.schema import message_text, read_messages
 from pipeline.store.summary import find_pairs, plain, signed
 
@@ -21,7 +23,6 @@ Decode = Callable[[list[int]], list[str]]
 PAIRS, SINGLES = 5, 6
 HEAD, TAIL = 240, 20  # tokens shown of a long response: its beginning and its end
 MAX_PROMPT = 6000  # characters
-FOLDED_PROMPT = 500
 SHADES = 5  # on either side of the middle
 
 _SPECIAL = re.compile(
@@ -50,26 +51,55 @@ class View:
         return round(SHADES * max(-1.0, min(1.0, (value - self.middle) / self.limit)))
 
 
-def draw_responses(labels: pa.Table, decode: Decode, first: str) -> str:
+class Heading(NamedTuple):
+    """Of a card: whether the pair is right, by what margin (both empty for a single response), and its rank."""
+
+    verdict: str
+    margin: str
+    rank: str
+
+
+class Token(NamedTuple):
+    """How a token is shown: its shades (classes, one a view), its figures, and its text in pieces."""
+
+    shades: str
+    title: str
+    pieces: list[tuple[str, str]]
+
+
+class Response(NamedTuple):
+    """One response of a card."""
+
+    kind: str
+    facts: str
+    truncated: bool
+    tokens: list[Token | int]
+
+
+class Card(NamedTuple):
+    """A prompt with its responses side by side."""
+
+    heading: Heading
+    rubric: str
+    prompt: Prompt
+    responses: list[Response]
+
+
+def draw_responses(labels: pa.Table, decode: Decode, first: str) -> Markup:
     """Some responses of `labels` (at least one row), better beside worse where there are pairs; else one by one.
 
     Pairs (the first of each prompt) and responses are taken evenly by rank: the widest margin or highest reward first,
     the narrowest last. `first` is the letter of the view that shows at once.
     """
     cards = choose_cards(labels)
-    rows = [row for shown, _ in cards for row in shown]
+    rows = [row for beside, _ in cards for row in beside]
     records = dict(zip(rows, labels.take(rows).to_pylist(), strict=True))
     views = _views(list(records.values()))
-    drawn = "".join(_card([records[row] for row in shown], heading, views, decode) for shown, heading in cards)
-    radios = "".join(
-        f'<input type="radio" name="view" id="view-{view.letter}"{" checked" if view.letter == first else ""}>'
-        f'<label for="view-{view.letter}">{view.name}</label>'
-        for view in views
-    )
-    return f'<div class="switch">{radios}<div class="views">{"".join(map(_legend, views))}{drawn}</div></div>'
+    shown = [_card([records[row] for row in beside], heading, views, decode) for beside, heading in cards]
+    return render("responses", views=[(view, _scale(view)) for view in views], first=first, cards=shown)
 
 
-def choose_cards(labels: pa.Table) -> list[tuple[list[int], str]]:
+def choose_cards(labels: pa.Table) -> list[tuple[list[int], Heading]]:
     """What to show of `labels`: (rows side by side, heading), best first."""
     reward = labels["reward"].to_numpy()
     prompts = list(zip(labels["prompt_id"].to_pylist(), labels["rubric"].to_pylist(), strict=True))
@@ -77,32 +107,30 @@ def choose_cards(labels: pa.Table) -> list[tuple[list[int], str]]:
     pairs = sorted(first.values(), key=lambda pair: (reward[pair[1]] - reward[pair[0]], pair))
     if not pairs:
         ranked = np.argsort(-reward, kind="stable").tolist()
-        return [([ranked[i]], _rank(i, len(ranked), "reward")) for i in _evenly(len(ranked), SINGLES)]
+        return [([ranked[i]], Heading("", "", _rank(i, len(ranked), "reward"))) for i in _evenly(len(ranked), SINGLES)]
     cards = []
     for i in _evenly(len(pairs), PAIRS):
         margin = reward[pairs[i][0]] - reward[pairs[i][1]]
         verdict = "right" if margin > 0 else "wrong" if margin < 0 else "tie"
-        heading = f'<b class="{verdict}">{verdict}</b>, margin {minus(signed(margin))}'
-        cards.append((pairs[i], f"{heading} <small>{_rank(i, len(pairs), 'margin')}</small>"))
+        cards.append((pairs[i], Heading(verdict, minus(signed(margin)), _rank(i, len(pairs), "margin"))))
     return cards
 
 
-def draw_tokens(record: dict[str, Any], views: list[View], decode: Decode) -> str:
-    """One response as a run of `<span>`s, a token each. `record` is a row of the labels table."""
-    pieces, count = decode(record["token_ids"]), len(record["token_ids"])
+def _tokens(record: dict[str, Any], views: list[View], decode: Decode) -> list[Token | int]:
+    """The tokens of a row of the labels table; in the place of its middle, how many are left out."""
+    texts, count = decode(record["token_ids"]), len(record["token_ids"])
     left_out = range(HEAD, count - TAIL)
-    parts = []
+    tokens: list[Token | int] = []
     for i in range(count):
         if i in left_out:
-            if i == HEAD:
-                parts.append(f'<span class="gap">{len(left_out):,} more tokens</span>')
+            tokens += [len(left_out)] if i == HEAD else []
             continue
         values = [(view, record[view.column][i]) for view in views]
         shades = " ".join(f"{view.letter}{view.shade(value)}" for view, value in values if view.shade(value))
         figures = "\n".join(minus(f"{view.name} {value:.4f}") for view, value in values)
         title = f"token {i + 1:,} of {count:,}, id {record['token_ids'][i]}\n{figures}"
-        parts.append(f'<span class="t {shades}" title="{esc(title)}">{_piece(pieces[i])}</span>')
-    return "".join(parts)
+        tokens.append(Token(shades, title, _pieces(texts[i])))
+    return tokens
 
 
 def _views(records: list[dict[str, Any]]) -> list[View]:
@@ -120,70 +148,51 @@ def _views(records: list[dict[str, Any]]) -> list[View]:
     ]
 
 
-def _legend(view: View) -> str:
+def _scale(view: View) -> tuple[str, list[int], str]:
+    """The legend of a view: its lowest value, the shades from there, and its highest value."""
     low, high = view.middle - view.limit, view.middle + view.limit
-    shades = range(-SHADES, 1 if view.letter == "l" else SHADES + 1)
+    shades = list(range(-SHADES, 1 if view.letter == "l" else SHADES + 1))
     end = plain(high) if view.letter == "v" else "0" if view.letter == "l" else signed(high)
-    swatches = "".join(f'<i class="{view.letter}{shade}"></i>' for shade in shades)
-    return (
-        f'<p class="legend for-{view.letter}"><b>{view.name}</b> {view.meaning} '
-        f'<span class="scale">{minus(plain(low))}<span aria-hidden="true">{swatches}</span>{minus(end)}</span></p>'
-    )
+    return minus(plain(low)), shades, minus(end)
 
 
-def _card(records: list[dict[str, Any]], heading: str, views: list[View], decode: Decode) -> str:
-    rubric = records[0]["rubric"]
+def _card(records: list[dict[str, Any]], heading: Heading, views: list[View], decode: Decode) -> Card:
     sides = ("better", "worse") if len(records) == 2 else ("response",)  # by a ranking, or alone
-    drawn = "".join(
+    responses = [
         _response(record, record["preference"] or side, views, decode)
         for record, side in zip(records, sides, strict=True)
-    )
-    named = f" <small>rubric {esc(rubric)}</small>" if rubric else ""
-    return (
-        f'<article class="card"><h3>{heading}{named}</h3>{_prompt(records[0]["prompt"])}'
-        f'<div class="sides">{drawn}</div></article>'
-    )
+    ]
+    return Card(heading, records[0]["rubric"] or "", _prompt(records[0]["prompt"]), responses)
 
 
-def _response(record: dict[str, Any], kind: str, views: list[View], decode: Decode) -> str:
+def _response(record: dict[str, Any], kind: str, views: list[View], decode: Decode) -> Response:
     count = record["num_tokens"]
     facts = f"reward {minus(signed(record['reward']))}, {count:,} token{'' if count == 1 else 's'}"
-    cut = ", truncated" if record["truncated"] else ""
-    return (
-        f'<section class="response" aria-label="{kind}: {facts}"><h4><b class="{kind}">{kind}</b> {facts}{cut}</h4>'
-        f'<p class="tokens" dir="auto">{draw_tokens(record, views, decode)}</p></section>'
-    )
+    return Response(kind, facts, record["truncated"], _tokens(record, views, decode))
 
 
-def _prompt(stored: list[dict[str, Any]]) -> str:
+def _prompt(stored: list[dict[str, Any]]) -> Prompt:
     messages = [(message["role"], message_text(message)) for message in read_messages(stored)]
     length = sum(len(text) for _, text in messages)
-    if not length:
-        return '<p class="prompt none">No prompt.</p>'
     room, shown = MAX_PROMPT, []
     for role, whole in messages:
         text = whole[: max(room, 0)]
         room -= len(text)
-        shown.append(f'<p><b>{esc(role)}</b> <span dir="auto">{esc(text)}</span></p>')
+        shown.append((role, text))
         if room <= 0:
             break
-    more = f"<p><small>{length - MAX_PROMPT:,} more characters</small></p>" if length > MAX_PROMPT else ""
-    body = f'<div class="prompt">{"".join(shown)}{more}</div>'
-    if length <= FOLDED_PROMPT:
-        return body
-    last = " ".join(messages[-1][1].split())
+    last = " ".join(messages[-1][1].split()) if messages else ""
     opening = f"{last[:110]}…" if len(last) > 110 else last
-    summary = f'Prompt, {length:,} characters: <span dir="auto">{esc(opening)}</span>'
-    return f"<details><summary>{summary}</summary>{body}</details>"
+    return Prompt(shown, length, max(length - MAX_PROMPT, 0), opening)
 
 
-def _piece(text: str) -> str:
-    """A token's text: special tokens as marks; line ends, tabs and pieces without text of their own made visible."""
+def _pieces(text: str) -> list[tuple[str, str]]:
+    """A token's text in pieces, each with the mark (a class) that makes it visible: special tokens, line ends, tabs."""
     if _SPECIAL.fullmatch(text):
-        return f'<i class="special">{esc(text)}</i>'
+        return [("special", text)]
     if not text:
-        return '<i class="part"></i>'
-    return esc(text).replace("\n", '<i class="line"></i>\n').replace("\t", '<i class="tab"></i>\t')
+        return [("part", "")]  # of a character
+    return [({"\n": "line", "\t": "tab"}.get(piece, ""), piece) for piece in re.split(r"([\n\t])", text) if piece]
 
 
 def _evenly(count: int, most: int) -> list[int]:

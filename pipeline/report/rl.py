@@ -1,34 +1,33 @@
 """The page of an online run: accuracy before and after, what was rewarded, curves, where the time went, what was said.
 
-It shows what manifest.json, results.json, metrics.jsonl and samples.jsonl hold; its parts are those of the page of a
-training run where they say the same. Left out: whether a rise of the accuracy is more than chance. Before and after are
-measured on the same prompts, so that intervals that overlap do not say that nothing changed.
+It shows what manifest.json, results.json, metrics.jsonl and samples.jsonl hold. Left out: whether a rise of the accuracy
+is more than chance. Before and after are measured on the same prompts, so that intervals that overlap do not say that
+nothing changed.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
+from pipeline.report import training
 from pipeline.report.markup import esc, minus
-from pipeline.report.page import listed, page, reproduce, section, table, wide_section
-from pipeline.report.shares import Interval, draw_intervals, figure_text, interval_text
-from pipeline.report.training import (
+from pipeline.report.page import Cell, Prompt, Reproduction, Tile, facts, listed, page
+from pipeline.report.runs import (
     Run,
     curves_section,
-    ends_section,
+    ends_table,
     figure,
-    header,
     last_part,
-    lede,
-    notes_section,
     policy_name,
-    prompt_text,
+    prompt_view,
     reward_words,
-    setup_section,
+    settings_rows,
     tiles,
 )
-from pipeline.report.training import observations as observations_of_training
-from pipeline.report.training import ordered as ordered_by
+from pipeline.report.runs import ordered as ordered_by
+from pipeline.report.shares import Interval, draw_intervals, figure_text, interval_text
 from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.training.metrics import Row, ends, finite
 
@@ -76,29 +75,33 @@ def rl_page(run: Run, metrics: list[Row], results: Results | None = None, sample
     names = ordered(metrics)
     of_sources = [name for name in names if name.startswith("rewards/") and name.endswith("/mean")]
     shown = [*FIRST[:2], *(of_sources if len(of_sources) > 1 else []), *FIRST[2:]]
-    sections = [
-        header(run, title(run), sentence(run)),
-        tiles(run, metrics, ("reward", "kl"), _accuracy_tile(results)),
-        *map(lede, observations(run, metrics, results)),
-        _accuracy(results),
-        _warnings(metrics),
-        _rewards(run, metrics),
-        curves_section(
+    return page(
+        "rl",
+        title(run),
+        facts=facts(run, run.get("fingerprint")),
+        sentence=sentence(run),
+        tiles=tiles(run, metrics, ("reward", "kl"), _accuracy_tile(results)),
+        observations=observations(run, metrics, results),
+        accuracy=_accuracy(results),
+        held_out=f"{results['held_out']:,} " if results.get("held_out") else "",
+        warnings=[(f"{step:,}", text) for step, text in _warned(metrics)],
+        rewards=_rewards(run, metrics),
+        curves=curves_section(
             run,
             metrics,
             [name for name in shown if name in names],
             [again["step"] for again in run.get("repeated") or []],
             folded=[name for name in names if name not in shown],
         ),
-        _samples(samples),
-        _time(metrics),
-        ends_section(metrics, names),
-        _settings(run, metrics),
-        _repeated(run),
-        notes_section(run),
-        _reproduce(run),
-    ]
-    return page(title(run), sections)
+        samples=_samples(samples),
+        shown=SHOWN,
+        time=_time(metrics),
+        ends=ends_table(metrics, names),
+        settings=_settings(run, metrics),
+        repeated=[_repeated(again) for again in run.get("repeated") or []],
+        notes=run.get("notes") or [],
+        reproduction=_reproduction(run),
+    )
 
 
 def title(run: Run) -> str:
@@ -111,12 +114,12 @@ def title(run: Run) -> str:
 def sentence(run: Run) -> str:
     """What was trained, how and for which reward."""
     config = _config(run)
-    rank, told = config.lora.rank, config.rl
+    rank, rl = config.lora.rank, config.rl
     what = f"A LoRA adapter of rank {rank} on {policy_name(run)}" if rank else f"All weights of {policy_name(run)}"
     steps = run.get("steps")
     length = f" for {steps:,} step{'' if steps == 1 else 's'}" if steps else ""
-    size = f" of {told.batch_size:,} prompts, {_count(told.group_size, 'response')} to each," if length else ""
-    replayed = f" on the samples of {last_part(told.replay)}" if told.replay else ""
+    size = f" of {rl.batch_size:,} prompts, {_count(rl.group_size, 'response')} to each," if length else ""
+    replayed = f" on the samples of {last_part(rl.replay)}" if rl.replay else ""
     rewards = [f"{_weight(source)}{source_words(config, source)}" for source in config.rewards.values()]
     return f"{what}, trained{length}{size} by {_algorithm(run)[1]}{replayed}. The reward is {listed(rewards)}."
 
@@ -124,15 +127,15 @@ def sentence(run: Run) -> str:
 def source_words(config: RlConfig, source: RewardSource) -> str:
     """What one of the rewards is."""
     model = last_part(source.model or config.reward_model.name)
-    said = {
+    what = {
         "endogenous": reward_words({"reward": config.reward.model_dump(), "model": model}),
         "relative": f"log π of {model or 'the reward model'} relative to {last_part(source.reference)}",
         "maths": "whether the final answer is right",
         "function": f"the function {source.function.rpartition(':')[2]}",
         "length": "a penalty of length",
     }[source.kind]
-    said += " under a rubric of its own" if source.system_prompt else ""
-    return said + (f" (for {source.share:.0%} of the prompts)" if source.share < 1 else "")
+    what += " under a rubric of its own" if source.system_prompt else ""
+    return what + (f" (for {source.share:.0%} of the prompts)" if source.share < 1 else "")
 
 
 def ordered(metrics: list[Row]) -> list[str]:
@@ -142,24 +145,24 @@ def ordered(metrics: list[Row]) -> list[str]:
 
 def observations(run: Run, metrics: list[Row], results: Results) -> list[str]:
     """What a person should see first, in sentences that depend on what was measured."""
-    said = []
+    sentences = []
     reward, (before, after) = ends(metrics, "reward"), (_measured(results, when) for when in ("before", "after"))
     if reward and before and after and reward[1] > reward[0] and after[0] < before[0]:
         clear = before[1] and after[1] and after[1][1] < before[1][0]
-        said.append(
+        sentences.append(
             f"The reward rose and the accuracy fell{'' if clear else ', though perhaps by chance'}: the policy learnt what is "
             "paid and not what is right. Try fewer steps, or a larger rl.kl_coefficient."
         )
     if warned := list(_warned(metrics)):
         many = f"{len(warned):,} warnings came up, the first" if len(warned) > 1 else "A warning came up"
-        said.append(f"{many} at step {warned[0][0]:,}.")
-    return said + observations_of_training(run, metrics)
+        sentences.append(f"{many} at step {warned[0][0]:,}.")
+    return sentences + training.observations(run, metrics)
 
 
 def accuracy_rows(results: Results) -> list[list[str]]:
     """Before and after: when, the accuracy, and its 95% interval, of what is known."""
-    found = ((when, _measured(results, when)) for when in ("before", "after"))
-    return [[when, figure_text(known[0]), interval_text(known[1])] for when, known in found if known]
+    accuracies = ((when, _measured(results, when)) for when in ("before", "after"))
+    return [[when, figure_text(known[0]), interval_text(known[1])] for when, known in accuracies if known]
 
 
 def _config(run: Run) -> RlConfig:
@@ -187,167 +190,173 @@ def _measured(results: Results, when: str) -> tuple[float, Interval | None] | No
     return None if value is None else (value, results.get(f"accuracy_{when}_interval"))
 
 
-def _accuracy_tile(results: Results) -> list[tuple[str, str, str]]:
+def _accuracy_tile(results: Results) -> list[Tile]:
     before, after = (_measured(results, when) for when in ("before", "after"))
     note = f"{figure_text(before[0])} before" if before else ""
     return [(figure_text(after[0]), "accuracy, held-out prompts", note)] if after else []
 
 
-def _accuracy(results: Results) -> str:
+def _accuracy(results: Results) -> Markup | None:
     rows = [
         (f"{when} the run", *known) for when in ("before", "after") if (known := _measured(results, when)) is not None
     ]
-    if not rows:
-        return ""
-    count = results.get("held_out")
-    said = f"Share of right answers to {f'{count:,} ' if count else ''}prompts that nothing was learnt from."
-    return section("Accuracy", [said, "With 95% intervals."], draw_intervals(rows, None, "Accuracy"))
+    return draw_intervals(rows, None, "Accuracy") if rows else None
 
 
 def _warned(metrics: list[Row]) -> Iterator[tuple[int, str]]:
     for row in metrics:
         warnings = row.get("warnings")
-        yield from ((row["step"], str(said)) for said in warnings or [] if isinstance(warnings, list))
-
-
-def _warnings(metrics: list[Row]) -> str:
-    items = "".join(f"<li><b>Step {step:,}.</b> {esc(said)}</li>" for step, said in _warned(metrics))
-    said = "What the run said of itself as it went: signs, and no proofs."
-    return section("Warnings", [said], f'<ul class="notes">{items}</ul>') if items else ""
+        yield from ((row["step"], str(text)) for text in warnings or [] if isinstance(warnings, list))
 
 
 # Rewards, time, samples
 
 
-def _rewards(run: Run, metrics: list[Row]) -> str:
-    config, rows = _config(run), []
+def _rewards(run: Run, metrics: list[Row]) -> list[list[Cell]]:
+    """What was paid for: each source, its weight, and its reward at the start and at the end."""
+    config, rows = _config(run), list[list[Cell]]()
     for name, source in config.rewards.items():
         key = f"rewards/{name}/mean"
         known = ends(metrics, key)
         path = [figure(key, value) for value in known] if known else ["", ""]
-        rows.append([f"{esc(name)}<small>{esc(source_words(config, source))}</small>", f"{source.weight:g}", *path])
-    said = "What was paid for: the sum of these, each times its weight. Start and end are those of the curves."
-    return section("Rewards", [said], table(rows, ["source", "weight", "start", "end"]))
+        rows.append([(name, source_words(config, source)), f"{source.weight:g}", *path])
+    return rows
 
 
-def _time(metrics: list[Row]) -> str:
-    """A bar and a table of what the seconds went to: the parts that were measured, and what is left of the steps."""
+class Time(NamedTuple):
+    """What the seconds went to: sentences, a bar, and (mark, part, seconds a step, share) each."""
+
+    sentences: list[str]
+    bar: Markup
+    rows: list[tuple[Markup, str, str, str]]
+
+
+def _time(metrics: list[Row]) -> Time | None:
+    """The parts that were measured, and what is left of the steps; None where nothing was measured."""
     spent = {name: math.fsum(value for _, value in finite(metrics, TIME + name)) for name in PARTS}
     steps = [value for _, value in finite(metrics, "step_time")]
     spent["other"] = max(0.0, math.fsum(steps) - math.fsum(spent.values()))
     spent = {name: seconds for name, seconds in spent.items() if seconds}
     whole, count = math.fsum(spent.values()), len(steps) or sum(f"{TIME}learning" in row for row in metrics)
     if not whole or not count:
-        return ""
-    bars, rows, left = [], [], 0.0
+        return None
+    rows = [
+        (Markup(_mark(name) + ' width="14" height="10"/>'), name, f"{seconds / count:.3g} s", f"{seconds / whole:.1%}")
+        for name, seconds in spent.items()
+    ]
+    sentences = [f"A step took {whole / count:.3g} s on average. Measuring on held-out prompts is not in it."]
+    if waited := [value for _, value in finite(metrics, f"{TIME}waiting")]:
+        sentences.append(f"Learners waited for samples and rewards for {math.fsum(waited) / whole:.0%} of the time.")
+    return Time(sentences, _draw_time(spent, whole), rows)
+
+
+def _draw_time(spent: dict[str, float], whole: float) -> Markup:
+    """Chart: a bar of `whole` seconds, in the parts that they were spent on."""
+    bars, left = [], 0.0
     for name, seconds in spent.items():
-        mark = f'<rect class="dot spent" fill-opacity="{PARTS[name]}"'
-        width, share = BAR_WIDTH * seconds / whole, f"{seconds / whole:.1%}"
+        width = BAR_WIDTH * seconds / whole
         place = f'x="{left:.1f}" y="0" width="{width:.1f}" height="{BAR_HEIGHT}"'
-        bars.append(f"{mark} {place}><title>{name} {share}</title></rect>")
-        swatch = f'<svg class="swatch" viewBox="0 0 14 10" aria-hidden="true">{mark} width="14" height="10"/></svg>'
-        rows.append([f"{swatch}{name}", f"{seconds / count:.3g} s", share])
+        bars.append(f"{_mark(name)} {place}><title>{name} {seconds / whole:.1%}</title></rect>")
         left += width
     label = "Share of the time: " + ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in spent.items())
-    frame = f'class="chart" viewBox="0 0 {BAR_WIDTH} {BAR_HEIGHT}" role="img" aria-label="{label}"'
-    said = [f"A step took {whole / count:.3g} s on average. Measuring on held-out prompts is not in it."]
-    if waited := [value for _, value in finite(metrics, f"{TIME}waiting")]:
-        said.append(f"Learners waited for samples and rewards for {math.fsum(waited) / whole:.0%} of the time.")
-    return section("Time", said, f"<svg {frame}>{''.join(bars)}</svg>{table(rows, ['', 'a step', 'share'])}")
+    frame = f'class="chart" viewBox="0 0 {BAR_WIDTH} {BAR_HEIGHT}" role="img" aria-label="{esc(label)}"'
+    return Markup(f"<svg {frame}>{''.join(bars)}</svg>")
 
 
-def _samples(lines: Sequence[Row]) -> str:
-    """The first, a middle and the last evaluation side by side: a card for each prompt."""
+def _mark(part: str) -> str:
+    """The beginning of a rectangle in the shade of a part of the time."""
+    return f'<rect class="dot spent" fill-opacity="{PARTS[part]}"'
+
+
+class Answer(NamedTuple):
+    """One response of a sample."""
+
+    name: str  # best or worst, where there are both
+    facts: str
+    rewards: str  # of each source, where there are several
+    text: str
+
+
+class Samples(NamedTuple):
+    """The answers to one prompt, those of each evaluation side by side."""
+
+    prompt: Prompt
+    sides: list[tuple[str, list[Answer]]]  # the step, its answers
+
+
+def _samples(lines: Sequence[Row]) -> list[Samples]:
+    """The first, a middle and the last evaluation, by prompt."""
     by_step = {line["step"]: line["samples"] for line in lines}  # a step that was done again counts once
     steps = sorted(by_step)
     chosen = sorted({steps[0], steps[(len(steps) - 1) // 2], steps[-1]}) if steps else []
-    cards: dict[str, list[str]] = {}
+    cards: dict[str, Samples] = {}
     for step in chosen:
         for sample in by_step[step]:
-            cards.setdefault(str(sample["prompt"]), []).append(_answers(step, sample["responses"]))
-    drawn = "".join(
-        f'<article class="card">{prompt_text(prompt)}<div class="sides three">{"".join(sides)}</div></article>'
-        for prompt, sides in cards.items()
-    )
-    said = "Some prompts with the responses of highest and of lowest reward, or with the only one."
-    return wide_section("Samples", [said], drawn) if drawn else ""
+            prompt = str(sample["prompt"])
+            card = cards.setdefault(prompt, Samples(prompt_view(prompt), []))
+            card.sides.append((f"{step:,}", _answers(sample["responses"])))
+    return list(cards.values())
 
 
-def _answers(step: int, responses: Sequence[Row]) -> str:
+def _answers(responses: Sequence[Row]) -> list[Answer]:
     names = ["best", "worst"] if len(responses) == 2 else [""] * len(responses)
-    drawn = "".join(_answer(name, response) for name, response in zip(names, responses, strict=True))
-    return f'<section class="response"><h4><b class="chosen">step {step:,}</b></h4>{drawn}</section>'
+    return [_answer(name, response) for name, response in zip(names, responses, strict=True)]
 
 
-def _answer(name: str, response: Row) -> str:
+def _answer(name: str, response: Row) -> Answer:
     verdict = {True: "right", False: "wrong"}.get(response.get("right"), "")  # type: ignore[arg-type]
     cut = "" if response.get("finished", True) else "cut off"
-    facts = [verdict, f"reward {_short(response['reward'])}", _count(response["tokens"], "token"), cut]
-    parts = response.get("parts") or {}
-    of_parts = ", ".join(f"{source} {_short(value)}" for source, value in parts.items()) if len(parts) > 1 else ""
-    text = str(response["text"])
-    more = f"<details><summary>{len(text) - SHOWN:,} more characters</summary>{_said(text[SHOWN:])}</details>"
-    head = f"<b>{name}</b> " if name else ""
-    return (
-        f"<h4>{head}{esc(', '.join(filter(None, facts)))}"
-        f"{f'<small>{esc(of_parts)}</small>' if of_parts else ''}</h4>"
-        f"{_said(text[:SHOWN])}{more if len(text) > SHOWN else ''}"
-    )
+    parts = [verdict, f"reward {_short(response['reward'])}", _count(response["tokens"], "token"), cut]
+    rewards = response.get("parts") or {}
+    by_source = ", ".join(f"{source} {_short(value)}" for source, value in rewards.items()) if len(rewards) > 1 else ""
+    return Answer(name, ", ".join(filter(None, parts)), by_source, str(response["text"]))
 
 
 def _short(value: float) -> str:
     return minus(f"{value:.4g}")
 
 
-def _said(text: str) -> str:
-    return f'<div class="answer" dir="auto">{esc(text)}</div>'
-
-
 # How it was made
 
 
-def _settings(run: Run, metrics: list[Row]) -> str:
+def _settings(run: Run, metrics: list[Row]) -> list[tuple[str, str]]:
     config = _config(run)
-    told, short = config.rl, _algorithm(run)[0]
-    own = getattr(config, told.algorithm).model_dump()
-    place = {"reward": "taken off the reward", "loss": "in the loss"}[told.kl_in]
-    kl = f"{told.kl_coefficient:g} \N{MULTIPLICATION SIGN} {told.kl}, {place}" if told.kl_coefficient else "none"
+    rl, short = config.rl, _algorithm(run)[0]
+    own = getattr(config, rl.algorithm).model_dump()
+    place = {"reward": "taken off the reward", "loss": "in the loss"}[rl.kl_in]
+    kl = f"{rl.kl_coefficient:g} \N{MULTIPLICATION SIGN} {rl.kl}, {place}" if rl.kl_coefficient else "none"
     method = [
         ["Algorithm", short],
         *([f"{short}, {name.replace('_', ' ')}", value] for name, value in own.items()),
         ["Credit", {"response": "the response's reward to every token", "tokens": "rewards to go"}[config.credit]],
         ["KL to the reference", kl],
-        ["Coefficient of the entropy", told.entropy_coefficient or None],
+        ["Coefficient of the entropy", rl.entropy_coefficient or None],
         ["Penalty of a response cut off", config.rewarding.missing_eos_penalty or None],
-        ["Samples of", last_part(told.replay) if told.replay else None],
+        ["Samples of", last_part(rl.replay) if rl.replay else None],
     ]
     batch = [
         ["Prompts", run.get("prompts")],
         ["Held-out prompts", run.get("held_out") or None],
-        ["Prompts of a step", told.batch_size],
-        ["Responses to a prompt", told.group_size],
-        ["Longest response, tokens", told.max_new_tokens],
-        ["Epochs of a batch", told.epochs],
-        ["Optimiser steps of an epoch", told.minibatches],
+        ["Prompts of a step", rl.batch_size],
+        ["Responses to a prompt", rl.group_size],
+        ["Longest response, tokens", rl.max_new_tokens],
+        ["Epochs of a batch", rl.epochs],
+        ["Optimiser steps of an epoch", rl.minibatches],
     ]
     pools = [["Samplers", config.sampler.actors], ["Rewarders", config.rewarder.actors]]
-    return setup_section(run, metrics, method, batch, pools)
+    return settings_rows(run, metrics, method, batch, pools)
 
 
-def _repeated(run: Run) -> str:
-    items = []
-    for again in run.get("repeated") or []:
-        why = f": {again['why']}" if again.get("why") else ""
-        said = f"{_count(again['repeated'], 'step')} done twice{why}."
-        items.append(f"<li><b>After step {again['step']:,}.</b> {esc(said)}</li>")
-    said = "Where the run went on from a checkpoint, and how much was done twice."
-    return section("Started again", [said], f'<ul class="notes">{"".join(items)}</ul>') if items else ""
+def _repeated(again: dict[str, Any]) -> tuple[str, str]:
+    """After which step the run went on from a checkpoint, and what was done twice."""
+    why = f": {again['why']}" if again.get("why") else ""
+    return f"{again['step']:,}", f"{_count(again['repeated'], 'step')} done twice{why}."
 
 
-def _reproduce(run: Run) -> str:
+def _reproduction(run: Run) -> Reproduction:
     fingerprints = [f"Fingerprint {run['fingerprint']}"] if run.get("fingerprint") else []
-    said = (
+    note = (
         "The same fingerprint asks for the same run. Where rounding differs, as between machines, one token that is sampled "
         "differently makes another run from there on."
     )
-    return reproduce(run, "endoreward rl run.toml", said, "run.toml", fingerprints)
+    return Reproduction.of(run, "endoreward rl run.toml", note, fingerprints)

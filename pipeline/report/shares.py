@@ -1,7 +1,7 @@
 """Charts of figures with their intervals: rewards side by side, accuracy by length, best-of-n, and a heat map.
 
 A dot is a figure and the line through it its 95% interval; chance is a broken line. Numbers stand beside the marks or
-in the cells, so that nothing is told by colour alone.
+in the cells, so that nothing depends on colour alone.
 """
 
 import math
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from pipeline.report.charts import Axis, Frame
-from pipeline.report.markup import esc, minus
+from pipeline.report.markup import esc, minus, render
 from pipeline.store.summary import plain
 
 Interval = tuple[float, float] | list[float]
@@ -40,8 +41,8 @@ def interval_text(interval: Interval | None, as_share: bool = True) -> str:
 
 def draw_intervals(
     rows: list[tuple[str, float, Interval | None]], chance: float | None, name: str, as_share: bool = True
-) -> str:
-    """Figure: a line for each row (name, figure, interval; at least one), in the order given.
+) -> Markup:
+    """Chart: a line for each row (name, figure, interval; at least one), in the order given.
 
     `name` is what the figure is called; `chance` is what guessing gives.
     """
@@ -63,8 +64,8 @@ def draw_intervals(
         parts.append(
             f'<path class="chance" d="{"".join(f"M{at:.1f} {top}v{10 if top < frame.top else 20}" for top in tops)}"/>'
         )
-        said = f"chance {figure_text(chance, as_share)}"
-        parts.append(f'<text class="chance" x="{at:.1f}" y="{frame.top - 12}" text-anchor="{anchor}">{said}</text>')
+        label = f"chance {figure_text(chance, as_share)}"
+        parts.append(f'<text class="chance" x="{at:.1f}" y="{frame.top - 12}" text-anchor="{anchor}">{label}</text>')
     for i, (row, value, interval) in enumerate(rows):
         top, centre = frame.top + ROW * i, frame.top + ROW * i + 33
         within = f" <tspan>({interval_text(interval, as_share)})</tspan>" if interval else ""
@@ -75,13 +76,13 @@ def draw_intervals(
             left, right = (x(end * size) for end in interval)
             parts.append(f'<path class="whisker" d="M{left:.1f} {centre}H{right:.1f}"/>')
         parts.append(f'<circle class="dot" cx="{x(value * size):.1f}" cy="{centre}" r="5"/>')
-    said = f"{name}: " + "; ".join(
+    description = f"{name}: " + "; ".join(
         f"{row} {figure_text(value, as_share)} ({interval_text(interval, as_share)})" for row, value, interval in rows
     )
-    return f"<figure>{frame.draw(said, parts)}</figure>"
+    return frame.draw(description, parts)
 
 
-def draw_by_length(deciles: list[dict[str, Any]], name: str) -> str:
+def draw_by_length(deciles: list[dict[str, Any]], name: str) -> Markup:
     """Chart: accuracy by the difference in length, a dot for each group of pairs; the groups are equally wide.
 
     A dot's area is in proportion to its pairs: `DOT` is the radius of a tenth of them, `LEAST_DOT` the smallest.
@@ -106,17 +107,17 @@ def draw_by_length(deciles: list[dict[str, Any]], name: str) -> str:
         if group["interval"]:
             low, high = (y(100 * end) for end in group["interval"])
             parts.append(f'<path class="whisker" d="M{at:.1f} {low:.1f}V{high:.1f}"/>')
-        said = minus(f"{group['low']:,.0f} to {group['high']:,.0f} tokens: ")
-        said += f"{share(group['accuracy'])} of {group['pairs']:,} pairs ({interval_text(group['interval'])})"
+        tooltip = minus(f"{group['low']:,.0f} to {group['high']:,.0f} tokens: ")
+        tooltip += f"{share(group['accuracy'])} of {group['pairs']:,} pairs ({interval_text(group['interval'])})"
         parts.append(
             f'<circle class="dot" cx="{at:.1f}" cy="{y(100 * group["accuracy"]):.1f}" r="{radius:.2f}">'
-            f"<title>{said}</title></circle>"
+            f"<title>{tooltip}</title></circle>"
         )
     parts.append(SMALL.names("chosen less rejected, tokens", ""))
     return SMALL.draw(f"Accuracy of {name} by the chosen response's length less the rejected one's.", parts)
 
 
-def draw_curve(curve: dict[str, Any], name: str, axis: Axis) -> str:
+def draw_curve(curve: dict[str, Any], name: str, axis: Axis) -> Markup:
     """Chart: the mean score of the best of n responses by the reward, beside the best there is and a random one.
 
     Args:
@@ -137,9 +138,9 @@ def draw_curve(curve: dict[str, Any], name: str, axis: Axis) -> str:
             points = "L".join(f"{x(i):.1f} {y(size * value):.1f}" for i, value in enumerate(values))
             parts.append(f'<path class="line {kind}" d="M{points}"/>')
     for i, value in enumerate(curve["score"]):
-        said = f"best of {counts[i]:,}: {figure_text(value, bool(axis.unit))}"
+        tooltip = f"best of {counts[i]:,}: {figure_text(value, bool(axis.unit))}"
         parts.append(
-            f'<circle class="dot" cx="{x(i):.1f}" cy="{y(size * value):.1f}" r="4"><title>{said}</title></circle>'
+            f'<circle class="dot" cx="{x(i):.1f}" cy="{y(size * value):.1f}" r="4"><title>{tooltip}</title></circle>'
         )
     parts.append(SMALL.names("n", ""))
     return SMALL.draw(f"Score of the best of n responses by {name}.", parts)
@@ -164,37 +165,29 @@ def curve_axis(curves: list[dict[str, Any]]) -> Axis:
     return Axis(max(axis.low, 0), min(axis.high, 100), axis.step, "%")
 
 
-def draw_matrices(found: list[tuple[str, Matrix]]) -> str:
+def draw_matrices(matrices: list[tuple[str, Matrix]]) -> Markup:
     """Heat maps as tables of shares side by side: the darker (in the dark: the brighter), the higher.
 
     All are on one scale, from the lowest to the highest cell of them all, which is shown once.
 
     Args:
-        found: of each reward its name and its matrix; at least one.
+        matrices: of each reward its name and its matrix; at least one.
     """
-    values = [v for _, matrix in found for row in matrix["values"] for v in row if v is not None]
+    values = [v for _, matrix in matrices for row in matrix["values"] for v in row if v is not None]
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
 
-    def shade(value: float) -> str:
+    def opacity(value: float) -> str:
         part = (value - low) / ((high - low) or 1)
-        return f"background:rgb(var(--up) / {FAINTEST + (FULLEST - FAINTEST) * part:.2f})"
+        return f"{FAINTEST + (FULLEST - FAINTEST) * part:.2f}"
 
-    swatches = "".join(f'<i style="{shade(low + (high - low) * i / 7)}"></i>' for i in range(8))
-    scale = f'<p class="scale">{share(low)}<span aria-hidden="true">{swatches}</span>{share(high)}</p>'
-    drawn = "".join(f"<figure><h3>{esc(name)}</h3>{_heat_map(matrix, shade)}</figure>" for name, matrix in found)
-    return f'{scale if high > low else ""}<div class="matrices">{drawn}</div>'
+    steps = [opacity(low + (high - low) * i / 7) for i in range(8)] if high > low else []
+    maps = [(name, matrix, _heat_rows(matrix, opacity)) for name, matrix in matrices]
+    return render("heat_maps", low=share(low), steps=steps, high=share(high), maps=maps)
 
 
-def _heat_map(matrix: Matrix, shade: Callable[[float], str]) -> str:
-    head = f'<td></td><th scope="colgroup" colspan="{len(matrix["columns"])}">{esc(matrix["column_name"])}</th>'
-    columns = "".join(f'<th scope="col">{esc(column)}</th>' for column in matrix["columns"])
-    lines = []
-    for name, values in zip(matrix["rows"], matrix["values"], strict=True):
-        cells = "".join(
-            "<td>\N{EN DASH}</td>" if v is None else f'<td style="{shade(v)}">{share(v)}</td>' for v in values
-        )
-        lines.append(f'<tr><th scope="row">{esc(name)}</th>{cells}</tr>')
-    return (
-        f'<div class="scroll"><table class="heat"><thead><tr>{head}</tr><tr><th scope="col">{esc(matrix["row_name"])}</th>'
-        f"{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+def _heat_rows(matrix: Matrix, opacity: Callable[[float], str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each row's name and its cells: a share, and how opaque its ground is (empty where there is no value)."""
+    return [
+        (name, [(share(v), "" if v is None else opacity(v)) for v in values])
+        for name, values in zip(matrix["rows"], matrix["values"], strict=True)
+    ]

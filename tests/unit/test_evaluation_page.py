@@ -13,7 +13,8 @@ from pipeline.config import EvaluateConfig
 from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.evaluation.bias import bias
 from pipeline.report.bias import bias_columns
-from pipeline.report.evaluation import draw_evaluation, results_markdown
+from pipeline.report.evaluation import draw_evaluation
+from pipeline.report.markdown import results_markdown
 from pipeline.report.page import standalone_charts
 from pipeline.report.shares import FAINTEST, FULLEST, LEAST_DOT, draw_by_length, draw_intervals, draw_matrices
 

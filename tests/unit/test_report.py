@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import LabelConfig, RewardConfig
-from pipeline.report import draw_report, formula, to_toml
 from pipeline.report.bias import bias_by_aggregation
 from pipeline.report.charts import (
     FRAME,
@@ -24,9 +23,11 @@ from pipeline.report.charts import (
     draw_histogram,
     draw_scatter,
 )
+from pipeline.report.labels import draw_report, formula
 from pipeline.report.markup import compact, esc
-from pipeline.report.reading import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.responses import HEAD, TAIL, choose_cards
+from pipeline.report.sentences import length_sentence, pairs_by_length_sentence, reward_sentence
+from pipeline.report.toml import to_toml
 from pipeline.store.summary import ShardStats
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
@@ -360,11 +361,14 @@ def test_reward_sentence_depends_on_the_interval(right, said):
 
 
 def test_formula_is_the_aggregation_in_use():
-    assert len(formula({"aggregation": "mean"})) == 2
-    assert "V" not in formula({"aggregation": "sum"})[0]
-    assert "V" in formula({"aggregation": "sum", "subtract_initial_value": True})[0]
-    assert "max(&gamma;" in formula({"aggregation": "discounted_sum", "gamma": 0.9, "min_weight": 0.1})[0]
-    assert formula({"alpha": 0.5, "gamma": 0.9})[-1] == "&alpha; = 0.5, &gamma; = 0.9"
+    def lines(**reward: Any) -> list[str]:
+        return re.findall("<p>(.*?)</p>", formula(reward))
+
+    assert len(lines(aggregation="mean")) == 2
+    assert "V" not in lines(aggregation="sum")[0]
+    assert "V" in lines(aggregation="sum", subtract_initial_value=True)[0]
+    assert "max(&gamma;" in lines(aggregation="discounted_sum", gamma=0.9, min_weight=0.1)[0]
+    assert lines(alpha=0.5, gamma=0.9)[-1] == "&alpha; = 0.5, &gamma; = 0.9"
 
 
 def test_configuration_comes_back_from_the_page():
@@ -375,7 +379,7 @@ def test_configuration_comes_back_from_the_page():
 
 
 def test_markup():
-    assert esc("<a href='x'>\r\x85") == "&lt;a href=&#x27;x&#x27;&gt;\u240d\N{REPLACEMENT CHARACTER}"
+    assert esc("<a href='x'>\r\x85") == "&lt;a href=&#39;x&#39;&gt;\u240d\N{REPLACEMENT CHARACTER}"
     assert [compact(n).split() for n in (9_999_999, 12_345_678, 4.5e9)] == [["9,999,999"], ["12.3", "M"], ["4.5", "B"]]
 
 

@@ -30,7 +30,7 @@ RESULTS = {
 }
 
 
-def run(algorithm: str = "grpo", told: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
+def run(algorithm: str = "grpo", sections: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
     config = {
         "rl": {"algorithm": algorithm, "max_steps": 40},
         "input": {"paths": ["/data/sums.jsonl"]},
@@ -39,7 +39,7 @@ def run(algorithm: str = "grpo", told: dict[str, Any] | None = None, **others: A
         "rewards": {"endogenous": {}, "a b": {"kind": "length", "weight": 0.5, "share": 0.25}},
         "output": {"path": "s3://secret-bucket/run"},
     }
-    made = RlConfig.model_validate(config | (told or {}))
+    made = RlConfig.model_validate(config | (sections or {}))
     return {"created": "2025-11-23T17:40:00+00:00", "config": made.model_dump(mode="json")} | others
 
 
@@ -166,7 +166,7 @@ def test_samples_lie_side_by_side() -> None:
 
 def test_text_from_data_is_never_markup() -> None:
     evil = "</style><script>alert(1)</script>\"'&"
-    told = {
+    sections = {
         "rewards": {
             evil: {"kind": "relative", "model": evil, "reference": evil},
             "f": {"kind": "function", "function": f"{evil}.py:{evil}"},
@@ -174,7 +174,7 @@ def test_text_from_data_is_never_markup() -> None:
         "input": {"paths": [evil]},
         "policy": {"name": evil},
     }
-    given = run(told=told, command=evil, fingerprint=evil, versions={evil: evil}, device=evil, notes=[evil])
+    given = run(sections=sections, command=evil, fingerprint=evil, versions={evil: evil}, device=evil, notes=[evil])
     given["repeated"] = [{"step": 1, "repeated": 2, "why": evil}]
     response = {"text": evil * 99, "reward": 1.0, "parts": {evil: 1.0, "b": 2.0}, "tokens": 3, "finished": True}
     samples = [{"step": 1, "samples": [{"prompt": evil, "responses": [response, response | {"right": False}]}]}]

@@ -12,8 +12,9 @@ from test_report import Page, in_browser, needs_chromium
 
 from pipeline.report.curves import COLUMNS, TOUCHES, Curve, beyond, draw_curves, smoothed, thinned
 from pipeline.report.page import standalone_charts
+from pipeline.report.runs import duration, last_part, reward_words
 from pipeline.report.shares import SMALL
-from pipeline.report.training import duration, last_part, observations, reward_words, sentence, title, training_page
+from pipeline.report.training import observations, sentence, title, training_page
 from pipeline.training.config import OBJECTIVES, TrainConfig
 
 MINUS = "\N{MINUS SIGN}"

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import EvaluateConfig, LabelConfig, SampleConfig, Section, load_config_as
 from pipeline.errors import ConfigError
-from pipeline.report import to_toml
+from pipeline.report.toml import to_toml
 from pipeline.rl.config import RlConfig
 from pipeline.training.config import TrainConfig
 

@@ -73,17 +73,7 @@ class DomainPreference(Benchmark):
             raise InputError(f"dsp: no query has all of {listed(domains)} under all of {listed(rubrics)}")
         rewards = np.array([[[queries[q][r][d] for d in domains] for r in rubrics] for q in whole])
         cells, ties, comparisons = _cells(rewards)
-        own = np.array([domains.index(rubric) for rubric in rubrics])
-        column = cells[:, :, own]  # [n, rubric, the rubric's domain]
-        scores = {"diagonal": np.einsum("nrr->nr", column).mean(1)}
-        matrix = column.mean(0)
-        values = {"diagonal": float(np.diag(matrix).mean())}
-        if len(rubrics) > 1:
-            others = (column.sum(1) - np.einsum("nrr->nr", column)) / (len(rubrics) - 1)  # [n, domain]
-            scores["lift"] = scores["diagonal"] - others.mean(1)
-            values["lift"] = float(scores["lift"].mean())
-            off = np.where(np.eye(len(rubrics), dtype=bool), -np.inf, matrix)
-            values["brightest"] = float((np.diag(matrix) > off.max(0)).mean())
+        values, scores = _own_domains(cells, [domains.index(rubric) for rubric in rubrics])
         full = cells.mean(0).tolist()
         return Figures(
             values=values,
@@ -103,19 +93,7 @@ class DomainPreference(Benchmark):
                 "domains_without_rubric": [domain for domain in domains if domain not in rubrics],
                 "unknown_rubrics": foreign,
             },
-            matrices=[
-                Matrix(
-                    title="Rubrics and domains",
-                    said="Under the row's rubric, the share of comparisons with another domain's answer to the same query "
-                    "that the column's domain wins. What a rubric does shows down a column: bright on the diagonal means "
-                    "that a domain's own rubric favours it.",
-                    row_name="rubric",
-                    column_name="domain of the answer",
-                    rows=rubrics,
-                    columns=domains,
-                    values=full,
-                )
-            ],
+            matrices=[_matrix(rubrics, domains, full)],
             notes=_notes(domains, rubrics, foreign, len(queries) - len(whole)),
         )
 
@@ -133,6 +111,35 @@ def _cells(rewards: Array) -> tuple[Array, int, int]:
     number, rubrics, domains = rewards.shape
     ties = (int(equal.sum()) - rewards.size) // 2
     return above.sum(-1) / (domains - 1), ties, number * rubrics * domains * (domains - 1) // 2
+
+
+def _own_domains(cells: Array, own: Sequence[int]) -> tuple[dict[str, float], dict[str, Array]]:
+    """cells: [n, R, D], own: [R], each rubric's own domain -> the figures and, of those that have them, their scores, [n]."""
+    column = cells[:, :, own]  # [n, rubric, the rubric's domain]
+    scores = {"diagonal": np.einsum("nrr->nr", column).mean(1)}
+    matrix = column.mean(0)
+    values = {"diagonal": float(np.diag(matrix).mean())}
+    if len(own) > 1:
+        others = (column.sum(1) - np.einsum("nrr->nr", column)) / (len(own) - 1)  # [n, domain]
+        scores["lift"] = scores["diagonal"] - others.mean(1)
+        values["lift"] = float(scores["lift"].mean())
+        off = np.where(np.eye(len(own), dtype=bool), -np.inf, matrix)
+        values["brightest"] = float((np.diag(matrix) > off.max(0)).mean())
+    return values, scores
+
+
+def _matrix(rubrics: Sequence[str], domains: Sequence[str], values: list[list[float | None]]) -> Matrix:
+    return Matrix(
+        title="Rubrics and domains",
+        said="Under the row's rubric, the share of comparisons with another domain's answer to the same query that the "
+        "column's domain wins. What a rubric does shows down a column: bright on the diagonal means that a domain's own "
+        "rubric favours it.",
+        row_name="rubric",
+        column_name="domain of the answer",
+        rows=rubrics,
+        columns=domains,
+        values=values,
+    )
 
 
 def _notes(domains: Sequence[str], rubrics: Sequence[str], foreign: Sequence[str], dropped: int) -> list[str]:

@@ -18,16 +18,16 @@ def reward_sentence(summary: Summary) -> str:
         mean, std = minus(signed(reward["mean"])), plain(reward["std"])
         return f"The mean reward is {mean}, with a standard deviation of {std}."
     low, high = wilson_interval(pairs["right"], pairs["pairs"])
-    said = f"The reward prefers the chosen response in {pairs['right']:,} of {pairs['pairs']:,} pairs"
+    text = f"The reward prefers the chosen response in {pairs['right']:,} of {pairs['pairs']:,} pairs"
     if low > 0.5:
-        said += ", more often than chance would"
+        text += ", more often than chance would"
     elif high < 0.5:
-        said += ", less often than chance would: look for swapped columns, or at what length does below"
+        text += ", less often than chance would: look for swapped columns, or at what length does below"
     else:
-        said += ", which chance alone might do"
+        text += ", which chance alone might do"
     ties = f" {pairs['ties']:,} pairs are ties and count as not right." if pairs["ties"] else ""
     mean, std = minus(signed(pairs["margin"]["mean"])), plain(pairs["margin"]["std"])
-    return f"{said}.{ties} The mean margin is {mean}, with a standard deviation of {std}."
+    return f"{text}.{ties} The mean margin is {mean}, with a standard deviation of {std}."
 
 
 def length_sentence(summary: Summary, reward: dict[str, Any] | None) -> str:
@@ -56,14 +56,14 @@ def pairs_by_length_sentence(summary: Summary) -> str:
     wins, chosen = length["longer_wins"], length["chosen_longer"]
     if wins is None:
         return ""
-    said = f"Of two responses to one prompt the longer gets the higher reward in {wins:.0%} of the pairs"
-    said += f"; it is the chosen one in {chosen:.0%}."
+    text = f"Of two responses to one prompt the longer gets the higher reward in {wins:.0%} of the pairs"
+    text += f"; it is the chosen one in {chosen:.0%}."
     longer, shorter = length["accuracy_chosen_longer"], length["accuracy_chosen_shorter"]
     if longer is None or shorter is None:
-        return said
+        return text
     joint = "but" if abs(longer - shorter) >= 0.1 else "and"
     return (
-        f"{said} The reward is right on {longer:.0%} of the pairs whose chosen response is the longer, "
+        f"{text} The reward is right on {longer:.0%} of the pairs whose chosen response is the longer, "
         f"{joint} on {shorter:.0%} of those whose chosen response is the shorter."
     )
 
