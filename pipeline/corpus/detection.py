@@ -12,12 +12,13 @@ layouts whose columns need more than their names are in `pipeline.corpus.labels.
 `pipeline.corpus.labels.meaning`.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import InputConfig
 from pipeline.corpus import columns
 from pipeline.corpus import messages as read
 from pipeline.corpus.columns import Row
@@ -30,6 +31,9 @@ from pipeline.corpus.labels.rules import ByScores, LabelRule
 from pipeline.corpus.samples import Sample
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
 from pipeline.errors import InputError, RowError
+
+if TYPE_CHECKING:
+    from pipeline.config import InputConfig
 
 PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input")
 CONTEXTS = ("input", "context")  # what an `instruction` is about

@@ -13,6 +13,8 @@
   token needs a state to be predicted from.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections import Counter
@@ -20,9 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.config import TokensConfig
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.tokens.control import ControlTokens, unmarked
@@ -31,6 +32,9 @@ from pipeline.tokens.prompts import folded, require_plain, require_shown, transc
 from pipeline.tokens.templates import STAND_IN, ChatTemplate, Rendering, Tools, common_prefix
 from pipeline.tokens.texts import load_rubrics, read_texts
 from pipeline.tokens.thoughts import CLOSED, MARKERS, OPENED
+
+if TYPE_CHECKING:
+    from pipeline.config import TokensConfig
 
 Ending = Literal["turn", "whole", "none"]
 RENDER = "set tokens.sampled = render to score the text anew under this one: another reward"

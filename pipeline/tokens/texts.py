@@ -1,12 +1,17 @@
 """What of a token configuration is text: system prompts, files of rubrics, conversations inside a question."""
 
+from __future__ import annotations
+
 import re
 import tomllib
+from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.config import TokensConfig
 from pipeline.corpus.samples import Message
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import TokensConfig
 
 RUBRIC_NAME = re.compile(r"[\w.-]+")
 SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}

@@ -19,8 +19,6 @@ from fnmatch import fnmatchcase
 from shlex import quote
 from typing import Any, NamedTuple
 
-import yaml
-
 from pipeline import storage
 from pipeline.errors import InputError
 
@@ -191,9 +189,10 @@ def _stated(folder: Folder, data: Sequence[str]) -> list[Member]:
     """The files that README.md's `configs` name, with configuration and split; empty where it names none that is here."""
     if "README.md" not in folder.names:
         return []
+    readme = folder.read("README.md")
     try:
-        configs = _front_matter(folder.read("README.md")).get("configs")
-    except yaml.YAMLError:
+        configs = _front_matter(readme).get("configs")
+    except ValueError:
         folder.skip(["README.md"], "its YAML cannot be understood, so that it names no splits")
         return []
     members = []
@@ -217,11 +216,16 @@ def _stated(folder: Folder, data: Sequence[str]) -> list[Member]:
 
 
 def _front_matter(readme: bytes) -> Mapping[str, Any]:
-    """The YAML between two lines of `---` at the head of a dataset card, empty where there is none. Raises YAMLError."""
+    """The YAML between two lines of `---` at the head of a dataset card, empty where there is none. Raises ValueError."""
+    import yaml  # late: scoring and rendering stand on this package, and need no YAML
+
     text = readme.decode("utf-8-sig", "replace").replace("\r\n", "\n")
     head = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
-    found = yaml.safe_load(head[1]) if head else None
-    return found if isinstance(found, dict) else {}
+    try:
+        front_matter = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    return front_matter if isinstance(front_matter, dict) else {}
 
 
 def _patterns(files: Any) -> list[tuple[str, list[str]]]:

@@ -7,12 +7,13 @@
 A refusal is an InputError with the keys to give.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Sequence
 from shlex import quote
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.config import InputConfig
 from pipeline.corpus import columns
 from pipeline.corpus.columns import Row
 from pipeline.corpus.labels.layouts import Layout
@@ -30,6 +31,9 @@ from pipeline.corpus.labels.words import (
     word,
 )
 from pipeline.errors import InputError, RowError
+
+if TYPE_CHECKING:
+    from pipeline.config import InputConfig
 
 BITS = ("0", "1", "true", "false", "")
 LABELS = {"label", "labels", "winner", "better", "best", "preferred", "preference", "choice", "chosen", "verdict"}

@@ -3,17 +3,21 @@
 Whatever is stated by keys is taken as stated; only what would be recognised by its names is looked at.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import InputConfig
 from pipeline.corpus import columns
 from pipeline.corpus.columns import Row
 from pipeline.corpus.labels.advice import ANSWERING, opposites
 from pipeline.corpus.labels.meaning import label_column, siblings
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.config import InputConfig
 
 STATED = ("response_key", "chosen_key", "rejected_key", "messages_key", "prompt_key")
 QUESTIONS = ("prompt", "question", "query", "instruction", "problem")

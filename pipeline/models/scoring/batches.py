@@ -4,10 +4,14 @@ A family's prompt is computed once. The last token of a response predicts nothin
 a response of H tokens costs H - 1, and its prompt, whose last state is s_1, is shared.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipeline.tokens import TokenizedTurn
+if TYPE_CHECKING:
+    from pipeline.tokens import TokenizedTurn
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ the model's own logits are asked for, a response at a time, at the scored positi
 A reward does not depend on what else is in the batch beyond rounding (1e-6 in float32).
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
@@ -31,7 +33,9 @@ from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families, packed, padded
 from pipeline.models.scoring.head import Head, concatenate, reduce_logits
 from pipeline.models.scoring.layouts import agree, pack, pad, probe_families
-from pipeline.tokens import TokenizedTurn
+
+if TYPE_CHECKING:
+    from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
 
