@@ -116,7 +116,7 @@ class Generator:
     def generate(self, questions: Sequence[Question]) -> list[list[Completion] | RowError]:
         """The samples of each question, in the order given, or why there are none: prompt_too_long, unknown_token,
         not_finite, out_of_memory."""
-        found: list[list[Completion | RowError | None]] = [[None] * question.samples for question in questions]
+        results: list[list[Completion | RowError | None]] = [[None] * question.samples for question in questions]
         errors: dict[int, RowError] = {}
         waiting: list[_Row] = []
         for position, question in enumerate(questions):
@@ -133,15 +133,15 @@ class Generator:
                         raise
                     completions = self._shrink(batch)
                 for row, completion in zip(batch, completions, strict=False):
-                    found[row.question][row.sample] = completion
+                    results[row.question][row.sample] = completion
                 if not completions:
                     break
-            waiting = [row for row in waiting if found[row.question][row.sample] is None]
+            waiting = [row for row in waiting if results[row.question][row.sample] is None]
         return [
             errors.get(position)
             or next((sample for sample in samples if isinstance(sample, RowError)), None)
             or [sample for sample in samples if isinstance(sample, Completion)]
-            for position, samples in enumerate(found)
+            for position, samples in enumerate(results)
         ]
 
     def _rows(self, position: int, question: Question) -> list[_Row]:
@@ -204,31 +204,25 @@ class Generator:
             self.forwarded_tokens = before
 
     def _complete(self, batch: list[_Row]) -> list[Completion | RowError]:
-        ids, mask = (each.to(self.device) for each in _left_padded([row.prompt_ids for row in batch]))  # [R, L]
-        width, longest = ids.shape[1], ids.shape[1] + batch[0].limit
         gathers = len(batch) > 1 and self.shares_prompts
         cache = self._prefill(*_distinct([row.prompt_ids for row in batch])) if gathers else None
         draw = _Draw(batch, self.temperature > 0, self.logprobs, self.device)
-        ends = torch.tensor(self.end_tokens, dtype=torch.long, device=self.device)
-        made = torch.full((len(batch), batch[0].limit), PAD, device=self.device)
-        while True:
-            before = ids.shape[1]
-            criteria = [_HalfEnded(ends)] if gathers else []
-            out = self._generate(ids, mask, cache, longest - before, self._processors(draw), criteria)
-            ids, cache = out.sequences, out.past_key_values
-            made[draw.rows, : ids.shape[1] - width] = ids[:, width:]
-            going = torch.isin(ids[:, before:], ends).any(-1).logical_not().nonzero()[:, 0]
-            if len(going) == 0 or ids.shape[1] == longest:
-                break
-            mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - before), value=1)
-            draw.rows, ids, mask = draw.rows[going], ids[going], mask[going]
-            cache.reorder_cache(going)
+        decoding = _Decoding(batch, draw, cache, torch.tensor(self.end_tokens, dtype=torch.long, device=self.device))
+        while decoding.room and len(decoding.running):
+            decoding.compact()
+            criteria = [_HalfEnded(decoding.ends)] if gathers else []
+            decoding.advance(
+                self._generate(
+                    decoding.ids, decoding.mask, decoding.cache, decoding.room, self._processors(draw), criteria
+                )
+            )
         logprobs = [None] * len(batch) if draw.logprobs is None else draw.logprobs.cpu().numpy()
+        rows = zip(decoding.tokens.tolist(), draw.broken.tolist(), logprobs, strict=True)
         return [
             RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
             if broken
-            else self._completion(tokens, logprobs[row])
-            for row, (tokens, broken) in enumerate(zip(made.tolist(), draw.broken.tolist(), strict=True))
+            else self._completion(tokens, row_logprobs)
+            for tokens, broken, row_logprobs in rows
         ]
 
     def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[int]) -> Cache | None:
@@ -283,9 +277,10 @@ class Generator:
 
     def _completion(self, tokens: list[int], logprobs: NDArray[np.float32] | None) -> Completion:
         end = next((position for position, token in enumerate(tokens) if token in self.end_tokens), None)
-        kept = tokens if end is None else tokens[: end + 1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(text, kept, end is not None, None if logprobs is None else logprobs[: len(kept)].copy())
+        token_ids = tokens if end is None else tokens[: end + 1]
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        own = None if logprobs is None else logprobs[: len(token_ids)].copy()
+        return Completion(text, token_ids, end is not None, own)
 
     @contextlib.contextmanager
     def _own_settings_aside(self) -> Iterator[None]:
@@ -333,6 +328,45 @@ class _Draw(LogitsProcessor):
             for row in self.rows.tolist():
                 self.drawn[row].exponential_(generator=self.streams[row])
         return self.drawn[self.rows, self.step % ahead]
+
+
+class _Decoding:
+    """A batch while it is being completed: R of its B rows are computed, the others have ended and left.
+
+    Attributes:
+        tokens: what every row has written, PAD behind it: [B, limit].
+        ids: prompts and what follows them of the rows that are computed, [R, L]; `mask` likewise.
+        cache: of all tokens of `ids` but the last; None before the first step where no prompt is shared.
+        running: which of the R rows have not ended.
+    """
+
+    def __init__(self, batch: Sequence[_Row], draw: _Draw, cache: Cache | None, ends: torch.Tensor):
+        self.draw, self.cache, self.ends = draw, cache, ends
+        self.ids, self.mask = (each.to(ends.device) for each in _left_padded([row.prompt_ids for row in batch]))
+        self.width, self.limit = self.ids.shape[1], batch[0].limit
+        self.tokens = torch.full((len(batch), self.limit), PAD, device=ends.device)
+        self.running = draw.rows
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still follow."""
+        return self.width + self.limit - self.ids.shape[1]
+
+    def advance(self, out: Any) -> None:
+        """Take over what `generate` has added to the rows that are computed."""
+        before = self.ids.shape[1]
+        self.ids, self.cache = out.sequences, out.past_key_values
+        self.mask = torch.nn.functional.pad(self.mask, (0, self.ids.shape[1] - before), value=1)
+        self.tokens[self.draw.rows, : self.ids.shape[1] - self.width] = self.ids[:, self.width :]
+        self.running = torch.isin(self.ids[:, before:], self.ends).any(-1).logical_not().nonzero()[:, 0]
+
+    def compact(self) -> None:
+        """Let the rows that have ended leave."""
+        if len(self.running) == len(self.ids):
+            return
+        self.draw.rows, self.ids, self.mask = (each[self.running] for each in (self.draw.rows, self.ids, self.mask))
+        if self.cache is not None:
+            self.cache.reorder_cache(self.running)
 
 
 class _HalfEnded(StoppingCriteria):
