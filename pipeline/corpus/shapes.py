@@ -113,35 +113,48 @@ class Shape:
             raise RowError("too_deep", "the row nests lists or objects too deeply to be handled") from None
 
     def _normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
-        if media := next((column for column in MEDIA if _holds_any(row.get(column))), None):
-            raise RowError(
-                "not_text",
-                f"column {media!r} belongs to the prompt and is no text; only text can be labelled, so drop the row",
-            )
+        _refuse_media(row)
         drafts, decision = self._judged(row)
-        prompt, conversational, drafted, failed, used = ARRANGEMENTS[self.arrangement](self, row, drafts)
-        turns = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
-        system = self._system(row, [*turns, *prompt])
-        responses = []
-        for response in drafted:
+        arranged = ARRANGEMENTS[self.arrangement](self, row, drafts)
+        history = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
+        system = self._system(row, [*history, *arranged.prompt])
+        responses, empty = self._scorable(row, arranged.responses)
+        extra = self._extra(row, [*arranged.used, self.history, self.system if system else None])
+        prompt_token_ids, _, rendering = [row.get(column) if self.sampled else None for column in SAMPLED]
+        return Sample(
+            file=file_name,
+            row=row_number,
+            prompt=[*system, *history, *arranged.prompt],
+            responses=responses,
+            conversational=arranged.conversational or bool(history),
+            extra={**decision.extra, **extra},
+            failed=[*arranged.failed, *empty],
+            tools=read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None,
+            prompt_token_ids=prompt_token_ids,
+            rendering=rendering,
+        )
+
+    def _scorable(self, row: Row, responses: Sequence[Response]) -> tuple[list[Response], list[FailedResponse]]:
+        """Responses with the tokens that a policy wrote, where it did; those without a text to score apart."""
+        scorable, empty = [], []
+        for response in responses:
             if self._can_be_scored(response):
-                responses.append(replace(response, token_ids=self._written(row, response.index)))
+                scorable.append(replace(response, token_ids=self._written(row, response.index)))
             else:
-                empty = RowError("empty_response", "the assistant's text is empty, so there is no token to score")
-                failed.append(FailedResponse(response.preference, response.index, empty))
+                error = RowError("empty_response", "the assistant's text is empty, so there is no token to score")
+                empty.append(FailedResponse(response.preference, response.index, error))
+        return scorable, empty
+
+    def _extra(self, row: Row, used: Sequence[str | None]) -> dict[str, Any]:
+        """The columns that became no part of the conversation, as JSON can hold them."""
         extra = row
-        beside = (self.history, self.system if system else None)
-        asked, _, rendering = [row.get(column) if self.sampled else None for column in SAMPLED]
-        tokens = SAMPLED if self.sampled else ()
-        for column in filter(None, (*used, *beside, *tokens, *(column for column, _ in self.responses))):
+        sampled = SAMPLED if self.sampled else ()
+        for column in filter(None, (*used, *sampled, *(column for column, _ in self.responses))):
             extra = columns.without(extra, column)
         if self.desirable and (answer := word(row.get(self.desirable))) in ("true", "false"):
             extra = {**extra, self.desirable: answer == "true"}
-        extra = {**decision.extra, **columns.jsonable(extra)}
-        tools = read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None
-        conversational = conversational or bool(turns)
-        prompt = [*system, *turns, *prompt]
-        return Sample(file_name, row_number, prompt, responses, conversational, extra, failed, tools, asked, rendering)
+        left: dict[str, Any] = columns.jsonable(extra)
+        return left
 
     def _written(self, row: Row, index: int) -> Any:
         """The tokens of a response as its row has them, None for none. Whether they are its own is seen where it is scored."""
@@ -210,6 +223,15 @@ class Shape:
             if message["role"] == "assistant"
         ]
         return all(scored if self.turns == "all" else scored[-1:])
+
+
+def _refuse_media(row: Row) -> None:
+    """Raises RowError for a row whose prompt speaks of a picture or of sound."""
+    if media := next((column for column in MEDIA if _holds_any(row.get(column))), None):
+        raise RowError(
+            "not_text",
+            f"column {media!r} belongs to the prompt and is no text; only text can be labelled, so drop the row",
+        )
 
 
 def _holds_any(value: Any) -> bool:
