@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from pipeline.errors import ConfigError
+from pipeline.tokens import UNBOUNDED
 
 WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
-UNBOUNDED = 2**20  # what to take for a context where a model states none
 
 
 class ModelSource(Protocol):

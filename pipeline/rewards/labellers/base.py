@@ -10,7 +10,6 @@ from pipeline.corpus import RawRow, Shape, Shard
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.models.loading import (
-    UNBOUNDED,
     context_length,
     identify_model,
     load_settings,
@@ -19,7 +18,7 @@ from pipeline.models.loading import (
 from pipeline.rewards.labelling import Prepared, failure, make_label, prepare
 from pipeline.store import fingerprint
 from pipeline.store.schema import Failure, Label
-from pipeline.tokens import Ending, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
+from pipeline.tokens import UNBOUNDED, Ending, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 
 Engine = Literal["scorer", "classifier", "generator"]
 
