@@ -178,20 +178,20 @@ def serve(descriptor: int) -> None:
                 signal.setitimer(signal.ITIMER_REAL, timeout_s + LEFT_ALONE_S)
             answer = False, function(*arguments)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            packed = pickle.dumps(answer)
+            reply = pickle.dumps(answer)
         except Exception as error:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            packed = _packed_error(error)
-        connection.send_bytes(packed)
+            reply = _pickled_error(error)
+        connection.send_bytes(reply)
 
 
-def _packed_error(error: Exception) -> bytes:
+def _pickled_error(error: Exception) -> bytes:
     try:
-        packed = pickle.dumps((True, error))
-        pickle.loads(packed)
+        reply = pickle.dumps((True, error))
+        pickle.loads(reply)
     except Exception:
-        packed = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
-    return packed
+        reply = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
+    return reply
 
 
 def _end_with(parent: int) -> None:

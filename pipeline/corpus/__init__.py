@@ -19,7 +19,7 @@ from pipeline.corpus.detection import detect
 from pipeline.corpus.examine import counted, require_proof
 from pipeline.corpus.files.folders import Choice
 from pipeline.corpus.files.inputs import Format, InputFile, InputFiles, file_format, find_files
-from pipeline.corpus.files.readers import RawRow, plan_file, read_shards
+from pipeline.corpus.files.readers import NumberedRow, plan_file, read_shards
 from pipeline.corpus.files.shards import FilePlan, Shard, read_together
 from pipeline.corpus.shapes import Shape, turns
 
@@ -29,7 +29,7 @@ __all__ = [
     "Format",
     "InputFile",
     "InputFiles",
-    "RawRow",
+    "NumberedRow",
     "Shape",
     "Shard",
     "counted",

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.corpus import columns
 from pipeline.corpus import messages as read
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels.layouts import Form
 from pipeline.corpus.labels.rules import ByScores, Decision, Guessed, LabelRule, rule_from_json, rule_to_json
 from pipeline.corpus.labels.words import word
@@ -104,7 +104,7 @@ class Shape:
         paired = self.label is not None or any(preference for _, preference in self.responses)
         return "carried" if paired else "conversation"
 
-    def normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
+    def normalise(self, file_name: str, row_number: int, row: RawRow) -> Sample:
         """One row as a sample. Responses that cannot be scored are in its `failed`; a row without a usable prompt
         raises RowError. Columns that are not consumed become `extra`, with values that JSON can hold."""
         try:
@@ -112,7 +112,7 @@ class Shape:
         except RecursionError:
             raise RowError("too_deep", "the row nests lists or objects too deeply to be handled") from None
 
-    def _normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
+    def _normalise(self, file_name: str, row_number: int, row: RawRow) -> Sample:
         _refuse_media(row)
         drafts, decision = self._judged(row)
         arranged = ARRANGEMENTS[self.arrangement](self, row, drafts)
@@ -134,7 +134,7 @@ class Shape:
             rendering=rendering,
         )
 
-    def _scorable(self, row: Row, responses: Sequence[Response]) -> tuple[list[Response], list[FailedResponse]]:
+    def _scorable(self, row: RawRow, responses: Sequence[Response]) -> tuple[list[Response], list[FailedResponse]]:
         """Responses with the tokens that a policy wrote, where it did; those without a text to score apart."""
         scorable, empty = [], []
         for response in responses:
@@ -145,7 +145,7 @@ class Shape:
                 empty.append(FailedResponse(response.preference, response.index, error))
         return scorable, empty
 
-    def _extra(self, row: Row, used: Sequence[str | None]) -> dict[str, Any]:
+    def _extra(self, row: RawRow, used: Sequence[str | None]) -> dict[str, Any]:
         """The columns that became no part of the conversation, as JSON can hold them."""
         extra = row
         sampled = SAMPLED if self.sampled else ()
@@ -156,16 +156,16 @@ class Shape:
         left: dict[str, Any] = columns.jsonable(extra)
         return left
 
-    def _written(self, row: Row, index: int) -> Any:
+    def _written(self, row: RawRow, index: int) -> Any:
         """The tokens of a response as its row has them, None for none. Whether they are its own is seen where it is scored."""
         column = row.get(SAMPLED[1]) if self.sampled else None
         return column[index] if isinstance(column, list) and index < len(column) else None
 
-    def judge(self, row: Row) -> Decision:
+    def judge(self, row: RawRow) -> Decision:
         """Which responses of a row are chosen and rejected, and why. Raises RowError."""
         return self._judged(row)[1]
 
-    def _judged(self, row: Row) -> tuple[list[Draft], Decision]:
+    def _judged(self, row: RawRow) -> tuple[list[Draft], Decision]:
         """Every response as it stands, and what the row says of them. Raises RowError."""
         drafts = list(self._drafts(row))
         if self.label is None:
@@ -182,7 +182,7 @@ class Shape:
             for draft in drafts
         ], decision
 
-    def _drafts(self, row: Row) -> Iterator[Draft]:
+    def _drafts(self, row: RawRow) -> Iterator[Draft]:
         several = sum(preference is None for _, preference in self.responses) > 1
         keyed = several and not (self.label and not isinstance(self.label, ByScores))
         for column, preference in self.responses:
@@ -210,7 +210,7 @@ class Shape:
     def decoded(self, value: Any, where: str) -> Any:
         return read.decoded(value, where) if self.parses else value
 
-    def _system(self, row: Row, conversation: Sequence[Message]) -> list[Message]:
+    def _system(self, row: RawRow, conversation: Sequence[Message]) -> list[Message]:
         """The system message of a column of its own, unless it is empty or the conversation has one already."""
         if not self.system or not row.get(self.system) or (conversation and conversation[0]["role"] == "system"):
             return []
@@ -225,7 +225,7 @@ class Shape:
         return all(scored if self.turns == "all" else scored[-1:])
 
 
-def _refuse_media(row: Row) -> None:
+def _refuse_media(row: RawRow) -> None:
     """Raises RowError for a row whose prompt speaks of a picture or of sound."""
     if media := next((column for column in MEDIA if _holds_any(row.get(column))), None):
         raise RowError(
@@ -239,7 +239,7 @@ def _holds_any(value: Any) -> bool:
     return any(map(_holds_any, value)) if isinstance(value, list) else word(value) != ""
 
 
-def _prompted(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _prompted(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """A prompt column. Responses that are conversations repeat it, and must begin with it."""
     assert shape.prompt is not None
     value = columns.lookup(row, shape.prompt)
@@ -260,7 +260,7 @@ def _prompted(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     return Arranged(prompt, conversational, responses, failed, used)
 
 
-def _prompt(shape: Shape, row: Row, value: Any) -> tuple[list[Message], bool, tuple[str, ...]]:
+def _prompt(shape: Shape, row: RawRow, value: Any) -> tuple[list[Message], bool, tuple[str, ...]]:
     """The prompt column as messages, whether it is a conversation, and the columns that went into it. Raises RowError."""
     assert shape.prompt is not None
     where = f"column {shape.prompt!r}"
@@ -289,7 +289,7 @@ def _tldr(info: Any, where: str) -> str:
     raise RowError("null", f"{where} has neither a post nor an article to summarise")
 
 
-def _threads(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _threads(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """User turns in one column, assistant turns in another: conversations that share their first turns."""
     assert shape.prompt is not None
     asked = columns.lookup(row, shape.prompt)
@@ -298,7 +298,7 @@ def _threads(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     return Arranged(prompt, True, responses, failed, (shape.prompt,))
 
 
-def _carried(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _carried(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """A pair without a prompt column: each half begins with the prompt, as messages or as a transcript."""
 
     def messages(draft: Draft) -> list[Message]:
@@ -316,7 +316,7 @@ def _carried(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     return Arranged(prompt, True, responses, failed)
 
 
-def _conversation(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _conversation(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """Whole conversations, whose leading turns are the prompt."""
 
     def messages(draft: Draft) -> list[Message]:
@@ -329,13 +329,13 @@ def _conversation(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     return Arranged(prompt, bool(responses), responses, failed)
 
 
-def _plain(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _plain(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """Text that answers nothing."""
     responses, failed = _each(shape, drafts, lambda draft: read.to_response(draft.value, draft.where)[0])
     return Arranged([], any(len(response.messages) > 1 for response in responses), responses, failed)
 
 
-ARRANGEMENTS: dict[str, Callable[[Shape, Row, Sequence[Draft]], Arranged]] = {
+ARRANGEMENTS: dict[str, Callable[[Shape, RawRow, Sequence[Draft]], Arranged]] = {
     "prompted": _prompted,
     "threads": _threads,
     "carried": _carried,

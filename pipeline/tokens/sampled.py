@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.corpus import RawRow, Shape
+from pipeline.corpus import NumberedRow, Shape
 from pipeline.corpus.samples import Sample
 from pipeline.corpus.shapes import SAMPLED
 from pipeline.errors import ConfigError, RowError
@@ -71,7 +71,7 @@ def as_asked(sample: Sample, renderer: Renderer) -> Sample:
     return sample
 
 
-def check_samples(file: str, rows: Iterable[RawRow], shape: Shape, renderer: Renderer) -> None:
+def check_samples(file: str, rows: Iterable[NumberedRow], shape: Shape, renderer: Renderer) -> None:
     """Raises ConfigError where the first of a file's rows that holds samples was sampled under another rendering."""
     for number, row in rows if shape.sampled else ():
         try:

@@ -51,14 +51,14 @@ def require_columns(names: Sequence[str]) -> None:
 
 def spans(parquet: pq.ParquetFile, rows: int) -> list[Span]:
     """The row groups in order, small ones put together until they hold `rows` rows."""
-    found: list[Span] = []
+    joined: list[Span] = []
     for span in _groups(parquet):
-        last = found[-1] if found else None
+        last = joined[-1] if joined else None
         if last and span.stop - last.start <= rows and span.offset >= last.offset + last.length:
-            found[-1] = _joined([last, span])
+            joined[-1] = _joined([last, span])
         else:
-            found.append(span)
-    return found
+            joined.append(span)
+    return joined
 
 
 def span_at(parquet: pq.ParquetFile, offset: int, length: int) -> Span:

@@ -154,7 +154,7 @@ def _saved(folder: Folder) -> dict[str, list[Member]]:
     """
     there = set(folder.names)
     tops = {_top(name) for name in there if name.endswith(".arrow")}
-    found: dict[str, list[Member]] = {}
+    saved: dict[str, list[Member]] = {}
     for name in (_joined(top, "state.json") for top in sorted(tops)):
         if name not in there:
             continue
@@ -181,8 +181,8 @@ def _saved(folder: Folder) -> dict[str, list[Member]]:
         split, beside = split_word(_base(top)) or state.get("_split"), _top(top)
         if _joined(beside, "dataset_dict.json") in there and top:
             split = _base(top)
-        found[top] = [Member(file, None, split, beside) for file in files]
-    return found
+        saved[top] = [Member(file, None, split, beside) for file in files]
+    return saved
 
 
 def _stated(folder: Folder, data: Sequence[str]) -> list[Member]:
@@ -369,11 +369,11 @@ def _several(folder: Folder, kind: str, groups: Mapping[str | None, list[Member]
 
 def _none_fits(folder: Folder, kind: str, wanted: str, stated: bool, groups: Mapping[str | None, list[Member]]) -> str:
     called = _called(kind)
-    said = f"input.{kind} = {wanted!r} is no {called} of this folder" if stated else (
+    why = f"input.{kind} = {wanted!r} is no {called} of this folder" if stated else (
         f"the benchmark is the {called} {wanted!r}, which is not in this folder"
     )  # fmt: skip
     return (
-        f"{folder.place}: {said}; there are {_list(groups)}. Choose with --set input.{kind}={quote(_first(groups))}, or give "
+        f"{folder.place}: {why}; there are {_list(groups)}. Choose with --set input.{kind}={quote(_first(groups))}, or give "
         "another folder"
     )
 

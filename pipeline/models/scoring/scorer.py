@@ -4,7 +4,7 @@
     scorer = Scorer(model)                       # any Hugging Face causal LM, already on its device
     scores = scorer.score(turns)                 # one Scores, or a RowError, per turn
 
-How a model is run is found out once, on a probe, against its own plain forward:
+How a model is run is decided once, on a probe, against its own plain forward:
 
 - **packed**: families of responses lie one after another in a single row, no padding (`pipeline.models.scoring.attention`);
 - **cached**: for models whose attention cannot be replaced: a family's prompt fills the key-value cache, its responses
@@ -30,7 +30,7 @@ from transformers import DynamicCache
 from pipeline.errors import RowError
 from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
-from pipeline.models.scoring.batches import Family, families, packed, padded
+from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
 from pipeline.models.scoring.head import Head, concatenate, reduce_logits
 from pipeline.models.scoring.layouts import agree, pack, pad, probe_families
 
@@ -98,11 +98,11 @@ class Scorer:
             waiting = [i for i in waiting if results[i] is None]
         return [r for r in results if r is not None]
 
-    def _batches(self, found: list[Family]) -> list[list[Family]]:
+    def _batches(self, ordered: list[Family]) -> list[list[Family]]:
         """What is forwarded together. Beyond `rope_limit` positions depend on the longest of a batch: no company there."""
-        long = [] if self.rope_limit is None else [f for f in found if f.longest >= self.rope_limit]
-        rest = [f for f in found if f not in long]
-        cut = packed if self.layout == "packed" else padded
+        long = [] if self.rope_limit is None else [f for f in ordered if f.longest >= self.rope_limit]
+        rest = [f for f in ordered if f not in long]
+        cut = token_batches if self.layout == "packed" else padded_batches
         together = cut(_singles(rest) if self.layout == "plain" else rest, self.budget_tokens)
         return together + [[single] for single in _singles(long)]
 
@@ -184,8 +184,8 @@ class Scorer:
         ids, mask, [(begin, end)] = pad([single])
         self.forwarded_tokens += ids.numel()
         keep = torch.arange(begin, end, device=self.device)
-        given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        logits = self.model(**given, use_cache=False, logits_to_keep=keep).logits[0]
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
         logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -237,7 +237,7 @@ class Scorer:
         self.forwarded_tokens = 0
 
     def _try(self, layout: str, agrees: Callable[[torch.Tensor], bool], probe: list[Family]) -> str | None:
-        """None when the layout gives the plain forward's logits, else why it does not. Leaves `layout` as it was found."""
+        """None when the layout gives the plain forward's logits, else why it does not. Restores `layout`."""
         before, self.layout = self.layout, layout
         try:
             if layout == "packed":
@@ -267,8 +267,8 @@ def _finite(scores: Scores) -> Scores | RowError:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether it is one: of PyTorch's allocator, of the CUDA driver, of cuBLAS, or of the CPU's."""
-    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+    phrases = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def _singles(batch: list[Family]) -> list[Family]:
