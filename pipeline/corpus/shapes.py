@@ -8,7 +8,7 @@ One function reads each arrangement of columns:
     conversation  messages, of which the leading turns are the prompt
     plain         text without a prompt
 
-Which response is better says the column it stands in, or the shape's label rule (`pipeline.corpus.labels.rules`).
+Its column says which response is better, or the shape's label rule does (`pipeline.corpus.labels.rules`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ TLDR = (("subreddit", "SUBREDDIT: r/{}"), ("title", "TITLE: {}"), ("post", "POST
 TLDR_END = "TL;DR:"
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # what a prompt may speak of and no text holds
 PLURAL = {"responses", "completions", "answers", "outputs", "solutions", "generations"}  # of which JSON lists are lists
-SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # of what `sample` writes
+SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # columns that `sample` writes
 
 
 class Draft(NamedTuple):
@@ -166,7 +166,7 @@ class Shape:
         return self._judged(row)[1]
 
     def _judged(self, row: RawRow) -> tuple[list[Draft], Decision]:
-        """Every response as it stands, and what the row says of them. Raises RowError."""
+        """The row's responses, and what its label says of them. Raises RowError."""
         drafts = list(self._drafts(row))
         if self.label is None:
             kinds = {preference: column for column, preference in self.responses if preference}
@@ -347,7 +347,7 @@ ARRANGEMENTS: dict[str, Callable[[Shape, RawRow, Sequence[Draft]], Arranged]] = 
 def _each(
     shape: Shape, drafts: Sequence[Draft], messages: Callable[[Draft], list[Message]]
 ) -> tuple[list[Response], list[FailedResponse]]:
-    """Every draft read, under its own index among those of its preference; what cannot be read apart."""
+    """The responses, each with its index among those of its preference; and those that cannot be read."""
     responses: list[Response] = []
     failed: list[FailedResponse] = []
     counts: dict[Preference | None, int] = {}

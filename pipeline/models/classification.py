@@ -127,7 +127,7 @@ class Classifier:
         """Outputs [B, number of outputs] in float32, or float64 of a model in that, of rows of one length."""
         ids = torch.tensor(rows, device=self.device)  # [B, L]
         self.forwarded_tokens += ids.numel()
-        logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **self.options).logits
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **self.options).logits
         return logits if logits.dtype == torch.float64 else logits.float()
 
     @contextlib.contextmanager

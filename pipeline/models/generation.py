@@ -4,7 +4,7 @@
     [answers] = generator.generate([Question(prompt_ids, samples=4, seed=17)])
 
 Prompts are padded on the left under an attention mask; `generate` takes positions from the mask. What the model's
-`generation_config` says (its temperature, penalties, lengths) is put aside for the call; of it only the end tokens hold.
+`generation_config` says (its temperature, penalties, lengths) is put aside for the call; only its end tokens apply.
 
 Where rows of the model's cache can be gathered, the samples of a question start from one computation of its prompt, and
 rows that have ended leave as soon as they are half of the batch: less than twice the tokens that are kept are computed.
@@ -157,8 +157,8 @@ class Generator:
         return [_Row(position, i, question.prompt_ids, question.seed, limit) for i in range(question.samples)]
 
     def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-        """Rows of one limit, of similar length, under the budget. Beyond `rope_limit` positions depend on the longest of
-        a batch: no company there."""
+        """Rows of one limit, of similar length, under the budget. From `rope_limit` on a row goes alone: its positions depend
+        on the longest of its batch."""
         batch: list[_Row] = []
         for row in sorted(rows, key=lambda row: (row.limit, len(row.prompt_ids))):
             alone = self.rope_limit is not None and row.tokens >= self.rope_limit
@@ -232,8 +232,9 @@ class Generator:
         if ids.shape[1] == 0 or len(rows) == len(prompts):
             return None
         # no padding token: `generate` would warn of prompts of one token, whose row here is all padding
-        cache = self._generate(ids, mask, None, 1, eos_token_id=None, pad_token_id=None).past_key_values
-        cache.reorder_cache(torch.tensor(rows, device=self.device))
+        out = self._generate(ids, mask, None, 1, eos_token_id=None, pad_token_id=None)
+        out.past_key_values.reorder_cache(torch.tensor(rows, device=self.device))
+        cache: Cache = out.past_key_values
         return cache
 
     def _generate(
@@ -341,7 +342,8 @@ class _Decoding:
     """
 
     def __init__(self, batch: Sequence[_Row], draw: _Draw, cache: Cache | None, ends: torch.Tensor):
-        self.draw, self.cache, self.ends = draw, cache, ends
+        self.draw, self.ends = draw, ends
+        self.cache: Any = cache  # whose annotations ask for a LongTensor, which no function returns
         self.ids, self.mask = (each.to(ends.device) for each in _left_padded([row.prompt_ids for row in batch]))
         self.width, self.limit = self.ids.shape[1], batch[0].limit
         self.tokens = torch.full((len(batch), self.limit), PAD, device=ends.device)

@@ -101,8 +101,8 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def context_length(settings: Any, tokenizer: Any) -> int:
-    """The most tokens the model takes, prompt and response together: what its configuration states, and where that states
-    nothing what the tokenizer does."""
+    """The most tokens the model takes, prompt and response together: as its configuration states, else as its
+    tokenizer does."""
     text = settings.get_text_config()
     stated = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
     for limits in (stated, [getattr(tokenizer, "model_max_length", None)]):

@@ -87,7 +87,8 @@ class ControlTokens:
 
     def marked_tools(self, tools: Tools) -> Tools:
         """The tools with the control tokens in their texts marked."""
-        return _mark(tools, self._anywhere)
+        marked: Tools = _mark(tools, self._anywhere)
+        return marked
 
 
 def unmarked(text: str) -> str:

@@ -27,7 +27,7 @@ class Encoding:
         self.tokenizer = tokenizer
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text, without any that a tokenizer likes to add."""
+        """The tokens of a text alone, without those that a tokenizer puts around it."""
         if OPEN not in text:
             return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
         ids: list[int] = []
@@ -58,7 +58,7 @@ class Encoding:
 
     def text(self, ids: list[int]) -> str:
         """The text of some tokens, special ones included."""
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _apart(self, text: str) -> Iterator[list[int]]:
         """Ways to tokenise a text that stands behind another."""
@@ -105,7 +105,7 @@ def pieces(tokenizer: Any) -> Decode:
 
     def decode(ids: list[int]) -> list[str]:
         def text_of(tokens: list[int]) -> str:
-            return tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+            return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
         texts: list[str] = []
         before: list[int] = []  # some tokenizers drop a space in front of the first token

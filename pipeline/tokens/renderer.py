@@ -126,7 +126,7 @@ class Renderer:
 
     @cached_property
     def days(self) -> dict[str, date]:
-        """The last days by the identity that this renderer has with their dates; none where no date is asked for."""
+        """Recent days, by the identity that this renderer would have on each; none where no date is asked for."""
         latest = datetime.now(UTC).date() + timedelta(days=1)  # another machine's clock
         days = [latest - timedelta(days=back) for back in range(LOOKED_BACK)] if self.asks_for_date else []
         return {self._identity_on(day): day for day in days}
@@ -186,9 +186,9 @@ class Renderer:
     def prompt_ids(
         self, messages: list[Message], conversational: bool, tools: Tools = None, rubric: str | None = None
     ) -> list[int]:
-        """The prompt as a policy is asked with it: behind the template's own generation prompt; without a template its text,
-        or a transcript that ends where the assistant speaks. Under the rubric of this name, else the first that there is; at
-        least one token, of any number. Raises RowError."""
+        """What a policy is asked with: the prompt and the template's generation prompt; without a template its text, or a
+        transcript that ends where the assistant speaks. Under the rubric of this name, else the first that there is. At least
+        one token, and as many as there are: nothing is cut. Raises RowError."""
         rubric = self.rubrics.get(rubric, next(iter(self.rubrics.values())))
         chat = self.chat
         if chat is None:
@@ -377,7 +377,7 @@ class Renderer:
     def _first_token(self) -> int:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
-                return token
+                return int(token)
         raise RowError(
             "empty_prompt", "the prompt is empty and the tokenizer has no token to begin with; give a prompt"
         )

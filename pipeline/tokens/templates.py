@@ -56,7 +56,7 @@ class ChatTemplate:
         day: what the template gets when it asks for today's date.
     """
 
-    def __init__(self, apply: Callable[..., Any], text: str, kwargs: Mapping[str, Any], day: date):
+    def __init__(self, apply: Callable[..., str], text: str, kwargs: Mapping[str, Any], day: date):
         self.apply, self.kwargs = apply, dict(kwargs)
         self.asks_for_date = ASKS_FOR_DATE in text
         self.source = _dated(text, day) if self.asks_for_date else text
@@ -84,7 +84,7 @@ class ChatTemplate:
             raise RowError("template_error", f"the chat template refuses this conversation: {error}") from None
 
     def asked(self, messages: Sequence[Message], tools: Tools) -> Rendering:
-        """The prompt as a policy is asked with it: the template's own generation prompt. Raises RowError."""
+        """What a policy is asked with: the messages and the template's generation prompt. Raises RowError."""
         asked = self.render(messages, tools, True)
         if asked == self.render(messages, tools):  # it has none; the name of the speaker stands before every answer
             head = self._place(messages, {"role": "assistant", "content": STAND_IN}, tools)[0].rstrip(" ")

@@ -241,7 +241,7 @@ class _Search:
 
         def read(name: str) -> bytes:
             with filesystem.open_input_stream(entries[name].path) as stream:
-                return stream.read()
+                return bytes(stream.read())
 
         hidden = dict.fromkeys(h for name in entries if (h := _hidden(name)))
         return Folder(self.path, shown, list(hidden), unread, read, self.section)

@@ -88,7 +88,7 @@ def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128) -> F
 
 def _start(file: InputFile) -> bytes:
     with _open(file) as source:
-        return source.read(contents.LOOKED_AT)
+        return bytes(source.read(contents.LOOKED_AT))
 
 
 def read_shards(file: InputFile, format: str, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:

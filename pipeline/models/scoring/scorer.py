@@ -99,7 +99,7 @@ class Scorer:
         return [r for r in results if r is not None]
 
     def _batches(self, ordered: list[Family]) -> list[list[Family]]:
-        """What is forwarded together. Beyond `rope_limit` positions depend on the longest of a batch: no company there."""
+        """What is forwarded together. From `rope_limit` on a response goes alone: its positions depend on the whole batch."""
         long = [] if self.rope_limit is None else [f for f in ordered if f.longest >= self.rope_limit]
         rest = [f for f in ordered if f not in long]
         cut = token_batches if self.layout == "packed" else padded_batches
@@ -148,13 +148,13 @@ class Scorer:
     def _packed(self, batch: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = pack(batch)
         out = self._trunk(ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing)
-        states = out.last_hidden_state[0]  # on the last device of a model that is spread over several
+        states: torch.Tensor = out.last_hidden_state[0]  # on the last device of a model that is spread over several
         return states[chosen.to(states.device)]
 
     def _cached(self, family: Family) -> torch.Tensor:
         prompt = torch.tensor([family.prompt_ids])
         first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config))
-        state = first.last_hidden_state[:, -1]
+        state: torch.Tensor = first.last_hidden_state[:, -1]
         count, width = len(family.responses), max(len(r) for r in family.responses) - 1
         if width == 0:
             return state.expand(count, -1)
@@ -185,7 +185,7 @@ class Scorer:
         self.forwarded_tokens += ids.numel()
         keep = torch.arange(begin, end, device=self.device)
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
+        logits: torch.Tensor = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
         logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -284,7 +284,7 @@ def rope_limit(config: Any) -> int | None:
             own = kind.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
-            return own or config.max_position_embeddings
+            return int(own or config.max_position_embeddings)
     return None
 
 
