@@ -95,15 +95,15 @@ class Actor:
         return Answered(answers, forwarded, seconds, self.engine.layout, notes, check)
 
     def _check(self, requests: Sequence[Any], answers: Sequence[Any]) -> BatchCheck:
-        found = BatchCheck()
+        check = BatchCheck()
         if len(requests) < 2:  # alone already
-            return found
+            return check
         picked = range(0, len(requests), max(1, len(requests) // max(1, self.to_check)))[: self.to_check]
         for i in picked:
             [alone] = self.engine.answer([requests[i]])
-            found += _difference(self.engine, answers[i], alone)
+            check += _difference(self.engine, answers[i], alone)
         self.to_check -= len(picked)
-        return found
+        return check
 
 
 def _difference(engine: Engine, together: Any, alone: Any) -> BatchCheck:

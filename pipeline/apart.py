@@ -4,8 +4,8 @@
     beside.call(re.findall, pattern, text, timeout_s=10.0)
 
 Functions and values travel pickled through a pair of sockets. It is started anew, never forked, so it may stand beside
-threads and CUDA; it is used again until it dies or is killed, and started when it is next needed. It ends with the process
-that it stands beside, whatever way that ends.
+threads and CUDA; it is used again until it dies or is killed, and started when it is next needed. It ends when the process
+that started it ends, however that happens.
 """
 
 import contextlib
@@ -77,7 +77,8 @@ class Apart:
         """
         with self._lock:
             self._ensure()
-            return self._ask((function, arguments, timeout_s), timeout_s)
+            value: Value = self._ask((function, arguments, timeout_s), timeout_s)
+            return value
 
     def stop(self) -> None:
         """Kill the process; the next call starts another."""
@@ -178,20 +179,20 @@ def serve(descriptor: int) -> None:
                 signal.setitimer(signal.ITIMER_REAL, timeout_s + LEFT_ALONE_S)
             answer = False, function(*arguments)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            packed = pickle.dumps(answer)
+            reply = pickle.dumps(answer)
         except Exception as error:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            packed = _packed_error(error)
-        connection.send_bytes(packed)
+            reply = _pickled_error(error)
+        connection.send_bytes(reply)
 
 
-def _packed_error(error: Exception) -> bytes:
+def _pickled_error(error: Exception) -> bytes:
     try:
-        packed = pickle.dumps((True, error))
-        pickle.loads(packed)
+        reply = pickle.dumps((True, error))
+        pickle.loads(reply)
     except Exception:
-        packed = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
-    return packed
+        reply = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
+    return reply
 
 
 def _end_with(parent: int) -> None:

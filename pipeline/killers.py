@@ -22,7 +22,7 @@ HOPELESS = 3  # rows blamed while none has ever come through
 
 @dataclass
 class Bisection(Generic[Value]):
-    """Work on some rows that goes on without those that end its process.
+    """Work on rows, repeated without those that end its process.
 
     Args:
         work: on rows by their positions, in the process beside this one. Raises Died.

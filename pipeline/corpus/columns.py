@@ -7,10 +7,10 @@ from typing import Any
 
 from pipeline.errors import RowError
 
-Row = dict[str, Any]
+RawRow = dict[str, Any]  # a record of an input file, as it was read
 
 
-def lookup(row: Row, path: str) -> Any:
+def lookup(row: RawRow, path: str) -> Any:
     """The value at a dotted path; a column whose own name has dots goes first. An object of a list that lacks it gives
     None there. Raises RowError `missing_column`."""
     value: Any = row
@@ -31,7 +31,7 @@ def _is_objects(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
-def has(row: Row, path: str) -> bool:
+def has(row: RawRow, path: str) -> bool:
     try:
         lookup(row, path)
     except RowError:
@@ -39,8 +39,8 @@ def has(row: Row, path: str) -> bool:
     return True
 
 
-def without(row: Row, path: str) -> Row:
-    """The row less what is at a dotted path, siblings kept; a column left empty goes too."""
+def without(row: RawRow, path: str) -> RawRow:
+    """The row without what is at a dotted path, and without a column that this leaves empty; siblings stay."""
     name, _, rest = (path, "", "") if path in row else path.partition(".")
     inner = row.get(name)
     if not rest:
@@ -71,12 +71,12 @@ def jsonable(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def paths(rows: Sequence[Row], types: tuple[type, ...] = (object,)) -> list[str]:
+def paths(rows: Sequence[RawRow], types: tuple[type, ...] = (object,)) -> list[str]:
     """Dotted paths of all values of these types; a message is a value, a list of other objects is not."""
     return list(dict.fromkeys(path for row in rows for path, value in _leaves(row) if isinstance(value, types)))
 
 
-def _leaves(row: Row, above: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(row: RawRow, above: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in row.items():
         objects = value[:1] if isinstance(value, list) else [value]
         if objects and isinstance(objects[0], dict) and objects[0] and not {"role", "from"} & objects[0].keys():

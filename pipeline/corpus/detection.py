@@ -12,15 +12,16 @@ layouts whose columns need more than their names are in `pipeline.corpus.labels.
 `pipeline.corpus.labels.meaning`.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import InputConfig
 from pipeline.corpus import columns
 from pipeline.corpus import messages as read
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels import layouts
 from pipeline.corpus.labels.advice import advice
 from pipeline.corpus.labels.layouts import Form, Layout
@@ -30,6 +31,9 @@ from pipeline.corpus.labels.rules import ByScores, LabelRule
 from pipeline.corpus.samples import Sample
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
 from pipeline.errors import InputError, RowError
+
+if TYPE_CHECKING:
+    from pipeline.config import InputConfig
 
 PROMPTS = ("prompt", "question", "query", "instruction", "problem", "input")
 CONTEXTS = ("input", "context")  # what an `instruction` is about
@@ -42,7 +46,7 @@ MISFITS = {"missing_column", "not_text", "bad_message", "bad_role", "no_prompt",
 LISTED = 40  # columns named in a message
 
 
-def detect(rows: Sequence[Row], config: InputConfig, name: str = "the input") -> Shape:
+def detect(rows: Sequence[RawRow], config: InputConfig, name: str = "the input") -> Shape:
     """The shape of a file by its first rows and by the keys configured.
 
     A label's reading is settled here as far as these rows go; whoever reads the whole file holds every row against it
@@ -62,14 +66,14 @@ def detect(rows: Sequence[Row], config: InputConfig, name: str = "the input") ->
 Nearest = list[tuple[Shape, RowError]]  # shapes that fit none of the first rows, and why
 
 
-def _search(rows: Sequence[Row], config: InputConfig, name: str) -> Shape | Nearest:
+def _search(rows: Sequence[RawRow], config: InputConfig, name: str) -> Shape | Nearest:
     """The shape, or what comes nearest. Raises InputError where a key or a label cannot be what it is said to be."""
     names = list(dict.fromkeys(column for row in rows for column in row))
     layout = layouts.recognised(rows, config, name)
     wanted = layouts.completed(layout, config, name) if layout else config
-    for key, given in _keys(wanted):
-        if not any(columns.has(row, given) for row in rows):
-            raise InputError(f"{name}: input.{key} = {given!r} is in none of its first rows; columns: {_listed(rows)}")
+    for key, column in _keys(wanted):
+        if not any(columns.has(row, column) for row in rows):
+            raise InputError(f"{name}: input.{key} = {column!r} is in none of its first rows; columns: {_listed(rows)}")
     refuse_misread(rows, wanted, name)
     # a meaning that is stated is not the layout's, though it be the same
     known = layout if config.label_values is None else None
@@ -97,12 +101,12 @@ def _search(rows: Sequence[Row], config: InputConfig, name: str) -> Shape | Near
 def _keys(config: InputConfig) -> Iterator[tuple[str, str]]:
     keys = ("prompt_key", "context_key", "history_key", "response_key", "chosen_key", "rejected_key", "messages_key")
     for key in (*keys, "label_key", "score_key", "rank_key"):
-        given = getattr(config, key)
-        yield from ((key, each) for each in ([given] if isinstance(given, str) else given or []) if each)
+        named = getattr(config, key)
+        yield from ((key, column) for column in ([named] if isinstance(named, str) else named or []) if column)
 
 
 def _base(
-    rows: Sequence[Row], names: Sequence[str], config: InputConfig, layout: Layout | None, label: LabelRule | None
+    rows: Sequence[RawRow], names: Sequence[str], config: InputConfig, layout: Layout | None, label: LabelRule | None
 ) -> Shape:
     """What all candidates share."""
     return Shape(
@@ -117,7 +121,7 @@ def _base(
     )
 
 
-def _form(rows: Sequence[Row], layout: Layout | None, config: InputConfig) -> Form:
+def _form(rows: Sequence[RawRow], layout: Layout | None, config: InputConfig) -> Form:
     """How a layout puts its columns together; turns in lists only where there are lists."""
     if layout is None or config.prompt_key != layout.keys.get("prompt_key"):
         return ""
@@ -130,7 +134,7 @@ def _form(rows: Sequence[Row], layout: Layout | None, config: InputConfig) -> Fo
     return "threads" if lists else ""
 
 
-def _candidates(rows: Sequence[Row], names: Sequence[str], config: InputConfig, base: Shape) -> Iterator[Shape]:
+def _candidates(rows: Sequence[RawRow], names: Sequence[str], config: InputConfig, base: Shape) -> Iterator[Shape]:
     """Arrangements of the columns, likeliest first."""
 
     def among(known: Sequence[str]) -> list[str]:
@@ -139,11 +143,11 @@ def _candidates(rows: Sequence[Row], names: Sequence[str], config: InputConfig, 
     chosen = [config.chosen_key] if config.chosen_key else among(["chosen"])
     rejected = [config.rejected_key] if config.rejected_key else among(["rejected"])
     pair: list[Column] = [*((column, "chosen") for column in chosen), *((column, "rejected") for column in rejected)]
-    given: list[Column] = [(column, None) for key, column in _keys(config) if key == "response_key"]
-    keyed = bool(given or config.chosen_key or config.rejected_key)
+    stated: list[Column] = [(column, None) for key, column in _keys(config) if key == "response_key"]
+    keyed = bool(stated or config.chosen_key or config.rejected_key)
     arrangements: list[list[Column]]
     if keyed:
-        arrangements = [(pair if config.chosen_key or config.rejected_key else []) + given]
+        arrangements = [(pair if config.chosen_key or config.rejected_key else []) + stated]
     elif config.messages_key and not config.prompt_key:
         yield replace(base, responses=((config.messages_key, None),))
         return
@@ -170,7 +174,7 @@ def _candidates(rows: Sequence[Row], names: Sequence[str], config: InputConfig, 
         yield from (Shape(((column, None),), plain=True, turns=config.turns) for column in among(["text"]))
 
 
-def beside_prompt(shape: Shape, rows: Sequence[Row], config: InputConfig) -> Shape:
+def beside_prompt(shape: Shape, rows: Sequence[RawRow], config: InputConfig) -> Shape:
     """A shape with what goes beside its prompt: the text that is asked about, and earlier turns."""
     names = {column for row in rows for column in row}
     taken = {shape.prompt, *(column for column, _ in shape.responses)}
@@ -187,7 +191,7 @@ def _is_history(value: Any) -> bool:
     return bool(value) and (isinstance(value, list) or (isinstance(value, str) and value.startswith("[[")))
 
 
-def _note(shape: Shape, row: Row, sample: Sample) -> str:
+def _note(shape: Shape, row: RawRow, sample: Sample) -> str:
     """What one good row holds: `text, 3 each`."""
     first = next(columns.lookup(row, column) for column, _ in shape.responses if columns.has(row, column))
     kind = "messages" if sample.conversational else "text"
@@ -208,7 +212,7 @@ def _note(shape: Shape, row: Row, sample: Sample) -> str:
     return f"{kind}, {' and '.join(map(str, counts.values()))}"
 
 
-def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputConfig) -> str:
+def _explained(name: str, rows: Sequence[RawRow], nearest: Nearest, config: InputConfig) -> str:
     """Why no shape fits, and keys that make one: they have been tried."""
     prompt = config.prompt_key or next((column for column in PROMPTS if any(column in row for row in rows)), None)
     if nearest:
@@ -236,7 +240,9 @@ def _explained(name: str, rows: Sequence[Row], nearest: Nearest, config: InputCo
     return f"{why}. Columns: {_listed(rows)}. {remedy}"
 
 
-def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, nearest: Nearest) -> Iterator[dict[str, Any]]:
+def _advice(
+    rows: Sequence[RawRow], prompt: str | None, config: InputConfig, nearest: Nearest
+) -> Iterator[dict[str, Any]]:
     """Keys that may make a shape of what is there, likeliest first. Where two columns stand beside each other and another
     names the better, those."""
     if nearest:
@@ -246,7 +252,7 @@ def _advice(rows: Sequence[Row], prompt: str | None, config: InputConfig, neares
     yield from advice(rows, prompt, {config.chosen_key or "chosen", config.rejected_key or "rejected"})
 
 
-def _helps(rows: Sequence[Row], config: InputConfig, keys: dict[str, Any], name: str) -> bool:
+def _helps(rows: Sequence[RawRow], config: InputConfig, keys: dict[str, Any], name: str) -> bool:
     """Whether keys get a person past this error, be it to the next one: what a label means."""
     try:
         return isinstance(_search(rows, config.model_copy(update=keys), name), Shape)
@@ -254,6 +260,6 @@ def _helps(rows: Sequence[Row], config: InputConfig, keys: dict[str, Any], name:
         return "label_key" in keys
 
 
-def _listed(rows: Sequence[Row]) -> str:
-    found = columns.paths(rows)
-    return ", ".join(found[:LISTED]) + (f" and {len(found) - LISTED} more" if len(found) > LISTED else "") or "none"
+def _listed(rows: Sequence[RawRow]) -> str:
+    paths = columns.paths(rows)
+    return ", ".join(paths[:LISTED]) + (f" and {len(paths) - LISTED} more" if len(paths) > LISTED else "") or "none"

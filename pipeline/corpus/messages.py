@@ -71,7 +71,9 @@ def to_message(value: Any, where: str) -> Message:
             content = value[content_key]
             if content is None and "tool_calls" in beside:
                 content = ""
-            return Message(role=role, content=_content(content, f"{where}'s {content_key}"), **beside)  # type: ignore[typeddict-item]
+            text = _content(content, f"{where}'s {content_key}")
+            message: Message = {"role": role, "content": text, **beside}  # type: ignore[typeddict-item]
+            return message
     raise RowError("bad_message", f"{where} is no message: it has no 'role' and no 'from'")
 
 
@@ -97,7 +99,7 @@ def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowError("bad_message", f"{where} calls a tool without a name: {str(call)[:60]}")
-    return without_nulls(calls)
+    return list(without_nulls(calls))
 
 
 def to_tools(value: Any, where: str) -> list[dict[str, Any]] | None:

@@ -8,7 +8,7 @@ One function reads each arrangement of columns:
     conversation  messages, of which the leading turns are the prompt
     plain         text without a prompt
 
-Which response is better says the column it stands in, or the shape's label rule (`pipeline.corpus.labels.rules`).
+Its column says which response is better, or the shape's label rule does (`pipeline.corpus.labels.rules`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.corpus import columns
 from pipeline.corpus import messages as read
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels.layouts import Form
 from pipeline.corpus.labels.rules import ByScores, Decision, Guessed, LabelRule, rule_from_json, rule_to_json
 from pipeline.corpus.labels.words import word
@@ -31,7 +31,7 @@ TLDR = (("subreddit", "SUBREDDIT: r/{}"), ("title", "TITLE: {}"), ("post", "POST
 TLDR_END = "TL;DR:"
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # what a prompt may speak of and no text holds
 PLURAL = {"responses", "completions", "answers", "outputs", "solutions", "generations"}  # of which JSON lists are lists
-SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # of what `sample` writes
+SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # columns that `sample` writes
 
 
 class Draft(NamedTuple):
@@ -104,7 +104,7 @@ class Shape:
         paired = self.label is not None or any(preference for _, preference in self.responses)
         return "carried" if paired else "conversation"
 
-    def normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
+    def normalise(self, file_name: str, row_number: int, row: RawRow) -> Sample:
         """One row as a sample. Responses that cannot be scored are in its `failed`; a row without a usable prompt
         raises RowError. Columns that are not consumed become `extra`, with values that JSON can hold."""
         try:
@@ -112,48 +112,61 @@ class Shape:
         except RecursionError:
             raise RowError("too_deep", "the row nests lists or objects too deeply to be handled") from None
 
-    def _normalise(self, file_name: str, row_number: int, row: Row) -> Sample:
-        if media := next((column for column in MEDIA if _holds_any(row.get(column))), None):
-            raise RowError(
-                "not_text",
-                f"column {media!r} belongs to the prompt and is no text; only text can be labelled, so drop the row",
-            )
+    def _normalise(self, file_name: str, row_number: int, row: RawRow) -> Sample:
+        _refuse_media(row)
         drafts, decision = self._judged(row)
-        prompt, conversational, drafted, failed, used = ARRANGEMENTS[self.arrangement](self, row, drafts)
-        turns = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
-        system = self._system(row, [*turns, *prompt])
-        responses = []
-        for response in drafted:
+        arranged = ARRANGEMENTS[self.arrangement](self, row, drafts)
+        history = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
+        system = self._system(row, [*history, *arranged.prompt])
+        responses, empty = self._scorable(row, arranged.responses)
+        extra = self._extra(row, [*arranged.used, self.history, self.system if system else None])
+        prompt_token_ids, _, rendering = [row.get(column) if self.sampled else None for column in SAMPLED]
+        return Sample(
+            file=file_name,
+            row=row_number,
+            prompt=[*system, *history, *arranged.prompt],
+            responses=responses,
+            conversational=arranged.conversational or bool(history),
+            extra={**decision.extra, **extra},
+            failed=[*arranged.failed, *empty],
+            tools=read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None,
+            prompt_token_ids=prompt_token_ids,
+            rendering=rendering,
+        )
+
+    def _scorable(self, row: RawRow, responses: Sequence[Response]) -> tuple[list[Response], list[FailedResponse]]:
+        """Responses with the tokens that a policy wrote, where it did; those without a text to score apart."""
+        scorable, empty = [], []
+        for response in responses:
             if self._can_be_scored(response):
-                responses.append(replace(response, token_ids=self._written(row, response.index)))
+                scorable.append(replace(response, token_ids=self._written(row, response.index)))
             else:
-                empty = RowError("empty_response", "the assistant's text is empty, so there is no token to score")
-                failed.append(FailedResponse(response.preference, response.index, empty))
+                error = RowError("empty_response", "the assistant's text is empty, so there is no token to score")
+                empty.append(FailedResponse(response.preference, response.index, error))
+        return scorable, empty
+
+    def _extra(self, row: RawRow, used: Sequence[str | None]) -> dict[str, Any]:
+        """The columns that became no part of the conversation, as JSON can hold them."""
         extra = row
-        beside = (self.history, self.system if system else None)
-        asked, _, rendering = [row.get(column) if self.sampled else None for column in SAMPLED]
-        tokens = SAMPLED if self.sampled else ()
-        for column in filter(None, (*used, *beside, *tokens, *(column for column, _ in self.responses))):
+        sampled = SAMPLED if self.sampled else ()
+        for column in filter(None, (*used, *sampled, *(column for column, _ in self.responses))):
             extra = columns.without(extra, column)
         if self.desirable and (answer := word(row.get(self.desirable))) in ("true", "false"):
             extra = {**extra, self.desirable: answer == "true"}
-        extra = {**decision.extra, **columns.jsonable(extra)}
-        tools = read.to_tools(row.get(self.tools), f"column {self.tools!r}") if self.tools else None
-        conversational = conversational or bool(turns)
-        prompt = [*system, *turns, *prompt]
-        return Sample(file_name, row_number, prompt, responses, conversational, extra, failed, tools, asked, rendering)
+        left: dict[str, Any] = columns.jsonable(extra)
+        return left
 
-    def _written(self, row: Row, index: int) -> Any:
+    def _written(self, row: RawRow, index: int) -> Any:
         """The tokens of a response as its row has them, None for none. Whether they are its own is seen where it is scored."""
         column = row.get(SAMPLED[1]) if self.sampled else None
         return column[index] if isinstance(column, list) and index < len(column) else None
 
-    def judge(self, row: Row) -> Decision:
+    def judge(self, row: RawRow) -> Decision:
         """Which responses of a row are chosen and rejected, and why. Raises RowError."""
         return self._judged(row)[1]
 
-    def _judged(self, row: Row) -> tuple[list[Draft], Decision]:
-        """Every response as it stands, and what the row says of them. Raises RowError."""
+    def _judged(self, row: RawRow) -> tuple[list[Draft], Decision]:
+        """The row's responses, and what its label says of them. Raises RowError."""
         drafts = list(self._drafts(row))
         if self.label is None:
             kinds = {preference: column for column, preference in self.responses if preference}
@@ -169,7 +182,7 @@ class Shape:
             for draft in drafts
         ], decision
 
-    def _drafts(self, row: Row) -> Iterator[Draft]:
+    def _drafts(self, row: RawRow) -> Iterator[Draft]:
         several = sum(preference is None for _, preference in self.responses) > 1
         keyed = several and not (self.label and not isinstance(self.label, ByScores))
         for column, preference in self.responses:
@@ -197,7 +210,7 @@ class Shape:
     def decoded(self, value: Any, where: str) -> Any:
         return read.decoded(value, where) if self.parses else value
 
-    def _system(self, row: Row, conversation: Sequence[Message]) -> list[Message]:
+    def _system(self, row: RawRow, conversation: Sequence[Message]) -> list[Message]:
         """The system message of a column of its own, unless it is empty or the conversation has one already."""
         if not self.system or not row.get(self.system) or (conversation and conversation[0]["role"] == "system"):
             return []
@@ -212,12 +225,21 @@ class Shape:
         return all(scored if self.turns == "all" else scored[-1:])
 
 
+def _refuse_media(row: RawRow) -> None:
+    """Raises RowError for a row whose prompt speaks of a picture or of sound."""
+    if media := next((column for column in MEDIA if _holds_any(row.get(column))), None):
+        raise RowError(
+            "not_text",
+            f"column {media!r} belongs to the prompt and is no text; only text can be labelled, so drop the row",
+        )
+
+
 def _holds_any(value: Any) -> bool:
     """Whether a column of pictures or sound has one in a row: null, NaN, empty text and empty lists are none."""
     return any(map(_holds_any, value)) if isinstance(value, list) else word(value) != ""
 
 
-def _prompted(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _prompted(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """A prompt column. Responses that are conversations repeat it, and must begin with it."""
     assert shape.prompt is not None
     value = columns.lookup(row, shape.prompt)
@@ -238,7 +260,7 @@ def _prompted(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     return Arranged(prompt, conversational, responses, failed, used)
 
 
-def _prompt(shape: Shape, row: Row, value: Any) -> tuple[list[Message], bool, tuple[str, ...]]:
+def _prompt(shape: Shape, row: RawRow, value: Any) -> tuple[list[Message], bool, tuple[str, ...]]:
     """The prompt column as messages, whether it is a conversation, and the columns that went into it. Raises RowError."""
     assert shape.prompt is not None
     where = f"column {shape.prompt!r}"
@@ -267,7 +289,7 @@ def _tldr(info: Any, where: str) -> str:
     raise RowError("null", f"{where} has neither a post nor an article to summarise")
 
 
-def _threads(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _threads(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """User turns in one column, assistant turns in another: conversations that share their first turns."""
     assert shape.prompt is not None
     asked = columns.lookup(row, shape.prompt)
@@ -276,7 +298,7 @@ def _threads(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     return Arranged(prompt, True, responses, failed, (shape.prompt,))
 
 
-def _carried(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _carried(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """A pair without a prompt column: each half begins with the prompt, as messages or as a transcript."""
 
     def messages(draft: Draft) -> list[Message]:
@@ -294,7 +316,7 @@ def _carried(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     return Arranged(prompt, True, responses, failed)
 
 
-def _conversation(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _conversation(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """Whole conversations, whose leading turns are the prompt."""
 
     def messages(draft: Draft) -> list[Message]:
@@ -307,13 +329,13 @@ def _conversation(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
     return Arranged(prompt, bool(responses), responses, failed)
 
 
-def _plain(shape: Shape, row: Row, drafts: Sequence[Draft]) -> Arranged:
+def _plain(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     """Text that answers nothing."""
     responses, failed = _each(shape, drafts, lambda draft: read.to_response(draft.value, draft.where)[0])
     return Arranged([], any(len(response.messages) > 1 for response in responses), responses, failed)
 
 
-ARRANGEMENTS: dict[str, Callable[[Shape, Row, Sequence[Draft]], Arranged]] = {
+ARRANGEMENTS: dict[str, Callable[[Shape, RawRow, Sequence[Draft]], Arranged]] = {
     "prompted": _prompted,
     "threads": _threads,
     "carried": _carried,
@@ -325,7 +347,7 @@ ARRANGEMENTS: dict[str, Callable[[Shape, Row, Sequence[Draft]], Arranged]] = {
 def _each(
     shape: Shape, drafts: Sequence[Draft], messages: Callable[[Draft], list[Message]]
 ) -> tuple[list[Response], list[FailedResponse]]:
-    """Every draft read, under its own index among those of its preference; what cannot be read apart."""
+    """The responses, each with its index among those of its preference; and those that cannot be read."""
     responses: list[Response] = []
     failed: list[FailedResponse] = []
     counts: dict[Preference | None, int] = {}

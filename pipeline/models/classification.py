@@ -13,19 +13,23 @@ the batch beyond rounding (1e-6 in float32). The cost is small batches where len
 Left out: models that need more than token ids (a separator's segment ids, images), and prompts shared between responses.
 """
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.loading import context_length
 from pipeline.models.scoring.scorer import out_of_memory
-from pipeline.tokens import TokenizedTurn
+
+if TYPE_CHECKING:
+    from pipeline.tokens import TokenizedTurn
 
 NO_TOKEN = -1  # a pad_token_id that no sequence holds
 HALF = (torch.bfloat16, torch.float16)
@@ -123,7 +127,7 @@ class Classifier:
         """Outputs [B, number of outputs] in float32, or float64 of a model in that, of rows of one length."""
         ids = torch.tensor(rows, device=self.device)  # [B, L]
         self.forwarded_tokens += ids.numel()
-        logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **self.options).logits
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **self.options).logits
         return logits if logits.dtype == torch.float64 else logits.float()
 
     @contextlib.contextmanager

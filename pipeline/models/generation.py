@@ -4,7 +4,7 @@
     [answers] = generator.generate([Question(prompt_ids, samples=4, seed=17)])
 
 Prompts are padded on the left under an attention mask; `generate` takes positions from the mask. What the model's
-`generation_config` says (its temperature, penalties, lengths) is put aside for the call; of it only the end tokens hold.
+`generation_config` says (its temperature, penalties, lengths) is put aside for the call; only its end tokens apply.
 
 Where rows of the model's cache can be gathered, the samples of a question start from one computation of its prompt, and
 rows that have ended leave as soon as they are half of the batch: less than twice the tokens that are kept are computed.
@@ -116,7 +116,7 @@ class Generator:
     def generate(self, questions: Sequence[Question]) -> list[list[Completion] | RowError]:
         """The samples of each question, in the order given, or why there are none: prompt_too_long, unknown_token,
         not_finite, out_of_memory."""
-        found: list[list[Completion | RowError | None]] = [[None] * question.samples for question in questions]
+        results: list[list[Completion | RowError | None]] = [[None] * question.samples for question in questions]
         errors: dict[int, RowError] = {}
         waiting: list[_Row] = []
         for position, question in enumerate(questions):
@@ -133,15 +133,15 @@ class Generator:
                         raise
                     completions = self._shrink(batch)
                 for row, completion in zip(batch, completions, strict=False):
-                    found[row.question][row.sample] = completion
+                    results[row.question][row.sample] = completion
                 if not completions:
                     break
-            waiting = [row for row in waiting if found[row.question][row.sample] is None]
+            waiting = [row for row in waiting if results[row.question][row.sample] is None]
         return [
             errors.get(position)
             or next((sample for sample in samples if isinstance(sample, RowError)), None)
             or [sample for sample in samples if isinstance(sample, Completion)]
-            for position, samples in enumerate(found)
+            for position, samples in enumerate(results)
         ]
 
     def _rows(self, position: int, question: Question) -> list[_Row]:
@@ -157,8 +157,8 @@ class Generator:
         return [_Row(position, i, question.prompt_ids, question.seed, limit) for i in range(question.samples)]
 
     def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-        """Rows of one limit, of similar length, under the budget. Beyond `rope_limit` positions depend on the longest of
-        a batch: no company there."""
+        """Rows of one limit, of similar length, under the budget. From `rope_limit` on a row goes alone: its positions depend
+        on the longest of its batch."""
         batch: list[_Row] = []
         for row in sorted(rows, key=lambda row: (row.limit, len(row.prompt_ids))):
             alone = self.rope_limit is not None and row.tokens >= self.rope_limit
@@ -204,31 +204,25 @@ class Generator:
             self.forwarded_tokens = before
 
     def _complete(self, batch: list[_Row]) -> list[Completion | RowError]:
-        ids, mask = (each.to(self.device) for each in _left_padded([row.prompt_ids for row in batch]))  # [R, L]
-        width, longest = ids.shape[1], ids.shape[1] + batch[0].limit
         gathers = len(batch) > 1 and self.shares_prompts
         cache = self._prefill(*_distinct([row.prompt_ids for row in batch])) if gathers else None
         draw = _Draw(batch, self.temperature > 0, self.logprobs, self.device)
-        ends = torch.tensor(self.end_tokens, dtype=torch.long, device=self.device)
-        made = torch.full((len(batch), batch[0].limit), PAD, device=self.device)
-        while True:
-            before = ids.shape[1]
-            criteria = [_HalfEnded(ends)] if gathers else []
-            out = self._generate(ids, mask, cache, longest - before, self._processors(draw), criteria)
-            ids, cache = out.sequences, out.past_key_values
-            made[draw.rows, : ids.shape[1] - width] = ids[:, width:]
-            going = torch.isin(ids[:, before:], ends).any(-1).logical_not().nonzero()[:, 0]
-            if len(going) == 0 or ids.shape[1] == longest:
-                break
-            mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - before), value=1)
-            draw.rows, ids, mask = draw.rows[going], ids[going], mask[going]
-            cache.reorder_cache(going)
+        decoding = _Decoding(batch, draw, cache, torch.tensor(self.end_tokens, dtype=torch.long, device=self.device))
+        while decoding.room and len(decoding.running):
+            decoding.compact()
+            criteria = [_HalfEnded(decoding.ends)] if gathers else []
+            decoding.advance(
+                self._generate(
+                    decoding.ids, decoding.mask, decoding.cache, decoding.room, self._processors(draw), criteria
+                )
+            )
         logprobs = [None] * len(batch) if draw.logprobs is None else draw.logprobs.cpu().numpy()
+        rows = zip(decoding.tokens.tolist(), draw.broken.tolist(), logprobs, strict=True)
         return [
             RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
             if broken
-            else self._completion(tokens, logprobs[row])
-            for row, (tokens, broken) in enumerate(zip(made.tolist(), draw.broken.tolist(), strict=True))
+            else self._completion(tokens, row_logprobs)
+            for tokens, broken, row_logprobs in rows
         ]
 
     def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[int]) -> Cache | None:
@@ -238,8 +232,9 @@ class Generator:
         if ids.shape[1] == 0 or len(rows) == len(prompts):
             return None
         # no padding token: `generate` would warn of prompts of one token, whose row here is all padding
-        cache = self._generate(ids, mask, None, 1, eos_token_id=None, pad_token_id=None).past_key_values
-        cache.reorder_cache(torch.tensor(rows, device=self.device))
+        out = self._generate(ids, mask, None, 1, eos_token_id=None, pad_token_id=None)
+        out.past_key_values.reorder_cache(torch.tensor(rows, device=self.device))
+        cache: Cache = out.past_key_values
         return cache
 
     def _generate(
@@ -283,9 +278,10 @@ class Generator:
 
     def _completion(self, tokens: list[int], logprobs: NDArray[np.float32] | None) -> Completion:
         end = next((position for position, token in enumerate(tokens) if token in self.end_tokens), None)
-        kept = tokens if end is None else tokens[: end + 1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(text, kept, end is not None, None if logprobs is None else logprobs[: len(kept)].copy())
+        token_ids = tokens if end is None else tokens[: end + 1]
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        own = None if logprobs is None else logprobs[: len(token_ids)].copy()
+        return Completion(text, token_ids, end is not None, own)
 
     @contextlib.contextmanager
     def _own_settings_aside(self) -> Iterator[None]:
@@ -333,6 +329,46 @@ class _Draw(LogitsProcessor):
             for row in self.rows.tolist():
                 self.drawn[row].exponential_(generator=self.streams[row])
         return self.drawn[self.rows, self.step % ahead]
+
+
+class _Decoding:
+    """A batch while it is being completed: R of its B rows are computed, the others have ended and left.
+
+    Attributes:
+        tokens: what every row has written, PAD behind it: [B, limit].
+        ids: prompts and what follows them of the rows that are computed, [R, L]; `mask` likewise.
+        cache: of all tokens of `ids` but the last; None before the first step where no prompt is shared.
+        running: which of the R rows have not ended.
+    """
+
+    def __init__(self, batch: Sequence[_Row], draw: _Draw, cache: Cache | None, ends: torch.Tensor):
+        self.draw, self.ends = draw, ends
+        self.cache: Any = cache  # whose annotations ask for a LongTensor, which no function returns
+        self.ids, self.mask = (each.to(ends.device) for each in _left_padded([row.prompt_ids for row in batch]))
+        self.width, self.limit = self.ids.shape[1], batch[0].limit
+        self.tokens = torch.full((len(batch), self.limit), PAD, device=ends.device)
+        self.running = draw.rows
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still follow."""
+        return self.width + self.limit - self.ids.shape[1]
+
+    def advance(self, out: Any) -> None:
+        """Take over what `generate` has added to the rows that are computed."""
+        before = self.ids.shape[1]
+        self.ids, self.cache = out.sequences, out.past_key_values
+        self.mask = torch.nn.functional.pad(self.mask, (0, self.ids.shape[1] - before), value=1)
+        self.tokens[self.draw.rows, : self.ids.shape[1] - self.width] = self.ids[:, self.width :]
+        self.running = torch.isin(self.ids[:, before:], self.ends).any(-1).logical_not().nonzero()[:, 0]
+
+    def compact(self) -> None:
+        """Let the rows that have ended leave."""
+        if len(self.running) == len(self.ids):
+            return
+        self.draw.rows, self.ids, self.mask = (each[self.running] for each in (self.draw.rows, self.ids, self.mask))
+        if self.cache is not None:
+            self.cache.reorder_cache(self.running)
 
 
 class _HalfEnded(StoppingCriteria):

@@ -7,16 +7,31 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
-from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
+from pipeline.tokens import UNBOUNDED
 
 WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
-UNBOUNDED = 2**20  # what to take for a context where a model states none
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
+class ModelSource(Protocol):
+    """Which model to load, and what it may do: a `ModelConfig`, or any object with these attributes, each documented there.
+    So this module needs no pydantic, which a machine that only runs models may lack."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def trust_remote_code(self) -> bool: ...
+    @property
+    def allow_pickle(self) -> bool: ...
+
+
+def load_tokenizer(config: ModelSource) -> Any:
     """Raises ConfigError where there is none to load."""
     from transformers import AutoTokenizer
 
@@ -24,7 +39,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         return AutoTokenizer.from_pretrained(config.name, **_source(config))
 
 
-def load_settings(config: ModelConfig) -> Any:
+def load_settings(config: ModelSource) -> Any:
     """The model's own configuration. Raises ConfigError where there is none to load."""
     from transformers import AutoConfig
 
@@ -35,7 +50,7 @@ def load_settings(config: ModelConfig) -> Any:
         return settings
 
 
-def load_model(config: ModelConfig, device: str, gpus: int = 1) -> Any:
+def load_model(config: ModelSource, device: str, gpus: int = 1) -> Any:
     """The causal LM on its device, in evaluation mode; over `gpus` GPUs of this process when that is more than one.
 
     Args:
@@ -46,7 +61,7 @@ def load_model(config: ModelConfig, device: str, gpus: int = 1) -> Any:
     return _load(AutoModelForCausalLM, config, device, gpus, "causal LM", "an encoder, a classifier")
 
 
-def load_classifier(config: ModelConfig, device: str, gpus: int = 1) -> Any:
+def load_classifier(config: ModelSource, device: str, gpus: int = 1) -> Any:
     """The sequence-classification model, such as a trained scalar reward model; otherwise as `load_model`.
 
     Another checkpoint is refused, a causal LM too: transformers would give it a head of random numbers.
@@ -57,7 +72,7 @@ def load_classifier(config: ModelConfig, device: str, gpus: int = 1) -> Any:
     return _load(AutoModelForSequenceClassification, config, device, gpus, kind, "a causal LM, an encoder")
 
 
-def _load(loader: Any, config: ModelConfig, device: str, gpus: int, kind: str, others: str) -> Any:
+def _load(loader: Any, config: ModelSource, device: str, gpus: int, kind: str, others: str) -> Any:
     """Raises ConfigError where the weights are not those of `loader`'s `kind` of model; `others` is what they may be."""
     import torch
 
@@ -67,8 +82,8 @@ def _load(loader: Any, config: ModelConfig, device: str, gpus: int, kind: str, o
     if not config.allow_pickle:
         options["use_safetensors"] = True
     with _explained(config):
-        model, told = loader.from_pretrained(config.name, **_source(config), **options, output_loading_info=True)
-        lacking = sorted(told["missing_keys"]) + sorted(str(key) for key in told["mismatched_keys"])
+        model, loading = loader.from_pretrained(config.name, **_source(config), **options, output_loading_info=True)
+        lacking = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
         if lacking:
             shown = ", ".join(lacking[:3]) + (" ..." if len(lacking) > 3 else "")
             raise ConfigError(
@@ -86,8 +101,8 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def context_length(settings: Any, tokenizer: Any) -> int:
-    """The most tokens the model takes, prompt and response together: what its configuration states, and where that states
-    nothing what the tokenizer does."""
+    """The most tokens the model takes, prompt and response together: as its configuration states, else as its
+    tokenizer does."""
     text = settings.get_text_config()
     stated = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
     for limits in (stated, [getattr(tokenizer, "model_max_length", None)]):
@@ -97,7 +112,7 @@ def context_length(settings: Any, tokenizer: Any) -> int:
     return UNBOUNDED
 
 
-def identify_model(config: ModelConfig, dtype: str) -> dict[str, Any]:
+def identify_model(config: ModelSource, dtype: str) -> dict[str, Any]:
     """What the fingerprint says of the weights: the content of a local folder, name and commit of a hub model.
 
     The folder's own name is left out: the same weights at another place are the same model.
@@ -107,7 +122,7 @@ def identify_model(config: ModelConfig, dtype: str) -> dict[str, Any]:
     return {"name": config.name, "revision": config.revision, "dtype": dtype}
 
 
-def _check_weights(config: ModelConfig) -> None:
+def _check_weights(config: ModelSource) -> None:
     """Raises where a folder's weights cannot be loaded: before any actor tries. Reads only the files' headers."""
     from safetensors import safe_open
 
@@ -119,14 +134,14 @@ def _check_weights(config: ModelConfig) -> None:
         raise OSError("it has no *.safetensors")
 
 
-def _source(config: ModelConfig) -> dict[str, Any]:
+def _source(config: ModelSource) -> dict[str, Any]:
     return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
 
 
 class _explained:
     """Turns whatever loading raises into one sentence that names the model and the remedy."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelSource):
         self.config = config
 
     def __enter__(self) -> None:
@@ -164,8 +179,8 @@ class _explained:
 def folder_digest(path: str) -> str:
     """sha256 over the files of a model folder that decide its numbers: weights, configuration, tokenizer."""
     names = sorted(n for n in os.listdir(path) if n.endswith(WEIGHED))
-    found = [os.stat(os.path.join(path, name)) for name in names]
-    return _folder_digest(path, tuple(names), tuple((each.st_size, each.st_mtime_ns) for each in found))
+    stats = [os.stat(os.path.join(path, name)) for name in names]
+    return _folder_digest(path, tuple(names), tuple((each.st_size, each.st_mtime_ns) for each in stats))
 
 
 @lru_cache(maxsize=8)

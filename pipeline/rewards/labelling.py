@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import RewardConfig
-from pipeline.corpus import RawRow, Shape, Shard, turns
+from pipeline.corpus import NumberedRow, Shape, Shard, turns
 from pipeline.corpus.samples import Turn, response_id
 from pipeline.errors import RowError
 from pipeline.models.scores import Scores
@@ -46,7 +46,7 @@ class Prepared:
 
 
 def prepare(
-    shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape, renderer: Renderer, which: str
+    shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape, renderer: Renderer, which: str
 ) -> Prepared:
     """Normalise and tokenise a shard's rows. Every response ends in `turns` or in `failures`; nothing raises RowError."""
     out = Prepared(shard, generation)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.corpus import Choice, Shape, find_files, plan_file, read_shards
-from pipeline.corpus.columns import Row, jsonable
+from pipeline.corpus.columns import RawRow, jsonable
 from pipeline.errors import InputError, RowError
 from pipeline.rewards.labellers.base import open_renderer
 from pipeline.rewards.labellers.prompts import prompt_of, prompt_shape
@@ -90,7 +90,7 @@ def _described(shape: Shape) -> dict[str, Any]:
     return json.loads(json.dumps(set_here))
 
 
-def _prompt(file: str, number: int, row: Row | RowError, shape: Shape, renderer: Renderer) -> Prompt:
+def _prompt(file: str, number: int, row: RawRow | RowError, shape: Shape, renderer: Renderer) -> Prompt:
     """Raises RowError."""
     if isinstance(row, RowError):
         raise row

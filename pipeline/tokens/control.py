@@ -70,7 +70,7 @@ class ControlTokens:
     def _in_assistants(self) -> re.Pattern[str]:
         return _pattern(self.all - self.markers)
 
-    def found(self, message: Message) -> str | None:
+    def first_in(self, message: Message) -> str | None:
         """The first control token that a message's text holds and may not. Raises RowError for our own marks in it."""
         if any(mark in text for mark in (OPEN, CLOSE) for text in _texts(dict(message))):
             raise RowError(
@@ -87,7 +87,8 @@ class ControlTokens:
 
     def marked_tools(self, tools: Tools) -> Tools:
         """The tools with the control tokens in their texts marked."""
-        return _mark(tools, self._anywhere)
+        marked: Tools = _mark(tools, self._anywhere)
+        return marked
 
 
 def unmarked(text: str) -> str:
@@ -123,5 +124,5 @@ def _literals(template: str) -> list[str]:
         )
     except TemplateSyntaxError:
         return [template]
-    found = [node.data for node in tree.find_all(nodes.TemplateData)]
-    return found + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    data = [node.data for node in tree.find_all(nodes.TemplateData)]
+    return data + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]

@@ -27,14 +27,14 @@ class Encoding:
         self.tokenizer = tokenizer
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text, without any that a tokenizer likes to add."""
+        """The tokens of a text alone, without those that a tokenizer puts around it."""
         if OPEN not in text:
             return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
-        found: list[int] = []
+        ids: list[int] = []
         for piece, plain in _pieces(text):
             encode = self._plain if plain else self.ids
-            found += next(_behind_guards(encode, piece), encode(piece)) if found else encode(piece)
-        return found
+            ids += next(_behind_guards(encode, piece), encode(piece)) if ids else encode(piece)
+        return ids
 
     def response_ids(self, prompt: str, prompt_ids: list[int], response: str) -> list[int]:
         """The tokens of a response behind a prompt, whose tokens are `prompt_ids`.
@@ -58,7 +58,7 @@ class Encoding:
 
     def text(self, ids: list[int]) -> str:
         """The text of some tokens, special ones included."""
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _apart(self, text: str) -> Iterator[list[int]]:
         """Ways to tokenise a text that stands behind another."""
@@ -93,30 +93,30 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
 def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 of what makes two tokenizers one: every token's id, the end token, and the ids of a text that is hard to cut,
     with what the tokenizer puts around it."""
-    found = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, list(tokenizer(PROBE)["input_ids"])]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    identity = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, list(tokenizer(PROBE)["input_ids"])]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def pieces(tokenizer: Any) -> Decode:
     """A function from token ids to the text of each, for people to look at, one piece per id.
 
-    A character that several tokens make up is given to the last of them, the others get nothing.
+    A character of several tokens is the text of the last of them; the others have none.
     """
 
     def decode(ids: list[int]) -> list[str]:
         def text_of(tokens: list[int]) -> str:
-            return tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+            return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
-        found: list[str] = []
+        texts: list[str] = []
         before: list[int] = []  # some tokenizers drop a space in front of the first token
         pending: list[int] = []
         for position, token in enumerate(ids):
             pending.append(token)
             text = text_of(before + pending)[len(text_of(before)) :]
             unfinished = text.endswith("\ufffd") and len(pending) < LONGEST_CHARACTER and position + 1 < len(ids)
-            found.append("" if unfinished else text)
+            texts.append("" if unfinished else text)
             if not unfinished:
                 before, pending = pending, []
-        return found
+        return texts
 
     return decode

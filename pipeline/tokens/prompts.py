@@ -90,4 +90,5 @@ def _squeezed(text: str) -> str:
 
 
 def unmarked_message(message: Message) -> Message:
-    return json.loads(unmarked(json.dumps(message, ensure_ascii=False)))
+    bare: Message = json.loads(unmarked(json.dumps(message, ensure_ascii=False)))
+    return bare

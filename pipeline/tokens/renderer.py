@@ -13,16 +13,17 @@
   token needs a state to be predicted from.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pipeline.config import TokensConfig
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.tokens.control import ControlTokens, unmarked
@@ -31,32 +32,21 @@ from pipeline.tokens.prompts import folded, require_plain, require_shown, transc
 from pipeline.tokens.templates import STAND_IN, ChatTemplate, Rendering, Tools, common_prefix
 from pipeline.tokens.texts import load_rubrics, read_texts
 from pipeline.tokens.thoughts import CLOSED, MARKERS, OPENED
+from pipeline.tokens.turns import UNBOUNDED, TokenizedTurn, fit
+
+if TYPE_CHECKING:
+    from pipeline.config import TokensConfig
 
 Ending = Literal["turn", "whole", "none"]
 RENDER = "set tokens.sampled = render to score the text anew under this one: another reward"
 LOOKED_BACK = 1000  # days
-UNBOUNDED = 2**20  # tokens: as good as no limit
 
 
-@dataclass(frozen=True)
-class TokenizedTurn:
-    """What the model sees of a turn. `prompt` is the messages as rendered, a rubric's system message included."""
-
-    prompt_ids: list[int]  # at least one
-    response_ids: list[int]  # the scored tokens, at least one
-    prompt: list[Message]
-    truncated: bool = False
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A turn as text: `before + lead + text`, the first of which is the prompt whatever the response."""
+class _Text(NamedTuple):
+    """A turn as text. The rendering's `text` ends where scoring does."""
 
     messages: list[Message]
-    before: str
-    lead: str
-    text: str
-    ended: bool  # whether the tokenizer's end token is due
+    rendering: Rendering
 
 
 class Renderer:
@@ -136,7 +126,7 @@ class Renderer:
 
     @cached_property
     def days(self) -> dict[str, date]:
-        """The last days by the identity that this renderer has with their dates; none where no date is asked for."""
+        """Recent days, by the identity that this renderer would have on each; none where no date is asked for."""
         latest = datetime.now(UTC).date() + timedelta(days=1)  # another machine's clock
         days = [latest - timedelta(days=back) for back in range(LOOKED_BACK)] if self.asks_for_date else []
         return {self._identity_on(day): day for day in days}
@@ -191,21 +181,22 @@ class Renderer:
                 done[position] = self._tokens(texts[position], before)
             except RowError as error:
                 done[position] = error
-        return self._fit_all(done)
+        return fit(done, self.max_length, self.config.over_length, self.tokenizer.bos_token_id)
 
     def prompt_ids(
         self, messages: list[Message], conversational: bool, tools: Tools = None, rubric: str | None = None
     ) -> list[int]:
-        """The prompt as a policy is asked with it: behind the template's own generation prompt; without a template its text,
-        or a transcript that ends where the assistant speaks. Under the rubric of this name, else the first that there is; at
-        least one token, of any number. Raises RowError."""
+        """What a policy is asked with: the prompt and the template's generation prompt; without a template its text, or a
+        transcript that ends where the assistant speaks. Under the rubric of this name, else the first that there is. At least
+        one token, and as many as there are: nothing is cut. Raises RowError."""
         rubric = self.rubrics.get(rubric, next(iter(self.rubrics.values())))
         chat = self.chat
         if chat is None:
             require_plain(messages, {}, tools)
             return self._prompt_ids(transcript(with_system(messages, rubric), conversational))[0]
         marked, tools = self._marked(messages), self._marked_tools(tools)
-        return self._prompt_ids(self._settled(marked, rubric, tools, lambda prompt: chat.asked(prompt, tools))[1])[0]
+        _, rendering = self._rendered(marked, rubric, tools, lambda prompt: chat.asked(prompt, tools))
+        return self._prompt_ids(rendering.prompt)[0]
 
     def end_tokens(self) -> tuple[int, ...]:
         """The template's end-of-turn token, at which a generated answer ends; none without a template."""
@@ -231,11 +222,11 @@ class Renderer:
         messages = with_system(turn.prompt, rubric)
         before = transcript(messages, turn.conversational)
         text = f" {turn.response}" if turn.conversational else turn.response
-        return _Text(messages, before, "", text, self.config.append_eos and self.ending != "none")
+        return _Text(messages, Rendering(before, "", text, ""))
 
     def _templated(self, chat: ChatTemplate, turn: Turn, rubric: str | None) -> _Text:
         [answer], tools = self._marked([turn.answer]), self._marked_tools(turn.tools)
-        messages, rendering = self._settled(
+        messages, rendering = self._rendered(
             self._marked(turn.prompt), rubric, tools, lambda prompt: chat.place(prompt, answer, tools)
         )
         if rendering.rewritten:
@@ -249,31 +240,31 @@ class Renderer:
             )
         if self.config.thoughts == "given":
             rendering = chat.thoughts(answer, rendering)
-        text = rendering.text + self._end(rendering)
-        return _Text([unmarked_message(m) for m in messages], rendering.before, rendering.lead, text, False)
+        rendering = replace(rendering, text=rendering.text + self._end(rendering))
+        return _Text([unmarked_message(m) for m in messages], rendering)
 
-    def _settled(
-        self, prompt: list[Message], rubric: str | None, tools: Tools, render: Callable[[list[Message]], Any]
-    ) -> tuple[list[Message], Any]:
+    def _rendered(
+        self, prompt: list[Message], rubric: str | None, tools: Tools, render: Callable[[list[Message]], Rendering]
+    ) -> tuple[list[Message], Rendering]:
         """The messages as the template takes them, and what `render` makes of them: a system message that it refuses or
         drops goes before the first user message. Raises RowError."""
         messages = with_system(prompt, rubric)
         system = next((m["content"].strip() for m in messages if m["role"] == "system"), "")
         try:
-            rendered = render(messages)
+            rendering: Rendering | None = render(messages)
         except RowError:
             if not system:
                 raise
-            rendered = None
-        if rendered is None or system not in _shown(rendered):
+            rendering = None
+        if rendering is None or system not in rendering.prompt:
             messages = folded(prompt, rubric)
-            rendered = render(messages)
+            rendering = render(messages)
             whose = "the rubric" if rubric else "a row's own"
             self._note(f"the chat template drops the system message: {whose} is put before the first user message")
-        require_shown(messages, tools, _shown(rendered))
+        require_shown(messages, tools, rendering.prompt)
         assert self.chat is not None
         self.chat.require_tools(messages, tools)
-        return messages, rendered
+        return messages, rendering
 
     def _end(self, rendering: Rendering) -> str:
         """What of the text behind an answer belongs to it."""
@@ -296,7 +287,7 @@ class Renderer:
             return messages
         marked = []
         for message in messages:
-            token = self.control.found(message)
+            token = self.control.first_in(message)
             if token is not None and self.config.control == "refuse":
                 raise RowError(
                     "control_tokens",
@@ -335,29 +326,30 @@ class Renderer:
         """The prompt of each text, the same for all that answer the same messages."""
         prompts: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
-        for position, text in texts.items():
-            own = text.before if not text.lead.strip() else text.before + text.lead
+        for position, (messages, rendering) in texts.items():
+            own = rendering.prompt if rendering.lead.strip() else rendering.before
             prompts[position] = own
-            key = own if self.config.thoughts == "given" else json.dumps(text.messages)
+            key = own if self.config.thoughts == "given" else json.dumps(messages)
             groups.setdefault(key, []).append(position)
         for group in groups.values():
             if len({prompts[position] for position in group}) > 1:
-                common = common_prefix(*(texts[position].before for position in group))
+                common = common_prefix(*(texts[position].rendering.before for position in group))
                 prompts |= dict.fromkeys(group, common)
         return prompts
 
     def _tokens(self, text: _Text, prompt: str) -> TokenizedTurn:
         """Raises RowError."""
-        response = (text.before + text.lead + text.text)[len(prompt) :]
+        response = (text.rendering.prompt + text.rendering.text)[len(prompt) :]
         if self.config.trailing_space == "move":
-            kept = prompt.rstrip(" ")
-            prompt, response = kept, prompt[len(kept) :] + response
+            stripped = prompt.rstrip(" ")
+            prompt, response = stripped, prompt[len(stripped) :] + response
         prompt_ids, begin = self._prompt_ids(prompt)
         response_ids = self.encoding.response_ids(prompt, prompt_ids[begin:], response)
         if all(i in self.special_ids for i in response_ids):
             raise RowError("only_special_tokens", f"nothing but special tokens to score in {unmarked(response)[:40]!r}")
         eos = self.tokenizer.eos_token_id
-        if text.ended and eos is not None and response_ids[-1] != eos:
+        ends = self.chat is None and self.config.append_eos and self.ending != "none"
+        if ends and eos is not None and response_ids[-1] != eos:
             response_ids = [*response_ids, eos]
         return TokenizedTurn(prompt_ids, response_ids, text.messages)
 
@@ -385,44 +377,10 @@ class Renderer:
     def _first_token(self) -> int:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
-                return token
+                return int(token)
         raise RowError(
             "empty_prompt", "the prompt is empty and the tokenizer has no token to begin with; give a prompt"
         )
-
-    def _fit_all(self, answers: list[TokenizedTurn | RowError]) -> list[TokenizedTurn | RowError]:
-        """Apply `tokens.over_length`; what is cut from a prompt is cut for all responses to it."""
-        longest: dict[tuple[int, ...], int] = {}
-        for turn in answers:
-            if isinstance(turn, TokenizedTurn):
-                key = tuple(turn.prompt_ids)
-                longest[key] = max(longest.get(key, 0), len(turn.response_ids))
-        fitted: list[TokenizedTurn | RowError] = []
-        for turn in answers:
-            try:
-                whole = isinstance(turn, RowError)
-                fitted.append(turn if whole else self._fit(turn, longest[tuple(turn.prompt_ids)]))  # type: ignore[union-attr,arg-type]
-            except RowError as error:
-                fitted.append(error)
-        return fitted
-
-    def _fit(self, turn: TokenizedTurn, longest: int) -> TokenizedTurn:
-        """One turn, of whose siblings the longest response has `longest` tokens. Raises RowError."""
-        prompt, response, limit = turn.prompt_ids, turn.response_ids, self.max_length
-        if self.config.over_length == "cut_prompt" and len(prompt) + longest > limit:
-            response = response[: limit - 1]
-            begin = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
-            room = limit - min(longest, limit - 1)
-            kept = begin + prompt[len(prompt) - room + len(begin) :] if room > len(begin) else prompt[-room:]
-            return replace(turn, prompt_ids=kept, response_ids=response, truncated=True)
-        if len(prompt) + len(response) <= limit:
-            return turn
-        size = f"{len(prompt)} prompt and {len(response)} response tokens, at most {limit} fit"
-        if self.config.over_length == "reject":
-            raise RowError("too_long", f"{size}; raise tokens.max_length or cut with tokens.over_length")
-        if len(prompt) >= limit:
-            raise RowError("prompt_too_long", f"{size}; raise tokens.max_length or set tokens.over_length = cut_prompt")
-        return replace(turn, response_ids=response[: limit - len(prompt)], truncated=True)
 
 
 class PlainRenderer(Renderer):
@@ -437,14 +395,10 @@ class PlainRenderer(Renderer):
         return super()._text(replace(turn, beside={}, tools=None))
 
     def _tokens(self, text: _Text, prompt: str) -> TokenizedTurn:
-        response_ids = self.encoding.ids(text.text)
+        response_ids = self.encoding.ids(text.rendering.text)
         if all(i in self.special_ids for i in response_ids):
-            raise RowError("only_special_tokens", f"nothing but special tokens in {text.text[:40]!r}")
+            raise RowError("only_special_tokens", f"nothing but special tokens in {text.rendering.text[:40]!r}")
         return TokenizedTurn(self._prompt_ids(prompt)[0], response_ids, text.messages)
-
-
-def _shown(rendered: str | Rendering) -> str:
-    return rendered if isinstance(rendered, str) else rendered.before + rendered.lead
 
 
 def _template(tokenizer: Any) -> str | None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.corpus import RawRow, Shape
+from pipeline.corpus import NumberedRow, Shape
 from pipeline.corpus.samples import Sample
 from pipeline.corpus.shapes import SAMPLED
 from pipeline.errors import ConfigError, RowError
@@ -31,13 +31,13 @@ def as_asked(sample: Sample, renderer: Renderer) -> Sample:
     Raises RowError: other_rendering where this renderer would not have asked with such tokens, other_tokens where they
     are not those of the row's texts.
     """
-    given = [sample.rendering, sample.prompt_token_ids, *(response.token_ids for response in sample.responses)]
-    if all(each is None for each in given):
+    drawn = [sample.rendering, sample.prompt_token_ids, *(response.token_ids for response in sample.responses)]
+    if all(each is None for each in drawn):
         return sample
     if renderer.config.sampled == "render":
         texts = [replace(response, token_ids=None) for response in sample.responses]
         return replace(sample, responses=texts, prompt_token_ids=None, rendering=None)
-    whole = isinstance(sample.rendering, str) and all(map(_are_ids, given[1:]))
+    whole = isinstance(sample.rendering, str) and all(map(_are_ids, drawn[1:]))
     if not whole or any(len(response.messages) > 1 for response in sample.responses):
         raise RowError(
             "other_tokens",
@@ -71,7 +71,7 @@ def as_asked(sample: Sample, renderer: Renderer) -> Sample:
     return sample
 
 
-def check_samples(file: str, rows: Iterable[RawRow], shape: Shape, renderer: Renderer) -> None:
+def check_samples(file: str, rows: Iterable[NumberedRow], shape: Shape, renderer: Renderer) -> None:
     """Raises ConfigError where the first of a file's rows that holds samples was sampled under another rendering."""
     for number, row in rows if shape.sampled else ():
         try:

@@ -32,13 +32,18 @@ Tools = list[dict[str, Any]] | None
 
 @dataclass(frozen=True)
 class Rendering:
-    """A conversation as text. `before + lead + text + end` is the beginning of what the template makes of it."""
+    """A conversation as text: `before + lead + text + tail`. A prompt that is only asked has no text."""
 
     before: str  # up to where the model begins to write
     lead: str  # what the template puts before this answer: an empty block of thoughts, the name of a channel
     text: str  # the answer as rendered, thoughts and tool calls included
     tail: str  # what stands behind it
     rewritten: bool = False  # whether white space within it is the template's
+
+    @property
+    def prompt(self) -> str:
+        """What stands before the answer."""
+        return self.before + self.lead
 
 
 class ChatTemplate:
@@ -51,7 +56,7 @@ class ChatTemplate:
         day: what the template gets when it asks for today's date.
     """
 
-    def __init__(self, apply: Callable[..., Any], text: str, kwargs: Mapping[str, Any], day: date):
+    def __init__(self, apply: Callable[..., str], text: str, kwargs: Mapping[str, Any], day: date):
         self.apply, self.kwargs = apply, dict(kwargs)
         self.asks_for_date = ASKS_FOR_DATE in text
         self.source = _dated(text, day) if self.asks_for_date else text
@@ -78,13 +83,13 @@ class ChatTemplate:
                 return self.render(parsed, tools, generation)
             raise RowError("template_error", f"the chat template refuses this conversation: {error}") from None
 
-    def asked(self, messages: Sequence[Message], tools: Tools) -> str:
-        """The prompt as a policy is asked with it: the template's own generation prompt. Raises RowError."""
+    def asked(self, messages: Sequence[Message], tools: Tools) -> Rendering:
+        """What a policy is asked with: the messages and the template's generation prompt. Raises RowError."""
         asked = self.render(messages, tools, True)
         if asked == self.render(messages, tools):  # it has none; the name of the speaker stands before every answer
             head = self._place(messages, {"role": "assistant", "content": STAND_IN}, tools)[0].rstrip(" ")
-            return head if head.startswith(asked) else asked
-        return asked
+            asked = head if head.startswith(asked) else asked
+        return Rendering(asked, "", "", "")
 
     def place(self, messages: Sequence[Message], answer: Message, tools: Tools) -> Rendering:
         """Where an answer to these messages stands in its rendering. Raises RowError."""
@@ -148,8 +153,8 @@ class ChatTemplate:
 
     def _place(self, messages: Sequence[Message], stand_in: Message, tools: Tools) -> tuple[str, str]:
         """What the template puts before and behind a stand-in. Raises RowError."""
-        head, found, tail = self.render([*messages, stand_in], tools).partition(STAND_IN)
-        if not found:
+        head, shown, tail = self.render([*messages, stand_in], tools).partition(STAND_IN)
+        if not shown:
             raise RowError("template_error", f"the chat template does not show the response; {REMEDY}")
         return head, tail
 

@@ -1,12 +1,17 @@
 """What of a token configuration is text: system prompts, files of rubrics, conversations inside a question."""
 
+from __future__ import annotations
+
 import re
 import tomllib
+from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.config import TokensConfig
 from pipeline.corpus.samples import Message
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import TokensConfig
 
 RUBRIC_NAME = re.compile(r"[\w.-]+")
 SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
@@ -43,13 +48,13 @@ def load_rubrics(path: str, text: str | None = None) -> dict[str, str]:
     Raises ConfigError.
     """
     try:
-        found = tomllib.loads(_read_text("rubrics", path) if text is None else text)
+        rubrics = tomllib.loads(_read_text("rubrics", path) if text is None else text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"tokens.rubrics: {path} is not TOML: {error}") from None
-    wrong = [name for name, text in found.items() if not isinstance(text, str) or not text.strip()]
-    wrong += [name for name in found if not RUBRIC_NAME.fullmatch(name)]
-    if wrong or not found:
+    wrong = [name for name, text in rubrics.items() if not isinstance(text, str) or not text.strip()]
+    wrong += [name for name in rubrics if not RUBRIC_NAME.fullmatch(name)]
+    if wrong or not rubrics:
         raise ConfigError(
             f'{path}: expected lines of name = "system prompt", names of letters, digits, _ . and -; wrong: {wrong or "empty"}'
         )
-    return found
+    return rubrics

@@ -29,7 +29,6 @@ from pipeline.config import ModelConfig, TokensConfig
 from pipeline.corpus.samples import Turn
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.loading import (
-    UNBOUNDED,
     context_length,
     identify_model,
     load_settings,
@@ -48,7 +47,7 @@ from pipeline.rewards.labellers import (
     Verifier,
 )
 from pipeline.store.schema import LATER, read_messages
-from pipeline.tokens import STAND_IN, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
+from pipeline.tokens import STAND_IN, UNBOUNDED, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 from pipeline.training.examples import Examples, Integers, LabelPart, Source, read_columns
 
 LIGHT = ["id", "prompt", "response", "reward", "num_prompt_tokens", "truncated", "token_ids", *LATER]

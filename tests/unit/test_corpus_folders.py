@@ -425,3 +425,5 @@ def test_a_card_that_is_of_no_use_is_named(tmp_path):
     assert "name no file that is here): README.md" in " ".join(find_files([str(tmp_path)]).notes())
     laid_out(tmp_path, card="---\na: [\n---\n")
     assert "YAML cannot be understood" in " ".join(find_files([str(tmp_path)]).notes())
+    laid_out(tmp_path, card="---\nreleased: 2026-13-01\n---\n")  # a date that there is not
+    assert "YAML cannot be understood" in " ".join(find_files([str(tmp_path)]).notes())

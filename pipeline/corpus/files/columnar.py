@@ -51,14 +51,14 @@ def require_columns(names: Sequence[str]) -> None:
 
 def spans(parquet: pq.ParquetFile, rows: int) -> list[Span]:
     """The row groups in order, small ones put together until they hold `rows` rows."""
-    found: list[Span] = []
+    joined: list[Span] = []
     for span in _groups(parquet):
-        last = found[-1] if found else None
+        last = joined[-1] if joined else None
         if last and span.stop - last.start <= rows and span.offset >= last.offset + last.length:
-            found[-1] = _joined([last, span])
+            joined[-1] = _joined([last, span])
         else:
-            found.append(span)
-    return found
+            joined.append(span)
+    return joined
 
 
 def span_at(parquet: pq.ParquetFile, offset: int, length: int) -> Span:
@@ -85,14 +85,14 @@ def _joined(parts: list[Span]) -> Span:
 
 
 def span_batches(parquet: pq.ParquetFile, span: Span, rows: int) -> Iterator[pa.RecordBatch]:
-    return parquet.iter_batches(batch_size=min(rows, 1024), row_groups=span.groups)
+    yield from parquet.iter_batches(batch_size=min(rows, 1024), row_groups=span.groups)
 
 
 def footer(source: pa.NativeFile) -> bytes:
     """The bytes that hold a Parquet file's schema and the places of its pages."""
     size = source.size()
     length = int.from_bytes(source.read_at(8, size - 8)[:4], "little")
-    return source.read_at(length, size - 8 - length)
+    return bytes(source.read_at(length, size - 8 - length))
 
 
 def digest_range(source: pa.NativeFile, offset: int, length: int, *hashes: "hashlib._Hash") -> None:
@@ -247,7 +247,7 @@ def cut(
 
 def content(batch: pa.RecordBatch) -> bytes:
     """The batch's own bytes, for a digest."""
-    return batch.serialize().to_pybytes()
+    return bytes(batch.serialize().to_pybytes())
 
 
 def rows_of(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
@@ -264,7 +264,7 @@ def rows_of(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[tuple[int, 
 
 def _row_of(batch: pa.RecordBatch) -> dict[str, Any] | RowError:
     try:
-        return batch.to_pylist(maps_as_pydicts="strict")[0]
+        return dict(batch.to_pylist(maps_as_pydicts="strict")[0])
     except UnicodeDecodeError as error:
         return RowError("not_utf8", f"a text of the row is not UTF-8: {error.object[:60]!r}; convert it")
     except UNREADABLE as error:

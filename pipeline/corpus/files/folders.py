@@ -19,8 +19,6 @@ from fnmatch import fnmatchcase
 from shlex import quote
 from typing import Any, NamedTuple
 
-import yaml
-
 from pipeline import storage
 from pipeline.errors import InputError
 
@@ -156,7 +154,7 @@ def _saved(folder: Folder) -> dict[str, list[Member]]:
     """
     there = set(folder.names)
     tops = {_top(name) for name in there if name.endswith(".arrow")}
-    found: dict[str, list[Member]] = {}
+    saved: dict[str, list[Member]] = {}
     for name in (_joined(top, "state.json") for top in sorted(tops)):
         if name not in there:
             continue
@@ -183,17 +181,18 @@ def _saved(folder: Folder) -> dict[str, list[Member]]:
         split, beside = split_word(_base(top)) or state.get("_split"), _top(top)
         if _joined(beside, "dataset_dict.json") in there and top:
             split = _base(top)
-        found[top] = [Member(file, None, split, beside) for file in files]
-    return found
+        saved[top] = [Member(file, None, split, beside) for file in files]
+    return saved
 
 
 def _stated(folder: Folder, data: Sequence[str]) -> list[Member]:
     """The files that README.md's `configs` name, with configuration and split; empty where it names none that is here."""
     if "README.md" not in folder.names:
         return []
+    readme = folder.read("README.md")
     try:
-        configs = _front_matter(folder.read("README.md")).get("configs")
-    except yaml.YAMLError:
+        configs = _front_matter(readme).get("configs")
+    except ValueError:
         folder.skip(["README.md"], "its YAML cannot be understood, so that it names no splits")
         return []
     members = []
@@ -217,11 +216,16 @@ def _stated(folder: Folder, data: Sequence[str]) -> list[Member]:
 
 
 def _front_matter(readme: bytes) -> Mapping[str, Any]:
-    """The YAML between two lines of `---` at the head of a dataset card, empty where there is none. Raises YAMLError."""
+    """The YAML between two lines of `---` at the head of a dataset card, empty where there is none. Raises ValueError."""
+    import yaml  # late: scoring and rendering stand on this package, and need no YAML
+
     text = readme.decode("utf-8-sig", "replace").replace("\r\n", "\n")
     head = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
-    found = yaml.safe_load(head[1]) if head else None
-    return found if isinstance(found, dict) else {}
+    try:
+        front_matter = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    return front_matter if isinstance(front_matter, dict) else {}
 
 
 def _patterns(files: Any) -> list[tuple[str, list[str]]]:
@@ -365,11 +369,11 @@ def _several(folder: Folder, kind: str, groups: Mapping[str | None, list[Member]
 
 def _none_fits(folder: Folder, kind: str, wanted: str, stated: bool, groups: Mapping[str | None, list[Member]]) -> str:
     called = _called(kind)
-    said = f"input.{kind} = {wanted!r} is no {called} of this folder" if stated else (
+    why = f"input.{kind} = {wanted!r} is no {called} of this folder" if stated else (
         f"the benchmark is the {called} {wanted!r}, which is not in this folder"
     )  # fmt: skip
     return (
-        f"{folder.place}: {said}; there are {_list(groups)}. Choose with --set input.{kind}={quote(_first(groups))}, or give "
+        f"{folder.place}: {why}; there are {_list(groups)}. Choose with --set input.{kind}={quote(_first(groups))}, or give "
         "another folder"
     )
 

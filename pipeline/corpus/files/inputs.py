@@ -193,18 +193,18 @@ class _Search:
             filesystem, root = storage.locate(self.path)
             top = filesystem.get_file_info(root)
             if top.type == fs.FileType.File:
-                found = [(top.base_name, top)]
+                entries = [(top.base_name, top)]
             elif top.type == fs.FileType.Directory:
-                found = self._of_folder(filesystem, root)
+                entries = self._of_folder(filesystem, root)
             elif any(sign in self.base for sign in "*?["):
-                found = self._of_glob()
+                entries = self._of_glob()
             else:
                 raise InputError(f"{self.path}: there is no such file or folder")
         except InputError:
             raise
         except Exception as error:  # whatever a filesystem raises: no network, no rights, no such scheme
             raise InputError(f"{self.path}: cannot be listed: {error or type(error).__name__}") from error
-        return [InputFile(name, self._uri(info.path), info.size or 0, info.mtime_ns or 0) for name, info in found]
+        return [InputFile(name, self._uri(info.path), info.size or 0, info.mtime_ns or 0) for name, info in entries]
 
     def _of_folder(self, filesystem: fs.FileSystem, root: str) -> list[tuple[str, Any]]:
         entries = dict(sorted(_below(filesystem, root), key=lambda entry: entry[0]))
@@ -241,7 +241,7 @@ class _Search:
 
         def read(name: str) -> bytes:
             with filesystem.open_input_stream(entries[name].path) as stream:
-                return stream.read()
+                return bytes(stream.read())
 
         hidden = dict.fromkeys(h for name in entries if (h := _hidden(name)))
         return Folder(self.path, shown, list(hidden), unread, read, self.section)

@@ -24,7 +24,7 @@ from pipeline.corpus.files.inputs import Format, InputFile, file_format
 from pipeline.corpus.files.shards import FilePlan, Shard
 from pipeline.errors import InputError, RowError
 
-RawRow = tuple[int, dict[str, Any] | RowError]
+NumberedRow = tuple[int, dict[str, Any] | RowError]
 
 HEAD_ROWS = 20
 SHARD_BYTES = 1 << 26  # a shard of JSON ends here even where it has fewer rows than asked for
@@ -80,18 +80,18 @@ def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128) -> F
         plan(draft, how, shard_rows)
     except BROKEN as error:
         where = f"breaks after {draft.seen} rows" if draft.seen else "cannot be read"
-        said = f"{how.kind} in {how.compression}" if how.compression else how.kind
+        form = f"{how.kind} in {how.compression}" if how.compression else how.kind
         remedy = contents.remedy(start, how) if "--set" not in str(error) else ""
-        raise InputError(f"{file.uri}: {where} as {said}: {error}; fetch or write the file again{remedy}") from error
+        raise InputError(f"{file.uri}: {where} as {form}: {error}; fetch or write the file again{remedy}") from error
     return draft.done()
 
 
 def _start(file: InputFile) -> bytes:
     with _open(file) as source:
-        return source.read(contents.LOOKED_AT)
+        return bytes(source.read(contents.LOOKED_AT))
 
 
-def read_shards(file: InputFile, format: str, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+def read_shards(file: InputFile, format: str, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
     """The rows of some shards of one file, by ascending row, each as `(row number, dict or RowError)`.
 
     Raises InputError where a shard is not what it was when the file was planned, before any of its rows is given.
@@ -147,8 +147,8 @@ def _records(file: InputFile, how: Format) -> Iterator[tuple[Iterator[text.Recor
         yield getattr(text, layout)(whole), layout == "lines" and how.compression is None
 
 
-def _parsed(records: Iterable[text.Record]) -> list[RawRow]:
-    rows: list[RawRow] = []
+def _parsed(records: Iterable[text.Record]) -> list[NumberedRow]:
+    rows: list[NumberedRow] = []
     for row, raw in records:
         if not text.is_blank(row, raw):
             try:
@@ -197,7 +197,7 @@ def _require_rows(draft: _Draft, how: Format) -> None:
         )
 
 
-def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
     if shards[0].offset is not None:
         with _open(file) as source:
             for shard in shards:
@@ -236,7 +236,7 @@ def _plan_parquet(draft: _Draft, how: Format, shard_rows: int) -> None:
         draft.total.update(footer)
 
 
-def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
     with _open(file) as source:
         footer = columnar.footer(source)
         for (offset, length), group in groupby(shards, key=lambda shard: (shard.offset or 0, shard.length or 0)):
@@ -273,10 +273,10 @@ def _batches(file: InputFile, how: Format) -> Iterator[Iterator[pa.RecordBatch]]
 
 
 def _plan_batches(draft: _Draft, how: Format, shard_rows: int) -> None:
-    with _batches(draft.file, how) as found:
+    with _batches(draft.file, how) as all_batches:
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for index, batch in enumerate(found):
+            for index, batch in enumerate(all_batches):
                 draft.total.update(_names(how, batch) if index == 0 else b"")
                 draft.total.update(_content(how, [batch]))
                 yield batch
@@ -300,11 +300,11 @@ def _names(how: Format, batch: pa.RecordBatch) -> bytes:
     return b"" if how.kind == "arrow" else repr(batch.schema.names).encode()
 
 
-def _read_batches(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[RawRow]]]:
+def _read_batches(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
     with _batches(file, how) as batches:
         ranges = ((shard.start, shard.stop) for shard in shards)
-        found = columnar.cut(batches, 0, ranges)
+        cuts = columnar.cut(batches, 0, ranges)
         for shard in shards:
-            _, pieces = next(found, ((0, 0), []))
+            _, pieces = next(cuts, ((0, 0), []))
             _verify(file, shard, _digest(how, pieces))
             yield shard, list(columnar.rows_of(pieces, shard.start))

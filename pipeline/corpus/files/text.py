@@ -93,8 +93,8 @@ class _Values:
             else:
                 # A number at the end of what was read may go on.
                 if self.ended or not isinstance(value, int | float) or end <= len(self.buffer) - LONGEST_TOKEN:
-                    found, self.position = self.buffer[self.position : end], end
-                    return found
+                    record, self.position = self.buffer[self.position : end], end
+                    return record
             self._fill()
 
     def _here(self, position: int) -> str:
@@ -122,8 +122,8 @@ def parse(row: int, raw: bytes) -> dict[str, Any]:
     try:
         text = (raw.removeprefix(BOM) if row == 0 else raw).decode("utf-8")
     except UnicodeDecodeError as error:
-        found = raw[max(error.start - 20, 0) : error.end + 20]
-        raise RowError("not_utf8", f"byte {error.start} of the row is not UTF-8: {found!r}; convert the file") from None
+        near = raw[max(error.start - 20, 0) : error.end + 20]
+        raise RowError("not_utf8", f"byte {error.start} of the row is not UTF-8: {near!r}; convert the file") from None
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except RowError:
@@ -136,12 +136,12 @@ def parse(row: int, raw: bytes) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    record = dict(pairs)
+    if len(record) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise RowError("duplicate_key", f"an object of the row has {excerpt(twice)} twice, and only one can be meant")
-    return found
+    return record
 
 
 def nested_rows(row: dict[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.corpus import columns
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels.meaning import label_column, siblings
 from pipeline.corpus.labels.words import tokens
 
@@ -32,7 +32,7 @@ BETTER = {"chosen", "preferred", "accepted", "better", "winning", "positive"}
 WORSE = {"rejected", "dispreferred", "worse", "losing", "negative"}
 
 
-def advice(rows: Sequence[Row], prompt: str | None, halves: set[str]) -> Iterator[dict[str, Any]]:
+def advice(rows: Sequence[RawRow], prompt: str | None, halves: set[str]) -> Iterator[dict[str, Any]]:
     """Fields of InputConfig.
 
     Args:
@@ -41,7 +41,7 @@ def advice(rows: Sequence[Row], prompt: str | None, halves: set[str]) -> Iterato
     """
     texts = [path for path in columns.paths(rows, (str, list)) if _holds_text(rows, path)]
     named = [path for path in texts if not ABOUT & set(tokens(path.rpartition(".")[2]))]
-    if halves <= set(texts):  # they are the responses: only their prompt is to be found
+    if halves <= set(texts):  # they are the responses: only their prompt is missing
         yield from ({"prompt_key": path} for path in named if path not in halves)
         return
     pair = _pair([path for path in named if path != prompt])
@@ -99,11 +99,11 @@ def _prompts(named: Sequence[str], prompt: str | None, taken: set[str]) -> list[
     return [path for path in named if ASKING & set(tokens(path.rpartition(".")[2])) and path not in taken]
 
 
-def _values(rows: Sequence[Row], path: str) -> list[Any]:
+def _values(rows: Sequence[RawRow], path: str) -> list[Any]:
     return [columns.lookup(row, path) for row in rows if columns.has(row, path)]
 
 
-def _holds_text(rows: Sequence[Row], path: str) -> bool:
+def _holds_text(rows: Sequence[RawRow], path: str) -> bool:
     """Whether a column holds text, or lists of it or of messages."""
     return any(
         isinstance(value, str)
@@ -112,7 +112,7 @@ def _holds_text(rows: Sequence[Row], path: str) -> bool:
     )
 
 
-def _is_conversation(rows: Sequence[Row], path: str) -> bool:
+def _is_conversation(rows: Sequence[RawRow], path: str) -> bool:
     return any(
         isinstance(value, list)
         and len(value) > 1

@@ -4,14 +4,18 @@ A layout is here where its columns alone do not say what its labels mean, or whi
 authors do. What a person states goes before it, key by key.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.config import InputConfig
 from pipeline.corpus import columns
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.config import InputConfig
 
 Form = Literal["", "threads", "tldr", "turn"]
 
@@ -136,7 +140,7 @@ SAMPLED = Layout(
 OWN_RESPONSES = ("chosen_key", "rejected_key", "messages_key")  # keys that say another arrangement than a layout's
 
 
-def recognised(rows: Sequence[Row], config: InputConfig, name: str) -> Layout | None:
+def recognised(rows: Sequence[RawRow], config: InputConfig, name: str) -> Layout | None:
     """The layout that a file's first rows are of, or that `input.layout` names; None where it is no published one, or
     where the configuration says other responses.
 

@@ -7,14 +7,15 @@
 A refusal is an InputError with the keys to give.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Sequence
 from shlex import quote
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.config import InputConfig
 from pipeline.corpus import columns
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels.layouts import Layout
 from pipeline.corpus.labels.rules import ByGrade, ByScores, ByValue, LabelRule
 from pipeline.corpus.labels.words import (
@@ -31,6 +32,9 @@ from pipeline.corpus.labels.words import (
 )
 from pipeline.errors import InputError, RowError
 
+if TYPE_CHECKING:
+    from pipeline.config import InputConfig
+
 BITS = ("0", "1", "true", "false", "")
 LABELS = {"label", "labels", "winner", "better", "best", "preferred", "preference", "choice", "chosen", "verdict"}
 
@@ -40,14 +44,14 @@ class Label(NamedTuple):
 
     columns: tuple[str, ...]
     responses: list[str]  # between which it chooses: two columns, or places in a list from 0
-    rows: Sequence[Row]  # the file's first
+    rows: Sequence[RawRow]  # the file's first
     file: str  # its name
 
     def __str__(self) -> str:
         return f"column {self.columns[0]!r}" if len(self.columns) == 1 else f"columns {', '.join(self.columns)}"
 
 
-def label_rule(rows: Sequence[Row], config: InputConfig, layout: Layout | None, name: str) -> LabelRule | None:
+def label_rule(rows: Sequence[RawRow], config: InputConfig, layout: Layout | None, name: str) -> LabelRule | None:
     """The rule by which a file's rows say which response is better; None where no column says it.
 
     Args:
@@ -106,7 +110,7 @@ def _by_scores(config: InputConfig, name: str) -> ByScores:
     )
 
 
-def _responses(rows: Sequence[Row], config: InputConfig, name: str) -> list[str]:
+def _responses(rows: Sequence[RawRow], config: InputConfig, name: str) -> list[str]:
     """What the responses are called that a label chooses between. Raises InputError where nothing says it."""
     responses = config.response_key
     if config.chosen_key or config.rejected_key:
@@ -230,7 +234,7 @@ def disproved(rule: ByValue, foreign: str, values: Sequence[str], responses: Seq
     )
 
 
-def words_of(rows: Iterable[Row], rule: ByValue) -> list[str]:
+def words_of(rows: Iterable[RawRow], rule: ByValue) -> list[str]:
     """The labels of some rows as words, each once; rows without one do not count."""
     values: dict[str, None] = {}
     for row in rows:
@@ -292,7 +296,7 @@ def siblings(texts: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def label_column(rows: Sequence[Row], pair: tuple[str, str]) -> str | list[str] | None:
+def label_column(rows: Sequence[RawRow], pair: tuple[str, str]) -> str | list[str] | None:
     """The column that by its name says which of two is better; where several of 0 and 1 do, those."""
     named = [path for path in columns.paths(rows) if path not in pair and LABELS & set(tokens(path))]
     ones = [

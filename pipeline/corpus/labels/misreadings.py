@@ -3,17 +3,21 @@
 Whatever is stated by keys is taken as stated; only what would be recognised by its names is looked at.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import InputConfig
 from pipeline.corpus import columns
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels.advice import ANSWERING, opposites
 from pipeline.corpus.labels.meaning import label_column, siblings
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.config import InputConfig
 
 STATED = ("response_key", "chosen_key", "rejected_key", "messages_key", "prompt_key")
 QUESTIONS = ("prompt", "question", "query", "instruction", "problem")
@@ -21,7 +25,7 @@ RESPONSES = ("response", "responses", "completion", "completions", "answer", "an
 OF_A_TREE = {"role", "parent_id"}  # columns beside a text that is one message of a conversation
 
 
-def refuse_misread(rows: Sequence[Row], config: InputConfig, name: str) -> None:
+def refuse_misread(rows: Sequence[RawRow], config: InputConfig, name: str) -> None:
     """Raises InputError where the first rows would be recognised as what they are not.
 
     Args:
@@ -29,17 +33,17 @@ def refuse_misread(rows: Sequence[Row], config: InputConfig, name: str) -> None:
     """
     if any(getattr(config, key) for key in STATED if key != "prompt_key"):
         return
-    found = None if config.prompt_key else _names(rows) or _steps(rows) or _plain(rows)
-    found = found or _several(rows) or _half_a_label(rows)
-    if found:
-        raise InputError(f"{name}: {found}")
+    misreading = None if config.prompt_key else _names(rows) or _steps(rows) or _plain(rows)
+    misreading = misreading or _several(rows) or _half_a_label(rows)
+    if misreading:
+        raise InputError(f"{name}: {misreading}")
 
 
-def _values(rows: Sequence[Row], column: str) -> list[Any]:
+def _values(rows: Sequence[RawRow], column: str) -> list[Any]:
     return [row[column] for row in rows if row.get(column) is not None]
 
 
-def _names(rows: Sequence[Row]) -> str | None:
+def _names(rows: Sequence[RawRow]) -> str | None:
     """`chosen` and `rejected` that hold other columns' names in place of their texts."""
     others = {column for row in rows for column in row} - {"chosen", "rejected"}
     values = [*_values(rows, "chosen"), *_values(rows, "rejected")]
@@ -55,7 +59,7 @@ def _names(rows: Sequence[Row]) -> str | None:
     )
 
 
-def _several(rows: Sequence[Row]) -> str | None:
+def _several(rows: Sequence[RawRow]) -> str | None:
     """Several columns whose names say a response, beside a prompt: a corpus of answers with the right one, or of solutions
     and their last line. What `sample` writes has responses of its own beside whatever its input had."""
     names = list(dict.fromkeys(column for row in rows for column in row))
@@ -75,7 +79,7 @@ def _several(rows: Sequence[Row]) -> str | None:
     )
 
 
-def _half_a_label(rows: Sequence[Row]) -> str | None:
+def _half_a_label(rows: Sequence[RawRow]) -> str | None:
     """`chosen` without `rejected` beside responses: the number or the name of one, which nothing else says."""
     names = {column for row in rows for column in row}
     responses = next((name for name in RESPONSES if name in names), None)
@@ -89,7 +93,7 @@ def _half_a_label(rows: Sequence[Row]) -> str | None:
     )
 
 
-def _steps(rows: Sequence[Row]) -> str | None:
+def _steps(rows: Sequence[RawRow]) -> str | None:
     """Steps of one answer, each with whether it is right (TRL's stepwise supervision)."""
     pairs = [(row.get("completions"), row.get("labels")) for row in rows if "completions" in row and "labels" in row]
     steps = [
@@ -109,7 +113,7 @@ def _steps(rows: Sequence[Row]) -> str | None:
     )
 
 
-def _plain(rows: Sequence[Row]) -> str | None:
+def _plain(rows: Sequence[RawRow]) -> str | None:
     """A `text` that is a prompt of other columns, or one message of a conversation, and no plain text."""
     names = {column for row in rows for column in row}
     if not _values(rows, "text") or {"chosen", "rejected"} <= names:

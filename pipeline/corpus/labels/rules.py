@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipeline.corpus import columns
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels.words import TIE, TIES, as_number, squash, tokens, word
 from pipeline.corpus.ranking import MARGIN, RANK, SCORE
 from pipeline.corpus.samples import Preference
@@ -42,7 +42,7 @@ class ByValue:
     why: str = ""  # what proves it, for people
     closed: str = ""  # values that disprove the reading wherever they stand: "digits" all, "letters" other letters
 
-    def decide(self, row: Row, names: Sequence[str]) -> Decision:
+    def decide(self, row: RawRow, names: Sequence[str]) -> Decision:
         """Raises RowError `no_preference`, `bad_label`."""
         spelling = self.value(row)
         better = self.meaning(spelling)
@@ -62,7 +62,7 @@ class ByValue:
         stands = dict(self.meanings).get(spelling)
         return TIE if stands is None and spelling in TIES else stands
 
-    def value(self, row: Row) -> str:
+    def value(self, row: RawRow) -> str:
         """The row's label as a word; "" where it has none. Raises `bad_label` where several columns do not name one."""
         if len(self.columns) == 1:
             return word(columns.lookup(row, self.columns[0]))
@@ -73,7 +73,7 @@ class ByValue:
         whole = squash(ones[0])
         return whole if whole in dict(self.meanings) else short_name(ones[0], self.columns)
 
-    def disproof(self, row: Row) -> str | None:
+    def disproof(self, row: RawRow) -> str | None:
         """The value of a row that shows this reading to be wrong for the whole corpus, or None."""
         if not self.closed or len(self.columns) > 1 or not columns.has(row, self.columns[0]):
             return None
@@ -87,7 +87,7 @@ class ByValue:
         one = len(self.columns) == 1
         return f"column {self.columns[0]!r} says" if one else f"columns {', '.join(self.columns)} say"
 
-    def _shown(self, row: Row) -> str:
+    def _shown(self, row: RawRow) -> str:
         return ", ".join(f"{columns.lookup(row, column)!r:.60}" for column in self.columns)
 
 
@@ -106,7 +106,7 @@ class ByGrade:
     def columns(self) -> tuple[str, ...]:
         return (self.column,)
 
-    def decide(self, row: Row, names: Sequence[str]) -> Decision:
+    def decide(self, row: RawRow, names: Sequence[str]) -> Decision:
         """Raises RowError `no_preference`, `bad_label`."""
         value = columns.lookup(row, self.column)
         grade = as_number(value)
@@ -143,7 +143,7 @@ class ByScores:
     min_margin: float = 0.0
     threshold: float | None = None
 
-    def decide(self, row: Row, names: Sequence[str]) -> Decision:
+    def decide(self, row: RawRow, names: Sequence[str]) -> Decision:
         """Raises RowError `no_score`."""
         numbers = self._scores(row, names)
         key = RANK if self.ranks else SCORE
@@ -187,7 +187,7 @@ class ByScores:
         sides: dict[str, Preference] = dict.fromkeys(chosen, "chosen")
         return sides | dict.fromkeys(rejected, "rejected")
 
-    def _scores(self, row: Row, names: Sequence[str]) -> dict[str, float | None]:
+    def _scores(self, row: RawRow, names: Sequence[str]) -> dict[str, float | None]:
         values: list[Any] = []
         for column in self.columns:
             value = columns.lookup(row, column)
@@ -222,7 +222,7 @@ class Guessed:
     def columns(self) -> tuple[str, ...]:
         return (self.column,)
 
-    def decide(self, row: Row, names: Sequence[str]) -> Decision:
+    def decide(self, row: RawRow, names: Sequence[str]) -> Decision:
         raise RowError(
             "bad_label", f"what column {self.column!r} means was guessed by an earlier version of this program"
         )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import EvaluateConfig, InputConfig
 from pipeline.corpus import Choice, Shape, detect
-from pipeline.corpus.columns import Row, lookup
+from pipeline.corpus.columns import RawRow, lookup
 from pipeline.errors import ConfigError, InputError, RowError
 from pipeline.evaluation.benchmarks.figures import Figures
 from pipeline.evaluation.benchmarks.items import Item
@@ -38,7 +38,7 @@ class Benchmark:
         """Of the input's files those that its layout has beside the benchmark, or that hold items again: reason by name."""
         return {}
 
-    def shape(self, head: Sequence[Row], config: InputConfig, file: str) -> Shape:
+    def shape(self, head: Sequence[RawRow], config: InputConfig, file: str) -> Shape:
         """Which columns hold what, from a file's first rows. Raises InputError that names file and missing field."""
         for row in head:
             for name in self.fields:

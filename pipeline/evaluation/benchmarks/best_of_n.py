@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.config import BestOfNConfig, InputConfig
 from pipeline.corpus import Shape
-from pipeline.corpus.columns import Row, lookup, without
+from pipeline.corpus.columns import RawRow, lookup, without
 from pipeline.corpus.samples import OPENS_THOUGHTS
 from pipeline.errors import RowError
 from pipeline.evaluation.benchmarks.base import Benchmark, item_name
@@ -41,7 +41,7 @@ class BestOfN(Benchmark):
     def __init__(self, config: BestOfNConfig | None = None):
         self.config = config or BestOfNConfig()
 
-    def shape(self, head: Sequence[Row], config: InputConfig, file: str) -> Shape:
+    def shape(self, head: Sequence[RawRow], config: InputConfig, file: str) -> Shape:
         """Of the columns but the one of the right answers, which is no response."""
         known = self.config.answer_key
         return super().shape([without(row, known) for row in head] if known else head, config, file)

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.config import EvaluateConfig, InputConfig
 from pipeline.corpus import Choice, Shape
-from pipeline.corpus.columns import Row, has, lookup
+from pipeline.corpus.columns import RawRow, has, lookup
 from pipeline.corpus.messages import to_text
 from pipeline.errors import ConfigError, InputError, RowError
 from pipeline.evaluation.benchmarks.base import Benchmark, item_name
@@ -43,12 +43,12 @@ class Maths(Benchmark):
         if not config.model.name:
             raise ConfigError(f"{self.name} asks a policy for answers: give --model")
 
-    def shape(self, head: Sequence[Row], config: InputConfig, file: str) -> Shape:
+    def shape(self, head: Sequence[RawRow], config: InputConfig, file: str) -> Shape:
         """The question alone: responses are made, not read. Raises InputError that names file and missing field."""
         self.check_layout(head, file)
         return Shape((), prompt=next((name for name in self.questions if head and name in head[0]), self.questions[0]))
 
-    def check_layout(self, head: Sequence[Row], file: str) -> None:
+    def check_layout(self, head: Sequence[RawRow], file: str) -> None:
         """Raises InputError, naming file and missing field, unless each of a file's first rows has what is needed."""
         if not head:
             raise InputError(
@@ -62,7 +62,7 @@ class Maths(Benchmark):
                         f"(it has {', '.join(sorted(map(str, row)))}); give the file that its authors publish"
                     )
 
-    def question(self, row: Row) -> str:
+    def question(self, row: RawRow) -> str:
         """Raises RowError: missing_column, null, not_text, lone_surrogate, empty_prompt."""
         name, value = _first(row, self.questions)
         text = to_text(value, f"column {name!r}")
@@ -70,7 +70,7 @@ class Maths(Benchmark):
             raise RowError("empty_prompt", f"column {name!r} is empty; a question is due")
         return text
 
-    def gold(self, row: Row) -> str:
+    def gold(self, row: RawRow) -> str:
         r"""The right answer: of a solution, what it boxes or puts behind `####`. Raises RowError: missing_column, null,
         no_gold."""
         name, value = _first(row, self.answers)
@@ -142,7 +142,7 @@ def _by(group: str, items: Sequence[Item], scores: Array) -> dict[str, Any]:
     }
 
 
-def _first(row: Row, names: Sequence[str]) -> tuple[str, Any]:
+def _first(row: RawRow, names: Sequence[str]) -> tuple[str, Any]:
     name = next((name for name in names if has(row, name)), names[0])
     return name, lookup(row, name)
 

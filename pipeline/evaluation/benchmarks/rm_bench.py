@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.config import InputConfig
 from pipeline.corpus import Shape
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.errors import InputError
 from pipeline.evaluation.benchmarks.base import Benchmark, count_ties, item_name, listed, strata_of
 from pipeline.evaluation.benchmarks.figures import Array, Figures, Matrix
@@ -43,7 +43,7 @@ class RMBench(Benchmark):
             return {}
         return {name: f"{TOTAL} has its items" for name in names if _part_of_file(name) in PARTS}
 
-    def shape(self, head: Sequence[Row], config: InputConfig, file: str) -> Shape:
+    def shape(self, head: Sequence[RawRow], config: InputConfig, file: str) -> Shape:
         unnamed = next((row for row in head if "domain" not in row), None)
         if unnamed is not None and _part_of_file(file) not in PARTS and all(name in unnamed for name in self.fields):
             raise InputError(

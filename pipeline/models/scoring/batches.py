@@ -1,13 +1,17 @@
-"""Which responses are forwarded together: families that share a prompt, packed under a token budget.
+"""Which responses are forwarded together: families that share a prompt, under a token budget.
 
 A family's prompt is computed once. The last token of a response predicts nothing that is scored, so it is not forwarded:
 a response of H tokens costs H - 1, and its prompt, whose last state is s_1, is shared.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipeline.tokens import TokenizedTurn
+if TYPE_CHECKING:
+    from pipeline.tokens import TokenizedTurn
 
 
 @dataclass(frozen=True)
@@ -32,30 +36,30 @@ def families(turns: Sequence[TokenizedTurn], positions: Sequence[int], budget_to
     groups: dict[tuple[int, ...], list[int]] = {}
     for position in positions:
         groups.setdefault(tuple(turns[position].prompt_ids), []).append(position)
-    found = []
+    grouped = []
     for prompt, members in groups.items():
         part: list[int] = []
         size = len(prompt)
         for member in members:
             cost = len(turns[member].response_ids) - 1
             if part and size + cost > budget_tokens:
-                found.append(_family(prompt, part, turns))
+                grouped.append(_family(prompt, part, turns))
                 part, size = [], len(prompt)
             part.append(member)
             size += cost
-        found.append(_family(prompt, part, turns))
-    return sorted(found, key=lambda f: (-f.longest, f.members))
+        grouped.append(_family(prompt, part, turns))
+    return sorted(grouped, key=lambda f: (-f.longest, f.members))
 
 
 def _family(prompt: tuple[int, ...], members: list[int], turns: Sequence[TokenizedTurn]) -> Family:
     return Family(prompt, tuple(members), tuple(tuple(turns[m].response_ids) for m in members))
 
 
-def packed(found: Sequence[Family], budget_tokens: int) -> list[list[Family]]:
+def token_batches(ordered: Sequence[Family], budget_tokens: int) -> list[list[Family]]:
     """Cut a list of families into batches of at most `budget_tokens` tokens (one family may exceed it alone)."""
     batches: list[list[Family]] = []
     size = 0
-    for family in found:
+    for family in ordered:
         if not batches or size + family.tokens > budget_tokens:
             batches.append([])
             size = 0
@@ -64,11 +68,11 @@ def packed(found: Sequence[Family], budget_tokens: int) -> list[list[Family]]:
     return batches
 
 
-def padded(found: Sequence[Family], budget_tokens: int) -> list[list[Family]]:
+def padded_batches(ordered: Sequence[Family], budget_tokens: int) -> list[list[Family]]:
     """The same for a model that needs rectangles: families alone where they share, the others by padded size."""
     batches: list[list[Family]] = []
     width = 0
-    for family in found:
+    for family in ordered:
         alone = len(family.members) > 1
         if alone or not batches or not width or (len(batches[-1]) + 1) * width > budget_tokens:
             batches.append([])

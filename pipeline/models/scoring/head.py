@@ -99,7 +99,7 @@ class Reshape:
         return logits if self.factor == 1 else logits.mul_(self.factor)
 
     def pull_back(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The gradient before, of the gradient behind, which is overwritten; `logits` are those behind."""
+        """The gradient of the raw logits, from that of the reshaped `logits`; `gradient` is overwritten."""
         if self.cap:
             return gradient.mul_(1 - (logits / self.cap).square_())
         return gradient if self.factor == 1 else gradient.mul_(self.factor)

@@ -64,7 +64,7 @@ def probe_families(config: Any) -> list[Family]:
     ]
 
 
-def agree(found: torch.Tensor, due: torch.Tensor, dtype: torch.dtype, slack: float = 1.0) -> bool:
+def agree(logprobs: torch.Tensor, due: torch.Tensor, dtype: torch.dtype, slack: float = 1.0) -> bool:
     """Whether log-probabilities [P] of a probe's responses are the same but for rounding in the model's dtype: the root of the
     mean square by which they differ is at most a share of the range of those that are due, 1e-2 in 16 bits, else 1e-3.
 
@@ -77,4 +77,4 @@ def agree(found: torch.Tensor, due: torch.Tensor, dtype: torch.dtype, slack: flo
     """
     share = slack * (1e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-3)
     spread = (due.max() - due.min()).clamp_min(1e-3)  # an even distribution has none
-    return bool((found - due).square().mean().sqrt() <= share * spread)
+    return bool((logprobs - due).square().mean().sqrt() <= share * spread)

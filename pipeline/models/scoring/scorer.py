@@ -4,7 +4,7 @@
     scorer = Scorer(model)                       # any Hugging Face causal LM, already on its device
     scores = scorer.score(turns)                 # one Scores, or a RowError, per turn
 
-How a model is run is found out once, on a probe, against its own plain forward:
+How a model is run is decided once, on a probe, against its own plain forward:
 
 - **packed**: families of responses lie one after another in a single row, no padding (`pipeline.models.scoring.attention`);
 - **cached**: for models whose attention cannot be replaced: a family's prompt fills the key-value cache, its responses
@@ -17,10 +17,12 @@ the model's own logits are asked for, a response at a time, at the scored positi
 A reward does not depend on what else is in the batch beyond rounding (1e-6 in float32).
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
@@ -28,10 +30,12 @@ from transformers import DynamicCache
 from pipeline.errors import RowError
 from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
-from pipeline.models.scoring.batches import Family, families, packed, padded
+from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
 from pipeline.models.scoring.head import Head, concatenate, reduce_logits
 from pipeline.models.scoring.layouts import agree, pack, pad, probe_families
-from pipeline.tokens import TokenizedTurn
+
+if TYPE_CHECKING:
+    from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +98,11 @@ class Scorer:
             waiting = [i for i in waiting if results[i] is None]
         return [r for r in results if r is not None]
 
-    def _batches(self, found: list[Family]) -> list[list[Family]]:
-        """What is forwarded together. Beyond `rope_limit` positions depend on the longest of a batch: no company there."""
-        long = [] if self.rope_limit is None else [f for f in found if f.longest >= self.rope_limit]
-        rest = [f for f in found if f not in long]
-        cut = packed if self.layout == "packed" else padded
+    def _batches(self, ordered: list[Family]) -> list[list[Family]]:
+        """What is forwarded together. From `rope_limit` on a response goes alone: its positions depend on the whole batch."""
+        long = [] if self.rope_limit is None else [f for f in ordered if f.longest >= self.rope_limit]
+        rest = [f for f in ordered if f not in long]
+        cut = token_batches if self.layout == "packed" else padded_batches
         together = cut(_singles(rest) if self.layout == "plain" else rest, self.budget_tokens)
         return together + [[single] for single in _singles(long)]
 
@@ -144,13 +148,13 @@ class Scorer:
     def _packed(self, batch: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = pack(batch)
         out = self._trunk(ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing)
-        states = out.last_hidden_state[0]  # on the last device of a model that is spread over several
+        states: torch.Tensor = out.last_hidden_state[0]  # on the last device of a model that is spread over several
         return states[chosen.to(states.device)]
 
     def _cached(self, family: Family) -> torch.Tensor:
         prompt = torch.tensor([family.prompt_ids])
         first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config))
-        state = first.last_hidden_state[:, -1]
+        state: torch.Tensor = first.last_hidden_state[:, -1]
         count, width = len(family.responses), max(len(r) for r in family.responses) - 1
         if width == 0:
             return state.expand(count, -1)
@@ -180,8 +184,8 @@ class Scorer:
         ids, mask, [(begin, end)] = pad([single])
         self.forwarded_tokens += ids.numel()
         keep = torch.arange(begin, end, device=self.device)
-        given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        logits = self.model(**given, use_cache=False, logits_to_keep=keep).logits[0]
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        logits: torch.Tensor = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
         logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -233,7 +237,7 @@ class Scorer:
         self.forwarded_tokens = 0
 
     def _try(self, layout: str, agrees: Callable[[torch.Tensor], bool], probe: list[Family]) -> str | None:
-        """None when the layout gives the plain forward's logits, else why it does not. Leaves `layout` as it was found."""
+        """None when the layout gives the plain forward's logits, else why it does not. Restores `layout`."""
         before, self.layout = self.layout, layout
         try:
             if layout == "packed":
@@ -263,8 +267,8 @@ def _finite(scores: Scores) -> Scores | RowError:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether it is one: of PyTorch's allocator, of the CUDA driver, of cuBLAS, or of the CPU's."""
-    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+    phrases = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def _singles(batch: list[Family]) -> list[Family]:
@@ -280,7 +284,7 @@ def rope_limit(config: Any) -> int | None:
             own = kind.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
-            return own or config.max_position_embeddings
+            return int(own or config.max_position_embeddings)
     return None
 
 

@@ -6,11 +6,10 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, TokensConfig
-from pipeline.corpus import RawRow, Shape, Shard
+from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.models.loading import (
-    UNBOUNDED,
     context_length,
     identify_model,
     load_settings,
@@ -19,7 +18,7 @@ from pipeline.models.loading import (
 from pipeline.rewards.labelling import Prepared, failure, make_label, prepare
 from pipeline.store import fingerprint
 from pipeline.store.schema import Failure, Label
-from pipeline.tokens import Ending, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
+from pipeline.tokens import UNBOUNDED, Ending, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 
 Engine = Literal["scorer", "classifier", "generator"]
 
@@ -85,7 +84,7 @@ class Labeller:
         settings = {**kind, **self.settings()}
         return fingerprint.describe(config, model, self.renderer.template, self.renderer.rubrics, settings)
 
-    def prepare(self, shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape) -> Prepared:
+    def prepare(self, shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape) -> Prepared:
         """A shard's rows as requests. Every response ends in a turn or a failure; nothing raises RowError."""
         raise NotImplementedError
 
@@ -150,7 +149,7 @@ class OfResponses(Labeller):
         """The reward and what else is worth keeping, from an answer. Raises RowError."""
         raise NotImplementedError
 
-    def prepare(self, shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape) -> Prepared:
+    def prepare(self, shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape) -> Prepared:
         out = prepare(shard, generation, rows, shape, self.counter, self.config.input.turns)
         kept: list[tuple[Turn, TokenizedTurn]] = []
         out.requests = []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.apart import Apart
-from pipeline.corpus import RawRow, Shape, Shard
+from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.killers import Bisection, killed
 from pipeline.rewards.labellers.base import Labeller
 from pipeline.rewards.labelling import Prepared
@@ -26,7 +26,7 @@ class Preparation:
         self.beside = Apart() if self.own_code else Apart(without=WITHOUT, environment=QUIET)
 
     def prepare(
-        self, labeller: Labeller, shard: Shard, generation: int, rows: Sequence[RawRow], shape: Shape
+        self, labeller: Labeller, shard: Shard, generation: int, rows: Sequence[NumberedRow], shape: Shape
     ) -> Prepared:
         """As `labeller.prepare`; a row that ends its process is a failure as a whole. Raises RunError."""
 

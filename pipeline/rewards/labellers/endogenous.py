@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.corpus import RawRow, Shape, Shard
+from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.errors import RowError
 from pipeline.models.scores import Scores
 from pipeline.rewards.labellers.base import Labeller
@@ -23,7 +23,7 @@ class Endogenous(Labeller):
         sampled = self.config.tokens.sampled
         return reward if sampled == "exact" else {**reward, "tokens.sampled": sampled}
 
-    def prepare(self, shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape) -> Prepared:
+    def prepare(self, shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape) -> Prepared:
         return prepare(shard, generation, rows, shape, self.renderer, self.config.input.turns)
 
     def finish(self, prepared: Prepared, answers: Sequence[Scores | RowError]) -> tuple[list[Label], list[Failure]]:

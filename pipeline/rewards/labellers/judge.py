@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pipeline.apart import Apart, Died, TimedOut
 from pipeline.config import EvaluateConfig, JudgeConfig
-from pipeline.corpus import RawRow, Shape, Shard
+from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.models.questions import Completion, Question
@@ -85,7 +85,7 @@ class PairwiseJudge(Asking):
     def settings(self) -> dict[str, Any]:
         return judge_settings(self.config.judge, "pairwise")
 
-    def prepare(self, shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape) -> Prepared:
+    def prepare(self, shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape) -> Prepared:
         out = prepare(shard, generation, rows, shape, self.counter, self.config.input.turns)
         requests: list[Question] = []
         shown: list[Shown] = []

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from pipeline.config import InputConfig, SampleConfig, SampleSection, TokensConfig
 from pipeline.corpus import Shape, columns, detect
-from pipeline.corpus.columns import Row
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.detection import CONVERSATIONS, LISTED, PROMPTS, SYSTEMS, TOOLS, beside_prompt
 from pipeline.corpus.labels.layouts import recognised
 from pipeline.corpus.samples import OPENS_THOUGHTS, Message, Turn
@@ -90,7 +90,7 @@ class PromptSampler(Sampling):
             )
         return found
 
-    def asked(self, file: str, number: int, row: Row, shape: Shape) -> Asked:
+    def asked(self, file: str, number: int, row: RawRow, shape: Shape) -> Asked:
         """Raises RowError."""
         asked = prompt_of(file, number, row, shape)
         shown = with_system(asked.prompt, self.config.tokens.system_prompt)
@@ -101,7 +101,7 @@ class PromptSampler(Sampling):
         return float(completion.finished), {"rendering": self.renderer.identity, **opens}
 
 
-def prompt_of(file: str, number: int, row: Row, shape: Shape) -> Asked:
+def prompt_of(file: str, number: int, row: RawRow, shape: Shape) -> Asked:
     """A row's prompt, and in `extra` what else the row holds; of an answer that closes a conversation, `response`. Raises
     RowError."""
     alone = replace(shape, responses=()).normalise(file, number, row)
@@ -116,7 +116,7 @@ def prompt_of(file: str, number: int, row: Row, shape: Shape) -> Asked:
     return Asked(prompt, found.conversational, other, found.tools)
 
 
-def _given(prompt: list[Message], conversational: bool) -> Row:
+def _given(prompt: list[Message], conversational: bool) -> RawRow:
     """The columns from which `Shape.normalise` makes this very prompt again."""
     if conversational:
         return {"prompt": prompt}
@@ -124,8 +124,8 @@ def _given(prompt: list[Message], conversational: bool) -> Row:
     return {"prompt": texts.get("user", ""), **{role: texts[role] for role in ("system",) if role in texts}}
 
 
-def _renamed(other: Row) -> Row:
-    named: Row = {}
+def _renamed(other: RawRow) -> RawRow:
+    named: RawRow = {}
     for name, value in other.items():
         new = name
         while new in TAKEN or (new != name and new in other):
@@ -134,7 +134,7 @@ def _renamed(other: Row) -> Row:
     return named
 
 
-def prompt_shape(rows: Sequence[Row], config: InputConfig, name: str) -> Shape:
+def prompt_shape(rows: Sequence[RawRow], config: InputConfig, name: str) -> Shape:
     """Where a file's prompts are, by its first rows: a prompt column, a conversation, or what the halves of a pair share.
 
     A corpus that `detect` knows need not hold responses here. Raises InputError where no column holds a prompt.
@@ -170,7 +170,7 @@ def prompt_shape(rows: Sequence[Row], config: InputConfig, name: str) -> Shape:
     return shape
 
 
-def _listed(rows: Sequence[Row]) -> str:
+def _listed(rows: Sequence[RawRow]) -> str:
     return ", ".join(columns.paths(rows)[:LISTED]) or "none"
 
 
@@ -178,7 +178,7 @@ def _listed(rows: Sequence[Row]) -> str:
 class Samples:
     """The responses to one prompt, as a row of a corpus."""
 
-    row: Row
+    row: RawRow
     tokens: int  # of all of them, end tokens included
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import AnswersConfig, SampleSection
-from pipeline.corpus import RawRow, Shape, Shard
+from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.corpus.samples import Message, Turn, turn_id
 from pipeline.errors import RowError
 from pipeline.models.questions import Completion, Question
@@ -53,7 +53,7 @@ class Sampling(Asking):
         """The reward of an answer, and what else is worth keeping."""
         raise NotImplementedError
 
-    def prepare(self, shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape) -> Prepared:
+    def prepare(self, shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape) -> Prepared:
         out = Prepared(shard, generation)
         requests: list[Question] = []
         plan: list[tuple[Turn, TokenizedTurn]] = []

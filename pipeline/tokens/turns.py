@@ -1,0 +1,65 @@
+"""What a model sees of a turn, and how it is cut where it is too long (`tokens.over_length`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.corpus.samples import Message
+from pipeline.errors import RowError
+
+UNBOUNDED = 2**20  # tokens: the length of a context of which nothing is known
+
+
+@dataclass(frozen=True)
+class TokenizedTurn:
+    """What the model sees of a turn. `prompt` is the messages as rendered, a rubric's system message included."""
+
+    prompt_ids: list[int]  # at least one
+    response_ids: list[int]  # the scored tokens, at least one
+    prompt: list[Message]
+    truncated: bool = False
+
+
+def fit(
+    turns: Sequence[TokenizedTurn | RowError], limit: int, over_length: str, bos: int | None
+) -> list[TokenizedTurn | RowError]:
+    """Turns of at most `limit` tokens; what is cut from a prompt is cut for all responses to it.
+
+    Args:
+        over_length: `tokens.over_length`: cut_response, cut_prompt or reject.
+        bos: the beginning-of-sequence token, which stays in front of a prompt that is cut.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for turn in turns:
+        if isinstance(turn, TokenizedTurn):
+            key = tuple(turn.prompt_ids)
+            longest[key] = max(longest.get(key, 0), len(turn.response_ids))
+    fitted: list[TokenizedTurn | RowError] = []
+    for turn in turns:
+        if isinstance(turn, RowError):
+            fitted.append(turn)
+        elif over_length == "cut_prompt" and len(turn.prompt_ids) + longest[tuple(turn.prompt_ids)] > limit:
+            fitted.append(_with_shorter_prompt(turn, limit, longest[tuple(turn.prompt_ids)], bos))
+        else:
+            fitted.append(_with_shorter_response(turn, limit, over_length))
+    return fitted
+
+
+def _with_shorter_prompt(turn: TokenizedTurn, limit: int, longest: int, bos: int | None) -> TokenizedTurn:
+    """With room for the longest response to this prompt; `longest` is its tokens."""
+    prompt = turn.prompt_ids
+    begin = prompt[:1] if prompt[0] == bos else []
+    room = limit - min(longest, limit - 1)
+    shorter = begin + prompt[len(prompt) - room + len(begin) :] if room > len(begin) else prompt[-room:]
+    return replace(turn, prompt_ids=shorter, response_ids=turn.response_ids[: limit - 1], truncated=True)
+
+
+def _with_shorter_response(turn: TokenizedTurn, limit: int, over_length: str) -> TokenizedTurn | RowError:
+    prompt, response = turn.prompt_ids, turn.response_ids
+    if len(prompt) + len(response) <= limit:
+        return turn
+    size = f"{len(prompt)} prompt and {len(response)} response tokens, at most {limit} fit"
+    if over_length == "reject":
+        return RowError("too_long", f"{size}; raise tokens.max_length or cut with tokens.over_length")
+    if len(prompt) >= limit:
+        return RowError("prompt_too_long", f"{size}; raise tokens.max_length or set tokens.over_length = cut_prompt")
+    return replace(turn, response_ids=response[: limit - len(prompt)], truncated=True)
