@@ -5,10 +5,11 @@
 
 Functions and values travel pickled through a pair of sockets. It is started anew, never forked, so it may stand beside
 threads and CUDA; it is used again until it dies or is killed, and started when it is next needed. It ends when the process
-that started it ends, however that happens.
+that started it ends, however that happens and whatever it is doing: the kernel signals it as that one's end of a pipe closes.
 """
 
 import contextlib
+import fcntl
 import os
 import pickle
 import resource
@@ -29,7 +30,7 @@ STARTED_WITHIN_S = 120.0
 LOOK_S = 1.0  # how often the process is looked at while its answer is waited for
 ENDS_WITHIN_S = 5.0  # once it has closed its socket
 LEFT_ALONE_S = 5.0  # how long after its time-out a process lives that nobody is left to kill
-MAIN = "import sys; sys.path[:] = sys.argv[2:]; from pipeline.apart import serve; serve(int(sys.argv[1]))"
+MAIN = "import sys; sys.path[:] = sys.argv[2:]; from pipeline.apart import serve; serve(*map(int, sys.argv[1].split()))"
 
 
 class Died(Exception):
@@ -60,6 +61,7 @@ class Apart:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._life: Connection | None = None  # a pipe that nothing is written to
         self._owner = 0  # a fork of this process has no share in the one beside it
 
     def call(self, function: Callable[..., Value], *arguments: Any, timeout_s: float | None = None) -> Value:
@@ -96,14 +98,15 @@ class Apart:
         if self._owner == os.getpid():
             self._stop()
         ours, theirs = Pipe()
-        with theirs:
-            place = [sys.executable, "-c", MAIN, str(theirs.fileno()), *map(os.path.abspath, sys.path)]
+        end, self._life = Pipe(duplex=False)
+        with theirs, end:
+            place = [sys.executable, "-c", MAIN, f"{theirs.fileno()} {end.fileno()}", *map(os.path.abspath, sys.path)]
             self._process = subprocess.Popen(
                 place,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **self.environment},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), end.fileno()],
             )
         self._connection, self._owner = ours, os.getpid()
         try:
@@ -151,6 +154,8 @@ class Apart:
                 process.wait(ENDS_WITHIN_S)
         process.kill()
         code = process.wait()
+        assert self._life is not None
+        self._life.close()  # not before: it would be what ended the process
         return f"signal {_signal_name(-code)}" if code < 0 else f"exit code {code}"
 
 
@@ -161,12 +166,16 @@ def _signal_name(number: int) -> str:
         return str(number)
 
 
-def serve(descriptor: int) -> None:
-    """What the process does: answer calls until the other end of its socket is closed."""
+def serve(descriptor: int, life: int) -> None:
+    """What the process does: answer calls until the other end of its socket is closed. As that of `life` is, it is killed."""
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which ends a process also while it holds the interpreter's lock
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the process that it stands beside
         signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.set_inheritable(descriptor, False)
+    os.set_inheritable(life, False)
     connection = Connection(descriptor)
     while True:
         try:

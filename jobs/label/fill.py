@@ -253,6 +253,12 @@ def _explained(results: Iterable[Done]) -> Generator[Done]:
     except EndorewardError as error:
         raise RunError(f"{error}\n{kept}") from error
     except (RayError, RuntimeError) as error:
+        if "low on memory" in str(error):  # in one line of many, and of an actor not in the first
+            raise RunError(
+                "the flow stopped: Ray's memory monitor ended its workers, because a node ran low on memory, more often than "
+                "they may be started again; no row is blamed. Give scorer.max_actors or scorer.budget_tokens a lower value, "
+                f"or take machines with more memory\n{kept}"
+            ) from error
         raise RunError(
             f"the flow stopped: {_first_line(error)}\n{kept}, with --set run.verbose=true to see the workers' logs"
         ) from error

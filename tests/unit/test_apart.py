@@ -1,5 +1,6 @@
 """A real process beside this one: what it answers, how it dies, and that it never outlasts what it stands beside."""
 
+import contextlib
 import importlib
 import os
 import re
@@ -111,19 +112,26 @@ def test_a_signal_that_is_meant_for_others_does_not_end_it(beside: Apart) -> Non
     beside.call(die, signal.SIGINT)
 
 
-def test_it_ends_with_what_it_stands_beside() -> None:
+@pytest.mark.parametrize("work", ["time.sleep, 60", f"re.search, *{HOPELESS!r}"], ids=["waiting", "never letting go"])
+def test_it_ends_with_what_it_stands_beside(work: str) -> None:
     code = (
         "import os, re, threading, time; from pipeline.apart import Apart; apart = Apart(); "
         "print(apart.call(os.getpid), flush=True); "
-        "threading.Thread(target=apart.call, args=(time.sleep, 60), daemon=True).start(); time.sleep(60)"
+        f"threading.Thread(target=apart.call, args=({work}), daemon=True).start(); time.sleep(60)"
     )
     root = Path(__file__).parent.parent.parent
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     process = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(0.5)  # it has begun
     parent.kill()
     parent.wait()
-    assert process.wait(timeout=20) is None or not process.is_running()
+    with contextlib.suppress(psutil.TimeoutExpired):
+        process.wait(timeout=10)
+    left = process.is_running()
+    if left:
+        process.kill()
+    assert not left
 
 
 def test_modules_that_it_goes_without_and_its_own_variables() -> None:

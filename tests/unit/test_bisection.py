@@ -1,9 +1,13 @@
 """Rows that end their process, found by bisection: the search with a process that is counted, not started."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
+from jobs.label.fill import _explained
+from jobs.label.flow import Done
 from pipeline.apart import Died
 from pipeline.errors import RunError
 from pipeline.killers import DEATHS, Bisection, killed
@@ -87,3 +91,20 @@ def test_the_error_says_what_ended_it_and_what_to_do() -> None:
     error = killed("signal SIGSEGV", "tokenising")
     assert error.reason == "killed_process" and "signal SIGSEGV" in error.detail and "--retry-errors" in error.detail
     assert "memory" in killed("signal SIGKILL", "answering").detail and "memory" not in error.detail
+
+
+LOW = "1 worker(s) were killed due to the node running low on memory.\nMemory on the node was 15 GB / 16 GB"
+
+
+@pytest.mark.parametrize("of_an_actor", [False, True])
+def test_what_rays_memory_monitor_did_is_said(of_an_actor: bool) -> None:
+    """Of an actor Ray's first line is that it died unexpectedly; why stands six lines below."""
+    context = ActorDiedErrorContext(class_name="MapWorker", actor_id=b"1" * 16, error_message=f"is dead: {LOW}")
+    death = ActorDiedError(context) if of_an_actor else OutOfMemoryError(LOW)
+
+    def flow() -> Iterator[Done]:
+        raise death
+        yield
+
+    with pytest.raises(RunError, match=r"ran low on memory.*no row is blamed.*scorer\.max_actors"):
+        list(_explained(flow()))

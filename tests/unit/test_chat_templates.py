@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from tiny import CHATML, tokenizer
 
 from pipeline.config import TokensConfig
+from pipeline.corpus import Shape, Shard
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import ConfigError, RowError
+from pipeline.rewards.labelling import ALIKE, prepare
 from pipeline.tokens import Renderer, TokenizedTurn
 
 DAY = "2024-07-26"
@@ -180,6 +182,13 @@ def test_siblings_have_the_same_prompt_tokens(name: str) -> None:
     assert plain.prompt_ids == thoughtful.prompt_ids
     whole = made.tokenize(turn(USER, "yes"))
     assert plain.prompt_ids + plain.response_ids == whole.prompt_ids + whole.response_ids
+
+
+def test_texts_that_a_template_makes_the_same_are_counted() -> None:
+    shape, shard = Shape((("a", "chosen"), ("b", "rejected")), prompt="q"), Shard("f", 0, 0, 3, 3, "0" * 64, 0, 10)
+    rows = [(n, {"q": "hi", "a": "yes", "b": other}) for n, other in enumerate(("yes ", "yes", "no"))]
+    trimmed, kept = (prepare(shard, 0, rows, shape, renderer(name), "last") for name in ("gemma", "chatml"))
+    assert not trimmed.failures and (trimmed.counts[ALIKE], kept.counts[ALIKE]) == (1, 0)
 
 
 def test_a_prompt_is_cut_once_for_all_responses_to_it() -> None:

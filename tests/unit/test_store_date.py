@@ -8,11 +8,15 @@ import pytest
 from chat_templates import TEMPLATES
 from tiny import save_model
 
+from jobs.evaluate import run as evaluate
 from jobs.label.fill import Filling
-from pipeline.config import LabelConfig
+from jobs.rl import run as rl
+from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import find_files
 from pipeline.rewards.labellers import Endogenous
-from pipeline.store import WriterLock, fingerprint
+from pipeline.rl.config import RlConfig
+from pipeline.store import WriterLock, documents, fingerprint
+from pipeline.training.rows import stored_renderer
 
 
 def today() -> str:
@@ -52,6 +56,8 @@ def test_a_store_keeps_the_day_on_which_it_began(tmp_path: Path) -> None:
     renderer = again.labeller.renderer
     prompt = renderer.prompt_ids([{"role": "user", "content": "hi"}], True)
     assert "03 Feb 2020" in renderer.encoding.text(prompt)
+    trained = stored_renderer(renderer.tokenizer, again.description)
+    assert trained.prompt_ids([{"role": "user", "content": "hi"}], True) == prompt
     assert fingerprint.digest(again.description) == again.store.fingerprint()
 
 
@@ -60,3 +66,22 @@ def test_another_day_makes_another_store(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"tokens\.date: the store has '2020-02-03', this run '2021-01-01'"):
         opened(tmp_path, "dated", date="2021-01-01")
     assert began(tmp_path, "chatml", "2020-02-03").description["tokens.date"] is None
+
+
+def test_all_rewards_of_an_evaluation_have_the_day_on_which_it_began(tmp_path: Path) -> None:
+    config = EvaluateConfig.model_validate({"output": {"path": str(tmp_path / "out")}})
+    before = today()
+    assert evaluate._dated(config).tokens.date in (before, today())
+    began = config.model_copy(update={"tokens": config.tokens.model_copy(update={"date": "2020-02-03"})})
+    uri, document = evaluate._claimed(evaluate._dated(began), ["a.jsonl"])
+    documents.create(uri, document)
+    assert evaluate._dated(config).tokens.date == "2020-02-03"
+
+
+def test_an_online_run_goes_on_with_its_day_and_a_replay_has_that_of_what_it_replays(tmp_path: Path) -> None:
+    documents.create(str(tmp_path / "run/run.json"), {"description": {"tokens.date": "2020-02-03"}})
+    kept = {"description": {"run.tokens.date": "2021-04-05"}, "fingerprint": "f"}
+    documents.create(str(tmp_path / "rollouts/records/run.json"), kept)
+    for output, replay, day in (("run", None, "2020-02-03"), ("new", str(tmp_path / "rollouts"), "2021-04-05")):
+        config = RlConfig.model_validate({"output": {"path": str(tmp_path / output)}, "rl": {"replay": replay}})
+        assert rl._settled(config).tokens.date == day
