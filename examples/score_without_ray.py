@@ -30,7 +30,9 @@ def main() -> None:
     print(f"{'reward':>10} {'log pi':>10} {'V(s_1)':>9} {'tokens':>6}  response")
     for scored in scorer.score(arguments.prompt, responses):
         first_value = float(scored.token_values[0])
-        print(f"{scored.reward:10.3f} {scored.logprob:10.3f} {first_value:9.3f} {scored.num_tokens:6d}  {scored.response}")
+        print(
+            f"{scored.reward:10.3f} {scored.logprob:10.3f} {first_value:9.3f} {scored.num_tokens:6d}  {scored.response}"
+        )
 
 
 if __name__ == "__main__":
