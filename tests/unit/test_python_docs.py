@@ -1,8 +1,10 @@
-"""docs/python.md: its examples run, and give what it says."""
+"""docs/python.md and examples/score_without_ray.py run, and give what the document says."""
 
 import doctest
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,12 @@ def test_examples_give_what_the_document_says(tmp_path: Path, monkeypatch: pytes
     report: list[str] = []
     failed, _ = doctest.DocTestRunner().run(test, out=report.append)
     assert not failed, "".join(report)
+
+
+def test_the_example_prints_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["score_without_ray.py"])
+    runpy.run_path("examples/score_without_ray.py", run_name="__main__")
+    _, right, wrong = capsys.readouterr().out.splitlines()
+    assert (right.split()[0], wrong.split()[0]) == ("9.647", "5.078")
