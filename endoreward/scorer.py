@@ -182,6 +182,10 @@ class Scorer:
         texts = [response] if isinstance(response, str) else list(response)
         if not all(isinstance(text, str) for text in texts):
             raise ConfigError("a response is text; score whole conversations by `label`, as rows with `messages`")
+        if len(self.renderer.rubrics) > 1:
+            raise ConfigError(
+                "each of tokens.rubrics gives a response a score of its own; use `label`, whose `rubric` says which"
+            )
         if not texts:
             return []
         row = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "responses": texts}

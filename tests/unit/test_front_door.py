@@ -82,6 +82,14 @@ def test_a_prompt_and_its_responses(model: Path) -> None:
     assert scorer.score("ab?", []) == scorer.label([]) == []
 
 
+def test_each_rubric_gives_a_score(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rubrics.toml").write_text('brief = "Be brief."\nkind = "Be kind."\n')
+    scorer = endoreward.Scorer.from_pretrained(model, device="cpu", tokens={"rubrics": str(tmp_path / "rubrics.toml")})
+    assert [each.rubric for each in scorer.label([{"prompt": "ab?", "response": "cd"}])] == ["brief", "kind"]
+    with pytest.raises(endoreward.ConfigError, match="use `label`, whose `rubric` says which"):
+        scorer.score("ab?", "cd")
+
+
 def test_a_model_of_ones_own(model: Path) -> None:
     import transformers
 
