@@ -21,8 +21,8 @@ from pipeline.store.schema import FORMER_LABELS
 
 
 @lru_cache(maxsize=8)
-def _scorer(model: str) -> Scorer:
-    return Scorer(load_model(EvaluateConfig.model_validate({"model": {"name": model}}).model, "cpu", 0))
+def _scorer(model: str, alpha: float) -> Scorer:
+    return Scorer(load_model(EvaluateConfig.model_validate({"model": {"name": model}}).model, "cpu", 0), alpha=alpha)
 
 
 def label_store(
@@ -83,4 +83,4 @@ def as_format_1(store: LabelStore, extra_info: Callable[[dict[str, Any]], str] |
 def _answers(labeller: Labeller, requests: Sequence[Any]) -> list[Any]:
     if labeller.engine == "classifier":
         return [float(len(request.response_ids)) for request in requests]
-    return list(_scorer(labeller.model.name).score(requests))
+    return list(_scorer(labeller.model.name, labeller.config.reward.alpha).score(requests))

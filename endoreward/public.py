@@ -1,0 +1,24 @@
+"""The names that `import endoreward` gives, in one place. Imports neither torch nor Ray."""
+
+from endoreward.labels import read_errors, read_labels
+from endoreward.scorer import ScoredResponse, Scorer
+from pipeline import __version__
+from pipeline.config import RewardConfig
+from pipeline.errors import ConfigError, EndorewardError, RowError, StoreError
+from pipeline.rewards.endogenous import aggregate, soft_value, token_rewards
+
+__all__ = [
+    "ConfigError",
+    "EndorewardError",
+    "RewardConfig",
+    "RowError",
+    "ScoredResponse",
+    "Scorer",
+    "StoreError",
+    "__version__",
+    "aggregate",
+    "read_errors",
+    "read_labels",
+    "soft_value",
+    "token_rewards",
+]
