@@ -3,23 +3,29 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
 PROCESSES ?= 2 # that `make test` runs tests in
 
-.PHONY: setup demo test check chaos bench clean
+.PHONY: setup demo test test-lowest check chaos bench clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py constraints.txt
+$(READY): constraints.txt
+$(LOWEST)/.ready: constraints-lowest.txt
+%/.ready: pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "endoreward needs Python 3.11 or newer")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $(READY)
+	$(PYTHON) -m venv $*
+	$*/bin/pip install --quiet --disable-pip-version-check --constraint $(filter constraints%,$^) --editable ".[dev]"
+	touch $@
 
 demo: setup ## label the embedded corpus with the embedded model, evaluate the labels, train the model on labels of its own answers, offline and online
 	$(BIN)/python examples/addition/demo.py
 
 test: check ## everything that CI runs; each process starts a Ray of its own where a test asks for one
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+
+test-lowest: $(LOWEST)/.ready ## what starts no Ray, with the lowest versions that pyproject.toml allows; not part of CI
+	$(LOWEST)/bin/pytest --numprocesses $(PROCESSES) --dist loadfile tests/unit tests/contract
 
 check: setup ## style, types, layers: seconds
 	$(BIN)/ruff check .
@@ -50,4 +56,4 @@ bench: setup ## what the figures in the docs come from (benchmarks/README.md); l
 	.venv-bench/bin/python benchmarks/online_throughput.py
 
 clean:
-	rm -rf $(VENV) .venv-bench out build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .venv-bench out build *.egg-info

@@ -68,7 +68,7 @@ class ChatTemplate:
         options = {"tools": tools} if tools else {}
         try:
             return self.apply(
-                list(messages),
+                [_named_as_gpt_oss(message) for message in messages],
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation,
@@ -225,6 +225,12 @@ def _require_calls(calls: Sequence[Mapping[str, Any]], shown: str, without: str)
     names = [str(call.get("function", call).get("name", "")) for call in calls]
     if shown == without or not all(name in shown for name in names):
         raise RowError("template_error", f"the chat template does not show the tool calls of the response; {REMEDY}")
+
+
+def _named_as_gpt_oss(message: Message) -> Mapping[str, Any]:
+    """Thoughts under the name that gpt-oss's template reads, too. Later transformers do this themselves, 5.10 does not."""
+    thoughts = message.get("reasoning_content")
+    return message if thoughts is None else {"thinking": thoughts, **message}
 
 
 def _with_objects(messages: Sequence[Message]) -> list[Message]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -54,8 +53,10 @@ def test_no_secret_in_it(cluster: dict[str, Any]) -> None:
 
 
 def test_the_images_carry_our_ray(cluster: dict[str, Any]) -> None:
+    pinned = re.search(r"^ray==(.+)$", (PATH.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
     for image in ("head_image", "worker_image"):
-        assert f":{ray.__version__}-" in cluster["docker"][image]
+        assert f":{pinned[1]}-" in cluster["docker"][image]
 
 
 def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
