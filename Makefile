@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 PROCESSES ?= 2 # that `make test` runs tests in
 
-.PHONY: setup demo test test-lowest check chaos bench clean
+.PHONY: setup demo test test-lowest coverage check chaos bench clean
 
 setup: $(READY)
 
@@ -26,6 +26,12 @@ test: check ## everything that CI runs; each process starts a Ray of its own whe
 
 test-lowest: $(LOWEST)/.ready ## what starts no Ray, with the lowest versions that pyproject.toml allows; not part of CI
 	$(LOWEST)/bin/pytest --numprocesses $(PROCESSES) --dist loadfile tests/unit tests/contract
+
+coverage: setup ## make test, and which lines it ran: of child processes and Ray's workers too, as far as they end in peace
+	$(BIN)/coverage erase
+	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/coverage run -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder --timeout 900
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --sort cover
 
 check: setup ## style, types, layers: seconds
 	$(BIN)/ruff check .
