@@ -14,7 +14,7 @@ from pipeline.report.page import listed, to_toml
 from pipeline.report.training import Run, figure, last_part, observations, ordered, policy_name, sentence, title, words
 from pipeline.rl.config import ALGORITHMS
 from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES
-from pipeline.training.metrics import EVAL, Row, ends
+from pipeline.training.metrics import EVAL, MetricRow, ends
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PLACE = re.compile(r"(?<![\w.~/:-])(?:(?:s3|gs|gcs|abfs|abfss|hdfs|file)://|~?/|[A-Za-z]:[\\/])[^\s\"'`,;()<>]+")
@@ -34,7 +34,7 @@ UNSEEN_ONLINE = (
 )
 
 
-def model_card(run: Run, metrics: list[Row], results: rl.Results | None = None) -> str:
+def model_card(run: Run, metrics: list[MetricRow], results: rl.Results | None = None) -> str:
     """The card as text (write it as UTF-8 to README.md beside the weights).
 
     `run` and `metrics`, and `results` of an online run, as for the page.
@@ -111,7 +111,7 @@ def _labels(run: Run) -> str:
     return _table(["store", "model", "reward", "fingerprint"], rows)
 
 
-def _figures(metrics: list[Row], names: list[str]) -> str:
+def _figures(metrics: list[MetricRow], names: list[str]) -> str:
     """The start and the end of every curve, as the page has them."""
     rows = []
     for name in names:
@@ -127,7 +127,7 @@ def _given(run: Run) -> str:
     return _table(["", "count or value"], [[str(name), f"{v:,}" if isinstance(v, int) else str(v)] for name, v in rows])
 
 
-def _known(run: Run, metrics: list[Row], results: rl.Results) -> list[str]:
+def _known(run: Run, metrics: list[MetricRow], results: rl.Results) -> list[str]:
     online = rl.is_online(run)
     observed = rl.observations(run, metrics, results) if online else observations(run, metrics)
     return [*observed, *map(str, run.get("notes") or []), *(UNSEEN_ONLINE if online else UNSEEN)]

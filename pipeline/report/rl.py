@@ -30,7 +30,7 @@ from pipeline.report.training import (
 from pipeline.report.training import observations as observations_of_training
 from pipeline.report.training import ordered as ordered_by
 from pipeline.rl.config import RewardSource, RlConfig
-from pipeline.training.metrics import Row, ends, finite
+from pipeline.training.metrics import MetricRow, ends, finite
 
 Results = Mapping[str, Any]  # of results.json
 
@@ -63,7 +63,9 @@ def is_online(run: Run) -> bool:
     return "rl" in run["config"]
 
 
-def rl_page(run: Run, metrics: list[Row], results: Results | None = None, samples: Sequence[Row] = ()) -> str:
+def rl_page(
+    run: Run, metrics: list[MetricRow], results: Results | None = None, samples: Sequence[MetricRow] = ()
+) -> str:
     """The page as text (write it as UTF-8).
 
     Args:
@@ -135,12 +137,12 @@ def source_words(config: RlConfig, source: RewardSource) -> str:
     return said + (f" (for {source.share:.0%} of the prompts)" if source.share < 1 else "")
 
 
-def ordered(metrics: list[Row]) -> list[str]:
+def ordered(metrics: list[MetricRow]) -> list[str]:
     """Names of what was measured, as the page has them in order; the seconds of `time/` have a section of their own."""
     return [name for name in ordered_by(metrics, FIRST) if not name.startswith(TIME)]
 
 
-def observations(run: Run, metrics: list[Row], results: Results) -> list[str]:
+def observations(run: Run, metrics: list[MetricRow], results: Results) -> list[str]:
     """What a person should see first, in sentences that depend on what was measured."""
     said = []
     reward, (before, after) = ends(metrics, "reward"), (_measured(results, when) for when in ("before", "after"))
@@ -204,13 +206,13 @@ def _accuracy(results: Results) -> str:
     return section("Accuracy", [said, "With 95% intervals."], draw_intervals(rows, None, "Accuracy"))
 
 
-def _warned(metrics: list[Row]) -> Iterator[tuple[int, str]]:
+def _warned(metrics: list[MetricRow]) -> Iterator[tuple[int, str]]:
     for row in metrics:
         warnings = row.get("warnings")
         yield from ((row["step"], str(said)) for said in warnings or [] if isinstance(warnings, list))
 
 
-def _warnings(metrics: list[Row]) -> str:
+def _warnings(metrics: list[MetricRow]) -> str:
     items = "".join(f"<li><b>Step {step:,}.</b> {esc(said)}</li>" for step, said in _warned(metrics))
     said = "What the run said of itself as it went: signs, and no proofs."
     return section("Warnings", [said], f'<ul class="notes">{items}</ul>') if items else ""
@@ -219,7 +221,7 @@ def _warnings(metrics: list[Row]) -> str:
 # Rewards, time, samples
 
 
-def _rewards(run: Run, metrics: list[Row]) -> str:
+def _rewards(run: Run, metrics: list[MetricRow]) -> str:
     config, rows = _config(run), []
     for name, source in config.rewards.items():
         key = f"rewards/{name}/mean"
@@ -230,7 +232,7 @@ def _rewards(run: Run, metrics: list[Row]) -> str:
     return section("Rewards", [said], table(rows, ["source", "weight", "start", "end"]))
 
 
-def _time(metrics: list[Row]) -> str:
+def _time(metrics: list[MetricRow]) -> str:
     """A bar and a table of what the seconds went to: the parts that were measured, and what is left of the steps."""
     spent = {name: math.fsum(value for _, value in finite(metrics, TIME + name)) for name in PARTS}
     steps = [value for _, value in finite(metrics, "step_time")]
@@ -256,7 +258,7 @@ def _time(metrics: list[Row]) -> str:
     return section("Time", said, f"<svg {frame}>{''.join(bars)}</svg>{table(rows, ['', 'a step', 'share'])}")
 
 
-def _samples(lines: Sequence[Row]) -> str:
+def _samples(lines: Sequence[MetricRow]) -> str:
     """The first, a middle and the last evaluation side by side: a card for each prompt."""
     by_step = {line["step"]: line["samples"] for line in lines}  # a step that was done again counts once
     steps = sorted(by_step)
@@ -273,13 +275,13 @@ def _samples(lines: Sequence[Row]) -> str:
     return wide_section("Samples", [said], drawn) if drawn else ""
 
 
-def _answers(step: int, responses: Sequence[Row]) -> str:
+def _answers(step: int, responses: Sequence[MetricRow]) -> str:
     names = ["best", "worst"] if len(responses) == 2 else [""] * len(responses)
     drawn = "".join(_answer(name, response) for name, response in zip(names, responses, strict=True))
     return f'<section class="response"><h4><b class="chosen">step {step:,}</b></h4>{drawn}</section>'
 
 
-def _answer(name: str, response: Row) -> str:
+def _answer(name: str, response: MetricRow) -> str:
     verdict = {True: "right", False: "wrong"}.get(response.get("right"), "")  # type: ignore[arg-type]
     cut = "" if response.get("finished", True) else "cut off"
     facts = [verdict, f"reward {_short(response['reward'])}", _count(response["tokens"], "token"), cut]
@@ -306,7 +308,7 @@ def _said(text: str) -> str:
 # How it was made
 
 
-def _settings(run: Run, metrics: list[Row]) -> str:
+def _settings(run: Run, metrics: list[MetricRow]) -> str:
     config = _config(run)
     told, short = config.rl, _algorithm(run)[0]
     own = getattr(config, told.algorithm).model_dump()

@@ -16,7 +16,7 @@ from pipeline.report.markup import compact, esc, minus
 from pipeline.report.page import facts, listed, multiples, page, reproduce, section, table, wide_section
 from pipeline.store.summary import plain
 from pipeline.training.config import PAIR_OBJECTIVES
-from pipeline.training.metrics import EVAL, Row, end_size, ends, finite, numbers
+from pipeline.training.metrics import EVAL, MetricRow, end_size, ends, finite, numbers
 
 Run = dict[str, Any]
 
@@ -65,7 +65,7 @@ GAP = 0.1  # accuracy in training above that on kept prompts that is worth a wor
 FOLDED = 500  # characters of a prompt or an answer of the samples
 
 
-def training_page(run: Run, metrics: list[Row]) -> str:
+def training_page(run: Run, metrics: list[MetricRow]) -> str:
     """The page as text (write it as UTF-8).
 
     Args:
@@ -161,14 +161,14 @@ def is_share(name: str) -> bool:
     return name.endswith(SHARES)
 
 
-def ordered(metrics: list[Row], first: tuple[str, ...] = FIRST) -> list[str]:
+def ordered(metrics: list[MetricRow], first: tuple[str, ...] = FIRST) -> list[str]:
     """Names of what was measured in training and on kept prompts (without `eval_`), as the page has them in order."""
     found = dict.fromkeys(name.removeprefix(EVAL) for name in numbers(metrics))
     others = [name for name in found if name not in (*first, *LAST, *COUNTERS)]
     return [name for name in (*first, *others, *LAST) if name in found]
 
 
-def observations(run: Run, metrics: list[Row]) -> list[str]:
+def observations(run: Run, metrics: list[MetricRow]) -> list[str]:
     """What a person should see in the curves, in sentences that depend on them."""
     said = []
     if metrics and metrics[-1]["step"] < (run.get("steps") or 0):
@@ -223,7 +223,7 @@ def lede(said: str) -> str:
     return f'<p class="lede">{esc(said)}</p>'
 
 
-def tiles(run: Run, metrics: list[Row], names: Iterable[str], first: Iterable[tuple[str, str, str]] = ()) -> str:
+def tiles(run: Run, metrics: list[MetricRow], names: Iterable[str], first: Iterable[tuple[str, str, str]] = ()) -> str:
     """Large figures: `first` (value, what it is, a note), then of `names` until there are two, then what it took."""
     shown = list(first)
     for name in names:
@@ -250,7 +250,7 @@ def tiles(run: Run, metrics: list[Row], names: Iterable[str], first: Iterable[tu
     return f'<dl class="tiles">{drawn}</dl>' if shown else ""
 
 
-def ends_section(metrics: list[Row], names: list[str]) -> str:
+def ends_section(metrics: list[MetricRow], names: list[str]) -> str:
     """A table of where each metric started and ended."""
     rows = []
     for name in names:
@@ -276,7 +276,7 @@ def ends_section(metrics: list[Row], names: list[str]) -> str:
 
 
 def curves_section(
-    run: Run, metrics: list[Row], names: list[str], resumed_at: list[int], folded: Sequence[str] = ()
+    run: Run, metrics: list[MetricRow], names: list[str], resumed_at: list[int], folded: Sequence[str] = ()
 ) -> str:
     """A chart for each of `names`; those of `folded` are there for who asks for them."""
     resumed = [step for step in resumed_at if step <= max((row["step"] for row in metrics), default=0)]
@@ -290,7 +290,7 @@ def curves_section(
     return wide_section("Curves", [said], _keys(two, evaluated, bool(resumed)) + multiples(drawn) + more)
 
 
-def _charts(run: Run, metrics: list[Row], names: list[str], resumed: list[int]) -> list[str]:
+def _charts(run: Run, metrics: list[MetricRow], names: list[str], resumed: list[int]) -> list[str]:
     drawn, last = [], max((row["step"] for row in metrics), default=0)
     for name in names:
         stem, _, side = name.rpartition("/")
@@ -317,7 +317,7 @@ def _keys(two: bool, evaluated: bool, resumed: bool) -> str:
     return f'<ul class="keys">{keys}</ul>' if keys else ""
 
 
-def _chart(run: Run, metrics: list[Row], names: list[str], last: int, resumed: list[int]) -> str:
+def _chart(run: Run, metrics: list[MetricRow], names: list[str], last: int, resumed: list[int]) -> str:
     """The figure of one metric, or of the chosen and the rejected of one; empty where no value is finite."""
     curves, broken = [], 0
     for name in names:
@@ -342,7 +342,7 @@ def _chart(run: Run, metrics: list[Row], names: list[str], last: int, resumed: l
     return f"<figure><h3>{esc(what)}</h3>{chart}{below}</figure>"
 
 
-def _in_words(metrics: list[Row], names: list[str]) -> str:
+def _in_words(metrics: list[MetricRow], names: list[str]) -> str:
     said = []
     for name in names:
         for key in (name, EVAL + name):
@@ -356,7 +356,7 @@ def _figures(run: Run) -> str:
     return pairs_section("Figures", [], [[str(name).replace("_", " "), value] for name, value in given.items()])
 
 
-def _setup(run: Run, metrics: list[Row]) -> str:
+def _setup(run: Run, metrics: list[MetricRow]) -> str:
     rows: list[list[Any]] = [["Objective", _objective(run)[0]]]
     rows += [[f"{run['objective']}, {name.replace('_', ' ')}", value] for name, value in settings(run).items()]
     resumed = run.get("resumed_at")
@@ -365,7 +365,7 @@ def _setup(run: Run, metrics: list[Row]) -> str:
 
 
 def setup_section(
-    run: Run, metrics: list[Row], method: list[list[Any]], batch: list[list[Any]], others: list[list[Any]]
+    run: Run, metrics: list[MetricRow], method: list[list[Any]], batch: list[list[Any]], others: list[list[Any]]
 ) -> str:
     """A table of settings; `method`, `batch` and `others` are rows (name, value), those of None are left out."""
     optimizer, lora, learner = _optimizer(run), *(run["config"].get(name) or {} for name in ("lora", "learner"))
@@ -461,7 +461,7 @@ def _objective(run: Run) -> tuple[str, str]:
     return OBJECTIVES.get(run["objective"], (run["objective"], run["objective"]))
 
 
-def _tokens(run: Run, metrics: list[Row]) -> int:
+def _tokens(run: Run, metrics: list[MetricRow]) -> int:
     counted = finite(metrics, "num_tokens")
     return int(run.get("tokens") or (counted[-1][1] if counted else 0))
 

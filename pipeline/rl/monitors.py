@@ -6,7 +6,7 @@ judgement of the text itself: a warning says what to look at, and only a person 
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,7 @@ from pipeline.corpus.samples import Message
 from pipeline.rl.rollouts import Array, Group
 from pipeline.store.schema import message_text
 from pipeline.training.advantages import alike
-
-Row = Mapping[str, Any]  # of metrics.jsonl
+from pipeline.training.metrics import MetricRow
 
 NGRAM = 4  # tokens
 WINDOW = 10  # steps of a beginning, of what it is held against, and without a cause before it is warned of once more
@@ -147,18 +146,18 @@ class _Course:
         return np.array(list(self.last)[-SEVERAL:] if self.count >= SEVERAL else [])
 
 
-class Watch:
+class Monitors:
     """Sees the rows of a run, one after the other, and says what looks wrong.
 
     Each kind of warning comes once, and again only after its cause was away for `WINDOW` steps. All that it knows comes
-    from the rows, so that a run that goes on is watched as if it had not stopped: `Watch(read_metrics(...))`.
+    from the rows, so that a run that goes on is watched as if it had not stopped: `Monitors(read_metrics(...))`.
 
     Args:
         rows: of metrics.jsonl so far, without those that will be done again.
         rounding: nats by which the log-probability of a token may differ between sampler and learner.
     """
 
-    def __init__(self, rows: Iterable[Row] = (), rounding: float = math.inf):
+    def __init__(self, rows: Iterable[MetricRow] = (), rounding: float = math.inf):
         self.rounding = rounding
         self._courses = {name: _Course() for name in ("reward", LENGTH, CLIPPED, "repetition", EQUAL, "entropy")}
         self._steps = 0
@@ -166,7 +165,7 @@ class Watch:
         for row in rows:
             self.warnings(row)
 
-    def warnings(self, row: Row) -> list[str]:
+    def warnings(self, row: MetricRow) -> list[str]:
         """Take in the next row; sentences on what it shows, most often none. What a row does not hold is not judged."""
         self._steps += 1
         for name, course in self._courses.items():
@@ -178,7 +177,7 @@ class Watch:
         self._seen |= dict.fromkeys(found, self._steps)
         return new
 
-    def _causes(self, row: Row) -> dict[str, str | None]:
+    def _causes(self, row: MetricRow) -> dict[str, str | None]:
         return {
             "difference": self._differing(row),
             "length": self._longer(),
@@ -188,7 +187,7 @@ class Watch:
             "entropy": self._collapsed(),
         }
 
-    def _differing(self, row: Row) -> str | None:
+    def _differing(self, row: MetricRow) -> str | None:
         worst = row.get(DIFFERENCE) or 0.0
         if worst <= self.rounding:
             return None

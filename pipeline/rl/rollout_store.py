@@ -63,7 +63,7 @@ OWN = "rollout"  # ours, in extra_info
 SHAPE = Shape(responses=(("response", None),), prompt="prompt", note="sampled by the policy")
 
 
-def describe_kept(config: RlConfig, run_description: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def describe_rollouts(config: RlConfig, run_description: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """What the fingerprint of a run's kept rollouts stands for, flat: what readers of a label store look for, and the run.
 
     Prompts are whole and responses end where they were sampled to end, so tokens.over_length is not the run's: nothing but
@@ -90,7 +90,7 @@ def describe_kept(config: RlConfig, run_description: Mapping[str, Any], dtype: s
     }
 
 
-class KeptRollouts:
+class RolloutStore:
     """A run's batches at a location; nothing is read or written before it is asked for."""
 
     def __init__(self, uri: str):

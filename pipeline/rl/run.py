@@ -89,7 +89,7 @@ def replay_differences(kept: Mapping[str, Any], description: Mapping[str, Any]) 
     has. What is None is not set.
 
     Args:
-        kept: of the store (`pipeline.rl.rollout_store.describe_kept`), the run's own below `run.`.
+        kept: of the store (`pipeline.rl.rollout_store.describe_rollouts`), the run's own below `run.`.
         description: of this run (`describe_rl`).
     """
     own = {name.removeprefix(RUN): value for name, value in kept.items() if name.startswith(RUN)}

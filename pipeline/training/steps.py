@@ -22,7 +22,7 @@ from pipeline.training.objectives import objective_of
 from pipeline.training.objectives.base import Unit
 from pipeline.training.order import Numbers, Order, atoms_of, plan_step
 from pipeline.training.reference import References
-from pipeline.training.rows import Row, RowReader
+from pipeline.training.rows import RowReader, TrainingRow
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StepData:
         """These rows and the others of their examples."""
         return self.examples.positions(np.unique(np.searchsorted(self.examples.offsets, positions, side="right") - 1))
 
-    def _advantages(self, rows: dict[int, Row]) -> dict[int, Tokens]:
+    def _advantages(self, rows: dict[int, TrainingRow]) -> dict[int, Tokens]:
         offsets = self.examples.offsets
         found: dict[int, Tokens] = {}
         for example in np.unique(np.searchsorted(offsets, list(rows), side="right") - 1).tolist():
@@ -125,7 +125,7 @@ class StepData:
         told = self.config.advantage.gamma
         return source.description.get("reward.gamma", 1.0) if told is None else told
 
-    def _references(self, positions: Sequence[int], rows: dict[int, Row]) -> dict[int, Tokens]:
+    def _references(self, positions: Sequence[int], rows: dict[int, TrainingRow]) -> dict[int, Tokens]:
         if self.stored:
             return {position: kept for position in positions if (kept := rows[position].logprobs) is not None}
         if self.references is None:

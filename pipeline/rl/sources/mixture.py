@@ -29,7 +29,7 @@ KINDS: dict[str, type[Source]] = {
 LOOKED_AT = 32  # of the prompts, the longest
 
 
-class Rewarder:
+class RewardMixture:
     """Holds the reward models, and the reference where asked, and rewards responses.
 
     Args:
