@@ -2,7 +2,7 @@
 
     penalised     rewards less the KL to the reference          k1, where rl.kl_in = reward
     advantages    of every token                                the algorithm
-    plan          responses -> micro-batches of each worker     pipeline.training.order
+    plan          responses -> micro-batches of each worker     pipeline.training.balance
 
 All workers hold the whole batch and make the same plan; each builds the tensors of its own part.
 """
@@ -17,8 +17,8 @@ from pipeline.rl.algorithms import Algorithm
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array, Group, Rewarded, Rollout, Tokens
 from pipeline.training.advantages import Siblings
+from pipeline.training.balance import Atom, plan_step
 from pipeline.training.batch import Response
-from pipeline.training.order import Atom, plan_step
 from pipeline.training.steps import StepPart
 
 SHUFFLE = 1  # stream of random numbers, beside that of the order of prompts

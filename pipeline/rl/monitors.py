@@ -16,6 +16,7 @@ from pipeline.corpus.samples import Message
 from pipeline.rl.rollouts import Array, Group
 from pipeline.store.schema import message_text
 from pipeline.training.advantages import alike
+from pipeline.training.divergence import k3
 from pipeline.training.metrics import MetricRow
 
 NGRAM = 4  # tokens
@@ -75,16 +76,15 @@ def estimates(groups: Sequence[Group]) -> dict[str, float]:
     """What the learner would measure of a batch that it does not see, from the log-probabilities of its samplers; means over
     the tokens of all responses.
 
-    - `kl`: k3 to the reference, exp(d) - 1 - d with d = log pi_ref - log pi, where a reference is held;
+    - `kl`: k3 to the reference, where a reference is held;
     - `entropy`: -log pi of the sampled token, nats, whose expectation is the entropy.
     """
     logprobs = np.concatenate([r.logprobs for g in groups for r in g.rollouts]).astype(np.float64)
-    found = {"entropy": -float(logprobs.mean())}
+    measures = {"entropy": -float(logprobs.mean())}
     references = [each.reference for g in groups for each in g.rewarded if each.reference is not None]
     if references:
-        d = np.concatenate(references).astype(np.float64) - logprobs
-        found["kl"] = float((np.expm1(d) - d).mean())
-    return found
+        measures["kl"] = float(k3(np.concatenate(references).astype(np.float64) - logprobs).mean())
+    return measures
 
 
 def repetition(ids: Sequence[int], n: int = NGRAM) -> float:

@@ -1,7 +1,7 @@
 """A step's data: from its number to the responses that one worker computes, ready for the objective.
 
     order      step -> examples                             pipeline.training.order
-    plan       examples -> micro-batches of each worker     pipeline.training.order
+    plan       examples -> micro-batches of each worker     pipeline.training.balance
     read       rows of the stores -> tokens                 pipeline.training.rows
     reference  stored with the labels, or computed before   pipeline.training.reference
     advantage  of a prompt's responses                      pipeline.training.advantages
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.training.advantages import Siblings, advantages
+from pipeline.training.balance import atoms_of, plan_step
 from pipeline.training.batch import Response, Tokens
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Examples
 from pipeline.training.objectives import objective_of
 from pipeline.training.objectives.base import Unit
-from pipeline.training.order import Numbers, Order, atoms_of, plan_step
+from pipeline.training.order import Numbers, Order
 from pipeline.training.reference import References
 from pipeline.training.rows import RowReader, TrainingRow
 
