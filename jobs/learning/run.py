@@ -19,10 +19,11 @@ from jobs.cluster import cluster, joins_cluster, warn_of_local_output
 from jobs.learning.trainer import absolute_model, cpus_of, learner_versions, warn_of_room
 from jobs.stores.finalize import versions
 from jobs.stores.inspect_run import draw_run, read_results
+from pipeline.config.places import with_absolute_places
+from pipeline.config.section import changed, value_at
 from pipeline.errors import ConfigError
 from pipeline.report.card import model_card, shareable_config
 from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
-from pipeline.storage import absolute
 from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.config import LearningConfig
 from pipeline.training.metrics import MetricRow, check_tracking, ends, read_metrics
@@ -148,17 +149,10 @@ def carry_out(
     return 0
 
 
-def with_absolute_places(config: Config) -> Config:
-    """Workers have other working directories, so every local place that any run has becomes absolute."""
-    learner = config.learner
-    return config.model_copy(
-        update={
-            "policy": absolute_model(config.policy),
-            "reference": absolute_model(config.reference),
-            "output": config.output.model_copy(update={"path": absolute(config.output.path)}),
-            "learner": learner.model_copy(update={"deepspeed": learner.deepspeed and absolute(learner.deepspeed)}),
-        }
-    )
+def resolved(config: Config, *places: str) -> Config:
+    """With the models as `absolute_model` has them, and local places absolute: those of every run, and these fields."""
+    models = {name: absolute_model(value_at(config, name)) for name in ("policy", "reference")}
+    return with_absolute_places(changed(config, models), "output.path", "learner.deepspeed", *places)
 
 
 def _begin(folder: RunFolder, run: TrainingRun, command: str) -> dict[str, Any]:

@@ -34,9 +34,7 @@ def absolute_model(named: ModelConfig) -> ModelConfig:
     """A local folder by its absolute path, a hub model by the commit that it resolves to now."""
     local = os.path.isdir(named.name)
     commit = None if local or not named.name else getattr(load_settings(named), "_commit_hash", None)
-    return named.model_copy(
-        update={"name": os.path.abspath(named.name) if local else named.name, "revision": commit or named.revision}
-    )
+    return named.model_copy(update={"name": storage.absolute_folder(named.name), "revision": commit or named.revision})
 
 
 def position_notes(config: LearningConfig, settings: Any, longest: int) -> list[str]:

@@ -24,6 +24,7 @@ from jobs.rl.recipe import RlRecipe
 from jobs.rl.source import PromptSet
 from pipeline import storage
 from pipeline.config import ModelConfig
+from pipeline.config.section import changed
 from pipeline.errors import ConfigError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers.base import open_renderer
@@ -33,7 +34,6 @@ from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rollout_store import RolloutStore, describe_rollouts
 from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
 from pipeline.rl.sources import check_prompts, check_rewards
-from pipeline.storage import absolute
 from pipeline.store import LabelStore, places
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.run import RunFolder
@@ -131,37 +131,24 @@ def _reward(name: str, source: RewardSource) -> str:
 
 def _resolved(config: RlConfig) -> RlConfig:
     """With what was left open, and every local place absolute."""
-    config = learning.with_absolute_places(config)
-    tokens, replay = config.tokens, config.rl.replay
+    functions = [f"rewards.{name}.function" for name in config.rewards]
+    fields = ("rl.replay", "input.paths", "held_out.prompts", "held_out.check", "tokens.template")
+    config = learning.resolved(config, *fields, *functions)
     own = config.reward_model
     own = own if own.name else own.named(config.policy.name, config.policy.revision)
-
-    def source(told: RewardSource) -> RewardSource:
-        model = absolute_model(ModelConfig(name=told.model, revision=told.revision))
-        reference = absolute_model(ModelConfig(name=told.reference, revision=told.reference_revision))
-        places = {
-            "model": model.name,
-            "revision": model.revision,
-            "function": told.function and absolute(told.function),
-        }
-        return told.model_copy(update={**places, "reference": reference.name, "reference_revision": reference.revision})
-
-    check = config.held_out.check
-    held_out = {
-        "prompts": [absolute(place) for place in config.held_out.prompts],
-        "check": check if check in (None, "maths") else absolute(check),
-    }
-    named = tokens.template if tokens.template in ("auto", "none") else absolute(tokens.template)
-    return config.model_copy(
-        update={
-            "rl": config.rl.model_copy(update={"replay": replay and absolute(replay)}),
-            "input": config.input.model_copy(update={"paths": [absolute(place) for place in config.input.paths]}),
-            "held_out": config.held_out.model_copy(update=held_out),
-            "tokens": tokens.model_copy(update={"template": named}).dated(_known_date(config)),
-            "reward_model": absolute_model(own),
-            "rewards": {name: source(told) for name, told in config.rewards.items()},
-        }
-    )
+    values: dict[str, Any] = {"reward_model": absolute_model(own), "tokens": config.tokens.dated(_known_date(config))}
+    for name, source in config.rewards.items():
+        model = absolute_model(ModelConfig(name=source.model, revision=source.revision))
+        reference = absolute_model(ModelConfig(name=source.reference, revision=source.reference_revision))
+        values[f"rewards.{name}"] = source.model_copy(
+            update={
+                "model": model.name,
+                "revision": model.revision,
+                "reference": reference.name,
+                "reference_revision": reference.revision,
+            }
+        )
+    return changed(config, values)
 
 
 def _known_date(config: RlConfig) -> str | None:
@@ -170,9 +157,7 @@ def _known_date(config: RlConfig) -> str | None:
         run = RunFolder(config.output.path).read("run.json")
         return run["description"].get("tokens.date") if run else None
     try:
-        return (
-            LabelStore(absolute(config.rl.replay)).description().get(f"{RUN}tokens.date") if config.rl.replay else None
-        )
+        return LabelStore(config.rl.replay).description().get(f"{RUN}tokens.date") if config.rl.replay else None
     except FileNotFoundError:
         return None  # which is said where the replay is opened
 

@@ -17,9 +17,9 @@ from jobs.learning.trainer import pick_workers, position_notes, run_workers
 from jobs.train.recipe import TrainRecipe
 from jobs.train.reference import compute_references
 from pipeline.config import set_but_unread
+from pipeline.config.section import changed
 from pipeline.errors import ConfigError
 from pipeline.models.loading import load_settings, resolve_dtype
-from pipeline.storage import absolute
 from pipeline.store import LabelStore
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
@@ -36,7 +36,7 @@ from pipeline.training.steps import check_step
 def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> int:
     """Run the job. Returns the exit code; raises EndorewardError."""
     require(labels=config.train.labels, policy=config.policy.name, output=config.output.path)
-    config = _with_absolute_places(config)
+    config = learning.resolved(config, "train.labels")
     reads = [*config.train.labels, config.policy.name, config.reference.name]
     return learning.carry_out(config, lambda: _describe(config), reads, dry_run=dry_run, command=command)
 
@@ -159,11 +159,8 @@ def _describe(config: TrainConfig) -> TrainRun:
 def _resolved(config: TrainConfig, examples: Examples) -> TrainConfig:
     """With what was left open: where no preference is known pairs are by reward, and beta follows from that."""
     if not examples.counts.pairs.known:
-        config = config.model_copy(update={"pairs": config.pairs.model_copy(update={"preference": "reward"})})
-    betas = {name: getattr(config, name) for name in ("dpo", "ipo")}
-    return config.model_copy(
-        update={name: each.model_copy(update={"beta": beta_of(each.beta, config)}) for name, each in betas.items()}
-    )
+        config = changed(config, {"pairs.preference": "reward"})
+    return changed(config, {f"{name}.beta": beta_of(getattr(config, name).beta, config) for name in ("dpo", "ipo")})
 
 
 def _behaviour_notes(config: TrainConfig) -> list[str]:
@@ -182,12 +179,6 @@ def _pair_notes(config: TrainConfig, examples: Examples) -> list[str]:
         return []
     why = "where the preferences of the input make all pairs; set pairs.preference = reward, or leave it out"
     return set_but_unread(config, [("pairs.select", why), ("pairs.min_margin", why)])
-
-
-def _with_absolute_places(config: TrainConfig) -> TrainConfig:
-    config = learning.with_absolute_places(config)
-    labels = [absolute(place) for place in config.train.labels]
-    return config.model_copy(update={"train": config.train.model_copy(update={"labels": labels})})
 
 
 def _reward_of(description: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pipeline.report import rl
 from pipeline.report.page import listed, to_toml
 from pipeline.report.training import Run, figure, last_part, observations, ordered, policy_name, sentence, title, words
 from pipeline.rl.config import ALGORITHMS
-from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES
+from pipeline.training.config import ADVANTAGE_OBJECTIVES, OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF
 from pipeline.training.metrics import EVAL, MetricRow, ends
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -137,8 +137,8 @@ def shareable_config(run: Run) -> dict[str, dict[str, Any]]:
     """The sections that this objective or algorithm reads, without those that only say where the run was."""
     method = _method(run)
     foreign = {*ALGORITHMS, *OBJECTIVES, "pairs", "advantage"} - {method}
-    foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"awr", "advantage"} if method == "rwr" else set()
-    foreign -= {"advantage"} if method in ("awr", "grpo", "reinforce") else set()
+    foreign -= {SECTION_OF.get(method, method)}
+    foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"advantage"} if method in ADVANTAGE_OBJECTIVES else set()
     kept = {name: fields for name, fields in run["config"].items() if name not in {*foreign, *MACHINE}}
     return _shortened(kept)
 

@@ -29,18 +29,11 @@ from pipeline.report.training import (
 )
 from pipeline.report.training import observations as observations_of_training
 from pipeline.report.training import ordered as ordered_by
-from pipeline.rl.config import RewardSource, RlConfig
+from pipeline.rl.config import ALGORITHMS, RewardSource, RlConfig
 from pipeline.training.metrics import MetricRow, ends, finite
 
 Results = Mapping[str, Any]  # of results.json
 
-ALGORITHMS = {
-    "ppo": ("PPO", "proximal policy optimization"),
-    "grpo": ("GRPO", "group-relative policy optimization"),
-    "rloo": ("RLOO", "REINFORCE leave-one-out"),
-    "reinforce": ("REINFORCE", "REINFORCE"),
-    "reinforce_plus_plus": ("REINFORCE++", "REINFORCE++"),
-}
 FIRST = (
     "accuracy",
     "reward",

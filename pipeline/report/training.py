@@ -15,22 +15,11 @@ from pipeline.report.curves import Curve, Points, beyond, draw_curves, reading
 from pipeline.report.markup import compact, esc, minus
 from pipeline.report.page import facts, listed, multiples, page, reproduce, section, table, wide_section
 from pipeline.store.summary import plain
-from pipeline.training.config import PAIR_OBJECTIVES
+from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF
 from pipeline.training.metrics import EVAL, MetricRow, end_size, ends, finite, numbers
 
 Run = dict[str, Any]
 
-OBJECTIVES = {
-    "dpo": ("DPO", "direct preference optimization"),
-    "ipo": ("IPO", "identity preference optimization"),
-    "simpo": ("SimPO", "simple preference optimization"),
-    "awr": ("AWR", "advantage-weighted regression"),
-    "rwr": ("RWR", "reward-weighted regression"),
-    "grpo": ("GRPO", "the clipped policy gradient of GRPO"),
-    "reinforce": ("REINFORCE", "policy gradient with truncated importance weights"),
-    "sft": ("SFT", "maximum likelihood of the selected responses"),
-}
-SETTINGS_OF = {"rwr": "awr"}  # the section that holds an objective's settings, where it is not its own
 WORDS = {
     "loss": "loss",
     "rewards/accuracies": "accuracy",
@@ -140,7 +129,7 @@ def last_part(place: str) -> str:
 def settings(run: Run) -> dict[str, Any]:
     """The settings of the run's objective, by name; none for an objective that has none."""
     objective = run["objective"]
-    return run["config"].get(SETTINGS_OF.get(objective, objective)) or {}
+    return run["config"].get(SECTION_OF.get(objective, objective)) or {}
 
 
 def words(name: str) -> str:

@@ -20,9 +20,16 @@ from pipeline.config import (
 )
 from pipeline.training.config import LearningConfig, OptimizerSection
 
-ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce", "reinforce_plus_plus")
-
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce", "reinforce_plus_plus"]
+
+ALGORITHMS = {
+    "ppo": ("PPO", "proximal policy optimization"),
+    "grpo": ("GRPO", "group-relative policy optimization"),
+    "rloo": ("RLOO", "REINFORCE leave-one-out"),
+    "reinforce": ("REINFORCE", "REINFORCE"),
+    "reinforce_plus_plus": ("REINFORCE++", "REINFORCE++"),
+}
+"""What a page calls them, in short and in full."""
 
 
 class RlSection(OptimizerSection):

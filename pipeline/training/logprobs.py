@@ -118,7 +118,7 @@ class _Logprobs(torch.autograd.Function):
             before = _Folded(normalisers[here], None if entropies is None else entropies[here])
             folded = _join(before, _reduce(logits, how.entropies))
             normalisers[here] = folded.normalisers
-            if entropies is not None:
+            if entropies is not None and folded.entropies is not None:
                 entropies[here] = folded.entropies
         ctx.save_for_backward(states, weight, bias, taken, normalisers, entropies)
         ctx.how = how

@@ -26,7 +26,7 @@ from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.models.loading import identify_model
 from pipeline.store import documents, fingerprint, places
-from pipeline.training.config import PAIR_OBJECTIVES, LearningConfig, TrainConfig
+from pipeline.training.config import PAIR_OBJECTIVES, SECTION_OF, LearningConfig, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config
 from pipeline.training.objectives import objective_of
 
@@ -37,7 +37,6 @@ STOPPED = "stopped.json"
 POLICIES = "policies.json"
 KEPT = "checkpoints.json"  # the same, as it was before the last checkpoint
 CHECKPOINT = re.compile(r"checkpoint_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d+")  # Ray Train's name of one
-SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
 WITHOUT_EFFECT = {"max_failures"} | {"deepspeed", "device", "dtype", "workers"}  # the latter are said in another way
 MUST_AGREE = {
     "learner.workers": "a checkpoint fits only as many workers as wrote it",
@@ -59,7 +58,7 @@ def describe(
         deepspeed: the content of `learner.deepspeed`.
     """
     objective = config.train.objective
-    sections = ["train", SETTINGS.get(objective, objective)]
+    sections = ["train", SECTION_OF.get(objective, objective)]
     sections += ["pairs"] if objective in PAIR_OBJECTIVES else []
     sections += ["advantage"] if objective_of(config).uses_advantages else []
     found = described(config, sections, dtype, device, workers, deepspeed)

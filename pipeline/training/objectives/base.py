@@ -8,12 +8,14 @@ Shapes: n responses of a micro-batch, P response tokens of all of them one after
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.divergence import k2, weighted_k3
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 Unit = Literal["pairs", "responses", "tokens"]
 
@@ -110,7 +112,7 @@ class LabelObjective(Objective):
     uses_advantages: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         """The objective under the settings of a run."""
         raise NotImplementedError
 
