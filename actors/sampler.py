@@ -70,8 +70,8 @@ class PolicySampler:
         if self.version != version:
             deserialize(weights, self.model)
             self.version = version
-        made = [self._rollouts(answers) for answers in self.generator.generate(questions)]
-        return Reply.of(made, started, self.generator.notes)
+        rollouts = [self._rollouts(answers) for answers in self.generator.generate(questions)]
+        return Reply.of(rollouts, started, self.generator.notes)
 
     def _rollouts(self, answers: Sequence[Completion] | RowError) -> list[Rollout]:
         if isinstance(answers, RowError):

@@ -24,13 +24,12 @@ from jobs.cluster import Pool, cluster, pick_pool
 from jobs.label.flow import Done, Target, Work, label_shards
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
 from jobs.stores.finalize import Timing, close, counted
-from pipeline.config import EvaluateConfig, LabelConfig, places
-from pipeline.config.section import changed, value_at
+from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import ConfigError, EndorewardError, RunError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers import UNPARSABLE, Endogenous, Labeller, Sampling
-from pipeline.storage import absolute_folder
+from pipeline.storage import absolute
 from pipeline.store import LabelStore, Record, StoredInput, WriterLock, fingerprint
 from pipeline.tokens import read_texts
 
@@ -150,12 +149,26 @@ class Filling:
 
 def with_absolute_places(config: Labelling) -> Labelling:
     """Workers have other working directories, so every local place becomes absolute."""
-    models = ["model.name"]
+
+    def model(name: str) -> str:
+        return os.path.abspath(name) if os.path.isdir(name) else name
+
+    tokens = config.tokens
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"name": model(config.model.name)},
+        "output": {"path": absolute(config.output.path)},
+        "tokens": {
+            "rubrics": absolute(tokens.rubrics) if tokens.rubrics else None,
+            "template": tokens.template if tokens.template in ("auto", "none") else absolute(tokens.template),
+        },
+    }
     if isinstance(config, EvaluateConfig):
-        models += ["verifier.model", "judge.model", "classifier.model", "implicit.reference"]
-    values: dict[str, Any] = {field: absolute_folder(value_at(config, field)) for field in models}
-    values["tokens.rubrics"] = config.tokens.rubrics or None
-    return places.with_absolute_places(changed(config, values), "output.path", "tokens.rubrics", "tokens.template")
+        sections |= {
+            name: {"model": model(getattr(config, name).model)} for name in ("verifier", "judge", "classifier")
+        }
+        sections["implicit"] = {"reference": model(config.implicit.reference)}
+    changed = {name: getattr(config, name).model_copy(update=update) for name, update in sections.items()}
+    return config.model_copy(update=changed)
 
 
 def require(**given: Any) -> None:

@@ -187,8 +187,8 @@ def _without_cleaner(trainer: Any) -> None:
 def _raise_stopped(folder: RunFolder) -> None:
     stopped = folder.read(STOPPED)
     if stopped is not None:
-        kept = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
-        raise RunError(stopped["sentence"] + kept)
+        checkpoint = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
+        raise RunError(stopped["sentence"] + checkpoint)
 
 
 def learner_versions() -> dict[str, str]:

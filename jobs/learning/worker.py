@@ -96,8 +96,8 @@ def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> No
         if learner.rank == 0:
             documents.create(os.path.join(folder, STATE), {**state, "workers": learner.world})
             keep_snapshot(output)
-        kept = {name: row[name] for name in ("step", "loss")}
-        ray.train.report(kept, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        shown = {name: row[name] for name in ("step", "loss")}
+        ray.train.report(shown, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def export(learner: Learner, output: str, name: str) -> None:

@@ -180,8 +180,8 @@ def _describe(config: RlConfig) -> RlRun:
     algorithm_of(config)
     notes = [*config.idle(), *check_rewards(config)]
     notes += check_prompts(config, prompts.prompts, held_out.prompts if held_out else [])
-    for name, found in (("input.paths", prompts), ("held_out.prompts", held_out)):
-        notes += _notes(config, name, found) if found else []
+    for name, each in (("input.paths", prompts), ("held_out.prompts", held_out)):
+        notes += _notes(config, name, each) if each else []
     longest = max(len(prompt.ids) for prompt in prompts.prompts) + config.rl.max_new_tokens
     most = open_renderer(config.policy, config.tokens).max_length
     notes += position_notes(config, settings, min(longest, most))
@@ -237,9 +237,9 @@ def _require_enough(config: RlConfig, prompts: Prompts) -> None:
 
 
 def _require_steps(config: RlConfig, replay: str) -> None:
-    kept = RolloutStore(replay)
-    kept.store.require()
-    steps = kept.steps()
+    rollouts = RolloutStore(replay)
+    rollouts.store.require()
+    steps = rollouts.steps()
     if steps < config.rl.max_steps:
         raise ConfigError(
             f"rl.replay = {replay} keeps {steps:,} steps and rl.max_steps is {config.rl.max_steps:,}; lower it"
@@ -248,14 +248,14 @@ def _require_steps(config: RlConfig, replay: str) -> None:
 
 def _check_replay(config: RlConfig, replay: str, description: dict[str, Any]) -> None:
     """Raises ConfigError where what was kept is not what this run says that it learns from, or lacks some of it."""
-    kept = RolloutStore(replay)
-    other = replay_differences(kept.store.description(), description)
+    rollouts = RolloutStore(replay)
+    other = replay_differences(rollouts.store.description(), description)
     if other:
         raise ConfigError(
             f"rl.replay = {replay} keeps what another run sampled and rewarded: {'; '.join(other)}; give the same, or sample "
             "anew without rl.replay"
         )
-    first = kept.read(0)[0].rewarded[0]
+    first = rollouts.read(0)[0].rewarded[0]
     if config.rl.kl_coefficient and first.reference is None:
         raise ConfigError(
             f"rl.replay = {replay} was kept without a reference (rl.kl_coefficient = 0): set rl.kl_coefficient = 0 here too"
@@ -264,13 +264,13 @@ def _check_replay(config: RlConfig, replay: str, description: dict[str, Any]) ->
         raise ConfigError(f"rl.replay = {replay} holds no values of a reward model: set ppo.value = critic")
 
 
-def _notes(config: RlConfig, name: str, found: Prompts) -> list[str]:
-    notes = [f"{name}: {note}" for note in found.skipped]
-    if found.left_out:
-        notes.append(f"{name}: {len(found.left_out):,} prompts are left out, the first: {found.left_out[0]}")
-    if found.short:
+def _notes(config: RlConfig, name: str, prompts: Prompts) -> list[str]:
+    notes = [f"{name}: {note}" for note in prompts.skipped]
+    if prompts.left_out:
+        notes.append(f"{name}: {len(prompts.left_out):,} prompts are left out, the first: {prompts.left_out[0]}")
+    if prompts.short:
         notes.append(
-            f"{name}: {found.short:,} prompts leave less than rl.max_new_tokens = {config.rl.max_new_tokens} tokens for a "
+            f"{name}: {prompts.short:,} prompts leave less than rl.max_new_tokens = {config.rl.max_new_tokens} tokens for a "
             "response, which is cut off there"
         )
     return notes

@@ -55,14 +55,16 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     lengths = np.array([len(rollout.ids) for rollout in rollouts], np.float64)
     finished = np.array([rollout.finished for rollout in rollouts])
     several = [group for group in groups if len(group.rollouts) > 1]
-    found = _mean_and_std([each.reward for each in rewarded], "reward", "reward_std")
+    metrics = _mean_and_std([each.reward for each in rewarded], "reward", "reward_std")
     if several:
-        found[EQUAL] = float(np.mean([alike(np.array([each.reward for each in group.rewarded])) for group in several]))
-        found["distinct"] = float(np.mean([len({r.text for r in g.rollouts}) / len(g.rollouts) for g in several]))
+        metrics[EQUAL] = float(
+            np.mean([alike(np.array([each.reward for each in group.rewarded])) for group in several])
+        )
+        metrics["distinct"] = float(np.mean([len({r.text for r in g.rollouts}) / len(g.rollouts) for g in several]))
     for name in dict.fromkeys(name for each in rewarded for name in each.parts):
         parts = [each.parts[name] for each in rewarded if name in each.parts]
-        found |= _mean_and_std(parts, f"rewards/{name}/mean", f"rewards/{name}/std")
-    return found | {
+        metrics |= _mean_and_std(parts, f"rewards/{name}/mean", f"rewards/{name}/std")
+    return metrics | {
         LENGTH: float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
@@ -99,8 +101,8 @@ def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
 
 
 def _mean_and_std(values: list[float], mean: str, std: str) -> dict[str, float]:
-    found = {mean: float(np.mean(values))}
-    return found | ({std: float(np.std(values, ddof=1))} if len(values) > 1 else {})
+    metrics = {mean: float(np.mean(values))}
+    return metrics | ({std: float(np.std(values, ddof=1))} if len(values) > 1 else {})
 
 
 # Warnings
@@ -172,9 +174,9 @@ class Monitors:
             value = row.get(name)
             if value is not None and math.isfinite(value):
                 course.add(float(value))
-        found = {kind: said for kind, said in self._causes(row).items() if said}
-        new = [said for kind, said in found.items() if self._steps - self._seen.get(kind, -WINDOW) > WINDOW]
-        self._seen |= dict.fromkeys(found, self._steps)
+        causes = {kind: sentence for kind, sentence in self._causes(row).items() if sentence}
+        new = [sentence for kind, sentence in causes.items() if self._steps - self._seen.get(kind, -WINDOW) > WINDOW]
+        self._seen |= dict.fromkeys(causes, self._steps)
         return new
 
     def _causes(self, row: MetricRow) -> dict[str, str | None]:
@@ -203,11 +205,11 @@ class Monitors:
         towards_limit = clipped.risen and clipped.now > CUT_OFF
         if not reward.risen or not (longer or towards_limit):
             return None
-        said = f"the mean length of a response went from {length.start:,.0f} to {length.now:,.0f} tokens"
+        growth = f"the mean length of a response went from {length.start:,.0f} to {length.now:,.0f} tokens"
         if clipped.count:
-            said += f" and the share that is cut off from {clipped.start:.0%} to {clipped.now:.0%}"
+            growth += f" and the share that is cut off from {clipped.start:.0%} to {clipped.now:.0%}"
         return (
-            f"The reward rose from {reward.start:.3g} to {reward.now:.3g} while {said}: the policy may be paid for length "
+            f"The reward rose from {reward.start:.3g} to {reward.now:.3g} while {growth}: the policy may be paid for length "
             "and not for better answers. Read the samples and the accuracy on held_out.prompts; if so, add a reward of "
             "rewards.NAME.kind = length or raise rl.kl_coefficient."
         )
@@ -266,10 +268,10 @@ def pick_samples(groups: Sequence[Group], count: int, right: Sequence[bool] | No
     Args:
         right: whether each response is right, one group after another; None where that is not known.
     """
-    known, found = iter(right or ()), []
+    known, samples = iter(right or ()), []
     for group in groups[:count]:
-        found.append(_sample(group, [next(known, None) for _ in group.rollouts]))
-    return found
+        samples.append(_sample(group, [next(known, None) for _ in group.rollouts]))
+    return samples
 
 
 def _sample(group: Group, right: Sequence[bool | None]) -> dict[str, Any]:

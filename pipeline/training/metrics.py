@@ -201,10 +201,10 @@ def finite(metrics: Iterable[MetricRow], name: str) -> list[tuple[int, float]]:
 
 def numbers(metrics: Iterable[MetricRow]) -> list[str]:
     """Names of all that was measured as a number, in the order in which it came."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for row in metrics:
-        found |= dict.fromkeys(name for name in row if name not in found and _is_number(row[name]))
-    return [name for name in found if name != "step"]
+        names |= dict.fromkeys(name for name in row if name not in names and _is_number(row[name]))
+    return [name for name in names if name != "step"]
 
 
 def ends(metrics: list[MetricRow], name: str) -> tuple[float, float] | None:

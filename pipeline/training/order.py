@@ -66,9 +66,9 @@ class Order:
         if number not in self._epochs:
             places = np.argsort(np.argsort(self._random(number, PARTS, len(self._parts)), kind="stable"))
             windows = places[self._part] // self.shuffle_parts
-            found = np.lexsort((self._random(number, EXAMPLES, len(self._part)), windows))
+            order = np.lexsort((self._random(number, EXAMPLES, len(self._part)), windows))
             self._epochs = {n: held for n, held in self._epochs.items() if abs(n - number) < EPOCHS_HELD}
-            self._epochs[number] = found
+            self._epochs[number] = order
         return self._epochs[number]
 
     def _random(self, epoch: int, stream: int, size: int) -> NDArray[np.uint64]:

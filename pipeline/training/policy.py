@@ -84,10 +84,10 @@ class Policy(nn.Module):
 
     def forward(self, turns: Sequence[TokenizedTurn]) -> Outputs:
         """The responses in the order given."""
-        found = families(turns, range(len(turns)), WHOLE)
-        states = self._packed(found) if self.layout == "packed" else self._padded(found)  # [P, D] by family
-        taken = torch.tensor([token for family in found for r in family.responses for token in r])
-        order = [member for family in found for member in family.members]
+        groups = families(turns, range(len(turns)), WHOLE)
+        states = self._packed(groups) if self.layout == "packed" else self._padded(groups)  # [P, D] by family
+        taken = torch.tensor([token for family in groups for r in family.responses for token in r])
+        order = [member for family in groups for member in family.members]
         logprobs, entropies = self.head(states, taken.to(states.device))
         outputs = Outputs(logprobs, entropies, None if self.critic is None else self.critic(states))
         if order == sorted(order):
@@ -106,13 +106,13 @@ class Policy(nn.Module):
         """The model's own logits: ids [1, L] -> [L, V], called as `_padded` calls its trunk. For the probe."""
         return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
 
-    def _packed(self, found: list[Family]) -> torch.Tensor:
-        ids, positions, chosen, packing = pack(found)
+    def _packed(self, groups: list[Family]) -> torch.Tensor:
+        ids, positions, chosen, packing = pack(groups)
         out = self._trunk(ids[None], position_ids=positions[None].to(self.device), packing=packing)
         return out[0][chosen.to(self.device)]
 
-    def _padded(self, found: list[Family]) -> torch.Tensor:
-        ids, mask, spans = pad(found)
+    def _padded(self, groups: list[Family]) -> torch.Tensor:
+        ids, mask, spans = pad(groups)
         states = self._trunk(ids, attention_mask=mask.to(self.device))
         return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
 

@@ -110,15 +110,15 @@ class RowReader:
             ConfigError: where the policy would see other tokens than those that were labelled.
         """
         numbers, rows = examples.places(np.asarray(positions, np.int64))
-        found: dict[int, TrainingRow] = {}
+        read: dict[int, TrainingRow] = {}
         for position in np.argsort(numbers, kind="stable").tolist():
             number = int(numbers[position])
             labels, known = self._part(number)
             row = int(rows[position])
             if row not in known:
                 known[row] = self._row(number, labels, row)
-            found[position] = known[row]
-        return [found[position] for position in range(len(found))]
+            read[position] = known[row]
+        return [read[position] for position in range(len(read))]
 
     def _part(self, number: int) -> tuple[pa.Table, dict[int, TrainingRow]]:
         if number not in self._held:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.label.fill import with_absolute_places as of_labelling
-from pipeline.config import EvaluateConfig
 from pipeline.config.places import with_absolute_places
 from pipeline.config.section import changed, value_at
 from pipeline.rl.config import RlConfig
+from pipeline.storage import absolute_folder
 
 
 def test_local_places_become_absolute_and_words_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,8 +40,4 @@ def test_local_places_become_absolute_and_words_stay(tmp_path: Path, monkeypatch
 def test_a_model_is_a_folder_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    sections = {"model": {"name": "model"}, "judge": {"model": "org/name"}, "output": {"path": "out"}}
-    absolute = of_labelling(EvaluateConfig.model_validate({**sections, "tokens": {"template": "t.jinja"}}))
-    here = os.getcwd()
-    assert (absolute.model.name, absolute.judge.model) == (f"{here}/model", "org/name")
-    assert (absolute.output.path, absolute.tokens.template) == (f"{here}/out", f"{here}/t.jinja")
+    assert [absolute_folder(name) for name in ("model", "org/name", "")] == [f"{os.getcwd()}/model", "org/name", ""]
