@@ -59,12 +59,12 @@ class LearnerSpec:
 
 
 class Diverged(RunError):
-    """Training cannot go on, as every worker finds at the same time."""
+    """An unrecoverable error that every worker meets at the same time."""
 
 
 @dataclass
 class Sums:
-    """Metrics of a step as they come up: sum and count under each name; the largest for the sum where it ends in MAX."""
+    """Metrics of a step so far: sum and count under each name; the largest for the sum where it ends in MAX."""
 
     totals: dict[str, tuple[float, int]] = field(default_factory=dict)
 
@@ -263,7 +263,7 @@ class Learner:
         """
         state = self._whole(self.policy.model)
         if self.policy.device.type == "cuda":
-            torch.cuda.empty_cache()  # others may share the GPU, and it is their turn
+            torch.cuda.empty_cache()  # for the processes that share this GPU
         return state if self.rank == 0 else None
 
     def _whole(self, module: Any) -> dict[str, torch.Tensor]:

@@ -149,7 +149,7 @@ class _Course:
 
 
 class Monitors:
-    """Sees the rows of a run, one after the other, and says what looks wrong.
+    """Reads the rows of a run, one after the other, and warns of what looks wrong.
 
     Each kind of warning comes once, and again only after its cause was away for `WINDOW` steps. All that it knows comes
     from the rows, so that a run that goes on is watched as if it had not stopped: `Monitors(read_metrics(...))`.
