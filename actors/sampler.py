@@ -100,8 +100,8 @@ def deserialize(weights: Serialized, model: torch.nn.Module) -> None:
     """Put weights into a model of the same architecture, each in the dtype that it has there: some architectures keep single
     weights in float32. Raises RunError where a name is not the model's."""
     own = dict(model.state_dict(keep_vars=True))
-    for name, (dtype, packed) in weights.items():
+    for name, (dtype, content) in weights.items():
         if name not in own:
             raise RunError(f"the learner sends {name}, which {type(model).__name__} does not have")
         here = own[name]
-        here.copy_(torch.from_numpy(np.array(packed)).view(dtype).view(here.shape))
+        here.copy_(torch.from_numpy(np.array(content)).view(dtype).view(here.shape))
