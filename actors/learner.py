@@ -59,26 +59,26 @@ class LearnerSpec:
 
 
 class Diverged(RunError):
-    """Training cannot go on, as every worker finds at the same time."""
+    """An unrecoverable error that every worker meets at the same time."""
 
 
 @dataclass
 class Sums:
-    """Metrics of a step as they come up: sum and count under each name; the largest for the sum where it ends in MAX."""
+    """Metrics of a step so far: sum and count under each name; the largest for the sum where it ends in MAX."""
 
-    found: dict[str, tuple[float, int]] = field(default_factory=dict)
+    totals: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, name: str, values: torch.Tensor) -> None:
         if not values.numel():
             return
         values = values.detach().double()
         further = float(values.max() if name.endswith(MAX) else values.sum()), values.numel()
-        self.found[name] = _joined(name, [self.found[name], further] if name in self.found else [further])
+        self.totals[name] = _joined(name, [self.totals[name], further] if name in self.totals else [further])
 
     def means(self) -> dict[str, float]:
         """Over all workers, who call it together; the largest where the name ends in MAX."""
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self.found)
+        dist.all_gather_object(parts, self.totals)
         row = {}
         for name in sorted({name for part in parts for name in part}):
             total, count = _joined(name, [part[name] for part in parts if name in part])
@@ -184,14 +184,14 @@ class Learner:
     def values(self, micro_batches: Iterable[Sequence[Response]]) -> list[np.ndarray]:
         """The critic's values of this worker's responses, in order, [H] float32 each. All workers call it, with as many
         micro-batches."""
-        found = []
+        arrays = []
         for responses in micro_batches:
             values = self._outputs(responses).values
             assert values is not None, "a learner without a critic"
             if responses:
                 lengths = [len(response.response_ids) for response in responses]
-                found += [part.numpy() for part in values.float().cpu().split(lengths)]
-        return found
+                arrays += [part.numpy() for part in values.float().cpu().split(lengths)]
+        return arrays
 
     def _losses(self, responses: Sequence[Response], sums: Sums) -> torch.Tensor:
         """The losses of a micro-batch, one for each pair, response or token; their metrics go to `sums`."""
@@ -232,8 +232,8 @@ class Learner:
         Raises ConfigError where there is none in the folder.
         """
         with _quiet():
-            found, state = self.engine.load_checkpoint(folder, tag=TAG, load_module_strict=not self.config.lora.rank)
-        if found is None:
+            path, state = self.engine.load_checkpoint(folder, tag=TAG, load_module_strict=not self.config.lora.rank)
+        if path is None:
             raise ConfigError(f"{folder} holds no checkpoint")
         return state["step"]
 
@@ -263,7 +263,7 @@ class Learner:
         """
         state = self._whole(self.policy.model)
         if self.policy.device.type == "cuda":
-            torch.cuda.empty_cache()  # others may share the GPU, and it is their turn
+            torch.cuda.empty_cache()  # for the processes that share this GPU
         return state if self.rank == 0 else None
 
     def _whole(self, module: Any) -> dict[str, torch.Tensor]:
@@ -276,8 +276,8 @@ class Learner:
                     if self.rank == 0:
                         state[name] = parameter.detach().cpu().clone()
         if self.rank == 0 and self.adapted is None:
-            kept = module.state_dict(keep_vars=True)  # of the buffers those that are saved with a model
-            state |= {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers() if name in kept}
+            saved = module.state_dict(keep_vars=True)  # of the buffers those that are saved with a model
+            state |= {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers() if name in saved}
         return state
 
 
@@ -311,9 +311,9 @@ def _partitioned(settings: dict[str, Any]) -> Iterator[None]:
         return
     from transformers.integrations import HfDeepSpeedConfig
 
-    kept = HfDeepSpeedConfig(settings)  # transformers asks for it as long as it lives
+    registered = HfDeepSpeedConfig(settings)  # transformers asks for it as long as it lives
     yield
-    del kept
+    del registered
 
 
 @contextlib.contextmanager

@@ -22,10 +22,10 @@ class Reply(Generic[Value]):
 
     @classmethod
     def of(cls, value: Value, started: float, notes: list[str]) -> "Reply[Value]":
-        """At the end of a turn that `started` then, by `time.perf_counter`. Empties `notes`, and gives back what the turn
-        had of the GPU: others may share it, and it is their turn."""
-        said = list(notes)
+        """At the end of a turn that `started` then, by `time.perf_counter`. Empties `notes`, and frees cached GPU memory for
+        the processes that share this GPU."""
+        drained = list(notes)
         notes.clear()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        return cls(value, BORN, time.perf_counter() - started, said)
+        return cls(value, BORN, time.perf_counter() - started, drained)

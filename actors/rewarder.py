@@ -9,7 +9,7 @@ import torch
 from actors.reply import Reply
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
-from pipeline.rl.sources import Rewarder as Rewards
+from pipeline.rl.sources import RewardMixture
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class RewarderSpec:
     gpus: int = 0  # each model is spread over these where they are several
 
 
-class Rewarder:
+class RewardActor:
     def __init__(self, spec: RewarderSpec):
         config = spec.config
         torch.set_num_threads(config.rewarder.cpus_per_actor)
-        self.rewards = Rewards(config, spec.device, spec.dtype, spec.gpus, hold_reference=config.rl.kl_coefficient > 0)
+        self.rewards = RewardMixture(
+            config, spec.device, spec.dtype, spec.gpus, hold_reference=config.rl.kl_coefficient > 0
+        )
 
     def reward(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> Reply[list[list[Rewarded]]]:
         """What each response earned. Raises RunError."""

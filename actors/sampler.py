@@ -21,7 +21,7 @@ from pipeline.rl.rollouts import Rollout
 from pipeline.training.adapters import with_adapters
 from pipeline.training.config import LoraSection
 
-Packed = dict[str, tuple[torch.dtype, NDArray[np.generic]]]
+Serialized = dict[str, tuple[torch.dtype, NDArray[np.generic]]]
 """Weights by name, every tensor as its dtype and its bytes: NumPy has no bfloat16."""
 REMEDIES = {
     "not_finite": "lower rl.learning_rate, or set learner.dtype = float32",
@@ -44,7 +44,7 @@ class SamplerSpec:
     gpus: int = 0  # the model is spread over these where they are several
 
 
-class Sampler:
+class PolicySampler:
     def __init__(self, spec: SamplerSpec):
         from pipeline.models.generation import Generator  # late: who starts samplers loads no model
 
@@ -64,14 +64,14 @@ class Sampler:
             logprobs=True,
         )
 
-    def sample(self, version: int, weights: Packed, questions: Sequence[Question]) -> Reply[list[list[Rollout]]]:
+    def sample(self, version: int, weights: Serialized, questions: Sequence[Question]) -> Reply[list[list[Rollout]]]:
         """The responses to each question, drawn from the policy at temperature 1. Raises RunError."""
         started = time.perf_counter()
         if self.version != version:
-            unpack(weights, self.model)
+            deserialize(weights, self.model)
             self.version = version
-        made = [self._rollouts(answers) for answers in self.generator.generate(questions)]
-        return Reply.of(made, started, self.generator.notes)
+        rollouts = [self._rollouts(answers) for answers in self.generator.generate(questions)]
+        return Reply.of(rollouts, started, self.generator.notes)
 
     def _rollouts(self, answers: Sequence[Completion] | RowError) -> list[Rollout]:
         if isinstance(answers, RowError):
@@ -87,7 +87,7 @@ class Sampler:
         return rollouts
 
 
-def pack(state: Mapping[str, torch.Tensor]) -> Packed:
+def serialize(state: Mapping[str, torch.Tensor]) -> Serialized:
     """Weights on the CPU as arrays of bytes, without a copy where they are contiguous."""
     return {
         name: (tensor.dtype, tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -96,12 +96,12 @@ def pack(state: Mapping[str, torch.Tensor]) -> Packed:
 
 
 @torch.no_grad()
-def unpack(weights: Packed, model: torch.nn.Module) -> None:
+def deserialize(weights: Serialized, model: torch.nn.Module) -> None:
     """Put weights into a model of the same architecture, each in the dtype that it has there: some architectures keep single
     weights in float32. Raises RunError where a name is not the model's."""
     own = dict(model.state_dict(keep_vars=True))
-    for name, (dtype, packed) in weights.items():
+    for name, (dtype, content) in weights.items():
         if name not in own:
             raise RunError(f"the learner sends {name}, which {type(model).__name__} does not have")
         here = own[name]
-        here.copy_(torch.from_numpy(np.array(packed)).view(dtype).view(here.shape))
+        here.copy_(torch.from_numpy(np.array(content)).view(dtype).view(here.shape))

@@ -69,7 +69,7 @@ from pipeline.rl.rollouts import Prompt
 from pipeline.rl.sources.endogenous import earned
 from pipeline.rl.sources.models import Models
 from pipeline.tokens import TokenizedTurn
-from pipeline.training.metrics import MetricsFile, Row, read_metrics
+from pipeline.training.metrics import MetricRow, MetricsFile, read_metrics
 
 EMBEDDED = ROOT / "examples" / "addition"
 MB = 1e6
@@ -133,7 +133,7 @@ class Work:
         }
 
     @property
-    def metrics(self) -> list[Row]:
+    def metrics(self) -> list[MetricRow]:
         return read_metrics(f"{self.output}/{METRICS}")
 
 
@@ -141,7 +141,7 @@ class Work:
 class Turn:
     """What one command came to."""
 
-    rows: list[Row]  # of its metrics
+    rows: list[MetricRow]  # of its metrics
     seconds: float  # of the whole command
     cores: float  # that were busy in the counted steps; NaN where these were too short to tell
     memory: dict[str, float]  # bytes at the peak, by who holds them; empty where it was timed
@@ -329,7 +329,7 @@ def _watch(process: subprocess.Popen[str], work: Work, memory: bool) -> tuple[li
     return looks, most
 
 
-HOLDERS = {"ray::RayTrainWorker": "learner", "ray::Sampler": "samplers", "ray::Rewarder": "rewarder"}
+HOLDERS = {"ray::RayTrainWorker": "learner", "ray::PolicySampler": "samplers", "ray::RewardActor": "rewarder"}
 COMMAND, RAY = "the command itself", "Ray's own processes"
 
 

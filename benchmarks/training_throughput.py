@@ -54,11 +54,11 @@ from pipeline.config import ModelConfig
 from pipeline.models.loading import load_model, load_settings
 from pipeline.models.scoring import Scorer
 from pipeline.tokens import TokenizedTurn
+from pipeline.training.balance import Atom, plan_step
 from pipeline.training.batch import Response
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples
 from pipeline.training.objectives import objective_of
-from pipeline.training.order import Atom, plan_step
 from pipeline.training.rows import RowReader
 
 PAD, END = 0, 1

@@ -23,6 +23,11 @@ def absolute(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))) if is_local(uri) else uri
 
 
+def absolute_folder(name: str) -> str:
+    """A local folder by its whole path; what is none, such as a hub's name of a model, as it is."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
 def join(uri: str, *names: str) -> str:
     """`uri/name/name`, keeping a query string (`s3://b/k?endpoint_override=...`) at the end."""
     base, mark, query = uri.partition("?")

@@ -1,15 +1,15 @@
 """A training run's workers from the driver's side: what room they need, how they are started, what they show of their steps.
 
-Serves `train` and `rl`, which differ in what a worker does (`jobs.train.loop`, `jobs.rl.loop`).
+Serves `train` and `rl`, which differ in what a worker does in a step (`jobs.train.recipe`, `jobs.rl.recipe`).
 """
 
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import terminal
 from jobs.cluster import joins_cluster
@@ -21,6 +21,9 @@ from pipeline.training.config import LearningConfig
 from pipeline.training.metrics import Follower
 from pipeline.training.run import CHECKPOINTS, STOPPED, RunFolder
 
+if TYPE_CHECKING:
+    from jobs.learning.loop import Recipe
+
 POLL_S = 1.0
 COLLECTIVE_S = 7 * 24 * 3600
 """How long workers wait for each other. Ray notices the dead; what is slow is alive: the first worker measures on held-out
@@ -31,9 +34,7 @@ def absolute_model(named: ModelConfig) -> ModelConfig:
     """A local folder by its absolute path, a hub model by the commit that it resolves to now."""
     local = os.path.isdir(named.name)
     commit = None if local or not named.name else getattr(load_settings(named), "_commit_hash", None)
-    return named.model_copy(
-        update={"name": os.path.abspath(named.name) if local else named.name, "revision": commit or named.revision}
-    )
+    return named.model_copy(update={"name": storage.absolute_folder(named.name), "revision": commit or named.revision})
 
 
 def position_notes(config: LearningConfig, settings: Any, longest: int) -> list[str]:
@@ -114,20 +115,10 @@ def warn_of_room(who: str, cpus: int, gpus: float, remedy: str) -> None:
         )
 
 
-def run_workers(
-    loop: Callable[[dict[str, Any]], None],
-    told: Any,
-    config: LearningConfig,
-    folder: RunFolder,
-    device: str,
-    workers: int,
-    steps: int,
-    gpus: float = 1.0,
-) -> None:
-    """Run `loop({"told": told})` on every worker until all have ended.
+def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: float = 1.0) -> None:
+    """Run the recipe's loop on every worker until all have ended.
 
     Args:
-        steps: of the whole run.
         gpus: that each worker reserves where they are on GPUs; less than one where others share it.
 
     Raises:
@@ -136,13 +127,16 @@ def run_workers(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from jobs.learning.loop import work
+
+    config, device = recipe.config, recipe.device
     filesystem, path = storage.locate(folder.uri)
     resources: dict[str, float] = {"CPU": config.learner.cpus_per_worker}
     if device == "cuda":
         resources["GPU"] = gpus
     trainer = TorchTrainer(
-        loop,
-        train_loop_config={"told": told},
+        work,
+        train_loop_config={"recipe": recipe},
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=COLLECTIVE_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
@@ -158,7 +152,7 @@ def run_workers(
     if not joins_cluster(config.run):
         _without_cleaner(trainer)
     try:
-        with _watched(folder, steps), _own_interrupts():
+        with _watched(folder, recipe.steps), _own_interrupts():
             trainer.fit()
     except Exception as error:
         _raise_stopped(folder)
@@ -193,8 +187,8 @@ def _without_cleaner(trainer: Any) -> None:
 def _raise_stopped(folder: RunFolder) -> None:
     stopped = folder.read(STOPPED)
     if stopped is not None:
-        kept = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
-        raise RunError(stopped["sentence"] + kept)
+        checkpoint = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
+        raise RunError(stopped["sentence"] + checkpoint)
 
 
 def learner_versions() -> dict[str, str]:

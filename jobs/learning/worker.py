@@ -1,4 +1,4 @@
-"""What a worker of a training run does beside its loop, inside Ray Train: end with a sentence, keep, take up, export.
+"""What a worker of a training run does beside its loop, inside Ray Train: record errors, write and load checkpoints, export.
 
 A worker that dies takes the others with it; Ray Train starts them all again and they go on from the last checkpoint. What
 was learned after it is learned once more, from the same data in the same order, and comes out the same to the last bit.
@@ -32,9 +32,9 @@ State = dict[str, Any]
 
 
 def guarded(output: str, loop: Callable[[], None]) -> None:
-    """Run a worker's loop; where there is no going on, leave the driver a sentence."""
+    """Run a worker's loop; on an unrecoverable error, record the reason for the driver."""
     if storage.exists(storage.join(output, STOPPED)):
-        return  # another worker found out that there is no going on
+        return  # another worker has met an unrecoverable error
     try:
         loop()
     except torch.OutOfMemoryError as error:
@@ -45,7 +45,7 @@ def guarded(output: str, loop: Callable[[], None]) -> None:
         )
         if _waited_for():
             raise
-    except Diverged as error:  # which all workers find at once: they end together, and nothing is started again
+    except Diverged as error:  # on all workers at once: they end together, and nothing is started again
         _stop(output, str(error))
     except EndorewardError as error:
         _stop(output, str(error))
@@ -60,7 +60,7 @@ def _waited_for() -> bool:
 
 
 def _stop(output: str, sentence: str) -> None:
-    """Tell the driver, and the workers that are started again, why there is no going on."""
+    """Record why the run cannot go on, for the driver and for workers that are started again."""
     documents.create(storage.join(output, STOPPED), {"sentence": sentence})
 
 
@@ -71,7 +71,7 @@ def place_of() -> tuple[int, int]:
 
 
 def restore(learner: Learner, fresh: State) -> State:
-    """Take up the last checkpoint, where there is one, else begin as `fresh`.
+    """Load the last checkpoint, where there is one, else begin as `fresh`.
 
     Raises ConfigError where another number of workers wrote it.
     """
@@ -96,8 +96,8 @@ def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> No
         if learner.rank == 0:
             documents.create(os.path.join(folder, STATE), {**state, "workers": learner.world})
             keep_snapshot(output)
-        kept = {name: row[name] for name in ("step", "loss")}
-        ray.train.report(kept, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        shown = {name: row[name] for name in ("step", "loss")}
+        ray.train.report(shown, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def export(learner: Learner, output: str, name: str) -> None:

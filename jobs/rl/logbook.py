@@ -9,110 +9,80 @@ OUTPUT/repeated.json     what was done twice after a kill
 
 import json
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from jobs.rl.online import Online
-from jobs.rl.source import Gathering, Replay
+from jobs.learning.book import Book
+from jobs.rl.source import ReplaySource, RolloutSource
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.models.loading import resolve_dtype
-from pipeline.rl.monitors import Watch, estimates, pick_samples, rollout_metrics
-from pipeline.rl.rollout_store import KeptRollouts
+from pipeline.rl.monitors import Monitors, estimates, pick_samples, rollout_metrics
+from pipeline.rl.rollout_store import RolloutStore
 from pipeline.rl.rollouts import Group
 from pipeline.rl.run import REPEATED, RESULTS, ROLLOUTS, SAMPLES
 from pipeline.rl.sources import checker
 from pipeline.rl.sources.maths import RightAnswer
 from pipeline.store import documents
 from pipeline.store.summary import wilson_interval
-from pipeline.training.metrics import EVAL, MetricsFile, Row, Trackers, read_metrics
+from pipeline.training.metrics import EVAL, MetricRow, read_metrics
+
+if TYPE_CHECKING:
+    from jobs.rl.recipe import RlRecipe
 
 SHOWN = 4  # prompts of a measurement whose samples are kept
 ROUNDING = {"float32": 1e-4, "bfloat16": 0.25}
 """Nats by which a sampler's log-probability of a token may differ from the learner's."""
 
 
-class Clock:
-    """Where the seconds of a step go."""
+class Logbook(Book):
+    """What is written of an online run.
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.parts: dict[str, float] = {}
+    Raises:
+        StoreError: where metrics of an earlier start are damaged.
+        ConfigError: where rollouts of an earlier start were not kept.
+    """
 
-    @contextmanager
-    def of(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.parts[f"time/{what}"] = time.perf_counter() - began
-
-    def spent(self) -> dict[str, float]:
-        """The seconds of its parts so far, and of all since this was made."""
-        return {**self.parts, "step_time": time.perf_counter() - self.started}
-
-
-class Logbook:
-    """Raises StoreError where metrics of an earlier start are damaged, ConfigError where rollouts of it were not kept."""
-
-    def __init__(self, online: Online, source: Gathering | Replay, step: int, weights: Any, notes: Sequence[str]):
-        self.online, self.config, self.source = online, online.config, source
+    def __init__(self, recipe: "RlRecipe", source: RolloutSource | ReplaySource, step: int, notes: Sequence[str]):
+        self.place, self.config, self.source = recipe.place, recipe.config, source
         self.right = checker(self.config)
-        self.checked: list[str] = []  # what was said of those that it could not tell
-        uri, self.samples = online.place("metrics.jsonl"), online.place(SAMPLES)
-        self.said = [*notes, *self._repeated(read_metrics(uri), step)]  # goes into the next row
-        self.metrics = MetricsFile(uri)
-        self.metrics.truncate(step or -1)
-        self.watch = Watch(read_metrics(uri), self._rounding())
-        self.trackers = Trackers(self.config.tracking, online.output, online.run, step)
-        self.kept = KeptRollouts(online.place(ROLLOUTS)) if online.kept else None
-        if self.kept and online.kept:
-            self.kept.open(online.kept)
-            if self.kept.steps() < step:
-                raise ConfigError(
-                    f"rl.keep_rollouts: the first {step:,} steps of this run were not kept; set it from the beginning, in "
-                    "another --output, or leave it out"
-                )
+        self.checked: list[str] = []  # the notes on those that it could not tell
+        self.samples = recipe.place(SAMPLES)
+        uri = recipe.place("metrics.jsonl")
+        restarts = self._repeated(read_metrics(uri), step)
+        super().__init__(recipe, step, [*notes, *restarts])
+        self.monitors = Monitors(read_metrics(uri), _rounding(recipe))
+        self.rollouts = _opened(recipe, step)
         documents.write_bytes(self.samples, self._samples_before(step + 1))
-        source.take(step, weights)
-        if not step and self.source.measurable:
-            self._append({"step": 0, **self._measured(0, "before")})
 
-    def _rounding(self) -> float:
-        """What samples were kept of may have had other weights, and so differ by anything."""
-        dtype = resolve_dtype(self.config.learner.dtype, self.online.device)
-        return math.inf if isinstance(self.source, Replay) else ROUNDING.get(dtype, ROUNDING["float32"])
+    def begin(self) -> None:
+        """Measure on all held-out prompts."""
+        if self.source.measurable:
+            self.append({"step": 0, **self._measured(0, "before")})
 
-    def write(self, row: Row, groups: Sequence[Group], due: bool) -> None:
-        """A step that was learnt; `due` where a checkpoint follows."""
-        step, told = row["step"], self.config
-        row = {**row, **rollout_metrics(groups), **self.source.seconds()}
-        self.said += self.watch.warnings(row)
-        last = step == told.rl.max_steps
-        if last or step % told.held_out.every_steps == 0 or (step == 1 and not self.source.measurable):
+    def write(self, row: MetricRow, data: Sequence[Group], due: bool) -> None:
+        step, last = row["step"], row["step"] == self.config.rl.max_steps
+        row = {**row, **rollout_metrics(data), **self.source.seconds()}
+        self.notes += self.monitors.warnings(row)
+        if last or step % self.config.held_out.every_steps == 0 or (step == 1 and not self.source.measurable):
             if self.source.measurable:
                 row |= self._measured(step, "after" if last else None)
             else:
-                self._keep_samples(step, groups)
-        if self.kept:
-            self.kept.keep(step - 1, groups)
-        self._append(row)
-        if due:
-            self.metrics.flush()
+                self._write_samples(step, data)
+        if self.rollouts:
+            self.rollouts.keep(step - 1, data)
+        super().write(row, data, due)
+
+    def append(self, row: MetricRow) -> None:
+        self.notes += self.source.notes()
+        super().append(row)
 
     def close(self) -> None:
-        if self.kept:
-            self.kept.finish(self.config)
-        self.metrics.close()
-        self.trackers.close()
+        if self.rollouts:
+            self.rollouts.finish(self.config)
+        super().close()
 
-    def _append(self, row: Row) -> None:
-        said = list(dict.fromkeys(self.said + self.source.notes()))
-        self.said = []
-        self.metrics.append(row | ({"warnings": said} if said else {}))
-        self.trackers.log(row)
-
-    def _measured(self, step: int, when: str | None) -> Row:
+    def _measured(self, step: int, when: str | None) -> MetricRow:
         """Figures on held-out prompts: on all of them before and after the run, which are its results; else on some."""
         count = self.source.measurable if when else self.config.held_out.some
         groups = self.source.held_out(count)
@@ -120,25 +90,25 @@ class Logbook:
         rights = [self.right(g.prompt, g.rollouts[0].text) for g in groups] if self.right else []
         if isinstance(self.right, RightAnswer) and self.right.notes != self.checked:
             self.checked = self.right.notes
-            self.said += self.checked
+            self.notes += self.checked
         if rights:
             row["accuracy"] = sum(rights) / len(rights)
         if when:
             self._add_results(when, rights)
-        self._keep_samples(step, groups, rights)
+        self._write_samples(step, groups, rights)
         self.source.seconds()  # of measuring, which is no part of a step's
         return {f"{EVAL}{name}": value for name, value in row.items()}
 
     def _add_results(self, when: str, rights: Sequence[bool]) -> None:
-        uri = self.online.place(RESULTS)
-        found: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
-        found |= {"held_out": self.source.measurable, "steps": self.config.rl.max_steps}
+        uri = self.place(RESULTS)
+        results: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+        results |= {"held_out": self.source.measurable, "steps": self.config.rl.max_steps}
         if rights:
             low, high = wilson_interval(sum(rights), len(rights))
-            found |= {f"accuracy_{when}": sum(rights) / len(rights), f"accuracy_{when}_interval": [low, high]}
-        documents.write_bytes(uri, documents.readable(found))
+            results |= {f"accuracy_{when}": sum(rights) / len(rights), f"accuracy_{when}_interval": [low, high]}
+        documents.write_bytes(uri, documents.readable(results))
 
-    def _keep_samples(self, step: int, groups: Sequence[Group], rights: Sequence[bool] = ()) -> None:
+    def _write_samples(self, step: int, groups: Sequence[Group], rights: Sequence[bool] = ()) -> None:
         """Those of `step` in place of any of it and of later ones."""
         picked = {"step": step, "samples": pick_samples(groups, SHOWN, rights or None)}
         line = json.dumps(picked, ensure_ascii=False).encode(errors="backslashreplace")
@@ -154,8 +124,29 @@ class Logbook:
         again = rows[-1]["step"] - step if rows else 0
         if again <= 0:
             return [f"started again after step {step}"] if rows else []
-        uri = self.online.place(REPEATED)
-        found = documents.read(uri)["repeated"] if storage.exists(uri) else []
+        uri = self.place(REPEATED)
+        earlier = documents.read(uri)["repeated"] if storage.exists(uri) else []
         why = "workers or the driver were killed or stopped"
-        documents.write(uri, {"repeated": [*found, {"step": step, "repeated": again, "why": why}]})
+        documents.write(uri, {"repeated": [*earlier, {"step": step, "repeated": again, "why": why}]})
         return [f"started again after step {step}; {again} steps that were done after it are done once more"]
+
+
+def _rounding(recipe: "RlRecipe") -> float:
+    """Nats by which samplers and learner may differ. A replay's samples may come from other weights, so no tolerance
+    applies."""
+    dtype = resolve_dtype(recipe.config.learner.dtype, recipe.device)
+    return math.inf if recipe.config.rl.replay else ROUNDING.get(dtype, ROUNDING["float32"])
+
+
+def _opened(recipe: "RlRecipe", step: int) -> RolloutStore | None:
+    """The store of rollouts, where the run keeps them. Raises ConfigError where it lacks some of the first `step` steps."""
+    if not recipe.rollouts:
+        return None
+    store = RolloutStore(recipe.place(ROLLOUTS))
+    store.open(recipe.rollouts)
+    if store.steps() < step:
+        raise ConfigError(
+            f"rl.keep_rollouts: the first {step:,} steps of this run were not kept; set it from the beginning, in "
+            "another --output, or leave it out"
+        )
+    return store

@@ -1,7 +1,7 @@
-"""Some actors of one kind that share out a step's work: in turn, each part to one of them.
+"""A fixed pool of identical actors; the parts of a step are assigned round-robin.
 
-Ray starts a dead actor again and asks it once more for what it had in hand; its answer then comes from another process,
-which is how the crew knows, and says, what was done twice.
+Ray restarts a dead actor and repeats the call that it had in hand; the answer then comes from another process, by which the
+pool notices, and notes, what was done twice.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,15 @@ from pipeline.rl.config import PoolSection
 LOGS = "run the same again with --set run.verbose=true to see its log"
 
 
-class Crew:
+class ActorPool:
     """Raises nothing at first: an actor that cannot load its model says so when it is asked.
 
     Args:
         kind: the actor's class.
         name: what one of them is called, in messages, and the section that configures them.
-        count, told, gpus: how many; what each reserves and how often it is started again.
+        count: how many.
+        section: what each reserves and how often it is restarted.
+        gpus: that each reserves.
         spec: what each is made from.
 
     Attributes:
@@ -31,12 +33,12 @@ class Crew:
         seconds: what the slowest of them took in each call, summed; drained by the caller.
     """
 
-    def __init__(self, kind: type, name: str, count: int, told: PoolSection, gpus: float, spec: Any):
+    def __init__(self, kind: type, name: str, count: int, section: PoolSection, gpus: float, spec: Any):
         self.name = name
-        options: dict[str, Any] = {"num_cpus": told.cpus_per_actor, "num_gpus": gpus}
-        options |= {"max_restarts": told.max_restarts, "max_task_retries": told.max_restarts}
-        made: Any = ray.remote(**options)(kind)
-        self.actors = [made.remote(spec) for _ in range(count)]
+        options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": gpus}
+        options |= {"max_restarts": section.max_restarts, "max_task_retries": section.max_restarts}
+        remote: Any = ray.remote(**options)(kind)
+        self.actors = [remote.remote(spec) for _ in range(count)]
         self.born: list[str | None] = [None] * count
         self.notes: list[str] = []
         self.seconds = 0.0

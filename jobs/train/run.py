@@ -3,8 +3,8 @@
 examples    which pairs or groups the stores hold               pipeline.training.examples
 check       rows, policy, DeepSpeed's configuration, OUTPUT     nothing is written before
 reference   log-probabilities that the labels do not hold       jobs.train.reference
-learn       Ray Train runs the workers                          jobs.train.loop
-close       manifest, model card, report, table
+learn       Ray Train runs the loop on the workers              jobs.train.recipe
+finish      manifest, model card, report, table
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,14 @@ from typing import Any
 
 from actors.scorer import ScorerSpec
 from jobs.label.fill import require
-from jobs.learning import drive
+from jobs.learning import run as learning
 from jobs.learning.trainer import pick_workers, position_notes, run_workers
-from jobs.train.loop import Training, learn
+from jobs.train.recipe import TrainRecipe
 from jobs.train.reference import compute_references
 from pipeline.config import set_but_unread
+from pipeline.config.section import changed
 from pipeline.errors import ConfigError
 from pipeline.models.loading import load_settings, resolve_dtype
-from pipeline.report.card import shareable_config
-from pipeline.storage import absolute
 from pipeline.store import LabelStore
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
@@ -37,17 +36,17 @@ from pipeline.training.steps import check_step
 def train(config: TrainConfig, *, dry_run: bool = False, command: str = "") -> int:
     """Run the job. Returns the exit code; raises EndorewardError."""
     require(labels=config.train.labels, policy=config.policy.name, output=config.output.path)
-    config = _with_absolute_places(config)
+    config = learning.resolved(config, "train.labels")
     reads = [*config.train.labels, config.policy.name, config.reference.name]
-    return drive.drive(config, lambda: _plan(config), reads, dry_run=dry_run, command=command)
+    return learning.carry_out(config, lambda: _describe(config), reads, dry_run=dry_run, command=command)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(drive.Plan):
-    """What `train` will do.
+class TrainRun(learning.TrainingRun):
+    """A run of `train`.
 
     Attributes:
-        found: examples; `examples` of these to learn from, `held_out` to measure on.
+        labelled: all examples; `examples` of these to learn from, `held_out` to measure on.
         stored_reference: whether the labels hold the reference's log-probabilities.
         policy_labelled: whether the policy, as it was before training, made them.
     """
@@ -57,11 +56,12 @@ class Plan(drive.Plan):
     SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "eval_loss", "eval_rewards/accuracies")
 
     config: TrainConfig
-    found: Examples
+    labelled: Examples
     examples: Examples
     held_out: Examples
     stored_reference: bool
     policy_labelled: bool
+    steps_per_epoch: float
 
     def rows(self) -> list[tuple[str, str]]:
         config = self.config
@@ -81,7 +81,7 @@ class Plan(drive.Plan):
             return "log-probabilities of the labels"
         return "computed before the first step" if objective_of(self.config).uses_reference else "none"
 
-    def says(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         return {
             "objective": self.config.train.objective,
             "labels": [
@@ -97,26 +97,21 @@ class Plan(drive.Plan):
             + [["Examples to learn from", f"{len(self.examples):,}"]],
         }
 
-    def learn(self, folder: RunFolder, run: dict[str, Any]) -> None:
+    def learn(self, folder: RunFolder, record: dict[str, Any]) -> None:
         import ray
 
-        told = Training(
-            config=self.config,
-            device=self.device,
-            deepspeed=self.deepspeed,
-            output=folder.uri,
-            steps=self.steps,
-            rate=self.rate,
+        recipe = TrainRecipe(
+            **self.shared(folder, record),
             stored_reference=self.stored_reference,
             policy_labelled=self.policy_labelled,
             reference=_computed_reference(folder, self),
-            run={"created": run["created"], "objective": run["objective"], "config": shareable_config(run)},
+            steps_per_epoch=self.steps_per_epoch,
             examples=ray.put((self.examples, self.held_out)),
         )
-        run_workers(learn, told, self.config, folder, self.device, self.workers, self.steps)
+        run_workers(recipe, folder, self.workers)
 
 
-def _plan(config: TrainConfig) -> Plan:
+def _describe(config: TrainConfig) -> TrainRun:
     """Raises ConfigError and StoreError for all that can be known before a worker starts."""
     device, workers = pick_workers(config)
     dtype = resolve_dtype(config.learner.dtype, device)
@@ -126,7 +121,7 @@ def _plan(config: TrainConfig) -> Plan:
     examples = find_examples(config)
     reader = RowReader(examples.sources, examples.parts, config.policy, config.train.shuffle_parts)
     check_rows(reader, examples)
-    config = _settled(config, examples)
+    config = _resolved(config, examples)
     check_step(config, examples, reader)
     learned, held_out = examples.split(config.train.eval_share)
     order = Order(learned.part, config.train.batch_size, config.train.seed, config.train.shuffle_parts)
@@ -142,32 +137,30 @@ def _plan(config: TrainConfig) -> Plan:
         check_rows(RowReader(examples.sources, examples.parts, config.reference, 1), examples)
     labelled, _ = stored_reference(examples.sources, config.policy, dtype)
     notes += [guess for source in examples.sources for guess in LabelStore(source.uri).guesses()]
-    return Plan(
+    return TrainRun(
         config=config,
         device=device,
         workers=workers,
         dtype=dtype,
         deepspeed=deepspeed,
-        found=examples,
+        labelled=examples,
         examples=learned,
         held_out=held_out,
         steps=config.train.max_steps or order.steps(config.train.epochs),
         rate=base_rate(config.train, settings.get_text_config().hidden_size, bool(config.lora.rank)),
         stored_reference=stored,
         policy_labelled=labelled,
+        steps_per_epoch=order.steps_per_epoch,
         notes=notes + ([] if labelled else _behaviour_notes(config)) + _pair_notes(config, examples) + config.idle(),
         description=describe(config, examples.describe(), dtype, device, workers, deepspeed),
     )
 
 
-def _settled(config: TrainConfig, examples: Examples) -> TrainConfig:
+def _resolved(config: TrainConfig, examples: Examples) -> TrainConfig:
     """With what was left open: where no preference is known pairs are by reward, and beta follows from that."""
     if not examples.counts.pairs.known:
-        config = config.model_copy(update={"pairs": config.pairs.model_copy(update={"preference": "reward"})})
-    settled = {name: getattr(config, name) for name in ("dpo", "ipo")}
-    return config.model_copy(
-        update={name: told.model_copy(update={"beta": beta_of(told.beta, config)}) for name, told in settled.items()}
-    )
+        config = changed(config, {"pairs.preference": "reward"})
+    return changed(config, {f"{name}.beta": beta_of(getattr(config, name).beta, config) for name in ("dpo", "ipo")})
 
 
 def _behaviour_notes(config: TrainConfig) -> list[str]:
@@ -188,33 +181,27 @@ def _pair_notes(config: TrainConfig, examples: Examples) -> list[str]:
     return set_but_unread(config, [("pairs.select", why), ("pairs.min_margin", why)])
 
 
-def _with_absolute_places(config: TrainConfig) -> TrainConfig:
-    config = drive.with_absolute_places(config)
-    labels = [absolute(place) for place in config.train.labels]
-    return config.model_copy(update={"train": config.train.model_copy(update={"labels": labels})})
-
-
 def _reward_of(description: dict[str, Any]) -> dict[str, Any]:
     """What the labels' rewards are: the endogenous one's settings, or the name of another kind."""
-    told = {name: value for name, value in description.items() if name.startswith("reward.")}
     if "labeller" in description:
         return {"kind": description["labeller"]}
-    return {name.removeprefix("reward."): value for name, value in told.items()}
+    settings = {name: value for name, value in description.items() if name.startswith("reward.")}
+    return {name.removeprefix("reward."): value for name, value in settings.items()}
 
 
-def _computed_reference(folder: RunFolder, plan: Plan) -> str | None:
+def _computed_reference(folder: RunFolder, run: TrainRun) -> str | None:
     """Where the reference's log-probabilities are, once they are; None where the labels hold them or none are asked for."""
-    config = plan.config
-    if plan.stored_reference or not objective_of(config).uses_reference:
+    config = run.config
+    if run.stored_reference or not objective_of(config).uses_reference:
         return None
     reference = config.reference if config.reference.name else config.policy
     spec = ScorerSpec(
-        model=reference.model_copy(update={"dtype": plan.dtype}),
-        device=plan.device,
-        gpus=int(plan.device == "cuda"),
+        model=reference.model_copy(update={"dtype": run.dtype}),
+        device=run.device,
+        gpus=int(run.device == "cuda"),
         threads=config.learner.cpus_per_worker,
         budget_tokens=config.learner.budget_tokens,
         check_responses=0,
         head_chunk_mb=config.learner.head_chunk_mb,
     )
-    return compute_references(folder, spec, config.policy, plan.found, plan.workers, config.learner.max_failures)
+    return compute_references(folder, spec, config.policy, run.labelled, run.workers, config.learner.max_failures)

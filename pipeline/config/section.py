@@ -3,7 +3,7 @@ no use for. Knows no section in particular."""
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import unquote
 
@@ -76,6 +76,28 @@ def load_config_as(
     return config
 
 
+def value_at(config: Section, path: str) -> Any:
+    """The value of a field by its dotted path, as `learner.deepspeed` or `rewards.NAME.model`."""
+    value: Any = config
+    for name in path.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value
+
+
+def changed(config: Kind, values: Mapping[str, Any]) -> Kind:
+    """The configuration with other values in these fields, by dotted path. Nothing is validated anew."""
+    for path, value in values.items():
+        config = _with(config, path.split("."), value)
+    return config
+
+
+def _with(section: Any, names: list[str], value: Any) -> Any:
+    name, *below = names
+    if isinstance(section, dict):
+        return {**section, name: _with(section[name], below, value) if below else value}
+    return section.model_copy(update={name: _with(getattr(section, name), below, value) if below else value})
+
+
 def refuse_unread(config: Section, unread: Unread) -> None:
     """Raises ConfigError that names every field which was set and is not read."""
     lines = set_but_unread(config, unread)
@@ -88,10 +110,8 @@ def set_but_unread(config: Section, unread: Unread) -> list[str]:
     does no harm: a configuration that was written out whole has them all."""
     lines: dict[str, str] = {}
     for path, why in unread:
-        *sections, field = path.split(".")
-        section: Any = config
-        for name in sections:
-            section = section[name] if isinstance(section, dict) else getattr(section, name)
+        above, _, field = path.rpartition(".")
+        section = value_at(config, above) if above else config
         value = getattr(section, field)
         for name in sorted(_set_fields(value) if isinstance(value, Section) else {field} & _set_fields(section)):
             dotted = f"{path}.{name}" if isinstance(value, Section) else path

@@ -14,8 +14,8 @@ from pipeline.report.page import listed
 from pipeline.report.runs import Run, figure, last_part, policy_name, words
 from pipeline.report.toml import to_toml
 from pipeline.rl.config import ALGORITHMS
-from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES
-from pipeline.training.metrics import EVAL, Row, ends
+from pipeline.training.config import ADVANTAGE_OBJECTIVES, OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF
+from pipeline.training.metrics import EVAL, MetricRow, ends
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PLACE = re.compile(r"(?<![\w.~/:-])(?:(?:s3|gs|gcs|abfs|abfss|hdfs|file)://|~?/|[A-Za-z]:[\\/])[^\s\"'`,;()<>]+")
@@ -35,7 +35,7 @@ UNSEEN_ONLINE = (
 )
 
 
-def model_card(run: Run, metrics: list[Row], results: rl.Results | None = None) -> str:
+def model_card(run: Run, metrics: list[MetricRow], results: rl.Results | None = None) -> str:
     """The card as text (write it as UTF-8 to README.md beside the weights).
 
     `run` and `metrics`, and `results` of an online run, as for the page.
@@ -112,7 +112,7 @@ def _labels(run: Run) -> str:
     return _table(["store", "model", "reward", "fingerprint"], rows)
 
 
-def _figures(metrics: list[Row], names: list[str]) -> str:
+def _figures(metrics: list[MetricRow], names: list[str]) -> str:
     """The start and the end of every curve, as the page has them."""
     rows = []
     for name in names:
@@ -128,7 +128,7 @@ def _counts(run: Run) -> str:
     return _table(["", "count or value"], [[str(name), f"{v:,}" if isinstance(v, int) else str(v)] for name, v in rows])
 
 
-def _known(run: Run, metrics: list[Row], results: rl.Results) -> list[str]:
+def _known(run: Run, metrics: list[MetricRow], results: rl.Results) -> list[str]:
     online = rl.is_online(run)
     observed = rl.observations(run, metrics, results) if online else training.observations(run, metrics)
     return [*observed, *map(str, run.get("notes") or []), *(UNSEEN_ONLINE if online else UNSEEN)]
@@ -138,8 +138,8 @@ def shareable_config(run: Run) -> dict[str, dict[str, Any]]:
     """The sections that this objective or algorithm reads, without those that only say where the run was."""
     method = _method(run)
     foreign = {*ALGORITHMS, *OBJECTIVES, "pairs", "advantage"} - {method}
-    foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"awr", "advantage"} if method == "rwr" else set()
-    foreign -= {"advantage"} if method in ("awr", "grpo", "reinforce") else set()
+    foreign -= {SECTION_OF.get(method, method)}
+    foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"advantage"} if method in ADVANTAGE_OBJECTIVES else set()
     own = {name: fields for name, fields in run["config"].items() if name not in {*foreign, *MACHINE}}
     return _shortened(own)
 

@@ -28,18 +28,11 @@ from pipeline.report.runs import (
 )
 from pipeline.report.runs import ordered as ordered_by
 from pipeline.report.shares import Interval, draw_intervals, figure_text, interval_text
-from pipeline.rl.config import RewardSource, RlConfig
-from pipeline.training.metrics import Row, ends, finite
+from pipeline.rl.config import ALGORITHMS, RewardSource, RlConfig
+from pipeline.training.metrics import MetricRow, ends, finite
 
 Results = Mapping[str, Any]  # of results.json
 
-ALGORITHMS = {
-    "ppo": ("PPO", "proximal policy optimization"),
-    "grpo": ("GRPO", "group-relative policy optimization"),
-    "rloo": ("RLOO", "REINFORCE leave-one-out"),
-    "reinforce": ("REINFORCE", "REINFORCE"),
-    "reinforce_plus_plus": ("REINFORCE++", "REINFORCE++"),
-}
 FIRST = (
     "accuracy",
     "reward",
@@ -62,7 +55,9 @@ def is_online(run: Run) -> bool:
     return "rl" in run["config"]
 
 
-def rl_page(run: Run, metrics: list[Row], results: Results | None = None, samples: Sequence[Row] = ()) -> str:
+def rl_page(
+    run: Run, metrics: list[MetricRow], results: Results | None = None, samples: Sequence[MetricRow] = ()
+) -> str:
     """The page as text (write it as UTF-8).
 
     Args:
@@ -138,12 +133,12 @@ def source_words(config: RlConfig, source: RewardSource) -> str:
     return what + (f" (for {source.share:.0%} of the prompts)" if source.share < 1 else "")
 
 
-def ordered(metrics: list[Row]) -> list[str]:
+def ordered(metrics: list[MetricRow]) -> list[str]:
     """Names of what was measured, as the page has them in order; the seconds of `time/` have a section of their own."""
     return [name for name in ordered_by(metrics, FIRST) if not name.startswith(TIME)]
 
 
-def observations(run: Run, metrics: list[Row], results: Results) -> list[str]:
+def observations(run: Run, metrics: list[MetricRow], results: Results) -> list[str]:
     """What a person should see first, in sentences that depend on what was measured."""
     sentences = []
     reward, (before, after) = ends(metrics, "reward"), (_measured(results, when) for when in ("before", "after"))
@@ -203,7 +198,7 @@ def _accuracy(results: Results) -> Markup | None:
     return draw_intervals(rows, None, "Accuracy") if rows else None
 
 
-def _warned(metrics: list[Row]) -> Iterator[tuple[int, str]]:
+def _warned(metrics: list[MetricRow]) -> Iterator[tuple[int, str]]:
     for row in metrics:
         warnings = row.get("warnings")
         yield from ((row["step"], str(text)) for text in warnings or [] if isinstance(warnings, list))
@@ -212,7 +207,7 @@ def _warned(metrics: list[Row]) -> Iterator[tuple[int, str]]:
 # Rewards, time, samples
 
 
-def _rewards(run: Run, metrics: list[Row]) -> list[list[Cell]]:
+def _rewards(run: Run, metrics: list[MetricRow]) -> list[list[Cell]]:
     """What was paid for: each source, its weight, and its reward at the start and at the end."""
     config, rows = _config(run), list[list[Cell]]()
     for name, source in config.rewards.items():
@@ -231,7 +226,7 @@ class Time(NamedTuple):
     rows: list[tuple[Markup, str, str, str]]
 
 
-def _time(metrics: list[Row]) -> Time | None:
+def _time(metrics: list[MetricRow]) -> Time | None:
     """The parts that were measured, and what is left of the steps; None where nothing was measured."""
     spent = {name: math.fsum(value for _, value in finite(metrics, TIME + name)) for name in PARTS}
     steps = [value for _, value in finite(metrics, "step_time")]
@@ -284,7 +279,7 @@ class Samples(NamedTuple):
     sides: list[tuple[str, list[Answer]]]  # the step, its answers
 
 
-def _samples(lines: Sequence[Row]) -> list[Samples]:
+def _samples(lines: Sequence[MetricRow]) -> list[Samples]:
     """The first, a middle and the last evaluation, by prompt."""
     by_step = {line["step"]: line["samples"] for line in lines}  # a step that was done again counts once
     steps = sorted(by_step)
@@ -298,12 +293,12 @@ def _samples(lines: Sequence[Row]) -> list[Samples]:
     return list(cards.values())
 
 
-def _answers(responses: Sequence[Row]) -> list[Answer]:
+def _answers(responses: Sequence[MetricRow]) -> list[Answer]:
     names = ["best", "worst"] if len(responses) == 2 else [""] * len(responses)
     return [_answer(name, response) for name, response in zip(names, responses, strict=True)]
 
 
-def _answer(name: str, response: Row) -> Answer:
+def _answer(name: str, response: MetricRow) -> Answer:
     verdict = {True: "right", False: "wrong"}.get(response.get("right"), "")  # type: ignore[arg-type]
     cut = "" if response.get("finished", True) else "cut off"
     parts = [verdict, f"reward {_short(response['reward'])}", _count(response["tokens"], "token"), cut]
@@ -319,7 +314,7 @@ def _short(value: float) -> str:
 # How it was made
 
 
-def _settings(run: Run, metrics: list[Row]) -> list[tuple[str, str]]:
+def _settings(run: Run, metrics: list[MetricRow]) -> list[tuple[str, str]]:
     config = _config(run)
     rl, short = config.rl, _algorithm(run)[0]
     own = getattr(config, rl.algorithm).model_dump()

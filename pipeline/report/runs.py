@@ -15,7 +15,7 @@ from pipeline.report.bias import named
 from pipeline.report.curves import Curve, Points, beyond, draw_curves, value_text
 from pipeline.report.markup import compact, minus
 from pipeline.report.page import Keys, Prompt, Tile
-from pipeline.training.metrics import EVAL, Row, end_size, ends, finite, numbers
+from pipeline.training.metrics import EVAL, MetricRow, end_size, ends, finite, numbers
 
 Run = dict[str, Any]
 Figure = tuple[str, Markup, str]  # a heading, a chart, and a note under it
@@ -96,7 +96,7 @@ def is_share(name: str) -> bool:
     return name.endswith(SHARES)
 
 
-def ordered(metrics: list[Row], first: tuple[str, ...]) -> list[str]:
+def ordered(metrics: list[MetricRow], first: tuple[str, ...]) -> list[str]:
     """Names of what was measured in training and on kept prompts (without `eval_`), as the page has them in order."""
     measured = dict.fromkeys(name.removeprefix(EVAL) for name in numbers(metrics))
     others = [name for name in measured if name not in (*first, *LAST, *COUNTERS)]
@@ -108,7 +108,7 @@ def optimizer(run: Run) -> dict[str, Any]:
     return run["config"].get("train") or run["config"].get("rl") or {}
 
 
-def tiles(run: Run, metrics: list[Row], names: Iterable[str], first: Iterable[Tile] = ()) -> list[Tile]:
+def tiles(run: Run, metrics: list[MetricRow], names: Iterable[str], first: Iterable[Tile] = ()) -> list[Tile]:
     """Large figures: `first`, then of `names` until there are two, then what it took."""
     shown = list(first)
     for name in names:
@@ -140,7 +140,7 @@ class EndsTable:
     rows: Sequence[Sequence[str]]
 
 
-def ends_table(metrics: list[Row], names: list[str]) -> EndsTable | None:
+def ends_table(metrics: list[MetricRow], names: list[str]) -> EndsTable | None:
     """Where each of `names` started and ended; None where no step was taken."""
     rows = []
     for name in names:
@@ -174,7 +174,7 @@ class CurvesSection:
 
 
 def curves_section(
-    run: Run, metrics: list[Row], names: list[str], resumed_at: list[int], folded: Sequence[str] = ()
+    run: Run, metrics: list[MetricRow], names: list[str], resumed_at: list[int], folded: Sequence[str] = ()
 ) -> CurvesSection | None:
     """A chart for each of `names`; those of `folded` are there for who asks for them. None without any."""
     resumed = [step for step in resumed_at if step <= max((row["step"] for row in metrics), default=0)]
@@ -186,7 +186,7 @@ def curves_section(
     return CurvesSection(_marks(two, evaluated, bool(resumed)), drawn, others)
 
 
-def _charts(run: Run, metrics: list[Row], names: list[str], resumed: list[int]) -> list[Figure]:
+def _charts(run: Run, metrics: list[MetricRow], names: list[str], resumed: list[int]) -> list[Figure]:
     drawn, last = list[Figure | None](), max((row["step"] for row in metrics), default=0)
     for name in names:
         stem, _, side = name.rpartition("/")
@@ -209,7 +209,7 @@ def _marks(two: bool, evaluated: bool, resumed: bool) -> Keys:
     return [(mark, text) for there, mark, text in marks if there]
 
 
-def _chart(run: Run, metrics: list[Row], names: list[str], last: int, resumed: list[int]) -> Figure | None:
+def _chart(run: Run, metrics: list[MetricRow], names: list[str], last: int, resumed: list[int]) -> Figure | None:
     """The figure of one metric, or of the chosen and the rejected of one; None where no value is finite."""
     curves, broken = [], 0
     for name in names:
@@ -235,7 +235,7 @@ def _chart(run: Run, metrics: list[Row], names: list[str], last: int, resumed: l
     return what, chart, " ".join(notes)
 
 
-def _in_words(metrics: list[Row], names: list[str]) -> str:
+def _in_words(metrics: list[MetricRow], names: list[str]) -> str:
     parts = []
     for name in names:
         for key in (name, EVAL + name):
@@ -245,7 +245,7 @@ def _in_words(metrics: list[Row], names: list[str]) -> str:
 
 
 def settings_rows(
-    run: Run, metrics: list[Row], method: list[list[Any]], batch: list[list[Any]], others: list[list[Any]]
+    run: Run, metrics: list[MetricRow], method: list[list[Any]], batch: list[list[Any]], others: list[list[Any]]
 ) -> list[tuple[str, str]]:
     """Settings by name; `method`, `batch` and `others` are rows (name, value), those of None are left out."""
     training, lora, learner = optimizer(run), *(run["config"].get(name) or {} for name in ("lora", "learner"))
@@ -286,7 +286,7 @@ def _value(value: Any) -> str:
     return minus(f"{value:.5g}") if isinstance(value, float) else str(value)
 
 
-def _tokens(run: Run, metrics: list[Row]) -> int:
+def _tokens(run: Run, metrics: list[MetricRow]) -> int:
     counted = finite(metrics, "num_tokens")
     return int(run.get("tokens") or (counted[-1][1] if counted else 0))
 

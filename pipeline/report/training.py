@@ -22,26 +22,15 @@ from pipeline.report.runs import (
 )
 from pipeline.report.runs import ordered as ordered_by
 from pipeline.store.summary import plain
-from pipeline.training.config import PAIR_OBJECTIVES
-from pipeline.training.metrics import EVAL, Row, ends, finite
+from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF
+from pipeline.training.metrics import EVAL, MetricRow, ends, finite
 
-OBJECTIVES = {
-    "dpo": ("DPO", "direct preference optimization"),
-    "ipo": ("IPO", "identity preference optimization"),
-    "simpo": ("SimPO", "simple preference optimization"),
-    "awr": ("AWR", "advantage-weighted regression"),
-    "rwr": ("RWR", "reward-weighted regression"),
-    "grpo": ("GRPO", "the clipped policy gradient of GRPO"),
-    "reinforce": ("REINFORCE", "policy gradient with truncated importance weights"),
-    "sft": ("SFT", "maximum likelihood of the selected responses"),
-}
-SETTINGS_OF = {"rwr": "awr"}  # the section that holds an objective's settings, where it is not its own
 FIRST = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "reward", "kl")
 CLIPPED = 0.5  # share of the steps whose gradient was clipped that is worth a word
 GAP = 0.1  # accuracy in training above that on kept prompts that is worth a word
 
 
-def training_page(run: Run, metrics: list[Row]) -> str:
+def training_page(run: Run, metrics: list[MetricRow]) -> str:
     """The page as text (write it as UTF-8).
 
     Args:
@@ -92,7 +81,7 @@ def sentence(run: Run) -> str:
     return f"{what}, trained{length}{size} by {_objective(run)[1]}{by}."
 
 
-def ordered(metrics: list[Row]) -> list[str]:
+def ordered(metrics: list[MetricRow]) -> list[str]:
     """Names of what was measured, as the page has them in order."""
     return ordered_by(metrics, FIRST)
 
@@ -100,10 +89,10 @@ def ordered(metrics: list[Row]) -> list[str]:
 def settings(run: Run) -> dict[str, Any]:
     """The settings of the run's objective, by name; none for an objective that has none."""
     objective = run["objective"]
-    return run["config"].get(SETTINGS_OF.get(objective, objective)) or {}
+    return run["config"].get(SECTION_OF.get(objective, objective)) or {}
 
 
-def observations(run: Run, metrics: list[Row]) -> list[str]:
+def observations(run: Run, metrics: list[MetricRow]) -> list[str]:
     """What a person should see in the curves, in sentences that depend on them."""
     sentences = (
         _unfinished(run, metrics),
@@ -116,13 +105,13 @@ def observations(run: Run, metrics: list[Row]) -> list[str]:
     return list(filter(None, sentences))
 
 
-def _unfinished(run: Run, metrics: list[Row]) -> str:
+def _unfinished(run: Run, metrics: list[MetricRow]) -> str:
     if metrics and metrics[-1]["step"] < (run.get("steps") or 0):
         return f"The run is not finished: this is step {metrics[-1]['step']:,} of {run['steps']:,}."
     return ""
 
 
-def _not_finite(metrics: list[Row]) -> str:
+def _not_finite(metrics: list[MetricRow]) -> str:
     known = {step for step, _ in finite(metrics, "loss")}
     broken = [row["step"] for row in metrics if "loss" in row and row["step"] not in known]
     if not broken:
@@ -131,7 +120,7 @@ def _not_finite(metrics: list[Row]) -> str:
     return f"The loss was not finite {many}: try a smaller learning rate."
 
 
-def _both_below_zero(run: Run, metrics: list[Row]) -> str:
+def _both_below_zero(run: Run, metrics: list[MetricRow]) -> str:
     chosen, rejected = ends(metrics, "rewards/chosen"), ends(metrics, "rewards/rejected")
     if not chosen or not rejected or run["objective"] not in ("dpo", "ipo"):
         return ""
@@ -143,7 +132,7 @@ def _both_below_zero(run: Run, metrics: list[Row]) -> str:
     )
 
 
-def _overfitted(metrics: list[Row]) -> str:
+def _overfitted(metrics: list[MetricRow]) -> str:
     train, held_out = ends(metrics, "rewards/accuracies"), ends(metrics, f"{EVAL}rewards/accuracies")
     if not train or not held_out or train[1] - held_out[1] < GAP:
         return ""
@@ -153,7 +142,7 @@ def _overfitted(metrics: list[Row]) -> str:
     )
 
 
-def _past_its_best(metrics: list[Row]) -> str:
+def _past_its_best(metrics: list[MetricRow]) -> str:
     losses = finite(metrics, f"{EVAL}loss")
     if len(losses) <= 2:
         return ""
@@ -167,7 +156,7 @@ def _past_its_best(metrics: list[Row]) -> str:
     )
 
 
-def _clipped(run: Run, metrics: list[Row]) -> str:
+def _clipped(run: Run, metrics: list[MetricRow]) -> str:
     limit, norms = optimizer(run).get("max_grad_norm"), finite(metrics, "grad_norm")
     clipped = sum(norm > limit for _, norm in norms) / len(norms) if limit and norms else 0.0
     if clipped <= CLIPPED:
@@ -175,7 +164,7 @@ def _clipped(run: Run, metrics: list[Row]) -> str:
     return f"The gradient was clipped to a norm of {limit:g} in {clipped:.0%} of the steps."
 
 
-def _settings(run: Run, metrics: list[Row]) -> list[tuple[str, str]]:
+def _settings(run: Run, metrics: list[MetricRow]) -> list[tuple[str, str]]:
     rows: list[list[Any]] = [["Objective", _objective(run)[0]]]
     rows += [[f"{run['objective']}, {name.replace('_', ' ')}", value] for name, value in settings(run).items()]
     resumed = run.get("resumed_at")

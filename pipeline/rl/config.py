@@ -20,9 +20,16 @@ from pipeline.config import (
 )
 from pipeline.training.config import LearningConfig, OptimizerSection
 
-ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce", "reinforce_plus_plus")
-
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce", "reinforce_plus_plus"]
+
+ALGORITHMS = {
+    "ppo": ("PPO", "proximal policy optimization"),
+    "grpo": ("GRPO", "group-relative policy optimization"),
+    "rloo": ("RLOO", "REINFORCE leave-one-out"),
+    "reinforce": ("REINFORCE", "REINFORCE"),
+    "reinforce_plus_plus": ("REINFORCE++", "REINFORCE++"),
+}
+"""What a page calls them, in short and in full."""
 
 
 class RlSection(OptimizerSection):
@@ -59,14 +66,14 @@ class RlSection(OptimizerSection):
 
     @model_validator(mode="after")
     def _estimator_fits(self) -> Self:
-        told = self.kl_estimator
-        if self.kl_in == "loss" and told == "k1":
+        estimator = self.kl_estimator
+        if self.kl_in == "loss" and estimator == "k1":
             raise ValueError(
                 "kl_estimator = k1 has no place in the loss: over the policy's own tokens its gradient is zero on average, "
                 "and the run drifts; set kl_in = reward, or k2 or k3"
             )
-        if self.kl_in == "reward" and told in ("k2", "k3"):
-            raise ValueError(f"kl_estimator = {told} is for kl_in = loss; in the reward it is k1")
+        if self.kl_in == "reward" and estimator in ("k2", "k3"):
+            raise ValueError(f"kl_estimator = {estimator} is for kl_in = loss; in the reward it is k1")
         return self
 
     @property
@@ -176,8 +183,8 @@ class RewardSource(Section):
             if self.kind not in kinds and self._given(name)
         ]
         if unread:
-            told = self.kind if "kind" in self.model_fields_set else f"{self.kind}, the default,"
-            raise ValueError(f"kind = {told} does not read {', '.join(unread)}; set kind, or leave that out")
+            kind = self.kind if "kind" in self.model_fields_set else f"{self.kind}, the default,"
+            raise ValueError(f"kind = {kind} does not read {', '.join(unread)}; set kind, or leave that out")
         return self
 
     def _given(self, name: str) -> bool:
@@ -321,16 +328,16 @@ class RlConfig(LearningConfig):
     def idle(self) -> list[str]:
         """What has no effect in this run and may stay: of a file whose one number or list was set to nothing, of the run that
         a replay replays, or ready for more steps a batch."""
-        found: list[tuple[str, str]] = []
+        unused: list[tuple[str, str]] = []
         if not self.rl.kl_coefficient:
             for field in ("rl.kl_in", "rl.kl_estimator", "reference"):
-                found.append((field, "under rl.kl_coefficient = 0, which holds no reference"))
+                unused.append((field, "under rl.kl_coefficient = 0, which holds no reference"))
         if not self.held_out.prompts:
             for field in ("check", "answer_key", "some", "seed"):
-                found.append((f"held_out.{field}", "without held_out.prompts"))
+                unused.append((f"held_out.{field}", "without held_out.prompts"))
         if self.rl.replay:
             for section in ("sampler", "rewarder", "held_out"):
-                found.append((section, "under rl.replay, which samples and measures nothing"))
+                unused.append((section, "under rl.replay, which samples and measures nothing"))
         elif self.rl.epochs == self.rl.minibatches == 1:
             for name in (
                 "ppo.epsilon",
@@ -339,8 +346,8 @@ class RlConfig(LearningConfig):
                 "rloo.epsilon",
                 "reinforce_plus_plus.epsilon",
             ):
-                found.append((name, "while rl.epochs and rl.minibatches are 1: each batch is the policy's own"))
-        return set_but_unread(self, found)
+                unused.append((name, "while rl.epochs and rl.minibatches are 1: each batch is the policy's own"))
+        return set_but_unread(self, unused)
 
     def _unread_of_algorithm(self) -> Unread:
         algorithm = self.rl.algorithm

@@ -2,7 +2,7 @@
 
     penalised     rewards less the KL to the reference          k1, where rl.kl_in = reward
     advantages    of every token                                the algorithm
-    plan          responses -> micro-batches of each worker     pipeline.training.order
+    plan          responses -> micro-batches of each worker     pipeline.training.balance
 
 All workers hold the whole batch and make the same plan; each builds the tensors of its own part.
 """
@@ -17,8 +17,8 @@ from pipeline.rl.algorithms import Algorithm
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array, Group, Rewarded, Rollout, Tokens
 from pipeline.training.advantages import Siblings
+from pipeline.training.balance import Atom, plan_step
 from pipeline.training.batch import Response
-from pipeline.training.order import Atom, plan_step
 from pipeline.training.steps import StepPart
 
 SHUFFLE = 1  # stream of random numbers, beside that of the order of prompts
@@ -69,12 +69,12 @@ class Experience:
 
     def minibatches(self, step: int, epoch: int) -> Iterator[list[int]]:
         """Numbers of the groups of each step of the optimizer: all groups once, shuffled where there are several."""
-        told, count = self.config.rl, len(self.groups)
-        if told.minibatches == 1:
+        section, count = self.config.rl, len(self.groups)
+        if section.minibatches == 1:
             yield list(range(count))
             return
-        words = np.random.PCG64(np.random.SeedSequence([told.seed, step, epoch, SHUFFLE])).random_raw(count)
-        for part in np.array_split(np.argsort(words, kind="stable"), told.minibatches):
+        words = np.random.PCG64(np.random.SeedSequence([section.seed, step, epoch, SHUFFLE])).random_raw(count)
+        for part in np.array_split(np.argsort(words, kind="stable"), section.minibatches):
             yield part.tolist()
 
     def part(self, numbers: Sequence[int], rank: int, workers: int) -> StepPart:
@@ -97,8 +97,8 @@ def plan(config: RlConfig, groups: Sequence[Group], numbers: Sequence[int], work
         for number in numbers
         for i, rollout in enumerate(groups[number].rollouts)
     ]
-    found = plan_step(atoms, workers, config.learner.budget_tokens)
-    return [[[atoms[atom].positions[0] for atom in micro] for micro in worker] for worker in found]
+    batches = plan_step(atoms, workers, config.learner.budget_tokens)
+    return [[[atoms[atom].positions[0] for atom in micro] for micro in worker] for worker in batches]
 
 
 def penalty(config: RlConfig, rollout: Rollout, rewarded: Rewarded) -> Array:

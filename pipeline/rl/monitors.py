@@ -6,7 +6,7 @@ judgement of the text itself: a warning says what to look at, and only a person 
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,8 @@ from pipeline.corpus.samples import Message
 from pipeline.rl.rollouts import Array, Group
 from pipeline.store.schema import message_text
 from pipeline.training.advantages import alike
-
-Row = Mapping[str, Any]  # of metrics.jsonl
+from pipeline.training.divergence import k3
+from pipeline.training.metrics import MetricRow
 
 NGRAM = 4  # tokens
 WINDOW = 10  # steps of a beginning, of what it is held against, and without a cause before it is warned of once more
@@ -55,14 +55,16 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     lengths = np.array([len(rollout.ids) for rollout in rollouts], np.float64)
     finished = np.array([rollout.finished for rollout in rollouts])
     several = [group for group in groups if len(group.rollouts) > 1]
-    found = _mean_and_std([each.reward for each in rewarded], "reward", "reward_std")
+    metrics = _mean_and_std([each.reward for each in rewarded], "reward", "reward_std")
     if several:
-        found[EQUAL] = float(np.mean([alike(np.array([each.reward for each in group.rewarded])) for group in several]))
-        found["distinct"] = float(np.mean([len({r.text for r in g.rollouts}) / len(g.rollouts) for g in several]))
+        metrics[EQUAL] = float(
+            np.mean([alike(np.array([each.reward for each in group.rewarded])) for group in several])
+        )
+        metrics["distinct"] = float(np.mean([len({r.text for r in g.rollouts}) / len(g.rollouts) for g in several]))
     for name in dict.fromkeys(name for each in rewarded for name in each.parts):
         parts = [each.parts[name] for each in rewarded if name in each.parts]
-        found |= _mean_and_std(parts, f"rewards/{name}/mean", f"rewards/{name}/std")
-    return found | {
+        metrics |= _mean_and_std(parts, f"rewards/{name}/mean", f"rewards/{name}/std")
+    return metrics | {
         LENGTH: float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
@@ -76,16 +78,15 @@ def estimates(groups: Sequence[Group]) -> dict[str, float]:
     """What the learner would measure of a batch that it does not see, from the log-probabilities of its samplers; means over
     the tokens of all responses.
 
-    - `kl`: k3 to the reference, exp(d) - 1 - d with d = log pi_ref - log pi, where a reference is held;
+    - `kl`: k3 to the reference, where a reference is held;
     - `entropy`: -log pi of the sampled token, nats, whose expectation is the entropy.
     """
     logprobs = np.concatenate([r.logprobs for g in groups for r in g.rollouts]).astype(np.float64)
-    found = {"entropy": -float(logprobs.mean())}
+    measures = {"entropy": -float(logprobs.mean())}
     references = [each.reference for g in groups for each in g.rewarded if each.reference is not None]
     if references:
-        d = np.concatenate(references).astype(np.float64) - logprobs
-        found["kl"] = float((np.expm1(d) - d).mean())
-    return found
+        measures["kl"] = float(k3(np.concatenate(references).astype(np.float64) - logprobs).mean())
+    return measures
 
 
 def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
@@ -100,8 +101,8 @@ def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
 
 
 def _mean_and_std(values: list[float], mean: str, std: str) -> dict[str, float]:
-    found = {mean: float(np.mean(values))}
-    return found | ({std: float(np.std(values, ddof=1))} if len(values) > 1 else {})
+    metrics = {mean: float(np.mean(values))}
+    return metrics | ({std: float(np.std(values, ddof=1))} if len(values) > 1 else {})
 
 
 # Warnings
@@ -147,18 +148,18 @@ class _Course:
         return np.array(list(self.last)[-SEVERAL:] if self.count >= SEVERAL else [])
 
 
-class Watch:
-    """Sees the rows of a run, one after the other, and says what looks wrong.
+class Monitors:
+    """Reads the rows of a run, one after the other, and warns of what looks wrong.
 
     Each kind of warning comes once, and again only after its cause was away for `WINDOW` steps. All that it knows comes
-    from the rows, so that a run that goes on is watched as if it had not stopped: `Watch(read_metrics(...))`.
+    from the rows, so that a run that goes on is watched as if it had not stopped: `Monitors(read_metrics(...))`.
 
     Args:
         rows: of metrics.jsonl so far, without those that will be done again.
         rounding: nats by which the log-probability of a token may differ between sampler and learner.
     """
 
-    def __init__(self, rows: Iterable[Row] = (), rounding: float = math.inf):
+    def __init__(self, rows: Iterable[MetricRow] = (), rounding: float = math.inf):
         self.rounding = rounding
         self._courses = {name: _Course() for name in ("reward", LENGTH, CLIPPED, "repetition", EQUAL, "entropy")}
         self._steps = 0
@@ -166,19 +167,19 @@ class Watch:
         for row in rows:
             self.warnings(row)
 
-    def warnings(self, row: Row) -> list[str]:
+    def warnings(self, row: MetricRow) -> list[str]:
         """Take in the next row; sentences on what it shows, most often none. What a row does not hold is not judged."""
         self._steps += 1
         for name, course in self._courses.items():
             value = row.get(name)
             if value is not None and math.isfinite(value):
                 course.add(float(value))
-        found = {kind: said for kind, said in self._causes(row).items() if said}
-        new = [said for kind, said in found.items() if self._steps - self._seen.get(kind, -WINDOW) > WINDOW]
-        self._seen |= dict.fromkeys(found, self._steps)
+        causes = {kind: sentence for kind, sentence in self._causes(row).items() if sentence}
+        new = [sentence for kind, sentence in causes.items() if self._steps - self._seen.get(kind, -WINDOW) > WINDOW]
+        self._seen |= dict.fromkeys(causes, self._steps)
         return new
 
-    def _causes(self, row: Row) -> dict[str, str | None]:
+    def _causes(self, row: MetricRow) -> dict[str, str | None]:
         return {
             "difference": self._differing(row),
             "length": self._longer(),
@@ -188,7 +189,7 @@ class Watch:
             "entropy": self._collapsed(),
         }
 
-    def _differing(self, row: Row) -> str | None:
+    def _differing(self, row: MetricRow) -> str | None:
         worst = row.get(DIFFERENCE) or 0.0
         if worst <= self.rounding:
             return None
@@ -204,11 +205,11 @@ class Watch:
         towards_limit = clipped.risen and clipped.now > CUT_OFF
         if not reward.risen or not (longer or towards_limit):
             return None
-        said = f"the mean length of a response went from {length.start:,.0f} to {length.now:,.0f} tokens"
+        growth = f"the mean length of a response went from {length.start:,.0f} to {length.now:,.0f} tokens"
         if clipped.count:
-            said += f" and the share that is cut off from {clipped.start:.0%} to {clipped.now:.0%}"
+            growth += f" and the share that is cut off from {clipped.start:.0%} to {clipped.now:.0%}"
         return (
-            f"The reward rose from {reward.start:.3g} to {reward.now:.3g} while {said}: the policy may be paid for length "
+            f"The reward rose from {reward.start:.3g} to {reward.now:.3g} while {growth}: the policy may be paid for length "
             "and not for better answers. Read the samples and the accuracy on held_out.prompts; if so, add a reward of "
             "rewards.NAME.kind = length or raise rl.kl_coefficient."
         )
@@ -267,10 +268,10 @@ def pick_samples(groups: Sequence[Group], count: int, right: Sequence[bool] | No
     Args:
         right: whether each response is right, one group after another; None where that is not known.
     """
-    known, found = iter(right or ()), []
+    known, samples = iter(right or ()), []
     for group in groups[:count]:
-        found.append(_sample(group, [next(known, None) for _ in group.rollouts]))
-    return found
+        samples.append(_sample(group, [next(known, None) for _ in group.rollouts]))
+    return samples
 
 
 def _sample(group: Group, right: Sequence[bool | None]) -> dict[str, Any]:

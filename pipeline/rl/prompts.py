@@ -52,13 +52,13 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
         ConfigError: where the policy's tokenizer cannot be loaded.
     """
     renderer = open_renderer(config.policy, config.tokens)
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     left_out: list[str] = []
     digest = hashlib.sha256()
     shapes: list[dict[str, Any]] = []
-    practised_on = wanted == "input.paths"  # input.split and input.config are of these alone
-    choice = Choice(config.input.config, config.input.split) if practised_on else Choice()
-    files = find_files(list(paths), choice, section="input" if practised_on else None)
+    learnt_from = wanted == "input.paths"  # input.split and input.config are of these alone
+    choice = Choice(config.input.config, config.input.split) if learnt_from else Choice()
+    files = find_files(list(paths), choice, section="input" if learnt_from else None)
     for file in files:
         plan = plan_file(file, config.input.format, config.input.shard_rows)
         digest.update(f"{file.name} {plan.digest}\n".encode())
@@ -67,25 +67,25 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
         if not plan.head:
             raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
         shape = prompt_shape(list(plan.head), config.input, file.name)
-        shapes += [read] if (read := _described(shape)) not in shapes else []
+        shapes += [described] if (described := _described(shape)) not in shapes else []
         for _, rows in read_shards(file, config.input.format, plan.shards):
             for number, row in rows:
                 try:
-                    found.append(_prompt(file.name, number, row, shape, renderer))
+                    prompts.append(_prompt(file.name, number, row, shape, renderer))
                 except RowError as error:
                     left_out.append(f"{file.name}:{number}: {error.detail}")
-    if not found:
+    if not prompts:
         reason = f"; the first of {len(left_out):,}: {left_out[0]}" if left_out else ": every file is empty"
         raise InputError(f"{wanted}: no prompt can be asked{reason}")
-    short = sum(renderer.max_length - len(prompt.ids) < config.rl.max_new_tokens for prompt in found)
-    return Prompts(found, digest.hexdigest(), left_out, short, tuple(files.notes()), tuple(shapes))
+    short = sum(renderer.max_length - len(prompt.ids) < config.rl.max_new_tokens for prompt in prompts)
+    return Prompts(prompts, digest.hexdigest(), left_out, short, tuple(files.notes()), tuple(shapes))
 
 
 def _described(shape: Shape) -> dict[str, Any]:
     """What of a shape is not as it is by default, as it comes back from a document."""
-    told = shape.to_json()
+    values = shape.to_json()
     set_here = {
-        each.name: told[each.name] for each in fields(shape) if each.compare and told[each.name] != each.default
+        each.name: values[each.name] for each in fields(shape) if each.compare and values[each.name] != each.default
     }
     return json.loads(json.dumps(set_here))
 

@@ -63,7 +63,7 @@ OWN = "rollout"  # ours, in extra_info
 SHAPE = Shape(responses=(("response", None),), prompt="prompt", note="sampled by the policy")
 
 
-def describe_kept(config: RlConfig, run_description: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def describe_rollouts(config: RlConfig, run_description: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """What the fingerprint of a run's kept rollouts stands for, flat: what readers of a label store look for, and the run.
 
     Prompts are whole and responses end where they were sampled to end, so tokens.over_length is not the run's: nothing but
@@ -90,7 +90,7 @@ def describe_kept(config: RlConfig, run_description: Mapping[str, Any], dtype: s
     }
 
 
-class KeptRollouts:
+class RolloutStore:
     """A run's batches at a location; nothing is read or written before it is asked for."""
 
     def __init__(self, uri: str):
@@ -147,9 +147,9 @@ class KeptRollouts:
                 "or copy the store once more"
             )
         labels = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
-        made = [(label["prompt_id"], *_read(labels, row, label)) for row, label in enumerate(_light(labels))]
-        found = [list(siblings) for _, siblings in groupby(made, key=lambda each: each[0])]
-        return [Group(of[0][1], [rollout for *_, rollout, _ in of], [worth for *_, worth in of]) for of in found]
+        rows = [(label["prompt_id"], *_read(labels, row, label)) for row, label in enumerate(_light(labels))]
+        groups = [list(siblings) for _, siblings in groupby(rows, key=lambda each: each[0])]
+        return [Group(of[0][1], [rollout for *_, rollout, _ in of], [worth for *_, worth in of]) for of in groups]
 
     def steps(self) -> int:
         """How many steps there are from the first on, none missing: one listing."""
@@ -237,8 +237,8 @@ def _shard(step: int, rows: int = 0, digest: str = "") -> Shard:
 
 def _digest(labels: Sequence[Label]) -> str:
     """sha256 over all that the labels hold."""
-    told = json.dumps([vars(label) for label in labels], default=lambda column: column.tobytes().hex())
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = json.dumps([vars(label) for label in labels], default=lambda column: column.tobytes().hex())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # What has no column

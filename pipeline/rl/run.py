@@ -45,10 +45,12 @@ def describe_rl(
     algorithm = config.rl.algorithm
     critic = algorithm == "ppo" and config.ppo.value == "critic" and config.credit == "tokens"
     bootstraps = critic and any(source.kind == "relative" for source in config.rewards.values())
-    found = described(config, ["rl", algorithm, "tokens", "reward", "rewarding"], dtype, device, workers, deepspeed)
-    del found["rl.keep_rollouts"]  # it changes nothing of what is learnt
-    del found["tokens.sampled"]  # nor can this be set
-    return found | {
+    description = described(
+        config, ["rl", algorithm, "tokens", "reward", "rewarding"], dtype, device, workers, deepspeed
+    )
+    del description["rl.keep_rollouts"]  # it changes nothing of what is learnt
+    del description["tokens.sampled"]  # nor can this be set
+    return description | {
         "tokens.template": _template(config.tokens),
         "tokens.date": config.tokens.date if open_renderer(config.policy, config.tokens).asks_for_date else None,
         "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),
@@ -84,15 +86,15 @@ def learnt_from(description: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def replay_differences(kept: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+def replay_differences(stored: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
     """A clause for each thing that a replay learns from and that the run which was kept had otherwise, or only one of them
     has. What is None is not set.
 
     Args:
-        kept: of the store (`pipeline.rl.rollout_store.describe_kept`), the run's own below `run.`.
+        kept: of the store (`pipeline.rl.rollout_store.describe_rollouts`), the run's own below `run.`.
         description: of this run (`describe_rl`).
     """
-    own = {name.removeprefix(RUN): value for name, value in kept.items() if name.startswith(RUN)}
+    own = {name.removeprefix(RUN): value for name, value in stored.items() if name.startswith(RUN)}
     there, here = learnt_from(own), learnt_from(description)
     return [
         f"{name} {_told('was', there.get(name))} and {_told('is', here.get(name))}"
@@ -120,12 +122,12 @@ def _template(tokens: TokensConfig) -> str:
 
 
 def _source(config: RlConfig, source: RewardSource) -> dict[str, Any]:
-    told = source.model_dump(exclude={"model", "revision", "reference", "reference_revision"})
+    fields = source.model_dump(exclude={"model", "revision", "reference", "reference_revision"})
     if source.kind not in ("endogenous", "relative"):
-        return told | {"function": _content(source.function)}
+        return fields | {"function": _content(source.function)}
     own = config.reward_model
     model = own.named(source.model, source.revision)
-    told["model"] = identify_model(model, model.dtype)
+    fields["model"] = identify_model(model, model.dtype)
     if source.reference:
-        told["reference"] = identify_model(own.named(source.reference, source.reference_revision), own.dtype)
-    return told
+        fields["reference"] = identify_model(own.named(source.reference, source.reference_revision), own.dtype)
+    return fields

@@ -29,14 +29,14 @@ def with_adapters(model: Any, lora: LoraSection, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    told = LoraConfig(
+    settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha or 2 * lora.rank,  # type: ignore[arg-type]
         target_modules=lora.targets,
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, told, autocast_adapter_dtype=False)
+        return get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
         raise ConfigError(f"lora.targets = {lora.targets!r} does not fit {type(model).__name__}: {error}") from None
 

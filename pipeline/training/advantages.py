@@ -78,27 +78,27 @@ def advantages(config: TrainConfig, siblings: Siblings, gamma: float) -> list[Ar
         ConfigError: where the settings ask for tokens' rewards or values and there are none, or for a comparison of a
             single response.
     """
-    told = config.advantage
+    section = config.advantage
     if config.train.objective != "rwr":
-        return compared(told, siblings, gamma)
-    first = _returns(told, siblings, gamma)[:, 0]
-    weights = len(first) * _softmax(first / _scale(told, first, siblings) / config.awr.temperature)
+        return compared(section, siblings, gamma)
+    first = _returns(section, siblings, gamma)[:, 0]
+    weights = len(first) * _softmax(first / _scale(section, first, siblings) / config.awr.temperature)
     return [np.full(length, weight) for weight, length in zip(weights, siblings.lengths, strict=True)]
 
 
-def compared(told: AdvantageConfig, siblings: Siblings, gamma: float) -> list[Array]:
+def compared(section: AdvantageConfig, siblings: Siblings, gamma: float) -> list[Array]:
     """A_h of the responses to one prompt, by the equation above: n arrays [H_i]. Raises ConfigError as `advantages`."""
-    returns = _returns(told, siblings, gamma)
-    found = (returns - _baseline(told, siblings, returns)) / _scale(told, returns[:, 0], siblings)
-    return cut(found, siblings.lengths)
+    returns = _returns(section, siblings, gamma)
+    values = (returns - _baseline(section, siblings, returns)) / _scale(section, returns[:, 0], siblings)
+    return cut(values, siblings.lengths)
 
 
 def padded(columns: Sequence[ArrayLike], lengths: Sequence[int]) -> Array:
     """n arrays [H_i] as [n, longest], 0 after the end of each."""
-    made = np.zeros((len(lengths), max(lengths)))
-    for row, column, length in zip(made, columns, lengths, strict=True):
+    table = np.zeros((len(lengths), max(lengths)))
+    for row, column, length in zip(table, columns, lengths, strict=True):
         row[:length] = column
-    return made
+    return table
 
 
 def cut(rows: Array, lengths: Sequence[int]) -> list[Array]:
@@ -114,27 +114,27 @@ def to_go(rewards: Array, gamma: float) -> Array:
     return sums
 
 
-def _returns(told: AdvantageConfig, siblings: Siblings, gamma: float) -> Array:
+def _returns(section: AdvantageConfig, siblings: Siblings, gamma: float) -> Array:
     """R_h, [n, longest]; after the end of a response 0, or with credit = response its reward."""
-    if told.credit == "response":
+    if section.credit == "response":
         return np.repeat(np.asarray(siblings.rewards, np.float64)[:, None], max(siblings.lengths), axis=1)
     return to_go(_column(siblings.token_rewards, siblings, "advantage.credit = tokens", "token_rewards"), gamma)
 
 
-def _baseline(told: AdvantageConfig, siblings: Siblings, returns: Array) -> Array | float:
-    if told.baseline == "none":
+def _baseline(section: AdvantageConfig, siblings: Siblings, returns: Array) -> Array | float:
+    if section.baseline == "none":
         return 0.0
-    if told.baseline == "value":
+    if section.baseline == "value":
         return _column(siblings.token_values, siblings, "advantage.baseline = value", "token_values")
-    _several(returns, f"advantage.baseline = {told.baseline}")
-    if told.baseline == "group":
+    _several(returns, f"advantage.baseline = {section.baseline}")
+    if section.baseline == "group":
         return returns.mean(axis=0)
     return (returns.sum(axis=0) - returns) / (len(returns) - 1)
 
 
-def _scale(told: AdvantageConfig, first: Array, siblings: Siblings) -> float:
+def _scale(section: AdvantageConfig, first: Array, siblings: Siblings) -> float:
     """What is divided by; infinite where the responses are all worth the same. `first`: R_1, [n]."""
-    if told.scale == "none":
+    if section.scale == "none":
         return 1.0
     _several(first, "advantage.scale = group")
     nothing = np.ptp(first) == 0 or (siblings.before is not None and alike(siblings.earned))

@@ -17,8 +17,19 @@ from pipeline.config import (
 )
 
 PAIR_OBJECTIVES = ("dpo", "ipo", "simpo")
-GROUP_OBJECTIVES = ("awr", "rwr", "grpo", "reinforce", "sft")
-OBJECTIVES = (*PAIR_OBJECTIVES, *GROUP_OBJECTIVES)
+ADVANTAGE_OBJECTIVES = ("awr", "rwr", "grpo", "reinforce")
+OBJECTIVES = {
+    "dpo": ("DPO", "direct preference optimization"),
+    "ipo": ("IPO", "identity preference optimization"),
+    "simpo": ("SimPO", "simple preference optimization"),
+    "awr": ("AWR", "advantage-weighted regression"),
+    "rwr": ("RWR", "reward-weighted regression"),
+    "grpo": ("GRPO", "the clipped policy gradient of GRPO"),
+    "reinforce": ("REINFORCE", "policy gradient with truncated importance weights"),
+    "sft": ("SFT", "maximum likelihood of the selected responses"),
+}
+"""What a page calls them, in short and in full."""
+SECTION_OF = {"rwr": "awr"}  # the section that holds an objective's settings, where it is not its own
 
 
 class OptimizerSection(Section):
@@ -300,7 +311,7 @@ class TrainConfig(LearningConfig):
             "awr": ("awr", "rwr"),
             "awr.max_weight": ("awr",),
             "pairs": PAIR_OBJECTIVES,
-            "advantage": ("awr", "rwr", "grpo", "reinforce"),
+            "advantage": ADVANTAGE_OBJECTIVES,
             "advantage.baseline": ("awr", "grpo", "reinforce"),
         }.items():
             if objective not in names:

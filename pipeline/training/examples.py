@@ -188,22 +188,22 @@ def find_examples(config: TrainConfig) -> Examples:
     """
     sources, parts = _open(config)
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(lambda part: _of_part(part.uri, sources[part.source].columns, config), parts))
-    counts = sum((each.counts for each in found), Counts())
-    sizes = np.concatenate([each.sizes for each in found])
+        by_part = list(pool.map(lambda part: _of_part(part.uri, sources[part.source].columns, config), parts))
+    counts = sum((each.counts for each in by_part), Counts())
+    sizes = np.concatenate([each.sizes for each in by_part])
     _require_examples(config, counts, len(sizes))
-    begins = np.cumsum([0, *(each.counts.prompts for each in found[:-1])])
+    begins = np.cumsum([0, *(each.counts.prompts for each in by_part[:-1])])
     rows, prompt_tokens, tokens, rewards = (
-        np.concatenate(column) for column in zip(*(each.columns for each in found), strict=True)
+        np.concatenate(column) for column in zip(*(each.columns for each in by_part), strict=True)
     )
     return Examples(
         sources=sources,
         parts=parts,
         counts=counts,
         pairs=config.train.objective in PAIR_OBJECTIVES,
-        part=np.repeat(np.arange(len(found), dtype=np.int32), [len(each.sizes) for each in found]),
-        group=np.concatenate([begin + each.groups for begin, each in zip(begins, found, strict=True)]),
-        draw=np.concatenate([each.draws for each in found]),
+        part=np.repeat(np.arange(len(by_part), dtype=np.int32), [len(each.sizes) for each in by_part]),
+        group=np.concatenate([begin + each.groups for begin, each in zip(begins, by_part, strict=True)]),
+        draw=np.concatenate([each.draws for each in by_part]),
         offsets=np.append(0, np.cumsum(sizes)),
         rows=rows,
         prompt_tokens=prompt_tokens,

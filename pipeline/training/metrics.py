@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.store import documents
 from pipeline.training.config import TrackingConfig
 
-Row = dict[str, Any]
+MetricRow = dict[str, Any]
 
 EVAL = "eval_"  # in front of what was measured on prompts kept from training
 REWRITE_S = 5.0  # least time between two uploads of the whole file
@@ -112,7 +112,7 @@ class MetricsFile:
         self._file = self._lines = None
 
 
-def read_metrics(uri: str) -> list[Row]:
+def read_metrics(uri: str) -> list[MetricRow]:
     """The rows of a metrics.jsonl, also of a run that is still writing it; none where there is no file.
 
     A half-written last line is left out. A value that was not finite is NaN.
@@ -138,7 +138,7 @@ class Follower:
         self.step = 0
         self.new()
 
-    def new(self) -> list[Row]:
+    def new(self) -> list[MetricRow]:
         """The rows since it was last asked. A line that is not whole, or damaged, comes later or never."""
         try:
             content = storage.read_bytes(self.uri)
@@ -170,7 +170,7 @@ def _plain(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def _lines(uri: str) -> Iterator[tuple[bytes, Row]]:
+def _lines(uri: str) -> Iterator[tuple[bytes, MetricRow]]:
     """Each line that is whole, its end included, and the row it holds."""
     try:
         lines = storage.read_bytes(uri).splitlines()
@@ -192,22 +192,22 @@ def _lines(uri: str) -> Iterator[tuple[bytes, Row]]:
 # What they say
 
 
-def finite(metrics: Iterable[Row], name: str) -> list[tuple[int, float]]:
+def finite(metrics: Iterable[MetricRow], name: str) -> list[tuple[int, float]]:
     """(step, value) of each row that has a finite number of this name."""
     return [
         (row["step"], float(value)) for row in metrics if _is_number(value := row.get(name)) and math.isfinite(value)
     ]
 
 
-def numbers(metrics: Iterable[Row]) -> list[str]:
+def numbers(metrics: Iterable[MetricRow]) -> list[str]:
     """Names of all that was measured as a number, in the order in which it came."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for row in metrics:
-        found |= dict.fromkeys(name for name in row if name not in found and _is_number(row[name]))
-    return [name for name in found if name != "step"]
+        names |= dict.fromkeys(name for name in row if name not in names and _is_number(row[name]))
+    return [name for name in names if name != "step"]
 
 
-def ends(metrics: list[Row], name: str) -> tuple[float, float] | None:
+def ends(metrics: list[MetricRow], name: str) -> tuple[float, float] | None:
     """The start and the end of a curve: means over its first and its last twentieth, 50 values at most; None without."""
     values = [value for _, value in finite(metrics, name)]
     if not values:

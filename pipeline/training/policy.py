@@ -9,16 +9,15 @@ Responses that share a prompt are a family: in a packed row (`pipeline.models.sc
 and no token is padding. Where the architecture cannot be packed, rows are padded on the right and prompts repeated. Both give
 the same gradients up to rounding.
 
-The output matrix is applied to a tile of [P, V] at a time, some positions and some of the vocabulary, and once more in
-the backward pass: a tile is all of [P, V] that is ever held. Dropout is off, and so are dropped layers and noise in routers:
-a step is a function of its data, and log-probabilities are those of the labels.
+A tile of [P, V] is all of it that is ever held (`pipeline.training.logprobs`). Dropout is off, and so are dropped layers and
+noise in routers: a step is a function of its data, and log-probabilities are those of the labels.
 
 Shapes: P response tokens, D hidden size, V vocabulary.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,17 +27,15 @@ from torch.nn import functional
 from pipeline.errors import ConfigError
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families
-from pipeline.models.scoring.head import Reshape, raw_logits, reshape_of
 from pipeline.models.scoring.layouts import agree, pack, pad, probe_families
 from pipeline.tokens import TokenizedTurn
+from pipeline.training.logprobs import TokenLogprobs
 
 log = logging.getLogger(__name__)
 
 Layout = Literal["packed", "padded"]
 WHOLE = 2**62  # a family is never split within a micro-batch
-LOWEST = torch.finfo(torch.float32).min  # stands for -inf where that would be taken off itself
 NOISE = ("layerdrop", "jitter_noise", "input_jitter_noise")  # what else some architectures draw while they are trained
-COLUMNS = 4096  # of a tile: many positions of a few columns, or the gradient [V, D] would be added to again and again
 
 
 class Outputs(NamedTuple):
@@ -87,10 +84,10 @@ class Policy(nn.Module):
 
     def forward(self, turns: Sequence[TokenizedTurn]) -> Outputs:
         """The responses in the order given."""
-        found = families(turns, range(len(turns)), WHOLE)
-        states = self._packed(found) if self.layout == "packed" else self._padded(found)  # [P, D] by family
-        taken = torch.tensor([token for family in found for r in family.responses for token in r])
-        order = [member for family in found for member in family.members]
+        groups = families(turns, range(len(turns)), WHOLE)
+        states = self._packed(groups) if self.layout == "packed" else self._padded(groups)  # [P, D] by family
+        taken = torch.tensor([token for family in groups for r in family.responses for token in r])
+        order = [member for family in groups for member in family.members]
         logprobs, entropies = self.head(states, taken.to(states.device))
         outputs = Outputs(logprobs, entropies, None if self.critic is None else self.critic(states))
         if order == sorted(order):
@@ -109,13 +106,13 @@ class Policy(nn.Module):
         """The model's own logits: ids [1, L] -> [L, V], called as `_padded` calls its trunk. For the probe."""
         return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
 
-    def _packed(self, found: list[Family]) -> torch.Tensor:
-        ids, positions, chosen, packing = pack(found)
+    def _packed(self, groups: list[Family]) -> torch.Tensor:
+        ids, positions, chosen, packing = pack(groups)
         out = self._trunk(ids[None], position_ids=positions[None].to(self.device), packing=packing)
         return out[0][chosen.to(self.device)]
 
-    def _padded(self, found: list[Family]) -> torch.Tensor:
-        ids, mask, spans = pad(found)
+    def _padded(self, groups: list[Family]) -> torch.Tensor:
+        ids, mask, spans = pad(groups)
         states = self._trunk(ids, attention_mask=mask.to(self.device))
         return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
 
@@ -148,169 +145,6 @@ class Critic(nn.Module):
         inner, inner_bias, outer, outer_bias = (each.to(wide) for each in self.parameters())
         seen = functional.layer_norm(states.detach().to(wide), states.shape[-1:])
         return functional.linear(functional.silu(functional.linear(seen, inner, inner_bias)), outer, outer_bias)[:, 0]
-
-
-class TokenLogprobs(nn.Module):
-    """States [P, D] and the tokens taken after them [P] -> their log-probabilities and, or None, the entropies: [P] each.
-
-    Holds the output matrix as a parameter of its own (the same tensor, tied or not), so that whatever partitions
-    parameters by module gathers it here.
-    """
-
-    def __init__(self, model: Any, chunk_mb: int, entropies: bool = False):
-        super().__init__()
-        layer = model.get_output_embeddings()
-        if layer is None or not isinstance(getattr(layer, "weight", None), nn.Parameter):
-            raise ConfigError(
-                f"{type(model).__name__} has no plain output matrix to train through; leave it out of lora.targets, or "
-                "take another architecture"
-            )
-        _refuse_adapters(model, layer)
-        self.weight = layer.weight  # [V, D]
-        self.bias = getattr(layer, "bias", None)  # [V]
-        self.reshape = reshape_of(model.config)
-        self.entropies = entropies
-        vocabulary = getattr(layer.weight, "ds_shape", layer.weight.shape)[0]
-        self.columns = min(vocabulary, COLUMNS)
-        self.rows = max(1, chunk_mb * 2**20 // 4 // self.columns)
-
-    def _save_to_state_dict(self, *_: Any) -> None:
-        """The model saves its own tensors."""
-
-    def _load_from_state_dict(self, *_: Any) -> None:
-        """And loads them."""
-
-    def forward(self, states: torch.Tensor, taken: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return _Logprobs.apply(
-            states, self.weight, self.bias, taken, self.reshape, self.rows, self.columns, self.entropies
-        )
-
-
-def _refuse_adapters(model: Any, head: Any) -> None:
-    """Raises ConfigError where the output matrix has adapters: they would be left out of the logits here, get no gradient,
-    and move those of whoever samples. Adapters of token embeddings move it too where both are one matrix."""
-    tokens = model.get_input_embeddings()
-    if hasattr(head, "base_layer"):
-        adapted, what = head, "the output matrix"
-    elif hasattr(tokens, "base_layer") and tokens.weight is head.weight:
-        adapted, what = tokens, "the token embeddings, which are the output matrix too"
-    else:
-        return
-    name = next(name for name, module in model.named_modules() if module is adapted)
-    raise ConfigError(
-        f"lora.targets puts adapters on {name} of {type(model).__name__}, {what}, through which none can be trained here; "
-        "leave it out, as lora.targets = all-linear does"
-    )
-
-
-class _Logprobs(torch.autograd.Function):
-    """log_softmax(reshape(states @ weight.T + bias))[taken] and its entropy; keeps its inputs and one number, with
-    entropies two, for each position.
-
-    The entropy of a whole is that of its parts' shares and, by their shares, the parts' own (Shannon 1948, section 6):
-    tiles of the vocabulary are such parts. Its slope is dH / d logit_j = -p_j (log p_j + H).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        taken: torch.Tensor,
-        reshape: Reshape,
-        rows: int,
-        columns: int,
-        wanted: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        chosen = torch.zeros(len(states), dtype=wide, device=states.device)
-        normalisers = torch.full_like(chosen, -torch.inf)
-        entropies = torch.zeros_like(chosen) if wanted else None
-        for here, there in _tiles(len(states), len(weight), rows, columns):
-            logits = reshape(raw_logits(states[here], weight[there], None if bias is None else bias[there]))
-            tokens, inside = _within(taken[here], there)
-            chosen[here] = torch.where(inside, logits.gather(1, tokens[:, None])[:, 0], chosen[here])
-            further, entropy = _reduce(logits, wanted)
-            both = torch.logaddexp(normalisers[here], further)
-            if entropies is not None and entropy is not None:
-                shares = torch.stack([normalisers[here], further]).sub_(both.clamp_min(LOWEST)).exp_()
-                parts = torch.stack([entropies[here], entropy])
-                entropies[here] = (shares * parts + torch.special.entr(shares)).sum(0)
-            normalisers[here] = both
-        ctx.save_for_backward(states, weight, bias, taken, normalisers, entropies)
-        ctx.reshape, ctx.rows, ctx.columns = reshape, rows, columns
-        ctx.set_materialize_grads(False)
-        return (chosen - normalisers).clamp_(max=0.0), entropies
-
-    @staticmethod
-    def backward(
-        ctx: Any, of_logprobs: torch.Tensor | None, of_entropies: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
-        states, weight, bias, taken, normalisers, entropies = ctx.saved_tensors
-        to_states, to_weight, to_bias, *_ = ctx.needs_input_grad
-        of_logprobs = torch.zeros_like(normalisers) if of_logprobs is None else of_logprobs
-        # the slope of log pi is [j is taken] - p_j, that of H is -p_j log p_j - p_j H
-        weights = of_logprobs if of_entropies is None else of_logprobs + of_entropies * entropies
-
-        def zeros(like: torch.Tensor | None, wanted: bool) -> torch.Tensor | None:
-            return torch.zeros_like(like, dtype=normalisers.dtype) if like is not None and wanted else None
-
-        of_states, of_weight, of_bias = zeros(states, to_states), zeros(weight, to_weight), zeros(bias, to_bias)
-        for here, there in _tiles(len(states), len(weight), ctx.rows, ctx.columns):
-            part, matrix, gradient = states[here].to(weight.dtype), weight[there], of_logprobs[here]
-            logits = ctx.reshape(raw_logits(part, matrix, None if bias is None else bias[there]))
-            slope = logits.clone() if ctx.reshape.cap else logits  # d (log pi, H) / d logits, times the gradients
-            slope.sub_(normalisers[here, None]).exp_()
-            surprises = None if of_entropies is None else torch.special.entr(slope).mul_(of_entropies[here, None])
-            slope.mul_(-weights[here, None])
-            if surprises is not None:
-                slope.add_(surprises)
-            tokens, inside = _within(taken[here], there)
-            slope[torch.arange(len(tokens), device=tokens.device), tokens] += torch.where(inside, gradient, 0.0)
-            slope = ctx.reshape.pull_back(slope, logits)
-            narrow = slope.to(weight.dtype)
-            if of_states is not None:
-                of_states[here] += _product(narrow, matrix)
-            if of_weight is not None:
-                of_weight[there] += _product(narrow.T, part)
-            if of_bias is not None:
-                of_bias[there] += slope.sum(0)
-        return (
-            None if of_states is None else of_states.to(states.dtype),
-            None if of_weight is None else of_weight.to(weight.dtype),
-            None if of_bias is None else of_bias.to(bias.dtype),
-            *[None] * 5,
-        )
-
-
-def _reduce(logits: torch.Tensor, entropies: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits [P, columns], which are overwritten -> logsumexp and entropy of their softmax, [P] each. Logits may be -inf,
-    even all of a row; its entropy is then 0."""
-    top = logits.amax(dim=1).clamp_min_(LOWEST)
-    total = logits.sub_(top[:, None]).exp_().sum(dim=1)
-    if not entropies:
-        return total.log().add_(top), None
-    shares = logits.div_(total.clamp_min(1.0)[:, None])  # less than 1 only where all are 0
-    return total.log().add_(top), torch.special.entr(shares, out=shares).sum(dim=1)
-
-
-def _tiles(positions: int, vocabulary: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Of [positions, vocabulary]: which positions, which tokens."""
-    for top in range(0, positions, rows):
-        for left in range(0, vocabulary, columns):
-            yield slice(top, min(top + rows, positions)), slice(left, min(left + columns, vocabulary))
-
-
-def _within(taken: torch.Tensor, there: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where in a tile the taken tokens stand, and whether they do: [P] each. Those that do not stand at its edges."""
-    tokens = taken.clamp(there.start, there.stop - 1)
-    return tokens - there.start, tokens == taken
-
-
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left @ right, in float32 or better."""
-    return raw_logits(left, right.T, None)
 
 
 def choose_layout(policy: Policy, call: Callable[..., Outputs], wanted: str) -> list[str]:

@@ -67,7 +67,7 @@ Column = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Row:
+class TrainingRow:
     """One response as the policy sees it. The columns of tokens are None where rewards are of whole responses."""
 
     id: str
@@ -99,9 +99,9 @@ class RowReader:
         own = tokenizer_digest(self.tokenizer)
         self.same = [source.description.get("model.tokenizer") == own for source in sources]
         self.renderers = [stored_renderer(self.tokenizer, source.description) for source in sources]
-        self._held: OrderedDict[int, tuple[pa.Table, dict[int, Row]]] = OrderedDict()
+        self._held: OrderedDict[int, tuple[pa.Table, dict[int, TrainingRow]]] = OrderedDict()
 
-    def read(self, examples: Examples, positions: Sequence[int] | Integers) -> list[Row]:
+    def read(self, examples: Examples, positions: Sequence[int] | Integers) -> list[TrainingRow]:
         """The rows at these positions of the examples' arrays of [R], in this order. Each part is read once at most.
 
         Raises:
@@ -109,17 +109,17 @@ class RowReader:
             ConfigError: where the policy would see other tokens than those that were labelled.
         """
         numbers, rows = examples.places(np.asarray(positions, np.int64))
-        found: dict[int, Row] = {}
+        read: dict[int, TrainingRow] = {}
         for position in np.argsort(numbers, kind="stable").tolist():
             number = int(numbers[position])
             labels, known = self._part(number)
             row = int(rows[position])
             if row not in known:
                 known[row] = self._row(number, labels, row)
-            found[position] = known[row]
-        return [found[position] for position in range(len(found))]
+            read[position] = known[row]
+        return [read[position] for position in range(len(read))]
 
-    def _part(self, number: int) -> tuple[pa.Table, dict[int, Row]]:
+    def _part(self, number: int) -> tuple[pa.Table, dict[int, TrainingRow]]:
         if number not in self._held:
             while len(self._held) >= self.hold:
                 self._held.popitem(last=False)
@@ -127,7 +127,7 @@ class RowReader:
         self._held.move_to_end(number)
         return self._held[number]
 
-    def _row(self, number: int, labels: pa.Table, row: int) -> Row:
+    def _row(self, number: int, labels: pa.Table, row: int) -> TrainingRow:
         [stored] = labels.slice(row, 1).select(LIGHT).to_pylist()
         source = self.parts[number].source
         ids, asked = stored["token_ids"], stored["prompt_token_ids"]
@@ -145,7 +145,7 @@ class RowReader:
                 f"{self.context}; label with tokens.max_length = {self.context}, or train a policy with a longer context"
             )
         columns = [_tokens(labels[name], row) for name in TOKEN_COLUMNS]
-        return Row(stored["id"], prompt_ids, ids, stored["reward"], *columns)
+        return TrainingRow(stored["id"], prompt_ids, ids, stored["reward"], *columns)
 
     def _prompt(self, renderer: Renderer, stored: Mapping[str, Any], where: str) -> list[int]:
         """The prompt's tokens, which are those that were labelled. Raises ConfigError where none are."""

@@ -26,7 +26,7 @@ from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.models.loading import identify_model
 from pipeline.store import documents, fingerprint, places
-from pipeline.training.config import PAIR_OBJECTIVES, LearningConfig, TrainConfig
+from pipeline.training.config import PAIR_OBJECTIVES, SECTION_OF, LearningConfig, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config
 
 FORMAT = 1
@@ -36,7 +36,6 @@ STOPPED = "stopped.json"
 POLICIES = "policies.json"
 KEPT = "checkpoints.json"  # the same, as it was before the last checkpoint
 CHECKPOINT = re.compile(r"checkpoint_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d+")  # Ray Train's name of one
-SETTINGS = {"awr": "awr", "rwr": "awr"}  # objectives whose section has another name
 WITHOUT_EFFECT = {"max_failures"} | {"deepspeed", "device", "dtype", "workers"}  # the latter are said in another way
 MUST_AGREE = {
     "learner.workers": "a checkpoint fits only as many workers as wrote it",
@@ -60,12 +59,12 @@ def describe(
     from pipeline.training.objectives import objective_of  # brings torch, which those who read a run need not wait for
 
     objective = config.train.objective
-    sections = ["train", SETTINGS.get(objective, objective)]
+    sections = ["train", SECTION_OF.get(objective, objective)]
     sections += ["pairs"] if objective in PAIR_OBJECTIVES else []
     sections += ["advantage"] if objective_of(config).uses_advantages else []
-    found = described(config, sections, dtype, device, workers, deepspeed)
-    del found["train.labels"]
-    return found | {
+    description = described(config, sections, dtype, device, workers, deepspeed)
+    del description["train.labels"]
+    return description | {
         "labels.fingerprints": [store["fingerprint"] for store in labels["stores"]],
         "labels.records": [store["records"] for store in labels["stores"]],
         "labels.examples": labels["examples"],
@@ -77,13 +76,13 @@ def described(
     config: LearningConfig, sections: Sequence[str], dtype: str, device: str, workers: int, deepspeed: str | None
 ) -> dict[str, Any]:
     """What any training run is described by: these sections of its configuration, the learner, policy and reference."""
-    told = config.model_dump(include={*sections, "lora", "learner"})
-    told["learner"] = {name: value for name, value in told["learner"].items() if name not in WITHOUT_EFFECT}
+    content = config.model_dump(include={*sections, "lora", "learner"})
+    content["learner"] = {name: value for name, value in content["learner"].items() if name not in WITHOUT_EFFECT}
     reference = identify_model(config.reference, dtype) if config.reference.name else {}
     adding = deepspeed_config(config, dtype, deepspeed)["data_types"]["grad_accum_dtype"]
     return {
         "format": FORMAT,
-        **{f"{section}.{name}": value for section, fields in told.items() for name, value in fields.items()},
+        **{f"{section}.{name}": value for section, fields in content.items() for name, value in fields.items()},
         **{f"policy.{name}": value for name, value in identify_model(config.policy, dtype).items()},
         **{f"reference.{name}": value for name, value in reference.items()},
         "learner.device": device,
@@ -144,11 +143,11 @@ class RunFolder:
 
     def record_policy(self, name: str, folder: str) -> None:
         """Note, before they are there, which files a policy in the folder `name` is of: those of the local `folder`."""
-        found = sorted(
+        files = sorted(
             os.path.relpath(os.path.join(root, each), folder) for root, _, names in os.walk(folder) for each in names
         )
         known = self.read(POLICIES) or {}
-        documents.write(self.at(POLICIES), known | {name: sorted({*known.get(name, []), *found})})
+        documents.write(self.at(POLICIES), known | {name: sorted({*known.get(name, []), *files})})
 
     def forget_policies(self) -> None:
         """Delete the policies of a run whose place another one takes; what else was put beside them stays."""
@@ -211,11 +210,11 @@ class RunFolder:
 
 def keep_snapshot(output: str) -> None:
     """Before a checkpoint is handed to Ray Train: keep the list of those there are, an empty one before the first."""
-    found, whole = _read_list(storage.join(output, CHECKPOINTS, SNAPSHOT))
-    if found is None and not whole and not storage.exists(storage.join(output, KEPT)):
-        found = {"checkpoint_results": []}
-    if found is not None:
-        documents.write_bytes(storage.join(output, KEPT), json.dumps(found).encode())
+    snapshot, whole = _read_list(storage.join(output, CHECKPOINTS, SNAPSHOT))
+    if snapshot is None and not whole and not storage.exists(storage.join(output, KEPT)):
+        snapshot = {"checkpoint_results": []}
+    if snapshot is not None:
+        documents.write_bytes(storage.join(output, KEPT), json.dumps(snapshot).encode())
 
 
 def _names(listed: Mapping[str, Any]) -> set[str]:
@@ -226,9 +225,9 @@ def _read_list(uri: str) -> tuple[dict[str, Any] | None, bool]:
     """Ray Train's list of checkpoints, None where there is none of a form that we know; and whether a whole one is there,
     of whatever form. Ray writes it in place, and the beginning of JSON is no JSON."""
     try:
-        found = json.loads(storage.read_bytes(uri))
+        content = json.loads(storage.read_bytes(uri))
     except (FileNotFoundError, ValueError):
         return None, False
-    results = found.get("checkpoint_results") if isinstance(found, dict) else None
+    results = content.get("checkpoint_results") if isinstance(content, dict) else None
     known = isinstance(results, list) and all(isinstance(r, dict) and "checkpoint_dir_name" in r for r in results)
-    return (found if known else None), True
+    return (content if known else None), True

@@ -1,7 +1,7 @@
 """A step's data: from its number to the responses that one worker computes, ready for the objective.
 
     order      step -> examples                             pipeline.training.order
-    plan       examples -> micro-batches of each worker     pipeline.training.order
+    plan       examples -> micro-batches of each worker     pipeline.training.balance
     read       rows of the stores -> tokens                 pipeline.training.rows
     reference  stored with the labels, or computed before   pipeline.training.reference
     advantage  of a prompt's responses                      pipeline.training.advantages
@@ -15,14 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.training.advantages import Siblings, advantages
+from pipeline.training.balance import atoms_of, plan_step
 from pipeline.training.batch import Response, Tokens
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import Examples
 from pipeline.training.objectives import objective_of
 from pipeline.training.objectives.base import Unit
-from pipeline.training.order import Numbers, Order, atoms_of, plan_step
+from pipeline.training.order import Numbers, Order
 from pipeline.training.reference import References
-from pipeline.training.rows import Row, RowReader
+from pipeline.training.rows import RowReader, TrainingRow
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ class StepData:
         atoms = atoms_of(self.examples, numbers)
         plan = plan_step(atoms, self.workers, self.config.learner.budget_tokens)[self.rank]
         mine = [[position for atom in micro for position in atoms[atom].positions] for micro in plan]
-        found = self._responses(sorted({position for micro in mine for position in micro}))
+        responses = self._responses(sorted({position for micro in mine for position in micro}))
         positions = np.array([position for atom in atoms for position in atom.positions])
         tokens = int(self.examples.tokens[positions].sum())
         return StepPart(
-            micro_batches=[[found[position] for position in micro] for micro in mine],
+            micro_batches=[[responses[position] for position in micro] for micro in mine],
             totals={"pairs": len(positions) // 2, "responses": len(positions), "tokens": tokens},
             tokens=tokens + int(self.examples.prompt_tokens[positions].sum()),
         )
@@ -105,9 +106,9 @@ class StepData:
         """These rows and the others of their examples."""
         return self.examples.positions(np.unique(np.searchsorted(self.examples.offsets, positions, side="right") - 1))
 
-    def _advantages(self, rows: dict[int, Row]) -> dict[int, Tokens]:
+    def _advantages(self, rows: dict[int, TrainingRow]) -> dict[int, Tokens]:
         offsets = self.examples.offsets
-        found: dict[int, Tokens] = {}
+        weighed: dict[int, Tokens] = {}
         for example in np.unique(np.searchsorted(offsets, list(rows), side="right") - 1).tolist():
             members = range(*offsets[example : example + 2].tolist())
             siblings = Siblings(
@@ -116,18 +117,18 @@ class StepData:
                 token_rewards=_of_all([rows[m].token_rewards for m in members]),
                 token_values=_of_all([rows[m].values for m in members]),
             )
-            found |= zip(members, advantages(self.config, siblings, self._gamma(example)), strict=True)
-        return found
+            weighed |= zip(members, advantages(self.config, siblings, self._gamma(example)), strict=True)
+        return weighed
 
     def _gamma(self, example: int) -> float:
         """The discount of rewards to go: as configured, else as the example's labels were made."""
         source = self.examples.sources[self.examples.parts[self.examples.part[example]].source]
-        told = self.config.advantage.gamma
-        return source.description.get("reward.gamma", 1.0) if told is None else told
+        gamma = self.config.advantage.gamma
+        return source.description.get("reward.gamma", 1.0) if gamma is None else gamma
 
-    def _references(self, positions: Sequence[int], rows: dict[int, Row]) -> dict[int, Tokens]:
+    def _references(self, positions: Sequence[int], rows: dict[int, TrainingRow]) -> dict[int, Tokens]:
         if self.stored:
-            return {position: kept for position in positions if (kept := rows[position].logprobs) is not None}
+            return {position: stored for position in positions if (stored := rows[position].logprobs) is not None}
         if self.references is None:
             return {}
         return self.references.read(self.examples, positions)

@@ -18,8 +18,8 @@ STEPS = {
     "actor": ("(_Answer)",),
     "worker": ("(_read_and_prepare)", "(_commit)"),
     "learner": ("RayTrainWorker",),
-    "sampler": ("ray::Sampler",),
-    "rewarder": ("ray::Rewarder",),
+    "sampler": ("ray::PolicySampler",),
+    "rewarder": ("ray::RewardActor",),
 }  # as Ray titles its processes
 ROOT = Path(__file__).parent.parent.parent
 

@@ -11,6 +11,7 @@ from tiny import save_model, tokenizer
 from jobs.__main__ import main
 from jobs.learning import trainer
 from jobs.learning.trainer import position_notes
+from jobs.rl import placement
 from jobs.rl import run as rl
 from pipeline.config import ModelConfig
 from pipeline.models.loading import load_settings
@@ -146,7 +147,7 @@ def test_learners_take_the_gpus_that_are_left_whole(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_each: float, learners: int
 ) -> None:
     """Of four; a GPU of which a part is taken is no whole one."""
-    for module in (rl, trainer):
+    for module in (rl, placement, trainer):
         monkeypatch.setattr(module, "gpus_of", lambda config: 4)
     config = RlConfig.model_validate(
         {
@@ -158,16 +159,16 @@ def test_learners_take_the_gpus_that_are_left_whole(
             "run": {"num_cpus": 8},
         }
     )
-    plan = rl._plan(config)
-    assert (plan.workers, plan.gpus) == (learners, learners + 2 * of_each)
+    run = rl._describe(config)
+    assert (run.workers, run.gpus) == (learners, learners + 2 * of_each)
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 2, 8])
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
 def test_what_each_gets_of_the_gpus(gpus: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl, "gpus_of", lambda config: gpus)
-    monkeypatch.setattr(rl, "cpus_of", lambda config: 16)
-    share = rl._share(RlConfig.model_validate({"learner": {"device": device}}))
+    monkeypatch.setattr(placement, "gpus_of", lambda config: gpus)
+    monkeypatch.setattr(placement, "cpus_of", lambda config: 16)
+    share = placement.place_actors(RlConfig.model_validate({"learner": {"device": device}}))
     if device == "cpu" or (device == "auto" and not gpus):
         assert (share.samplers, share.sampler_gpus, share.rewarder_gpus) == (4, 0, 0)
         return

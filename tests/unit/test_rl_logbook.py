@@ -2,7 +2,7 @@
 finds."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from tiny import ENDLESS
 
 from jobs.rl.logbook import Logbook
-from jobs.rl.online import Online
+from jobs.rl.recipe import RlRecipe
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
 from pipeline.rl.sources.maths import RightAnswer
@@ -35,10 +35,6 @@ class Canned:
 
     groups: list[Group]
     measurable: int
-    versions: list[int] = field(default_factory=list)
-
-    def take(self, version: int, weights: Any) -> None:
-        self.versions.append(version)
 
     def held_out(self, count: int) -> list[Group]:
         return self.groups[:count]
@@ -59,8 +55,23 @@ def logbook(folder: Path, source: Any, step: int = 0, **settings: Any) -> Logboo
             "learner": {"dtype": settings.pop("dtype", "float32")},
         }
     )
-    online = Online(config, "cpu", None, str(folder), 1e-4, {}, None, None, None, None)
-    return Logbook(replace(online, **settings), source, step, {}, [])
+    recipe = RlRecipe(
+        config=config,
+        device="cpu",
+        deepspeed=None,
+        output=str(folder),
+        steps=6,
+        rate=1e-4,
+        run={},
+        rollouts=None,
+        prompts=None,
+        samplers=None,
+        rewarders=None,
+    )
+    book = Logbook(recipe, source, step, [])
+    if not step:
+        book.begin()
+    return book
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -94,7 +105,6 @@ def test_any_text_can_be_a_sample_and_a_start_after_a_kill_goes_on(tmp_path: Pat
     )
     [repeated] = json.loads((tmp_path / "repeated.json").read_text())["repeated"]
     assert (repeated["step"], repeated["repeated"]) == (2, 3)
-    assert source.versions == [0, 2]
 
 
 def test_a_start_at_the_last_row_repeats_nothing(tmp_path: Path) -> None:

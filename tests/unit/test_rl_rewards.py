@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, InputError, RunError
 from pipeline.models.loading import load_model
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
-from pipeline.rl.sources import Rewarder, check_prompts, check_rewards, checker
+from pipeline.rl.sources import RewardMixture, check_prompts, check_rewards, checker
 
 POLICY = tokenizer()
 END = POLICY.eos_token_id
@@ -68,8 +68,8 @@ def rolled(text: str, finished: bool = True) -> Rollout:
     return Rollout(ids, text, finished, np.zeros(len(ids), np.float32), 0)
 
 
-def rewarder(config: RlConfig, hold_reference: bool = False) -> Rewarder:
-    return Rewarder(config, "cpu", "float64", hold_reference=hold_reference)
+def rewarder(config: RlConfig, hold_reference: bool = False) -> RewardMixture:
+    return RewardMixture(config, "cpu", "float64", hold_reference=hold_reference)
 
 
 def rewarded(config: RlConfig, prompt: Prompt, *rollouts: Rollout, hold_reference: bool = False) -> list[Rewarded]:
@@ -333,7 +333,7 @@ def test_models_of_another_dtype_are_apart(models: Folders) -> None:
     config = config.model_copy(
         update={"reward_model": config.reward_model.model_copy(update={"name": str(models.policy)})}
     )
-    found = Rewarder(config, "cpu", "float64", hold_reference=True)
+    found = RewardMixture(config, "cpu", "float64", hold_reference=True)
     assert sorted(str(scorer.model.dtype) for scorer in found.models.scorers.values()) == [
         "torch.float32",
         "torch.float64",

@@ -10,7 +10,7 @@ from pipeline.config import load_config_as
 from pipeline.errors import ConfigError
 from pipeline.rl.config import RlConfig
 from pipeline.rl.prompts import Prompts, read_prompts
-from pipeline.rl.rollout_store import describe_kept
+from pipeline.rl.rollout_store import describe_rollouts
 from pipeline.rl.run import describe_rl, replay_differences
 
 
@@ -71,7 +71,7 @@ def test_prompts_that_are_read_otherwise_make_another_run(policy: str, tmp_path:
 
 def differences(policy: str, kept: list[str], now: list[str]) -> list[str]:
     config = load(policy, *kept)
-    return replay_differences(describe_kept(config, described(config), "float32"), described(load(policy, *now)))
+    return replay_differences(describe_rollouts(config, described(config), "float32"), described(load(policy, *now)))
 
 
 OWN = ["rewards.endogenous.kind=endogenous"]

@@ -27,9 +27,9 @@ from pipeline.rewards.labellers import Endogenous, PromptSampler
 from pipeline.rewards.labellers.prompts import prompt_shape, sampled
 from pipeline.rl.config import RlConfig
 from pipeline.rl.prompts import read_prompts
-from pipeline.rl.rollout_store import KeptRollouts, describe_kept
+from pipeline.rl.rollout_store import RolloutStore, describe_rollouts
 from pipeline.rl.rollouts import Group, Rollout
-from pipeline.rl.sources import Rewarder
+from pipeline.rl.sources import RewardMixture
 from pipeline.store import Failure, Label, StoredInput
 from pipeline.store.schema import labels_table
 from pipeline.tokens import TokenizedTurn
@@ -386,12 +386,12 @@ def test_rollouts_are_rewarded_kept_and_trained_on_as_they_were_asked(thinking: 
         (prompt, [Rollout(a.token_ids, a.text, a.finished, a.logprobs, 0) for a in each])  # type: ignore[union-attr, arg-type]
         for prompt, each in zip(prompts, answers, strict=True)
     ]
-    rewarded = Rewarder(config, "cpu", "float32", hold_reference=True).reward(made)
+    rewarded = RewardMixture(config, "cpu", "float32", hold_reference=True).reward(made)
     for (_, rollouts), worth in zip(made, rewarded, strict=True):
         for rollout, each in zip(rollouts, worth, strict=True):
             np.testing.assert_allclose(each.reference, rollout.logprobs, atol=1e-5)
-    kept = KeptRollouts(str(tmp_path / "rollouts"))
-    kept.open(describe_kept(config, {}, "float32"))
+    kept = RolloutStore(str(tmp_path / "rollouts"))
+    kept.open(describe_rollouts(config, {}, "float32"))
     kept.keep(0, [Group(*each, worth) for each, worth in zip(made, rewarded, strict=True)])
     assert [(group.prompt, [r.ids for r in group.rollouts]) for group in kept.read(0)] == [
         (prompt, [r.ids for r in rollouts]) for prompt, rollouts in made

@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.sampler import Sampler, SamplerSpec, pack, unpack
+from actors.sampler import PolicySampler, SamplerSpec, deserialize, serialize
 from pipeline.config import ModelConfig
 from pipeline.errors import RunError
 from pipeline.models.questions import Question
@@ -22,9 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model(tmp_path_factory.mktemp("model"), hidden=32)
 
 
-def sampler(folder: Path, dtype: str = "float32", **lora: int) -> Sampler:
+def sampler(folder: Path, dtype: str = "float32", **lora: int) -> PolicySampler:
     told = SamplerSpec(ModelConfig(name=str(folder), dtype=dtype), "cpu", 1, 4096, 8, 64, (), LoraSection(**lora))
-    return Sampler(told)
+    return PolicySampler(told)
 
 
 def logprobs(model: torch.nn.Module, response: list[int]) -> torch.Tensor:
@@ -36,7 +36,7 @@ def test_another_version_is_loaded_and_the_same_is_kept(folder: Path) -> None:
     policy = AutoModelForCausalLM.from_pretrained(folder)
     here = sampler(folder)
     for version in range(2):
-        [[rollout]] = here.sample(version, pack(policy.state_dict()), [Question(PROMPT, 1, 3)]).value
+        [[rollout]] = here.sample(version, serialize(policy.state_dict()), [Question(PROMPT, 1, 3)]).value
         assert rollout.version == version
         torch.testing.assert_close(torch.tensor(rollout.logprobs), logprobs(policy, rollout.ids), rtol=0, atol=1e-5)
         with torch.no_grad():
@@ -54,11 +54,11 @@ def test_weights_keep_their_value_whatever_the_dtypes(folder: Path) -> None:
     here.model.norm.float()
     with torch.no_grad():
         there.model.norm.weight.fill_(1.5)
-    unpack(pack(there.state_dict()), here)
+    deserialize(serialize(there.state_dict()), here)
     assert here.model.norm.weight.dtype == torch.float32 and bool((here.model.norm.weight == 1.5).all())
     assert here.scale == 0.5
     with pytest.raises(RunError, match="the learner sends other, which LlamaForCausalLM does not have"):
-        unpack(pack({"other": torch.ones(2)}), here)
+        deserialize(serialize({"other": torch.ones(2)}), here)
 
 
 def test_adapters_in_bfloat16_are_sampled_from_however_little_they_change(folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_adapters_in_bfloat16_are_sampled_from_however_little_they_change(folder
             if "lora_B" in name:
                 weight.normal_(0, 1e-3, generator=torch.Generator().manual_seed(0))
     here = sampler(folder, "bfloat16", rank=2)
-    here.sample(1, pack(weights), [Question(PROMPT)])
+    here.sample(1, serialize(weights), [Question(PROMPT)])
     ids = torch.arange(40)[None]
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     with torch.no_grad():

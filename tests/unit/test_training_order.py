@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
+from pipeline.training.balance import Atom, atoms_of, plan_step
 from pipeline.training.examples import Counts, Examples
-from pipeline.training.order import Atom, Order, atoms_of, plan_step
+from pipeline.training.order import Order
 
 
 def examples_in(*sizes: int, pairs: bool = False, **columns: Any) -> Examples:

@@ -9,8 +9,8 @@ import pytest
 from tiny import save_model
 
 from actors.learner import Diverged
-from jobs.learning import worker
-from jobs.train import loop as learn
+from jobs.learning import loop, worker
+from jobs.train.recipe import TrainRecipe
 from pipeline.config import load_config_as
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.store import documents
@@ -259,27 +259,40 @@ def test_what_would_train_otherwise_is_no_silent_matter(theirs: dict[str, Any]) 
 def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def training(name: str) -> learn.Training:
-        return learn.Training(TrainConfig(), "cpu", None, str(tmp_path / name), 1, 1.0, True, True, None, {}, None)
+    def recipe(name: str) -> TrainRecipe:
+        return TrainRecipe(
+            config=TrainConfig(),
+            device="cpu",
+            deepspeed=None,
+            output=str(tmp_path / name),
+            steps=1,
+            rate=1.0,
+            run={},
+            stored_reference=True,
+            policy_labelled=True,
+            reference=None,
+            steps_per_epoch=1.0,
+            examples=None,
+        )
 
-    def fails(error: Exception) -> Callable[[learn.Training], None]:
-        def step(told: learn.Training) -> None:
+    def fails(error: Exception) -> Callable[[TrainRecipe], None]:
+        def step(recipe: TrainRecipe) -> None:
             raise error
 
         return step
 
-    monkeypatch.setattr(learn, "_learn", fails(RunError("the disk is full")))
+    monkeypatch.setattr(loop, "loop", fails(RunError("the disk is full")))
     monkeypatch.setattr(worker, "place_of", lambda: (0, 1))
-    learn.learn({"told": training("alone")})  # nobody waits for a lone worker: it ends, and nothing is started again
-    assert RunFolder(training("alone").output).read(STOPPED) == {"sentence": "the disk is full"}
+    loop.work({"recipe": recipe("alone")})  # nobody waits for a lone worker: it ends, and nothing is started again
+    assert RunFolder(recipe("alone").output).read(STOPPED) == {"sentence": "the disk is full"}
     monkeypatch.setattr(worker, "place_of", lambda: (0, 2))
     with pytest.raises(RunError):  # the others may be waiting for this worker: it has to die
-        learn.learn({"told": training("disk")})
-    assert RunFolder(training("disk").output).read(STOPPED) == {"sentence": "the disk is full"}
-    learn.learn({"told": training("disk")})  # started again: there is no going on
-    monkeypatch.setattr(learn, "_learn", fails(Diverged("the loss is nan")))
-    learn.learn({"told": training("nan")})  # all end together, so nothing is started again
-    assert RunFolder(training("nan").output).read(STOPPED) == {"sentence": "the loss is nan"}
+        loop.work({"recipe": recipe("disk")})
+    assert RunFolder(recipe("disk").output).read(STOPPED) == {"sentence": "the disk is full"}
+    loop.work({"recipe": recipe("disk")})  # started again: there is no going on
+    monkeypatch.setattr(loop, "loop", fails(Diverged("the loss is nan")))
+    loop.work({"recipe": recipe("nan")})  # all end together, so nothing is started again
+    assert RunFolder(recipe("nan").output).read(STOPPED) == {"sentence": "the loss is nan"}
 
 
 def test_the_policies_of_a_run_go_with_it_and_nothing_else_does(tmp_path: Path) -> None:

@@ -7,18 +7,21 @@
     reinforce_plus_plus   rewards to go normalised over the batch, clipped ratio of a token
 
 An algorithm is an objective (`pipeline.training.objectives.base`): it sees rewards and log-probabilities, no model and no
-worker.
+worker. A file here is read by being here; its name in the configuration and its settings are in `pipeline.rl.config`.
 """
 
+import pkgutil
+from importlib import import_module
+
 from pipeline.rl.algorithms.base import Algorithm
-from pipeline.rl.algorithms.grpo import Grpo
-from pipeline.rl.algorithms.ppo import Ppo
-from pipeline.rl.algorithms.reinforce import Reinforce
-from pipeline.rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus
-from pipeline.rl.algorithms.rloo import Rloo
 from pipeline.rl.config import RlConfig
 
-ALGORITHMS: dict[str, type[Algorithm]] = {made.name: made for made in (Ppo, Grpo, Rloo, Reinforce, ReinforcePlusPlus)}
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    each.name: each
+    for file in pkgutil.iter_modules(__path__)
+    for each in vars(import_module(f"{__name__}.{file.name}")).values()
+    if isinstance(each, type) and issubclass(each, Algorithm) and "name" in vars(each)
+}
 
 __all__ = ["ALGORITHMS", "Algorithm", "algorithm_of"]
 

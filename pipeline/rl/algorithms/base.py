@@ -3,16 +3,16 @@
     loss = the algorithm's own + kl_coefficient * kl_h - entropy_coefficient * entropy_h
 
 The two terms on the right are of a token and are reduced to the loss's unit as the algorithm reduces its own: left as they
-are for losses of tokens, else summed over the response (grpo: as its loss_type says). With d = log pi_ref - log pi of the
-sampled token (Schulman 2020, "Approximating KL divergence"), kl_h is
+are for losses of tokens, else summed over the response (grpo: as its loss_type says). kl_h is one of two estimators of
+`pipeline.training.divergence`:
 
-    k2   d^2 / 2              over pi's own tokens its gradient is that of KL(pi || pi_ref) in the states at hand
-    k3   exp(d) - 1 - d       its mean is KL(pi || pi_ref), but its gradient is that of KL(pi_ref || pi)
+    k2   over pi's own tokens its gradient is that of KL(pi || pi_ref) in the states at hand
+    k3   its mean is KL(pi || pi_ref), but its gradient is that of KL(pi_ref || pi)
 
 Neither sees that a token changes which states follow; k1 in the reward does, and it is the only one of the three under which
 a run ends in the optimum of E[reward] - beta * KL. In the reward it is part of what `Siblings` holds. Where advantages are
 rescaled, a KL in the loss is weighed against rewards in units of their spread, which shrinks as a policy sharpens: k2 may
-then hold nothing back, while k1, rescaled with the rewards, keeps its worth. k1 = -d in the loss is not on offer: over
+then hold nothing back, while k1, rescaled with the rewards, keeps its worth. k1 in the loss is not on offer: over
 pi's own tokens the mean of its gradient is zero. TRL 1.16 has k1 in the reward (RLOOTrainer) and k3 in the
 loss (GRPOTrainer, this one with use_bias_correction_kl = False). Left out: k3 weighted by the ratio, which the objective
 `grpo` of stored labels has.
@@ -29,6 +29,7 @@ from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings, compared
 from pipeline.training.config import AdvantageConfig
+from pipeline.training.divergence import k2, k3
 from pipeline.training.objectives.base import Batch, Objective, Terms
 
 TINY = 1e-8  # keeps rounding from being blown up where all advantages of a batch are alike
@@ -91,9 +92,9 @@ class Algorithm(Objective):
         policy = self.policy(batch)
         losses, metrics = policy.losses, {"reward": batch.rewards, **policy.metrics}
         if batch.reference is not None:
-            metrics["kl"] = k3(batch).detach()
+            metrics["kl"] = k3(batch.log_ratios).detach()
         if self.kl_coefficient:
-            kl = k2(batch) if self.kl_estimator == "k2" else k3(batch)
+            kl = (k2 if self.kl_estimator == "k2" else k3)(batch.log_ratios)
             losses = losses + self.kl_coefficient * self.reduced(kl, batch)
         if batch.entropies is not None:
             metrics["entropy"] = batch.entropies.detach()
@@ -114,23 +115,6 @@ class Algorithm(Objective):
         """Advantages within each group, by `pipeline.training.advantages`."""
         told = AdvantageConfig(credit=self.credit, baseline=baseline, scale=scale)
         return [compared(told, siblings, self.gamma) for siblings in groups]
-
-
-def k2(batch: Batch) -> torch.Tensor:
-    """d^2 / 2, [P] float64."""
-    return _log_ratios(batch).square() / 2
-
-
-def k3(batch: Batch) -> torch.Tensor:
-    """exp(d) - 1 - d, [P] float64."""
-    d = _log_ratios(batch)
-    return torch.expm1(d) - d
-
-
-def _log_ratios(batch: Batch) -> torch.Tensor:
-    """d = log pi_ref - log pi."""
-    assert batch.reference is not None
-    return batch.reference - batch.logprobs.double()
 
 
 def normalized(groups: Sequence[Sequence[Array]]) -> list[list[Array]]:

@@ -1,6 +1,6 @@
 """What a response is worth: the weighted mixture of rewards of an online run. Knows no Ray.
 
-    rewarder = Rewarder(config, "cuda", "bfloat16", hold_reference=True)
+    rewarder = RewardMixture(config, "cuda", "bfloat16", hold_reference=True)
     rewarded = rewarder.reward([(prompt, rollouts), ...])       # a list for each prompt, one Rewarded for each response
 
 base        what a source is and what it gives
@@ -9,6 +9,6 @@ endogenous, relative, maths, function, length      the sources, one file each
 mixture     their weighted sum; what can be checked before any weights are loaded
 """
 
-from pipeline.rl.sources.mixture import Rewarder, check_prompts, check_rewards, checker
+from pipeline.rl.sources.mixture import RewardMixture, check_prompts, check_rewards, checker
 
-__all__ = ["Rewarder", "check_prompts", "check_rewards", "checker"]
+__all__ = ["RewardMixture", "check_prompts", "check_rewards", "checker"]

@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array, Prompt, Rollout
-from pipeline.rl.sources.models import Models, Reader
+from pipeline.rl.sources.models import Models
+from pipeline.rl.sources.readers import Reader
 
 Sampled = tuple[Prompt, Rollout]
 

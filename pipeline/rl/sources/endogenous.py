@@ -8,7 +8,8 @@ from pipeline.models.scores import Scores
 from pipeline.rewards.endogenous import aggregate, token_rewards
 from pipeline.rl.config import RlConfig
 from pipeline.rl.sources.base import Earned, Sampled, Source
-from pipeline.rl.sources.models import Models, Reader, reward_model
+from pipeline.rl.sources.models import Models, reward_model
+from pipeline.rl.sources.readers import open_reader
 
 
 class Endogenous(Source):
@@ -16,7 +17,7 @@ class Endogenous(Source):
 
     def __init__(self, name: str, config: RlConfig):
         super().__init__(name, config)
-        self.reader = Reader(self.who, reward_model(config, self.section), config, self.section.system_prompt)
+        self.reader = open_reader(self.who, reward_model(config, self.section), config, self.section.system_prompt)
         self.readers = (self.reader,)
         self.forecasts = self.reader.same and config.reward.aggregation != "mean"
         if self.reader.same:
@@ -25,7 +26,7 @@ class Endogenous(Source):
         both = f"{self.who}: the reward model {own} has another tokenizer than the policy {policy}"
         if config.rewarding.other_tokenizer == "refuse":
             raise ConfigError(f"{both}, and rewarding.other_tokenizer = refuse; take one of the policy's family")
-        self.reader.said.append(f"{both}: its rewards are of whole responses, of text tokenised anew")
+        self.reader.remarks.append(f"{both}: its rewards are of whole responses, of text tokenised anew")
 
     def earned(self, sampled: Sequence[Sampled], models: Models) -> list[Earned | None]:
         of, found = self.config.reward, self.reader.scores(sampled, models)

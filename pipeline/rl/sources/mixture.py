@@ -16,7 +16,8 @@ from pipeline.rl.sources.endogenous import Endogenous
 from pipeline.rl.sources.function import Function, call, load_function
 from pipeline.rl.sources.length import Length
 from pipeline.rl.sources.maths import Maths, RightAnswer, right_answer, thinks
-from pipeline.rl.sources.models import Models, Reader
+from pipeline.rl.sources.models import Models
+from pipeline.rl.sources.readers import Reader, open_reader
 from pipeline.rl.sources.relative import Relative
 
 KINDS: dict[str, type[Source]] = {
@@ -29,7 +30,7 @@ KINDS: dict[str, type[Source]] = {
 LOOKED_AT = 32  # of the prompts, the longest
 
 
-class Rewarder:
+class RewardMixture:
     """Holds the reward models, and the reference where asked, and rewards responses.
 
     Args:
@@ -213,7 +214,7 @@ def _sources(config: RlConfig) -> list[Source]:
 def _reference(config: RlConfig) -> Reader:
     """Of the model that the KL is taken to. Raises ConfigError."""
     model: ModelConfig = config.reference if config.reference.name else config.policy
-    reader = Reader("reference", model, config)
+    reader = open_reader("reference", model, config)
     if not reader.same:
         raise ConfigError(
             f"reference.name = {model.name} has another tokenizer than the policy {config.policy.name}, and the KL is of the "

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pipeline.errors import ConfigError
 from pipeline.rl.config import RlConfig
 from pipeline.rl.sources.base import Earned, Sampled, Source
-from pipeline.rl.sources.models import Models, Reader, reward_model
+from pipeline.rl.sources.models import Models, reward_model
+from pipeline.rl.sources.readers import open_reader
 
 
 class Relative(Source):
@@ -16,7 +17,7 @@ class Relative(Source):
         section = self.section
         earlier = config.reward_model.named(section.reference, section.reference_revision)
         models = (reward_model(config, section), earlier)
-        self.readers = tuple(Reader(self.who, model, config, section.system_prompt) for model in models)
+        self.readers = tuple(open_reader(self.who, model, config, section.system_prompt) for model in models)
         for reader in self.readers:
             if not reader.same:
                 raise ConfigError(

@@ -6,26 +6,29 @@
     sft                 maximum likelihood of selected responses
 
 An objective sees log-probabilities only: no model, no optimiser, no other worker. Those that learn from samples of their
-own, made as they go, are `pipeline.rl.algorithms`.
+own, made as they go, are `pipeline.rl.algorithms`. A file here is read by being here; its name in the configuration and its
+settings are in `pipeline.training.config`.
 """
 
-from pipeline.training.config import TrainConfig
-from pipeline.training.objectives.awr import Awr, Rwr
+import pkgutil
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from pipeline.training.objectives.base import Batch, LabelObjective, Objective, Terms, Unit
-from pipeline.training.objectives.dpo import Dpo
-from pipeline.training.objectives.grpo import Grpo
-from pipeline.training.objectives.ipo import Ipo
-from pipeline.training.objectives.reinforce import Reinforce
-from pipeline.training.objectives.sft import Sft
-from pipeline.training.objectives.simpo import Simpo
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 OBJECTIVES: dict[str, type[LabelObjective]] = {
-    made.name: made for made in (Dpo, Ipo, Simpo, Awr, Rwr, Grpo, Reinforce, Sft)
+    each.name: each
+    for file in pkgutil.iter_modules(__path__)
+    for each in vars(import_module(f"{__name__}.{file.name}")).values()
+    if isinstance(each, type) and issubclass(each, LabelObjective) and "name" in vars(each)
 }
 
 __all__ = ["OBJECTIVES", "Batch", "LabelObjective", "Objective", "Terms", "Unit", "objective_of"]
 
 
-def objective_of(config: TrainConfig) -> LabelObjective:
+def objective_of(config: "TrainConfig") -> LabelObjective:
     """The objective that a run is told, under its settings."""
     return OBJECTIVES[config.train.objective].of(config)

@@ -14,12 +14,14 @@ what all of them share cancels. TRL 1.16 has neither.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.objectives.base import Batch, LabelObjective, Terms, observed
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Awr(LabelObjective):
     max_weight: float = 20.0
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         return cls(config.awr.temperature, config.awr.max_weight)
 
     def terms(self, batch: Batch) -> Terms:
@@ -52,7 +54,7 @@ class Rwr(LabelObjective):
     uses_advantages: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         return cls()
 
     def terms(self, batch: Batch) -> Terms:

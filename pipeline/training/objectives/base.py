@@ -8,11 +8,14 @@ Shapes: n responses of a micro-batch, P response tokens of all of them one after
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 
-from pipeline.training.config import TrainConfig
+from pipeline.training.divergence import k2, weighted_k3
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 Unit = Literal["pairs", "responses", "tokens"]
 
@@ -53,22 +56,22 @@ class Batch:
         return torch.exp(self.logprobs - self.behaviour)
 
     @property
+    def log_ratios(self) -> torch.Tensor:
+        """log pi_ref - log pi of each token, [P] float64, with a gradient."""
+        assert self.reference is not None
+        return self.reference - self.logprobs.double()
+
+    @property
     def kl(self) -> torch.Tensor:
         """An estimate of KL(pi || pi_ref) in each token's state, [P] float64, with a gradient; not negative but for rounding.
 
-        With d = log pi_ref - log pi, exp(d) - 1 - d is known as k3 (Schulman 2020, "Approximating KL divergence"), whose mean
-        over tokens drawn from pi is the KL. With `behaviour` this is k3 multiplied by pi / pi_behaviour (DeepSeek-V3.2,
-        arXiv 2512.02556): over tokens drawn from pi_behaviour, its mean is the KL in the states that these responses went
-        through, and the gradient of its mean is the KL's. Without `behaviour` nobody knows who drew the tokens: it is
-        d * d / 2 (k2), which says how far pi has moved on them, and is the KL only while pi is near who wrote them.
+        With `behaviour`, who drew the tokens is known, and k3 is weighted by it. Without, this is k2, which says how far pi
+        has moved on these tokens, and is the KL only while pi is near who wrote them.
         """
         assert self.reference is not None
-        logprobs = self.logprobs.double()
-        log_ratios = self.reference - logprobs
         if self.behaviour is None:
-            return log_ratios.square() / 2
-        # multiplied out: a token that pi has ruled out would else be 0 * inf
-        return torch.exp(self.reference - self.behaviour) - torch.exp(logprobs - self.behaviour) * (1 + log_ratios)
+            return k2(self.log_ratios)
+        return weighted_k3(self.logprobs.double(), self.reference, self.behaviour)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class LabelObjective(Objective):
     uses_advantages: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         """The objective under the settings of a run."""
         raise NotImplementedError
 

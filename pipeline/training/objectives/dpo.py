@@ -9,11 +9,13 @@ same at p = 1; it has no label smoothing there (its "robust" is another loss), a
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.objectives.base import Batch, Terms
 from pipeline.training.objectives.preference import PreferenceObjective, beta_of
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Dpo(PreferenceObjective):
     name: ClassVar[str] = "dpo"
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         return cls(beta_of(config.dpo.beta, config), config.pairs.label_smoothing, config.pairs.margin_temperature)
 
     @property

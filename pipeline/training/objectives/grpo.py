@@ -16,13 +16,15 @@ TRL 1.16: GRPOTrainer with these names of loss_type, importance_sampling_level =
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.objectives.base import Batch, LabelObjective, Terms, Unit, observed
 from pipeline.training.objectives.clip import clipped
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 LossType = Literal["dapo", "grpo", "dr_grpo"]
 
@@ -42,7 +44,7 @@ class Grpo(LabelObjective):
     max_completion_length: int = 256
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         told = config.grpo
         high = told.epsilon if told.epsilon_high is None else told.epsilon_high
         return cls(told.loss_type, told.epsilon, high, told.beta, told.max_completion_length)

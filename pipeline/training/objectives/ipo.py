@@ -12,11 +12,13 @@ p = 1, means over tokens included. The rewards that are reported are DPO's, beta
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.objectives.base import Batch, Terms
 from pipeline.training.objectives.preference import PreferenceObjective, beta_of
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Ipo(PreferenceObjective):
     name: ClassVar[str] = "ipo"
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         return cls(beta_of(config.ipo.beta, config), config.pairs.label_smoothing, config.pairs.margin_temperature)
 
     @property

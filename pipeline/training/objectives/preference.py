@@ -12,20 +12,22 @@ preferences"). Left out: other divergences than the reverse KL, and the losses t
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.objectives.base import Batch, LabelObjective, Unit, divergence
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 BETA = {"known": 0.1, "reward": 1.0}
 """Default of beta by `pairs.preference`. The rewards that make pairs are nats (at alpha = 1): under Bradley and Terry's model
 of them, beta = 1 learns pi_ref * exp(reward), and 0.1 its tenth power. 0.1 is what is usual for people's preferences."""
 
 
-def beta_of(told: float | None, config: TrainConfig) -> float:
+def beta_of(told: float | None, config: "TrainConfig") -> float:
     """What beta comes to where it may be left open."""
     return BETA[config.pairs.preference] if told is None else told
 

@@ -11,10 +11,12 @@ with loss_type = "cispo" and epsilon_high = max_ratio; its RLOOTrainer has clipp
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.objectives.base import Batch, LabelObjective, Terms, observed
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Reinforce(LabelObjective):
     beta: float = 0.0
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         return cls(config.reinforce.max_ratio, config.reinforce.beta)
 
     @property

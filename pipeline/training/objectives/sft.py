@@ -8,10 +8,12 @@ tokens of the step too.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.objectives.base import Batch, LabelObjective, Terms, observed
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Sft(LabelObjective):
     name: ClassVar[str] = "sft"
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         return cls()
 
     def terms(self, batch: Batch) -> Terms:

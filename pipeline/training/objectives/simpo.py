@@ -11,11 +11,13 @@ over tokens; ours are sums, as those of dpo and ipo.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pipeline.training.config import TrainConfig
 from pipeline.training.objectives.base import Batch, Terms
 from pipeline.training.objectives.preference import PreferenceObjective
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Simpo(PreferenceObjective):
     target_margin: float = 1.0
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
+    def of(cls, config: "TrainConfig") -> Self:
         pairs, simpo = config.pairs, config.simpo
         return cls(simpo.beta, pairs.label_smoothing, pairs.margin_temperature, simpo.target_margin)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.rl.monitors import SEVERAL, WINDOW, Watch, pick_samples, repetition, rollout_metrics
+from pipeline.rl.monitors import SEVERAL, WINDOW, Monitors, pick_samples, repetition, rollout_metrics
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
 from pipeline.training.metrics import MetricsFile, finite, numbers, read_metrics
 
@@ -113,8 +113,8 @@ def spoilt(name: str, path: Callable[[float], float], count: int = 60, **others:
     return rows
 
 
-def said(rows: Rows, watch: Watch | None = None) -> list[tuple[int, str]]:
-    watch = watch or Watch()
+def said(rows: Rows, watch: Monitors | None = None) -> list[tuple[int, str]]:
+    watch = watch or Monitors()
     return [(row["step"], sentence) for row in rows for sentence in watch.warnings(row)]
 
 
@@ -126,7 +126,7 @@ def test_a_healthy_run_is_left_alone(seed: int) -> None:
 def test_samplers_that_differ_from_the_learner_are_said_whenever_it_comes() -> None:
     difference = "sampling/sampling_logp_difference/max"
     rows = [row | {difference: 7.5 if row["step"] in (30, 31) else 1e-6} for row in healthy(60, 0)]
-    [(step, sentence)] = said(rows, Watch(rounding=1e-4))
+    [(step, sentence)] = said(rows, Monitors(rounding=1e-4))
     assert step == 30 and sentence.startswith("Samplers and learner differ by up to 7.5 nats")
     assert said(rows) == []  # of samples that were kept
 
@@ -184,7 +184,7 @@ def test_a_run_that_goes_on_is_watched_as_if_it_had_not_stopped(cut: int, tmp_pa
     with MetricsFile(str(tmp_path / "metrics.jsonl")) as file:
         for row in rows[:cut]:
             file.append(row)
-    watch = Watch(read_metrics(str(tmp_path / "metrics.jsonl")))
+    watch = Monitors(read_metrics(str(tmp_path / "metrics.jsonl")))
     assert said(rows[cut:], watch) == [each for each in whole if each[0] > cut]
 
 

@@ -1,9 +1,9 @@
-"""How a run that trains goes, whatever it learns from: `train` and `rl` each make a `Plan`, and the rest is here.
+"""A training run from its description to its manifest: `train` and `rl` each describe a `TrainingRun`, the rest is here.
 
-plan      everything that can be known before a worker starts; nothing is written before
+describe  everything that can be known before a worker starts; nothing is written before
 begin     run.json, under the writer's lock
-learn     the plan's own
-close     model card, page, manifest, table; with the manifest a run is done
+learn     the run's own
+finish    model card, page, manifest, table; with the manifest a run is done
 """
 
 import contextlib
@@ -19,20 +19,21 @@ from jobs.cluster import cluster, joins_cluster, warn_of_local_output
 from jobs.learning.trainer import absolute_model, cpus_of, learner_versions, warn_of_room
 from jobs.stores.finalize import versions
 from jobs.stores.inspect_run import draw_run, read_results
+from pipeline.config.places import with_absolute_places
+from pipeline.config.section import changed, value_at
 from pipeline.errors import ConfigError
-from pipeline.report.card import model_card
+from pipeline.report.card import model_card, shareable_config
 from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
-from pipeline.storage import absolute
 from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.config import LearningConfig
-from pipeline.training.metrics import Row, check_tracking, ends, read_metrics
+from pipeline.training.metrics import MetricRow, check_tracking, ends, read_metrics
 from pipeline.training.run import STOPPED, RunFolder
 
 Config = TypeVar("Config", bound=LearningConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(ABC):
+class TrainingRun(ABC):
     """A run that is described and checked, and of which nothing is written yet.
 
     Attributes:
@@ -75,29 +76,45 @@ class Plan(ABC):
         """That the run reserves."""
         return float(self.workers) if self.device == "cuda" else 0.0
 
+    def shared(self, folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a `Recipe` that are of every run."""
+        return {
+            "config": self.config,
+            "device": self.device,
+            "deepspeed": self.deepspeed,
+            "output": folder.uri,
+            "steps": self.steps,
+            "rate": self.rate,
+            "run": {"created": record["created"], "objective": record["objective"], "config": shareable_config(record)},
+        }
+
     @abstractmethod
     def rows(self) -> list[tuple[str, str]]:
         """Of the table that shows it."""
 
     @abstractmethod
-    def says(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """What its run.json holds besides what every run's does."""
 
     @abstractmethod
-    def learn(self, folder: RunFolder, run: dict[str, Any]) -> None:
-        """Take all steps, connected to Ray. Raises RunError where the run cannot go on."""
+    def learn(self, folder: RunFolder, record: dict[str, Any]) -> None:
+        """Take all steps, connected to Ray. Raises RunError where the run cannot go on.
+
+        Args:
+            record: the content of run.json.
+        """
 
 
-def drive(
-    config: LearningConfig, plan_of: Callable[[], Plan], reads: Iterable[str], *, dry_run: bool, command: str
+def carry_out(
+    config: LearningConfig, describe: Callable[[], TrainingRun], reads: Iterable[str], *, dry_run: bool, command: str
 ) -> int:
-    """Make a plan and carry it out. Returns the exit code; raises EndorewardError.
+    """Describe a run and carry it out. Returns the exit code; raises EndorewardError.
 
     Args:
         config: with absolute places.
-        plan_of: raises for all that can be known before a worker starts. Called connected where the run joins a cluster.
+        describe: raises for all that can be known before a worker starts. Called connected where the run joins a cluster.
         reads: places of what it learns from, which may not lie where it writes.
-        dry_run: show the plan only.
+        dry_run: show the description only.
     """
     check_tracking(config.tracking)
     folder = RunFolder(config.output.path)
@@ -109,71 +126,64 @@ def drive(
         if joins_cluster(config.run):  # only the cluster knows its devices
             held.enter_context(cluster(config.run))
             warn_of_local_output(config.output.path)
-        plan = plan_of()
-        folder.check(plan.description)
-        terminal.print_table(f"{plan.TITLE} {plan.config.policy.name}", plan.rows())
-        for note in plan.notes:
+        run = describe()
+        folder.check(run.description)
+        terminal.print_table(f"{run.TITLE} {run.config.policy.name}", run.rows())
+        for note in run.notes:
             terminal.warn(note)
         if folder.read("manifest.json") is not None:
-            terminal.say(f"{folder.uri}: all {plan.steps:,} steps are done already; the policy is {folder.at('hf')}")
+            terminal.say(f"{folder.uri}: all {run.steps:,} steps are done already; the policy is {folder.at('hf')}")
             return 0
         if dry_run:
             return 0
         held.enter_context(WriterLock(folder.uri))  # given back after a local Ray, whose workers may still write
         folder.mend()
-        run = _begin(folder, plan, command)
+        record = _begin(folder, run, command)
         if not joins_cluster(config.run):
-            room = max(plan.cpus, cpus_of(config))  # actors that take turns may reserve more than there is
+            room = max(run.cpus, cpus_of(config))  # actors that take turns may reserve more than there is
             held.enter_context(cluster(config.run.model_copy(update={"num_cpus": room})))
-        warn_of_room(plan.who, plan.cpus, plan.gpus, plan.remedy)
+        warn_of_room(run.who, run.cpus, run.gpus, run.remedy)
         started = time.perf_counter()
-        plan.learn(folder, run)
-        _close(folder, plan, run, time.perf_counter() - started)
+        run.learn(folder, record)
+        _finish(folder, run, record, time.perf_counter() - started)
     return 0
 
 
-def with_absolute_places(config: Config) -> Config:
-    """Workers have other working directories, so every local place that any run has becomes absolute."""
-    learner = config.learner
-    return config.model_copy(
-        update={
-            "policy": absolute_model(config.policy),
-            "reference": absolute_model(config.reference),
-            "output": config.output.model_copy(update={"path": absolute(config.output.path)}),
-            "learner": learner.model_copy(update={"deepspeed": learner.deepspeed and absolute(learner.deepspeed)}),
-        }
-    )
+def resolved(config: Config, *places: str) -> Config:
+    """With the models as `absolute_model` has them, and local places absolute: those of every run, and these fields."""
+    models = {name: absolute_model(value_at(config, name)) for name in ("policy", "reference")}
+    return with_absolute_places(changed(config, models), "output.path", "learner.deepspeed", *places)
 
 
-def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
-    """What the run says of itself, as documents and the page want it; kept from its beginning on."""
-    found = folder.read("run.json")
-    if found is None or found["description"] != plan.description:  # without a checkpoint, it is as if it had not been
-        config = plan.config
-        found = {
+def _begin(folder: RunFolder, run: TrainingRun, command: str) -> dict[str, Any]:
+    """The content of run.json, which stays as it was at the run's beginning."""
+    record = folder.read("run.json")
+    if record is None or record["description"] != run.description:  # without a checkpoint, it is as if it had not been
+        config = run.config
+        record = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": command,
             "config": config.model_dump(mode="json"),
-            "description": plan.description,
-            "fingerprint": fingerprint.digest(plan.description),
+            "description": run.description,
+            "fingerprint": fingerprint.digest(run.description),
             "policy": {"name": config.policy.name, "revision": config.policy.revision},
-            "steps": plan.steps,
-            "device": f"{plan.workers} x {plan.device}, {plan.dtype}",
-            "notes": plan.notes,
-            **plan.says(),
+            "steps": run.steps,
+            "device": f"{run.workers} x {run.device}, {run.dtype}",
+            "notes": run.notes,
+            **run.record(),
         }
         folder.forget(*LEFT_BY_RUN)
         folder.forget_policies()
         LabelStore(folder.at(ROLLOUTS)).discard()
-        documents.write(folder.at("run.json"), found)
+        documents.write(folder.at("run.json"), record)
     documents.remove(folder.at(STOPPED))
-    return found
+    return record
 
 
-def _close(folder: RunFolder, plan: Plan, run: dict[str, Any], seconds: float) -> None:
+def _finish(folder: RunFolder, run: TrainingRun, record: dict[str, Any], seconds: float) -> None:
     metrics = read_metrics(folder.at("metrics.jsonl"))
     manifest = {
-        **run,
+        **record,
         "seconds": round(seconds, 3),
         "tokens": metrics[-1]["num_tokens"],
         "last": metrics[-1],
@@ -185,19 +195,19 @@ def _close(folder: RunFolder, plan: Plan, run: dict[str, Any], seconds: float) -
     draw_run(folder, manifest)
     documents.create(folder.at("manifest.json"), manifest)
     figures = [
-        *_figures(results, metrics, plan.SHOWN),
+        *_figures(results, metrics, run.SHOWN),
         ("Policy", folder.at("hf")),
         ("Report", folder.at("report.html")),
     ]
-    terminal.print_table(plan.DONE, figures)
+    terminal.print_table(run.DONE, figures)
 
 
-def _figures(results: dict[str, Any], metrics: list[Row], shown: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def _figures(results: dict[str, Any], metrics: list[MetricRow], shown: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for when in ("before", "after"):
         if f"accuracy_{when}" in results:
             low, high = results[f"accuracy_{when}_interval"]
             yield f"accuracy {when}", f"{results[f'accuracy_{when}']:.1%} ({low:.1%} to {high:.1%})"
     for name in shown:
-        found = ends(metrics, name)
-        if found is not None:
-            yield name, f"{found[0]:.4g} -> {found[1]:.4g}"
+        values = ends(metrics, name)
+        if values is not None:
+            yield name, f"{values[0]:.4g} -> {values[1]:.4g}"

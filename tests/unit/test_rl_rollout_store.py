@@ -29,9 +29,9 @@ from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.questions import Question
 from pipeline.rl.config import RlConfig
 from pipeline.rl.prompts import read_prompts
-from pipeline.rl.rollout_store import KeptRollouts, describe_kept
+from pipeline.rl.rollout_store import RolloutStore, describe_rollouts
 from pipeline.rl.rollouts import Group, Prompt, Rewarded, Rollout
-from pipeline.rl.sources import Rewarder
+from pipeline.rl.sources import RewardMixture
 from pipeline.store import documents, part_uri, problems
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples
@@ -79,8 +79,8 @@ def bits(thing: Any) -> Any:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> KeptRollouts:
-    kept = KeptRollouts(str(tmp_path / "rollouts"))
+def kept(tmp_path: Path) -> RolloutStore:
+    kept = RolloutStore(str(tmp_path / "rollouts"))
     kept.open(DESCRIPTION)
     return kept
 
@@ -91,17 +91,17 @@ BATCHES = [[group(0), group(1, sizes=(2, 5))], [group(1, 1), group(0, 1), group(
 # What is read is what was kept
 
 
-def test_what_is_read_has_the_bits_of_what_was_kept(kept: KeptRollouts) -> None:
+def test_what_is_read_has_the_bits_of_what_was_kept(kept: RolloutStore) -> None:
     for step, batch in enumerate(BATCHES):
         kept.keep(step, batch)
-    again = KeptRollouts(kept.store.uri)
+    again = RolloutStore(kept.store.uri)
     assert again.steps() == 2
     for step, batch in enumerate(BATCHES):
         assert bits(again.read(step)) == bits(batch)
     assert again.read(0)[0].rewarded[0].values.flags.writeable  # type: ignore[union-attr]
 
 
-def test_awkward_values_come_back(kept: KeptRollouts) -> None:
+def test_awkward_values_come_back(kept: RolloutStore) -> None:
     odd = np.array([-0.0, 1e-45, -np.inf], np.float32)
     tiny = np.array([5e-324, -0.0, 0.1 + 0.2])
     columns = {"answer": ["4", None, {"b": 1, "a": 0.1}], "rollout": "a column of that name", "missing": float("nan")}
@@ -111,7 +111,7 @@ def test_awkward_values_come_back(kept: KeptRollouts) -> None:
     assert bits(kept.read(0)) == bits(batch)
 
 
-def test_rollouts_of_format_1_are_read(kept: KeptRollouts) -> None:
+def test_rollouts_of_format_1_are_read(kept: RolloutStore) -> None:
     """Which kept the prompt's tokens beside the other things that have no column."""
 
     def former(row: dict[str, Any]) -> str:
@@ -127,14 +127,14 @@ def test_rollouts_of_format_1_are_read(kept: KeptRollouts) -> None:
     assert [bits(kept.read(step)) for step in range(2)] == [bits(batch) for batch in BATCHES]
 
 
-def test_the_tools_of_a_prompt_are_kept(kept: KeptRollouts) -> None:
+def test_the_tools_of_a_prompt_are_kept(kept: RolloutStore) -> None:
     made = group(0)
     batch = [replace(made, prompt=replace(made.prompt, tools=[{"type": "function", "function": {"name": "add"}}]))]
     kept.keep(0, batch)
     assert bits(kept.read(0)) == bits(batch)
 
 
-def test_the_columns_are_those_of_the_contract(kept: KeptRollouts) -> None:
+def test_the_columns_are_those_of_the_contract(kept: RolloutStore) -> None:
     batch = [group(0, answer="12")]
     kept.keep(0, batch)
     [first, second] = pq.read_table(kept.store.at("labels")).to_pylist()
@@ -152,26 +152,26 @@ def test_the_columns_are_those_of_the_contract(kept: KeptRollouts) -> None:
 # Steps
 
 
-def test_steps_are_counted_from_the_first_on(kept: KeptRollouts) -> None:
-    assert (KeptRollouts(kept.store.uri + "-not-there").steps(), kept.steps()) == (0, 0)
+def test_steps_are_counted_from_the_first_on(kept: RolloutStore) -> None:
+    assert (RolloutStore(kept.store.uri + "-not-there").steps(), kept.steps()) == (0, 0)
     kept.keep(1, BATCHES[1])
     assert kept.steps() == 0
     kept.keep(0, BATCHES[0])
     assert kept.steps() == 2
 
 
-def files(kept: KeptRollouts) -> dict[str, bytes]:
+def files(kept: RolloutStore) -> dict[str, bytes]:
     root = Path(kept.store.uri)
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def record(kept: KeptRollouts, step: int) -> dict[str, Any]:
+def record(kept: RolloutStore, step: int) -> dict[str, Any]:
     names = sorted(Path(kept.store.uri, "records").glob("*-000000.json"))
     found = [documents.read(str(name)) for name in names]
     return next(each for each in found if each["shard"]["file"] == f"step-{step:06d}")
 
 
-def test_a_step_that_is_kept_again_is_left_as_it_is_or_replaced(kept: KeptRollouts) -> None:
+def test_a_step_that_is_kept_again_is_left_as_it_is_or_replaced(kept: RolloutStore) -> None:
     kept.keep(0, BATCHES[0])
     kept.finish()
     before = files(kept)
@@ -189,7 +189,7 @@ def test_a_step_that_is_kept_again_is_left_as_it_is_or_replaced(kept: KeptRollou
     assert bits(kept.read(0)) == bits(other) and list(problems(kept.store)) == []
 
 
-def test_a_step_whose_part_is_damaged_is_kept_anew(kept: KeptRollouts) -> None:
+def test_a_step_whose_part_is_damaged_is_kept_anew(kept: RolloutStore) -> None:
     kept.keep(0, BATCHES[0])
     [part] = Path(kept.store.uri, "labels").iterdir()
     part.write_bytes(part.read_bytes()[:-9])
@@ -197,22 +197,22 @@ def test_a_step_whose_part_is_damaged_is_kept_anew(kept: KeptRollouts) -> None:
     assert bits(kept.read(0)) == bits(BATCHES[0]) and list(problems(kept.store)) == []
 
 
-def test_another_description_is_refused(kept: KeptRollouts) -> None:
+def test_another_description_is_refused(kept: RolloutStore) -> None:
     kept.keep(0, BATCHES[0])
     before = files(kept)
     with pytest.raises(StoreError, match=r"run\.rl\.seed: the store has 0, this run 1"):
-        KeptRollouts(kept.store.uri).open({**DESCRIPTION, "run.rl.seed": 1})
+        RolloutStore(kept.store.uri).open({**DESCRIPTION, "run.rl.seed": 1})
     assert files(kept) == before
-    KeptRollouts(kept.store.uri).open(DESCRIPTION)
+    RolloutStore(kept.store.uri).open(DESCRIPTION)
     assert files(kept) == before
 
 
-def test_what_cannot_be_read_is_named(kept: KeptRollouts, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_named(kept: RolloutStore, tmp_path: Path) -> None:
     kept.keep(0, BATCHES[0])
     with pytest.raises(StoreError, match=r"rollouts, step 3: not kept, there are 1 steps"):
         kept.read(3)
     with pytest.raises(StoreError, match="not a label store"):
-        KeptRollouts(str(tmp_path / "nothing")).read(0)
+        RolloutStore(str(tmp_path / "nothing")).read(0)
     [part] = Path(kept.store.uri, "labels").iterdir()
     whole = part.read_bytes()
     for data in (whole[:-1], whole[:99] + bytes([whole[99] ^ 1]) + whole[100:]):
@@ -256,7 +256,7 @@ def killed(work: Callable[[], object], kill_at: int) -> bool:
 
 
 @pytest.mark.parametrize("replaces", [False, True])
-def test_a_kill_at_every_step_loses_nothing(kept: KeptRollouts, tmp_path: Path, replaces: bool) -> None:
+def test_a_kill_at_every_step_loses_nothing(kept: RolloutStore, tmp_path: Path, replaces: bool) -> None:
     kept.keep(0, BATCHES[0])
     if replaces:
         kept.keep(1, BATCHES[0])
@@ -269,7 +269,7 @@ def test_a_kill_at_every_step_loses_nothing(kept: KeptRollouts, tmp_path: Path, 
         assert bits(kept.read(0)) == bits(BATCHES[0])
         assert kept.steps() in (1, 2)
         assert replaces or kept.store.progress().complete, "the store of the steps so far"
-        again = KeptRollouts(kept.store.uri)
+        again = RolloutStore(kept.store.uri)
         again.open(DESCRIPTION)
         again.keep(1, BATCHES[1])
         assert bits(again.read(1)) == bits(BATCHES[1]) and again.steps() == 2
@@ -294,7 +294,7 @@ def sampled(config: RlConfig, source: Path) -> list[list[Group]]:
     prompts = read_prompts(config, [str(source)], "input.paths").prompts
     policy = load_model(config.policy, "cpu")
     generator = Generator(policy, load_tokenizer(config.policy), max_new_tokens=9, temperature=1.0, logprobs=True)
-    rewarder = Rewarder(config, "cpu", "float32", hold_reference=True)
+    rewarder = RewardMixture(config, "cpu", "float32", hold_reference=True)
     batches = []
     for step in range(2):
         answers = generator.generate([Question(prompt.ids, 3, 10 * step + n) for n, prompt in enumerate(prompts)])
@@ -314,8 +314,8 @@ def test_train_learns_from_it_as_the_run_did(model: Path, tmp_path: Path, capsys
     tokens = {"system_prompt": "Be brief, ab."}
     config = RlConfig.model_validate({"policy": name, "reward_model": name, "tokens": tokens})
     batches = sampled(config, source)
-    kept = KeptRollouts(str(tmp_path / "rollouts"))
-    kept.open(describe_kept(config, RUN, "float32"))
+    kept = RolloutStore(str(tmp_path / "rollouts"))
+    kept.open(describe_rollouts(config, RUN, "float32"))
     for step, batch in enumerate(batches):
         kept.keep(step, batch)
         assert bits(kept.read(step)) == bits(batch)
@@ -354,9 +354,9 @@ def test_train_learns_from_it_as_the_run_did(model: Path, tmp_path: Path, capsys
 
 
 def test_pairs_are_formed_within_a_step(model: Path, tmp_path: Path) -> None:
-    kept = KeptRollouts(str(tmp_path / "rollouts"))
+    kept = RolloutStore(str(tmp_path / "rollouts"))
     config = RlConfig.model_validate({"policy": {"name": str(model)}, "reward_model": {"name": str(model)}})
-    kept.open(describe_kept(config, RUN, "float32"))
+    kept.open(describe_rollouts(config, RUN, "float32"))
     best = []
     for step in range(3):
         same = replace(group(0, step, sizes=(3, 4, 5)), prompt=group(0).prompt)
@@ -370,10 +370,10 @@ def test_pairs_are_formed_within_a_step(model: Path, tmp_path: Path) -> None:
     assert sorted(map(tuple, examples.rewards.reshape(-1, 2).tolist())) == sorted(best)
 
 
-def test_a_copy_of_the_store_is_whole_and_replays(kept: KeptRollouts, tmp_path: Path) -> None:
+def test_a_copy_of_the_store_is_whole_and_replays(kept: RolloutStore, tmp_path: Path) -> None:
     kept.keep(0, BATCHES[0])
     shutil.copytree(kept.store.uri, tmp_path / "copy")
-    copy = KeptRollouts(str(tmp_path / "copy"))
+    copy = RolloutStore(str(tmp_path / "copy"))
     assert list(problems(copy.store)) == [] and bits(copy.read(0)) == bits(BATCHES[0])
     part = part_uri(copy.store.uri, "labels", copy.store.inputs()[0].plan.shards[0])
     assert pq.read_table(io.BytesIO(Path(part).read_bytes())).num_rows == 4
