@@ -9,7 +9,6 @@ OUTPUT/rewards/<store>/     a label store each; endogenous is an ordinary one
 """
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.label.fill import Filling, LateCluster, TooManyErrors, require, with_absolute_places
 from jobs.label.plan import find_inputs
 from jobs.label.preview import show_inputs
-from jobs.stores.finalize import input_rows, versions
+from jobs.stores.finalize import versions
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.config import EvaluateConfig, ModelConfig, RewardConfig, Unread, load_config, refuse_unread
@@ -51,6 +50,7 @@ from pipeline.rewards.derive import stored_reward
 from pipeline.rewards.labellers import Labeller
 from pipeline.storage import absolute
 from pipeline.store import LabelStore, documents, places
+from pipeline.store.manifest import InputEntry, Manifest
 
 Json = dict[str, Any]
 
@@ -117,9 +117,10 @@ def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore
     wanted = stored_reward(store.description()).model_dump() | config.reward.model_dump(
         include=config.reward.model_fields_set
     )
+    manifest = Manifest.find(store)
     read = {
         "reward": load_config(None, [(f"reward.{name}", value) for name, value in wanted.items()], []).reward,
-        "model": ModelConfig(**_manifest(store).get("config", {}).get("model", {})),
+        "model": ModelConfig(**(manifest.config.get("model", {}) if manifest else {})),
     }
     return config.model_copy(update=read), {"endogenous": store}
 
@@ -229,27 +230,20 @@ def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore]) -> list[
     return variants_of(config, stored)
 
 
-def _manifest(store: LabelStore) -> Json:
-    uri = store.at("manifest.json")
-    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
-
-
 def _cost(stores: Sequence[LabelStore]) -> Cost:
     """The stores' manifests together. A resumed run timed only its own part, and is scaled to all labels."""
-    manifests = [_manifest(store) for store in stores]
-    timings = [manifest.get("timing") or {} for manifest in manifests]
+    manifests = [Manifest.find(store) for store in stores]
+    timed = [(manifest, manifest.timing) for manifest in manifests if manifest and manifest.timing]
     seconds = forwarded = None
-    if all(timing.get("response_tokens") for timing in timings):
-        shares = [
-            manifest["summary"]["tokens"]["response"] / timing["response_tokens"]
-            for manifest, timing in zip(manifests, timings, strict=True)
-        ]
-        seconds = sum(t["score_seconds"] * share for t, share in zip(timings, shares, strict=True))
-        forwarded = round(sum(t["forwarded_tokens"] * share for t, share in zip(timings, shares, strict=True)))
-    checks = [BatchCheck(**timing["batch_check"]) for timing in timings if timing.get("batch_check")]
+    if len(timed) == len(stores) and all(timing.response_tokens for _, timing in timed):
+        shares = [manifest.summary["tokens"]["response"] / timing.response_tokens for manifest, timing in timed]
+        seconds = sum(timing.score_seconds * share for (_, timing), share in zip(timed, shares, strict=True))
+        forwarded = round(sum(t.forwarded_tokens * share for (_, t), share in zip(timed, shares, strict=True)))
+    checks = [BatchCheck(**timing.batch_check) for _, timing in timed if timing.batch_check]
+    first = manifests[0]
     return Cost(
-        model=manifests[0].get("config", {}).get("model", {}).get("name", ""),
-        notes=list(dict.fromkeys(note for manifest in manifests for note in manifest.get("notes", []))),
+        model=first.config.get("model", {}).get("name", "") if first else "",
+        notes=list(dict.fromkeys(note for manifest in manifests if manifest for note in manifest.notes)),
         seconds=seconds,
         forwarded_tokens=forwarded,
         batch_check=asdict(sum(checks, BatchCheck())) if checks else None,
@@ -260,7 +254,7 @@ def _provenance(config: EvaluateConfig, stores: Mapping[str, LabelStore], comman
     return {
         "config": config.model_dump(exclude={"run"}),
         "fingerprints": {name: store.fingerprint() for name, store in stores.items()},
-        "inputs": input_rows(next(iter(stores.values()))),
+        "inputs": [InputEntry.of(stored).model_dump() for stored in next(iter(stores.values())).inputs()],
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -3,7 +3,7 @@
     describe   model, tokens: what the run is, held against the store       Filling.open
     plan       the shards of every input file                               (jobs.label.plan)
     run        read, prepare, answer, commit on Ray                         (jobs.label.flow)
-    close      manifest, report, table                                      (jobs.stores.finalize)
+    finalize   manifest, report, table                                      (jobs.stores.finalize)
 
 Nothing is written before `Filling.run`.
 """
@@ -23,7 +23,7 @@ from jobs import terminal
 from jobs.cluster import Pool, cluster, pick_pool
 from jobs.label.flow import Done, Target, Work, label_shards
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
-from jobs.stores.finalize import Timing, close, counted
+from jobs.stores.finalize import Timing, counted, finalize
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import ConfigError, EndorewardError, RunError
@@ -93,7 +93,7 @@ class Filling:
         return cls(labeller, store, device, description, inputs)
 
     def run(self, ray: LateCluster, command: str, *, retry_errors: bool = False, quiet: bool = False) -> None:
-        """Label what is left, then close the store. Raises EndorewardError."""
+        """Label what is left, then finalize the store. Raises EndorewardError."""
         store = self.store
         with WriterLock(store.uri):
             store.open_for_writing(self.description)
@@ -110,7 +110,7 @@ class Filling:
                 rows = sum(stored.plan.rows for stored in self.inputs)
                 terminal.say(f"{store.uri}: all {rows:,} rows are labelled already; nothing to do")
             config = self.labeller.config.model_copy(update={"model": self.labeller.model})
-            close(store, config, self.labeller.renderer, timing, notes, command, quiet=quiet)
+            finalize(store, config, self.labeller.renderer, timing, notes, command, quiet=quiet)
 
     def _label(self, work: list[Work], notes: list[str]) -> Timing:
         """Label what is left, and show how it goes; adds what comes up on the way to `notes`."""

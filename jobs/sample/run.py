@@ -30,6 +30,7 @@ from pipeline.errors import InputError, RunError, StoreError
 from pipeline.rewards.labellers import PromptSampler
 from pipeline.rewards.labellers.prompts import STORED, Samples, prompt_shape, sampled
 from pipeline.store import LabelStore, Record, documents, part_uri, places, read_part, shard_name
+from pipeline.store.manifest import Manifest
 
 Json = dict[str, Any]
 STORE = "_store"
@@ -196,10 +197,10 @@ def _show(summary: Json, store: LabelStore, config: SampleConfig) -> None:
         ("Cut off", f"{summary['cut_off']:,} ({summary['cut_off'] / responses:.1%})"),
         *error_rows(errors),
     ]
-    timing = json.loads(storage.read_bytes(store.at("manifest.json")))["timing"]
-    if timing:
-        rate, seconds = timing["tokens_per_second_scoring"], timing["seconds"]
-        rows.append(("Speed", f"{rate:,.0f} tokens/s an actor, {seconds:,.1f} s in all"))
+    manifest = Manifest.find(store)
+    if manifest and (timing := manifest.timing):
+        speed = f"{timing.tokens_per_second_scoring:,.0f} tokens/s an actor, {timing.seconds:,.1f} s in all"
+        rows.append(("Speed", speed))
     terminal.print_table(output, rows)
     if summary["cut_off"]:
         terminal.warn(

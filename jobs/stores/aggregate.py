@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import terminal
-from jobs.stores.finalize import find_decode, finish_store, is_closed, read_manifest
+from jobs.stores.finalize import find_decode, finish_store, is_final
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.config import LabelConfig, RewardConfig, load_config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.rewards.derive import relabel, stored_reward
 from pipeline.store import Failure, LabelStore, Record, WriterLock, commit, find_record, fingerprint, part_uri
+from pipeline.store.manifest import Manifest
 
 
 def aggregate(uri: str, output: str, assignments: list[str], command: str = "") -> int:
@@ -35,13 +36,13 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
     if _absolute(uri) == target.uri:
         raise StoreError(f"{output} is the store that is read; give another --output")
     target.check_place()
-    manifest = read_manifest(source)
+    manifest = Manifest.of_finished(source)
     warn_of_guesses(source)
     stored = stored_reward(source.description())
     wanted = _changed(stored, assignments)
     for warning in wanted.warnings():
         terminal.warn(warning)
-    config = _config(manifest["config"], wanted, target.uri)
+    config = _config(manifest.config, wanted, target.uri)
     reward = {f"reward.{name}": value for name, value in wanted.model_dump().items()}
     description = {**source.description(), **reward}
     target.check_description(description)
@@ -53,7 +54,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
         left = list(_pending(source, target))
         if left:
             target.reopen()
-        elif is_closed(target):
+        elif is_final(target):
             terminal.say(f"{target.uri}: all shards are aggregated already; nothing to do")
             return 0
         for record in terminal.track(left, len(left), "aggregate", "shards"):
@@ -62,7 +63,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
             failures = [] if errors is None else [Failure(**row) for row in errors.to_pylist()]
             commit(target.uri, record.shard, fingerprint.digest(description), record.generation, relabelled, failures)
         notes = [
-            *manifest["notes"],
+            *manifest.notes,
             f"aggregated from the stored tokens of a store with fingerprint {source.fingerprint()}",
         ]
         return finish_store(target, config, find_decode(config.model), None, notes, command)

@@ -172,20 +172,12 @@ class ShardStats:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings and dicts; moments of nothing are left out. `from_json` gives back an equal object."""
+        """Plain numbers, strings and dicts; moments of nothing are left out."""
         rubrics = {
             name: {part: counts for part, counts in asdict(group).items() if counts != asdict(Moments())}
             for name, group in self.rubrics.items()
         }
         return asdict(self) | {"rubrics": rubrics}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Self:
-        rubrics = {
-            name: RubricStats(**{part: (Tally if "pairs" in v else Moments)(**v) for part, v in group.items()})  # type: ignore[arg-type]
-            for name, group in record["rubrics"].items()
-        }
-        return cls(**(record | {"rubrics": rubrics}))
 
     def summary(self) -> Summary:
         """The figures of these labels as a plain dict; what is undefined is None.
