@@ -32,6 +32,7 @@ from pipeline.evaluation.benchmarks import find_benchmark
 from pipeline.evaluation.benchmarks.base import Benchmark
 from pipeline.evaluation.benchmarks.best_of_n import BestOfN
 from pipeline.evaluation.benchmarks.maths import Maths
+from pipeline.evaluation.documents import EvaluationRun, Results, RewardEntry
 from pipeline.evaluation.results import Cost, make_results
 from pipeline.evaluation.stores import evaluated
 from pipeline.evaluation.variants import (
@@ -85,8 +86,8 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     costs = [_cost([stores[name] for name in variant.stores]) for variant in variants]
     results, items = make_results(found, costs, failed, benchmark, config)
     results["notes"] += notes
-    documents.write(*_claimed(config, [stored.file.name for stored in next(iter(stores.values())).inputs()]))
-    _write(config, results | _provenance(config, stores, command), items)
+    _claim(config, [stored.file.name for stored in next(iter(stores.values())).inputs()])
+    _write(config, Results.model_validate(results | _provenance(config, stores, command)), items)
     if results["failed"]:
         raise RunError("\n".join(f"{name}: {why}" for name, why in results["failed"].items()))
     return 0
@@ -113,7 +114,7 @@ def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore
     if not store.progress().labels:
         raise StoreError(f"{store.uri} holds no labels yet")
     warn_of_guesses(store)
-    _claimed(config, [stored.file.name for stored in store.inputs()])
+    _described(config, [stored.file.name for stored in store.inputs()])
     wanted = stored_reward(store.description()).model_dump() | config.reward.model_dump(
         include=config.reward.model_fields_set
     )
@@ -148,7 +149,8 @@ def _filled(
     paths = config.input.paths or ([benchmark.source] if benchmark.source else [])
     require(input=paths)
     files = find_inputs(config.input.model_copy(update={"paths": paths}), config.output.path, benchmark)
-    claim = _claimed(config, [file.name for file in files])
+    names = [file.name for file in files]
+    _described(config, names)
     labellers = sampler_of(config, benchmark) if isinstance(benchmark, Maths) else labellers_of(config)
     with contextlib.ExitStack() as held:
         ray = LateCluster(config, held)
@@ -162,7 +164,7 @@ def _filled(
         }
         _check_reference(labellers)
         show_inputs(next(iter(fillings.values())).inputs)
-        documents.write(*claim)
+        _claim(config, names)
         stopped = {}
         for name, filling in fillings.items():
             try:
@@ -192,35 +194,35 @@ def _store_uri(config: EvaluateConfig, name: str) -> str:
     return storage.join(config.output.path, "rewards", name)
 
 
-def _claimed(config: EvaluateConfig, inputs: list[str]) -> tuple[str, Json]:
-    """The document that makes the output directory this evaluation's, and where to write it. Writes nothing.
+def _place(config: EvaluateConfig) -> str:
+    return storage.join(config.output.path, *places.EVALUATION.document)
 
-    Raises StoreError where the directory is another's.
-    """
+
+def _described(config: EvaluateConfig, inputs: list[str]) -> EvaluationRun:
+    """What this evaluation is. Raises StoreError where the output directory is another's; writes nothing."""
     output = config.output.path
-    uri = storage.join(output, *places.EVALUATION.document)
-    wanted = {
-        "benchmark": config.evaluate.benchmark,
-        "inputs": sorted(inputs),
-        "labels": absolute(config.evaluate.labels) if config.evaluate.labels else None,
-    }
-    day = {"date": config.tokens.date}  # of all rewards, not part of what makes the directory this evaluation's
-    if not places.check(output, places.EVALUATION):
-        return uri, wanted | day
-    standing = documents.read(uri)
-    changed = [name for name, value in wanted.items() if standing.get(name) != value]
-    if changed:
-        differing = "\n  ".join(f"{name}: {standing.get(name)!r}, now {wanted[name]!r}" for name in changed)
+    run = EvaluationRun(
+        benchmark=config.evaluate.benchmark,
+        inputs=sorted(inputs),
+        labels=absolute(config.evaluate.labels) if config.evaluate.labels else None,
+        date=config.tokens.date,
+    )
+    if places.check(output, places.EVALUATION) and (lines := EvaluationRun.read(_place(config)).differences(run)):
+        differing = "\n  ".join(lines)
         raise StoreError(f"{output} holds another evaluation; give another --output. What differs:\n  {differing}")
-    return uri, wanted | day
+    return run
+
+
+def _claim(config: EvaluateConfig, inputs: list[str]) -> None:
+    """Make the output directory this evaluation's. Raises StoreError where it is another's."""
+    _described(config, inputs).write(_place(config))
 
 
 def _dated(config: EvaluateConfig) -> EvaluateConfig:
     """One date for all rewards: that of the evaluation that is there, else today's."""
-    output = config.output.path
-    began = places.check(output, places.EVALUATION)
-    known = documents.read(storage.join(output, *places.EVALUATION.document)).get("date") if began else None
-    return config.model_copy(update={"tokens": config.tokens.dated(known)})
+    began = places.check(config.output.path, places.EVALUATION)
+    date = EvaluationRun.read(_place(config)).date if began else None
+    return config.model_copy(update={"tokens": config.tokens.dated(date)})
 
 
 def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore]) -> list[Variant]:
@@ -261,26 +263,28 @@ def _provenance(config: EvaluateConfig, stores: Mapping[str, LabelStore], comman
     }
 
 
-def _write(config: EvaluateConfig, results: Json, items: pa.Table) -> None:
+def _write(config: EvaluateConfig, results: Results, items: pa.Table) -> None:
     output = config.output.path
     buffer = pa.BufferOutputStream()
     pq.write_table(items, buffer, compression="zstd")
     # what was computed before what is drawn of it
     documents.write_bytes(storage.join(output, "items.parquet"), buffer.getvalue().to_pybytes())
-    documents.write_bytes(storage.join(output, "results.json"), documents.readable(results))
-    documents.write_bytes(storage.join(output, "results.md"), results_markdown(results).encode())
-    _write_page(output, draw_evaluation(results))
-    names = list(results["rewards"][0]["values"])
-    counts = ["items", "incomplete", "truncated", *(["ties"] if results["rewards"][0]["comparisons"] else [])]
+    results.write_plain(storage.join(output, "results.json"))
+    content = results.content()
+    documents.write_bytes(storage.join(output, "results.md"), results_markdown(content).encode())
+    _write_page(output, draw_evaluation(content))
+    first = results.rewards[0]
+    names = list(first.values)
+    counts = ["items", "incomplete", "truncated", *(["ties"] if first.comparisons else [])]
     terminal.print_grid(
-        f"{results['benchmark']}: {output}",
+        f"{results.benchmark}: {output}",
         ["reward", *names, *counts],
         [
-            [entry["name"], *(_with_interval(entry, name) for name in names), *(_count(entry, name) for name in counts)]
-            for entry in results["rewards"]
+            [entry.name, *(_with_interval(entry, name) for name in names), *(_count(entry, name) for name in counts)]
+            for entry in results.rewards
         ],
     )
-    for note in results["rewards"][0]["notes"]:
+    for note in first.notes:
         terminal.warn(note)
     terminal.say(f"report: {storage.join(output, 'report.html')}")
 
@@ -296,13 +300,13 @@ def _write_page(output: str, page: str) -> None:
     documents.write_bytes(uri, page.encode())
 
 
-def _count(entry: Json, name: str) -> str:
-    return f"{entry['incomplete']['items'] if name == 'incomplete' else entry[name]:,}"
+def _count(entry: RewardEntry, name: str) -> str:
+    return f"{entry.incomplete.items if name == 'incomplete' else getattr(entry, name):,}"
 
 
-def _with_interval(entry: Json, name: str) -> str:
-    value = entry["values"].get(name)
+def _with_interval(entry: RewardEntry, name: str) -> str:
+    value = entry.values.get(name)
     if value is None:
         return ""
-    ends = entry["intervals"].get(name)
+    ends = entry.intervals.get(name)
     return f"{value:.1%}" + (f" ({ends[0]:.1%} to {ends[1]:.1%})" if ends else "")

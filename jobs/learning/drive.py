@@ -25,6 +25,7 @@ from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
 from pipeline.storage import absolute
 from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.config import LearningConfig
+from pipeline.training.documents import Run, RunManifest
 from pipeline.training.metrics import Row, check_tracking, ends, read_metrics
 from pipeline.training.run import STOPPED, RunFolder
 
@@ -114,7 +115,7 @@ def drive(
         terminal.print_table(f"{plan.TITLE} {plan.config.policy.name}", plan.rows())
         for note in plan.notes:
             terminal.warn(note)
-        if folder.read("manifest.json") is not None:
+        if folder.manifest() is not None:
             terminal.say(f"{folder.uri}: all {plan.steps:,} steps are done already; the policy is {folder.at('hf')}")
             return 0
         if dry_run:
@@ -165,7 +166,7 @@ def _begin(folder: RunFolder, plan: Plan, command: str) -> dict[str, Any]:
         folder.forget(*LEFT_BY_RUN)
         folder.forget_policies()
         LabelStore(folder.at(ROLLOUTS)).discard()
-        documents.write(folder.at("run.json"), found)
+        Run.model_validate(found).write(folder.at("run.json"))
     documents.remove(folder.at(STOPPED))
     return found
 
@@ -183,7 +184,7 @@ def _close(folder: RunFolder, plan: Plan, run: dict[str, Any], seconds: float) -
     results = read_results(folder)
     documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics, results).encode())
     draw_run(folder, manifest)
-    documents.create(folder.at("manifest.json"), manifest)
+    RunManifest.model_validate(manifest).create(folder.at("manifest.json"))
     figures = [
         *_figures(results, metrics, plan.SHOWN),
         ("Policy", folder.at("hf")),

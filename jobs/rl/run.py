@@ -193,8 +193,8 @@ def _settled(config: RlConfig) -> RlConfig:
 def _known_date(config: RlConfig) -> str | None:
     """The date that the run there, or the one that is replayed, gave its template."""
     if places.check(config.output.path, places.RUN):
-        run = RunFolder(config.output.path).read("run.json")
-        return run["description"].get("tokens.date") if run else None
+        run = RunFolder(config.output.path).run()
+        return run.description.get("tokens.date") if run else None
     try:
         return (
             LabelStore(absolute(config.rl.replay)).description().get(f"{RUN}tokens.date") if config.rl.replay else None

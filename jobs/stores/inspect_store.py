@@ -14,7 +14,7 @@ SHOWN_PROBLEMS = 50
 def status(uri: str) -> int:
     """Print how far a store, or a training run, is. Returns 0; raises StoreError where there is none."""
     folder = RunFolder(uri)
-    if folder.is_run and (run := folder.read("run.json")) is not None:
+    if folder.is_run and (run := folder.run()) is not None:
         return run_status(folder, run)
     store = LabelStore(uri)
     progress = store.progress()

@@ -16,7 +16,7 @@ def redraw(uri: str) -> int:
     Tokens show as text where the tokenizer that the manifest names can be reached, else as their numbers.
     """
     folder = RunFolder(uri)
-    if folder.is_run and (run := folder.read("run.json")) is not None:
+    if folder.is_run and (run := folder.run()) is not None:
         return redraw_run(folder, run)
     store = LabelStore(uri)
     manifest = Manifest.of_finished(store)

@@ -67,6 +67,10 @@ class Document(Entry):
         """With a checksum, in the form that `read` takes."""
         documents.write(uri, self.content())
 
+    def create(self, uri: str) -> bool:
+        """`write` where the file is not there yet; False where it is."""
+        return documents.create(uri, self.content())
+
     def write_plain(self, uri: str) -> None:
         """For people, in the form that `read_plain` takes."""
         documents.write_bytes(uri, documents.readable(self.content()))
