@@ -236,9 +236,10 @@ class LabelStore:
             yield from pool.map(Record.read, uris)
 
     def progress(self) -> Progress:
-        """Raises StoreError where there is no store, or its description is damaged."""
+        """Raises StoreError where there is no store, its description is damaged, or a newer version made its labels."""
         self.require()
         places.is_ours(self.uri, places.STORE)
+        self.run()
         done = self.done()
         found = Progress(writer=holder_of(self.uri))
         for stored in self.inputs():
