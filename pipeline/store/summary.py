@@ -5,8 +5,7 @@ equal those of all labels together up to rounding, because all siblings of a pro
 and products are kept about the mean (Chan, Golub and LeVeque 1983). Nothing here is sampled. Left out: quantiles, which
 do not merge exactly.
 
-Pairs are formed within (prompt_id, rubric): every chosen response with every rejected one. Where several turns of a
-response are labelled, its last labelled turn stands for it, since a preference is about how a conversation ended.
+Pairs are formed within (prompt_id, rubric): every chosen response with every rejected one, each by its last labelled turn.
 """
 
 import math
@@ -17,6 +16,8 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline.store.turns import last_turns
 
 Summary = dict[str, Any]
 
@@ -227,18 +228,13 @@ def find_pairs(labels: pa.Table) -> np.ndarray:
 
     Needs the columns prompt_id, rubric, preference, response_index and turn.
     """
-    columns = (labels[name].to_pylist() for name in ("prompt_id", "rubric", "preference", "response_index"))
-    turns = labels["turn"].to_pylist()
-    last: dict[tuple[str, str | None, str | None, int], int] = {}
-    for row, response in enumerate(zip(*columns, strict=True)):
-        if response not in last or turns[row] > turns[last[response]]:
-            last[response] = row
     sides: dict[tuple[str, str | None], tuple[list[int], list[int]]] = {}
-    for (prompt_id, rubric, preference, _), row in last.items():
-        if preference is not None:
-            sides.setdefault((prompt_id, rubric), ([], []))[preference == "rejected"].append(row)
-    found = [pair for chosen, rejected in sides.values() for pair in product(chosen, rejected)]
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+    for response, row in last_turns(labels).items():
+        if response.preference is not None:
+            group = sides.setdefault((response.prompt_id, response.rubric), ([], []))
+            group[response.preference == "rejected"].append(row)
+    pairs = [pair for chosen, rejected in sides.values() for pair in product(chosen, rejected)]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def wilson_interval(right: float, trials: float) -> tuple[float, float]:
