@@ -1,7 +1,7 @@
 """`endoreward evaluate`: rewards side by side on a benchmark.
 
 describe   the benchmark, the rewards, and the label stores that these need
-fill       each store as `label` does: streamed, committed by shard, resumed        (jobs.label.fill)
+label      each store as `label` does: streamed, committed by shard, resumed        (jobs.label.label_run)
 read       stores -> items -> figures, intervals, comparisons, bias                 (pipeline.evaluation)
 write      results.json, results.md, report.html, figures/*.svg, items.parquet
 
@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from actors.actor import BatchCheck
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
-from jobs.label.fill import Filling, LateCluster, TooManyErrors, require, with_absolute_places
+from jobs.label.label_run import LabelRun, LateCluster
+from jobs.label.limits import TooManyErrors
+from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import find_inputs
 from jobs.label.preview import show_inputs
 from jobs.stores.finalize import versions
@@ -152,27 +154,27 @@ def _filled(
     names = [file.name for file in files]
     _described(config, names)
     labellers = sampler_of(config, benchmark) if isinstance(benchmark, Maths) else labellers_of(config)
-    with contextlib.ExitStack() as held:
-        ray = LateCluster(config, held)
+    with contextlib.ExitStack() as stack:
+        ray = LateCluster(config, stack)
         if joins_cluster(config.run):
             ray.open()
             warn_of_local_output(config.output.path)
         device = pick_device(config)
-        fillings = {
-            name: Filling.open(labeller, _store_uri(config, name), device, files, benchmark.shape)
+        runs = {
+            name: LabelRun.open(labeller, _store_uri(config, name), device, files, benchmark.shape)
             for name, labeller in labellers.items()
         }
         _check_reference(labellers)
-        show_inputs(next(iter(fillings.values())).inputs)
+        show_inputs(next(iter(runs.values())).inputs)
         _claim(config, names)
         stopped = {}
-        for name, filling in fillings.items():
+        for name, run in runs.items():
             try:
-                filling.run(ray, command, retry_errors=retry_errors, quiet=True)
+                run.complete(ray, command, retry_errors=retry_errors, quiet=True)
             except TooManyErrors as error:
                 terminal.warn(str(error))
                 stopped[name] = str(error)
-        return {name: filling.store for name, filling in fillings.items()}, stopped
+        return {name: run.store for name, run in runs.items()}, stopped
 
 
 def _check_reference(labellers: Mapping[str, Labeller]) -> None:

@@ -5,7 +5,8 @@ import contextlib
 
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
-from jobs.label.fill import Filling, LateCluster, require, with_absolute_places
+from jobs.label.label_run import LabelRun, LateCluster
+from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import check_sampled, find_inputs, plan_inputs
 from jobs.label.preview import Preview, show_inputs
 from pipeline.config import OF_A_TEMPLATE, LabelConfig, set_but_unread
@@ -35,16 +36,16 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         return 0
     for warning in [*config.reward.warnings(), *_idle(labeller)]:
         terminal.warn(warning)
-    with contextlib.ExitStack() as held:
-        ray = LateCluster(config, held)
+    with contextlib.ExitStack() as stack:
+        ray = LateCluster(config, stack)
         if joins_cluster(config.run):  # only the cluster knows its devices
             ray.open()
             warn_of_local_output(config.output.path)
-        filling = Filling.open(labeller, config.output.path, pick_device(config), files)
-        show_inputs(filling.inputs)
-        with Preview(filling.labeller.config, filling.labeller.renderer) as preview:
-            preview.show_example(filling.inputs)
-        filling.run(ray, command, retry_errors=retry_errors)
+        run = LabelRun.open(labeller, config.output.path, pick_device(config), files)
+        show_inputs(run.inputs)
+        with Preview(run.labeller.config, run.labeller.renderer) as preview:
+            preview.show_example(run.inputs)
+        run.complete(ray, command, retry_errors=retry_errors)
         return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from actors.rewarder import Rewarder, RewarderSpec
 from actors.sampler import Sampler, SamplerSpec
 from jobs.cluster import joins_cluster
-from jobs.label.fill import require
+from jobs.label.places import require
 from jobs.label.plan import refuse_output_within
 from jobs.learning import drive
 from jobs.learning.trainer import absolute_model, cpus_of, gpus_of, pick_workers, position_notes, run_workers

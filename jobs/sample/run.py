@@ -1,7 +1,7 @@
 """`endoreward sample`: a policy writes several responses to each prompt of a corpus; out comes a corpus for `label`.
 
 describe   policy, prompts, how responses are drawn                                  (pipeline.rewards.labellers.prompts)
-fill       OUTPUT/_store, a label store: streamed, committed by shard, resumed       (jobs.label.fill)
+label      OUTPUT/_store, a label store: streamed, committed by shard, resumed       (jobs.label.label_run)
 write      OUTPUT/samples-*.jsonl from the store, a row for each prompt, and OUTPUT/_samples.json, what they come to
 
 A folder is read without the names that begin with `_`, so OUTPUT is an input as it stands. The samples are JSON lines:
@@ -18,7 +18,8 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
-from jobs.label.fill import Filling, LateCluster, require, with_absolute_places
+from jobs.label.label_run import LabelRun, LateCluster
+from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import find_inputs
 from jobs.label.preview import show_inputs
 from jobs.stores.finalize import counted
@@ -47,20 +48,20 @@ def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "
     output = config.output.path
     files = find_inputs(config.input, output)
     places.check(output, places.SAMPLES)
-    with contextlib.ExitStack() as held:
-        ray = LateCluster(config, held)
+    with contextlib.ExitStack() as stack:
+        ray = LateCluster(config, stack)
         if joins_cluster(config.run):  # only the cluster knows its devices
             ray.open()
             warn_of_local_output(output)
         labeller = PromptSampler(config, config.model)
-        filling = Filling.open(labeller, storage.join(output, STORE), pick_device(config), files, prompt_shape)
-        check_names([stored.file for stored in filling.inputs])
-        show_inputs(filling.inputs)
-        filling.run(ray, command, retry_errors=retry_errors, quiet=True)
-    if is_written(filling.store, output):
+        run = LabelRun.open(labeller, storage.join(output, STORE), pick_device(config), files, prompt_shape)
+        check_names([stored.file for stored in run.inputs])
+        show_inputs(run.inputs)
+        run.complete(ray, command, retry_errors=retry_errors, quiet=True)
+    if is_written(run.store, output):
         return 0
-    summary = write_samples(filling.store, output)
-    _show(summary, filling.store, config)
+    summary = write_samples(run.store, output)
+    _show(summary, run.store, config)
     return 0
 
 

@@ -18,6 +18,7 @@ from pipeline.rewards.derive import TOKEN_COLUMNS
 from pipeline.rewards.labellers import UNPARSABLE
 from pipeline.store import LabelStore, Record, find_record, part_uri, read_part
 from pipeline.store.schema import LABELS
+from pipeline.store.turns import Response
 
 Key = tuple[str, str | None]  # prompt_id and rubric; a row that failed before rubrics were applied has None
 
@@ -121,7 +122,7 @@ def _reasons(rows: LabelRows, failed: _Failed) -> dict[Key, str]:
         reasons |= {(prompt_id, rubric): reason for rubric in applied}
     for (prompt_id, rubric, preference, index), (turn, reason) in failed.responses.items():
         for under in applied if rubric is None else [rubric]:
-            labelled = rows.last_turns.get((prompt_id, under, preference, index))
+            labelled = rows.last_turns.get(Response(prompt_id, under, preference, index))
             if labelled is None or turn is None or labelled < turn:
                 reasons.setdefault((prompt_id, under), reason)
     return reasons

@@ -12,10 +12,9 @@ A retry takes the old record away before it replaces the parts, by the same step
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,17 +63,15 @@ class Record:
             "stats": self.stats.to_json(),
         }
 
-    @classmethod
-    def read(cls, uri: str) -> Self:
+    @staticmethod
+    def read(uri: str) -> "Record":
         """Raises FileNotFoundError, and StoreError for a damaged one, or one of another form."""
         content = documents.read(uri)
         typed.check_version(content, RECORD_VERSION, uri, REMEDY)
-        return typed.parse(_of_record(cls), content, uri, REMEDY)
+        return typed.parse(_RECORDS.validate_python, content, uri, REMEDY)
 
 
-@cache
-def _of_record(kind: type[Record]) -> Callable[[Any], Any]:
-    return TypeAdapter(kind).validate_python
+_RECORDS = TypeAdapter(Record)
 
 
 def shard_name(shard: Shard) -> str:

@@ -85,7 +85,7 @@ class Manifest(typed.Document):
         notes: Sequence[str],
         timing: TimingEntry | None,
         versions: Mapping[str, str],
-        **more: str,
+        **more: Any,
     ) -> Self:
         """Of a store whose every shard is committed: counts, errors and figures of its records. `more`: `command`."""
         records = list(store.records())

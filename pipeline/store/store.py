@@ -10,11 +10,10 @@ OUTPUT/report.html               what a person looks at
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,17 +56,15 @@ class StoredInput:
             "plan": self.plan.to_json(),
         }
 
-    @classmethod
-    def read(cls, uri: str) -> Self:
+    @staticmethod
+    def read(uri: str) -> "StoredInput":
         """Raises FileNotFoundError, and StoreError for a damaged one, or one of another form."""
         content = documents.read(uri)
         typed.check_version(content, INPUT_VERSION, uri, typed.Document.REMEDY)
-        return typed.parse(_of_input(cls), content, uri, typed.Document.REMEDY)
+        return typed.parse(_INPUTS.validate_python, content, uri, typed.Document.REMEDY)
 
 
-@cache
-def _of_input(kind: type[StoredInput]) -> Callable[[Any], Any]:
-    return TypeAdapter(kind).validate_python
+_INPUTS = TypeAdapter(StoredInput)
 
 
 class StoreRun(typed.Document):

@@ -1,5 +1,5 @@
-"""Training runs that earlier versions made (ce2f0be and e275d6a, each on the labels of its version; without their weights): read
-always, they go on where nothing that decides their numbers has changed its meaning since."""
+"""Training runs that earlier versions made (ce2f0be and e275d6a, each on the labels of its version; without their weights) are
+read always, and go on where nothing that decides their numbers has changed its meaning since."""
 
 import json
 import shutil
@@ -89,5 +89,5 @@ def test_a_run_whose_sums_meant_something_else_is_refused(run: RunFolder, commit
     document = run.run()
     assert document is not None
     document.model_copy(update={"description": was}).write(run.at("run.json"))
-    with pytest.raises(StoreError, match=r"was begun by a version that added up gradients in bfloat16\. Give another --output"):
+    with pytest.raises(StoreError, match=r"by a version that added up gradients in bfloat16\. Give another --output"):
         run.check(description)

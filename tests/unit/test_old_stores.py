@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate.run import evaluate
-from jobs.label.fill import Filling
+from jobs.label.label_run import LabelRun
 from jobs.label.plan import pending
 from jobs.stores.aggregate import aggregate
 from jobs.stores.export import export
@@ -103,14 +103,14 @@ def test_it_goes_on_where_its_labels_mean_what_ours_do(
     labeller, files = Endogenous(config, config.model), find_files([str(corpus), str(more)])
     if format == 1:
         with pytest.raises(StoreError, match=r"labels of format 1, .* nothing is added to it; give another --output"):
-            Filling.open(labeller, old, "cpu", files)
+            LabelRun.open(labeller, old, "cpu", files)
     else:
-        filling = Filling.open(labeller, old, "cpu", files)
-        filling.store.open_for_writing(filling.description)
-        filling.store.add_input(next(each for each in filling.inputs if each.file.name == "pairs.jsonl"))
-        [work] = pending(filling.store, filling.inputs, retry_errors=False)
+        run = LabelRun.open(labeller, old, "cpu", files)
+        run.store.open_for_writing(run.description)
+        run.store.add_input(next(each for each in run.inputs if each.file.name == "pairs.jsonl"))
+        [work] = pending(run.store, run.inputs, retry_errors=False)
         assert work.file.name == "more.jsonl"
-        again = pending(filling.store, filling.inputs, retry_errors=True)
+        again = pending(run.store, run.inputs, retry_errors=True)
         assert [(w.file.name, w.generations) for w in again] == [("more.jsonl", [0]), ("pairs.jsonl", [1])]
     changed = {name for name, data in unchanged(old).items() if before[name] != data}
     assert all("/input-" in name for name in changed)  # where the corpus lies now
