@@ -179,7 +179,7 @@ def compared(turns: Sequence[Turn]) -> Iterator[Shown]:
 
 def ask(judge: Asking, turn: Turn, text: str) -> Question:
     """A question to the judge, under the turn's rubric. Raises RowError where it does not fit."""
-    return Question(judge.written([Message(role="user", content=text)], True, turn.rubric))
+    return Question(judge.prompt_ids([Message(role="user", content=text)], True, turn.rubric))
 
 
 def verdict(pattern: str, judgement: Completion, thinking: bool = False) -> str:

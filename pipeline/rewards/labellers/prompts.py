@@ -78,17 +78,11 @@ class PromptSampler(Sampling):
     def settings(self) -> dict[str, Any]:
         return {f"sample.{name}": value for name, value in self.config.sample.model_dump().items()}
 
-    def written(
-        self, prompt: list[Message], conversational: bool, rubric: str | None, tools: list[dict[str, Any]] | None = None
-    ) -> list[int]:
-        found = self.renderer.prompt_ids(prompt, conversational, tools)
-        if len(found) >= self.renderer.max_length:
-            raise RowError(
-                "prompt_too_long",
-                f"the prompt leaves no room for a response in {self.renderer.max_length} tokens; shorten it, or take a "
-                "policy with a longer context",
-            )
-        return found
+    def no_room(self, tokens: int, most: int) -> RowError:
+        return RowError(
+            "prompt_too_long",
+            f"the prompt leaves no room for a response in {most} tokens; shorten it, or take a policy with a longer context",
+        )
 
     def asked(self, file: str, number: int, row: Row, shape: Shape) -> Asked:
         """Raises RowError."""

@@ -69,7 +69,7 @@ class Sampling(Asking):
             for rubric, system in self.renderer.rubrics.items():
                 turn = _turn(prompt_id, asked, rubric)
                 try:
-                    ids = self.written(asked.prompt, asked.conversational, rubric, asked.tools)
+                    ids = self.prompt_ids(asked.prompt, asked.conversational, rubric, asked.tools)
                 except RowError as error:
                     out.failures.append(failure(turn.id, prompt_id, error))
                     continue
