@@ -108,15 +108,15 @@ def variants_of(config: EvaluateConfig, stored: RewardConfig) -> list[Variant]:
     Args:
         stored: the reward that the endogenous store was made with.
     """
-    made = {
+    makers: dict[str, Callable[[], list[Variant]]] = {
         "endogenous": lambda: _endogenous(stored, config.reward),
         "likelihood": _likelihood,
         "implicit": lambda: _implicit(config.implicit.beta),
     }
-    found: list[Variant] = []
+    variants: list[Variant] = []
     for name in dict.fromkeys(config.evaluate.rewards):
-        found += made[name]() if name in made else [_as_stored(name)]
-    return found
+        variants += makers[name]() if name in makers else [_as_stored(name)]
+    return variants
 
 
 def policy_variant(config: EvaluateConfig) -> Variant:

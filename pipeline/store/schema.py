@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -114,7 +114,7 @@ def read_messages(stored: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 def read_message(role: str, content: str, other: str | None) -> Message:
-    return {"role": role, "content": content, **json.loads(other or "{}")}
+    return cast(Message, {"role": role, "content": content, **json.loads(other or "{}")})
 
 
 def other_json(message: Mapping[str, Any]) -> str | None:

@@ -88,7 +88,11 @@ def test_a_damaged_manifest_is_said(tmp_path: Path) -> None:
 def test_labels_of_a_format_that_is_not_known_yet_are_not_read(tmp_path: Path) -> None:
     """They were called labels that can be exported and trained on."""
     store, description = LabelStore(str(tmp_path)), {"format": fingerprint.FORMAT + 1}
-    StoreRun(fingerprint=fingerprint.digest(description), description=description).write(store.at("records", "run.json"))
+    StoreRun(fingerprint=fingerprint.digest(description), description=description).write(
+        store.at("records", "run.json")
+    )
     for reading in (store.description, store.progress, lambda: status(store.uri)):
-        with pytest.raises(StoreError, match=rf"format {fingerprint.FORMAT + 1}, which a newer version .* update endoreward"):
+        with pytest.raises(
+            StoreError, match=rf"format {fingerprint.FORMAT + 1}, which a newer version .* update endoreward"
+        ):
             reading()

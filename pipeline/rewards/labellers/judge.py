@@ -197,7 +197,8 @@ def verdict(pattern: str, judgement: Completion, thinking: bool = False) -> str:
         ) from None
     if not matches:
         raise unparsable(judgement, f"it holds nothing of the form {pattern}")
-    return matches[-1]
+    last: str = matches[-1]  # the pattern has one group
+    return last
 
 
 _beside = Apart()
