@@ -84,9 +84,9 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     variants = [policy_variant(config)] if isinstance(benchmark, Maths) else _variants(config, stores)
     failed = {v.name: why for v in variants for name, why in stopped.items() if name in v.stores}
     variants = [variant for variant in variants if variant.name not in failed]
-    found = evaluated(stores, variants, benchmark)
+    evaluations = evaluated(stores, variants, benchmark)
     costs = [_cost([stores[name] for name in variant.stores]) for variant in variants]
-    results, items = make_results(found, costs, failed, benchmark, config)
+    results, items = make_results(evaluations, costs, failed, benchmark, config)
     results["notes"] += notes
     _claim(config, [stored.file.name for stored in next(iter(stores.values())).inputs()])
     _write(config, Results.model_validate(results | _provenance(config, stores, command)), items)

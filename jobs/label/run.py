@@ -51,13 +51,11 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
 
 def _idle(labeller: Endogenous) -> list[str]:
     """What is set and moves no reward, which only the tokenizer tells, or moves other columns alone."""
-    found = []
+    idle = []
     if labeller.renderer.template is not None:
-        found.append(("tokens.append_eos", "with the tokenizer's chat template, which ends each turn itself"))
+        idle.append(("tokens.append_eos", "with the tokenizer's chat template, which ends each turn itself"))
     else:
-        found += [
-            (f"tokens.{field}", "without a chat template, which the tokenizer has not") for field in OF_A_TEMPLATE
-        ]
+        idle += [(f"tokens.{field}", "without a chat template, which the tokenizer has not") for field in OF_A_TEMPLATE]
     if labeller.config.reward.aggregation == "mean":
-        found.append(("reward.gamma", "on the rewards of reward.aggregation = mean; it moves token_rewards"))
-    return set_but_unread(labeller.config, found)
+        idle.append(("reward.gamma", "on the rewards of reward.aggregation = mean; it moves token_rewards"))
+    return set_but_unread(labeller.config, idle)

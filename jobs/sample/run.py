@@ -118,8 +118,8 @@ def write_samples(store: LabelStore, output: str) -> Json:
         shards = [shard_name(shard) for shard in stored.plan.shards]
         if not all(shard in records for shard in shards):
             continue
-        found = (samples for shard in shards for samples in _samples(store, records[shard]))
-        for number, data in enumerate(_files(found, counts)):
+        rows = (samples for shard in shards for samples in _samples(store, records[shard]))
+        for number, data in enumerate(_files(rows, counts)):
             files.append(samples_name(stored.file.name, number))
             owned.write(files[-1], data)
     errors = Counter[str]()
@@ -167,20 +167,20 @@ def _samples(store: LabelStore, record: Record) -> Iterator[Samples]:
         yield from sampled(read_part(part_uri(store.uri, "labels", record.shard), STORED))
 
 
-def _files(found: Iterator[Samples], counts: Counter[str]) -> Iterator[bytes]:
+def _files(rows: Iterator[Samples], counts: Counter[str]) -> Iterator[bytes]:
     """The samples as files of JSON lines; adds what they come to to `counts`."""
-    held, size = [], 0
-    for samples in found:
+    lines, size = [], 0
+    for samples in rows:
         counts.update(samples.counts)
         # half a character cannot be UTF-8, and JSON has an escape for it
         line = json.dumps(samples.row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-        held.append(line)
+        lines.append(line)
         size += len(line)
         if size >= FILE_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)
+            yield b"".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield b"".join(lines)
 
 
 def _show(summary: Json, store: LabelStore, config: SampleConfig) -> None:

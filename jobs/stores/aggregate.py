@@ -46,11 +46,11 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
     reward = {f"reward.{name}": value for name, value in wanted.model_dump().items()}
     description = {**source.description(), **reward}
     target.check_description(description)
-    with contextlib.ExitStack() as held:
-        held.enter_context(WriterLock(target.uri))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(WriterLock(target.uri))
         target.open_for_writing(description)
-        for given in source.inputs():
-            target.add_input(given)
+        for stored_input in source.inputs():
+            target.add_input(stored_input)
         left = list(_pending(source, target))
         if left:
             target.reopen()
@@ -74,9 +74,9 @@ def _changed(stored: RewardConfig, assignments: list[str]) -> RewardConfig:
     foreign = [text for text in assignments if not text.strip().startswith("reward.")]
     if foreign:
         raise ConfigError(f"--set {foreign[0]}: only reward.* can be set; for anything else label anew")
-    kept = [(f"reward.{name}", value) for name, value in stored.model_dump().items()]
+    fields = [(f"reward.{name}", value) for name, value in stored.model_dump().items()]
     try:
-        wanted = load_config(None, kept, assignments).reward
+        wanted = load_config(None, fields, assignments).reward
     except ConfigError as error:
         raise ConfigError(f"{error}\nWhat is not set stays as the store has it: {_listed(stored)}") from None
     if wanted.alpha != stored.alpha:

@@ -157,10 +157,10 @@ def _reaggregated(stored: RewardConfig, wanted: RewardConfig) -> Callable[[Parts
 
 
 def _named(reward: RewardConfig) -> str:
-    said: list[str] = [reward.aggregation]
-    said += [f"gamma {reward.gamma:g}"] if reward.aggregation != "mean" and reward.gamma != 1 else []
-    said += [f"weights from {reward.min_weight:g}"] if reward.min_weight else []
-    return f"endogenous ({', '.join(said)})"
+    words: list[str] = [reward.aggregation]
+    words += [f"gamma {reward.gamma:g}"] if reward.aggregation != "mean" and reward.gamma != 1 else []
+    words += [f"weights from {reward.min_weight:g}"] if reward.min_weight else []
+    return f"endogenous ({', '.join(words)})"
 
 
 def _formula(reward: RewardConfig) -> str:

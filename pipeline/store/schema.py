@@ -126,8 +126,8 @@ def other_json(message: Mapping[str, Any]) -> str | None:
 def message_text(message: Mapping[str, Any]) -> str:
     """A message as a person reads it: before its text what it has beside, as JSON."""
     other = {name: message[name] for name in BESIDE if name in message}
-    said = json.dumps(other, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace").decode()
-    return "\n".join(filter(None, (said if other else "", message["content"])))
+    beside = json.dumps(other, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace").decode()
+    return "\n".join(filter(None, (beside if other else "", message["content"])))
 
 
 def extra_json(extra: dict[str, Any]) -> str:

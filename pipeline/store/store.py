@@ -238,16 +238,16 @@ class LabelStore:
         places.is_ours(self.uri, places.STORE)
         self.run()
         done = self.done()
-        found = Progress(writer=holder_of(self.uri))
+        progress = Progress(writer=holder_of(self.uri))
         for stored in self.inputs():
-            found.shards += len(stored.plan.shards)
-            found.rows += stored.plan.rows
-            found.done_shards += sum(shard_name(shard) in done for shard in stored.plan.shards)
+            progress.shards += len(stored.plan.shards)
+            progress.rows += stored.plan.rows
+            progress.done_shards += sum(shard_name(shard) in done for shard in stored.plan.shards)
         for record in self.records():
-            found.done_rows += record.shard.rows
-            found.labels += record.labels.rows
-            found.errors.update(record.reasons)
-        return found
+            progress.done_rows += record.shard.rows
+            progress.labels += record.labels.rows
+            progress.errors.update(record.reasons)
+        return progress
 
     def require(self) -> None:
         """Raises StoreError where there is no store."""

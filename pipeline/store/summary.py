@@ -145,11 +145,11 @@ class ShardStats:
         pairs = find_pairs(labels)
         margin = reward[pairs[:, 0]] - reward[pairs[:, 1]]
         longer = tokens[pairs[:, 0]].astype(np.int64) - tokens[pairs[:, 1]]
-        found = {}
+        rubrics = {}
         for name in sorted(set(rubric)):
             here, paired = rubric == name, rubric[pairs[:, 0]] == name
             chosen, rejected, other = (here & (preference == kind) for kind in ("chosen", "rejected", None))
-            found[name] = RubricStats(
+            rubrics[name] = RubricStats(
                 chosen=Moments.of(reward[chosen], tokens[chosen]),
                 rejected=Moments.of(reward[rejected], tokens[rejected]),
                 other=Moments.of(reward[other], tokens[other]),
@@ -158,7 +158,7 @@ class ShardStats:
                 chosen_shorter=Tally.of(margin[paired & (longer < 0)]),
                 same_length=Tally.of(margin[paired & (longer == 0)]),
             )
-        return cls(int(truncated.sum()), int(tokens.sum()), int(prompt_tokens.sum()), found)
+        return cls(int(truncated.sum()), int(tokens.sum()), int(prompt_tokens.sum()), rubrics)
 
     def __add__(self, other: "ShardStats") -> "ShardStats":
         rubrics = {

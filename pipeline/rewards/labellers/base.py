@@ -156,15 +156,15 @@ class OfResponses(Labeller):
 
     def prepare(self, shard: Shard, generation: int, rows: Iterable[RawRow], shape: Shape) -> Prepared:
         out = prepare(shard, generation, rows, shape, self.counter, self.config.input.turns)
-        kept: list[tuple[Turn, TokenizedTurn]] = []
+        asked: list[tuple[Turn, TokenizedTurn]] = []
         out.requests = []
         for turn, tokens in zip(out.turns, out.tokens, strict=True):
             try:
                 out.requests.append(self.request(turn, tokens))
-                kept.append((turn, tokens))
+                asked.append((turn, tokens))
             except RowError as error:
                 out.failures.append(failure(turn.id, turn.prompt_id, error))
-        out.turns, out.tokens = [turn for turn, _ in kept], [tokens for _, tokens in kept]
+        out.turns, out.tokens = [turn for turn, _ in asked], [tokens for _, tokens in asked]
         out.notes, out.counts = list(self.renderer.notes), self.renderer.take_counts()
         return out
 
@@ -190,10 +190,10 @@ def filled(template: str, **texts: str) -> str:
     pieces: list[str] = []
     rest = template
     while rest:
-        found = min(((rest.find(f"{{{n}}}"), n) for n in texts if f"{{{n}}}" in rest), default=None)
-        if found is None:
+        first = min(((rest.find(f"{{{n}}}"), n) for n in texts if f"{{{n}}}" in rest), default=None)
+        if first is None:
             break
-        at, name = found
+        at, name = first
         pieces += [rest[:at], texts[name]]
         rest = rest[at + len(name) + 2 :]
     return "".join([*pieces, rest])
