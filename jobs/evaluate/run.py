@@ -116,7 +116,7 @@ def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore
     if not store.progress().labels:
         raise StoreError(f"{store.uri} holds no labels yet")
     warn_of_guesses(store)
-    _described(config, [stored.file.name for stored in store.inputs()])
+    _run_of(config, [stored.file.name for stored in store.inputs()])
     wanted = stored_reward(store.description()).model_dump() | config.reward.model_dump(
         include=config.reward.model_fields_set
     )
@@ -152,7 +152,7 @@ def _filled(
     require(input=paths)
     files = find_inputs(config.input.model_copy(update={"paths": paths}), config.output.path, benchmark)
     names = [file.name for file in files]
-    _described(config, names)
+    _run_of(config, names)
     labellers = sampler_of(config, benchmark) if isinstance(benchmark, Maths) else labellers_of(config)
     with contextlib.ExitStack() as stack:
         ray = LateCluster(config, stack)
@@ -200,7 +200,7 @@ def _place(config: EvaluateConfig) -> str:
     return storage.join(config.output.path, *places.EVALUATION.document)
 
 
-def _described(config: EvaluateConfig, inputs: list[str]) -> EvaluationRun:
+def _run_of(config: EvaluateConfig, inputs: list[str]) -> EvaluationRun:
     """What this evaluation is. Raises StoreError where the output directory is another's; writes nothing."""
     output = config.output.path
     run = EvaluationRun(
@@ -217,7 +217,7 @@ def _described(config: EvaluateConfig, inputs: list[str]) -> EvaluationRun:
 
 def _claim(config: EvaluateConfig, inputs: list[str]) -> None:
     """Make the output directory this evaluation's. Raises StoreError where it is another's."""
-    _described(config, inputs).write(_place(config))
+    _run_of(config, inputs).write(_place(config))
 
 
 def _dated(config: EvaluateConfig) -> EvaluateConfig:

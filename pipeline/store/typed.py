@@ -28,7 +28,7 @@ Content = TypeVar("Content")
 class Entry(BaseModel):
     """A section of a document."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
 
 class Document(Entry):

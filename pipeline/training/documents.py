@@ -64,6 +64,6 @@ class RlResults(typed.Document):
     held_out: int  # prompts
     steps: int
     accuracy_before: float | None = None
-    accuracy_before_interval: tuple[float, float] | None = None  # 95%, Wilson's
+    accuracy_before_interval: list[float] | None = None  # 95%, Wilson's
     accuracy_after: float | None = None
-    accuracy_after_interval: tuple[float, float] | None = None
+    accuracy_after_interval: list[float] | None = None

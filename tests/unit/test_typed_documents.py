@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs.sample.run import SamplesSummary
 from jobs.stores.inspect_store import status
 from pipeline.errors import StoreError
 from pipeline.evaluation.documents import EvaluationRun
@@ -23,6 +24,7 @@ EXAMPLES: dict[type[Document], dict[str, Any]] = {
     EvaluationRun: {"benchmark": "pairs", "inputs": ["a.jsonl"]},
     Run: RUN,
     RunManifest: RUN | {"seconds": 1.5, "tokens": 7, "last": {"step": 2}},
+    SamplesSummary: {"contents": "c", "files": ["samples-00000-a.jsonl"], "prompts": 1, "errors": {}},
     Manifest: json.loads((STORE / "manifest.json").read_text()),
 }
 
@@ -45,7 +47,8 @@ def test_what_is_missing_wrong_or_newer_is_said(kind: type[Document], tmp_path: 
     name = next(name for name, field in kind.model_fields.items() if field.is_required())
     for content, sentence in (
         ({k: v for k, v in EXAMPLES[kind].items() if k != name}, rf"document\.json: {name}: is missing; .*"),
-        (EXAMPLES[kind] | {name: [7]}, rf"document\.json: {name}: \[7\]: Input should be a valid string; .*"),
+        (EXAMPLES[kind] | {name: {"a": 7}}, rf"document\.json: {name}: \{{'a': 7\}}: Input should be a valid .*"),
+        (EXAMPLES[kind] | {name: 7}, rf"document\.json: {name}: 7: Input should be a valid .*"),
         (EXAMPLES[kind] | {"version": "one"}, r"document\.json: version: 'one' is no version of a document; .*"),
         (EXAMPLES[kind] | {"version": 2}, r"document\.json was written by a newer version .* update endoreward.*"),
     ):
