@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
+from jobs.rl.run import rl
 from jobs.stores.inspect_store import status
 from jobs.stores.redraw import redraw
 from jobs.train.run import train
 from pipeline.errors import StoreError
+from pipeline.rl.config import RlConfig
+from pipeline.store import documents
 from pipeline.training.config import TrainConfig
-from pipeline.training.run import RunFolder, describe
+from pipeline.training.run import SNAPSHOT, RunFolder, describe
 
 DATA = Path(__file__).parents[1] / "data"
+ADDITION = DATA.parents[1] / "examples/addition"
 STORES = {"ce2f0be": "store-format-1", "e275d6a": "store-format-2"}
 
 
@@ -34,7 +38,7 @@ def config_of(run: RunFolder, commit: str, **sections: Any) -> TrainConfig:
     document = run.run()
     assert document is not None
     stored: dict[str, Any] = document.config
-    model = {"name": str(DATA.parents[1] / "examples/addition/model")}
+    model = {"name": str(ADDITION / "model")}
     places = {"policy": model, "output": {"path": run.uri}, "reference": {}}
     train = stored["train"] | {"labels": [str(DATA / STORES[commit])]} | sections
     return TrainConfig.model_validate(stored | places | {"train": train})
@@ -91,3 +95,38 @@ def test_a_run_whose_sums_meant_something_else_is_refused(run: RunFolder, commit
     document.model_copy(update={"description": was}).write(run.at("run.json"))
     with pytest.raises(StoreError, match=r"by a version that added up gradients in bfloat16\. Give another --output"):
         run.check(description)
+
+
+def online(commit: str, tmp_path: Path) -> tuple[RunFolder, RlConfig]:
+    """An online run that had begun and, as far as its directory says, has a checkpoint; and its configuration."""
+    run = RunFolder(str(shutil.copytree(DATA / f"rl-run-{commit}", tmp_path / "rl")))
+    documents.write_bytes(run.at("checkpoints", SNAPSHOT), b'{"checkpoint_results": []}')
+    for name, rows in (("practice.jsonl", 8), ("held-out.jsonl", 4)):
+        lines = (ADDITION / name).read_text().splitlines(keepends=True)[:rows]
+        (tmp_path / name).write_text("".join(lines))
+    document = run.run()
+    assert document is not None
+    stored: dict[str, Any] = document.config
+    places: dict[str, Any] = {
+        "input": stored["input"] | {"paths": [str(tmp_path / "practice.jsonl")]},
+        "held_out": stored["held_out"]
+        | {"prompts": [str(tmp_path / "held-out.jsonl")], "check": f"{ADDITION / 'problems.py'}:right"},
+        "output": {"path": run.uri},
+    }
+    return run, RlConfig.model_validate(stored | places)
+
+
+def test_an_online_run_is_read_and_goes_on_where_its_prompts_are_asked_alike(
+    commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ADDITION.parents[1])  # its documents name the model so
+    run, config = online(commit, tmp_path)
+    assert status(run.uri) == redraw(run.uri) == 0 and "Steps 0 of 2" in " ".join(capsys.readouterr().out.split())
+    assert "examples/addition/model" in Path(run.at("report.html")).read_text()
+    if commit == "e275d6a":
+        assert rl(config, dry_run=True) == 0
+    else:  # how its prompts become tokens, and of which columns, was no part of what it was
+        sentence = r"the columns of the prompts are read otherwise than when the run began\. Give another --output"
+        with pytest.raises(StoreError, match=sentence) as raised:
+            rl(config, dry_run=True)
+        assert "prompts.shapes: the run there has None" in str(raised.value)
