@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from jobs.rl.run import rl
+from jobs.stores.inspect_run import read_results
 from jobs.stores.inspect_store import status
 from jobs.stores.redraw import redraw
 from jobs.train.run import train
 from pipeline.errors import StoreError
 from pipeline.rl.config import RlConfig
-from pipeline.store import documents
 from pipeline.training.config import TrainConfig
-from pipeline.training.run import SNAPSHOT, RunFolder, describe
+from pipeline.training.run import RunFolder, describe
 
 DATA = Path(__file__).parents[1] / "data"
 ADDITION = DATA.parents[1] / "examples/addition"
@@ -98,9 +98,8 @@ def test_a_run_whose_sums_meant_something_else_is_refused(run: RunFolder, commit
 
 
 def online(commit: str, tmp_path: Path) -> tuple[RunFolder, RlConfig]:
-    """An online run that had begun and, as far as its directory says, has a checkpoint; and its configuration."""
+    """An online run, and its configuration at the places where its parts lie now."""
     run = RunFolder(str(shutil.copytree(DATA / f"rl-run-{commit}", tmp_path / "rl")))
-    documents.write_bytes(run.at("checkpoints", SNAPSHOT), b'{"checkpoint_results": []}')
     for name, rows in (("practice.jsonl", 8), ("held-out.jsonl", 4)):
         lines = (ADDITION / name).read_text().splitlines(keepends=True)[:rows]
         (tmp_path / name).write_text("".join(lines))
@@ -121,8 +120,11 @@ def test_an_online_run_is_read_and_goes_on_where_its_prompts_are_asked_alike(
 ) -> None:
     monkeypatch.chdir(ADDITION.parents[1])  # its documents name the model so
     run, config = online(commit, tmp_path)
-    assert status(run.uri) == redraw(run.uri) == 0 and "Steps 0 of 2" in " ".join(capsys.readouterr().out.split())
+    assert status(run.uri) == redraw(run.uri) == 0 and "Steps 2 of 2" in " ".join(capsys.readouterr().out.split())
     assert "examples/addition/model" in Path(run.at("report.html")).read_text()
+    results = read_results(run)
+    assert results["held_out"] == 4 and len(results["accuracy_after_interval"]) == 2
+    Path(run.at("manifest.json")).unlink()
     if commit == "e275d6a":
         assert rl(config, dry_run=True) == 0
     else:  # how its prompts become tokens, and of which columns, was no part of what it was
