@@ -1,7 +1,7 @@
 """`endoreward evaluate`: rewards side by side on a benchmark.
 
 describe   the benchmark, the rewards, and the label stores that these need
-fill       each store as `label` does: streamed, committed by shard, resumed        (jobs.label.fill)
+label      each store as `label` does: streamed, committed by shard, resumed        (jobs.label.label_run)
 read       stores -> items -> figures, intervals, comparisons, bias                 (pipeline.evaluation)
 write      results.json, results.md, report.html, figures/*.svg, items.parquet
 
@@ -9,7 +9,6 @@ OUTPUT/rewards/<store>/     a label store each; endogenous is an ordinary one
 """
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,10 +20,12 @@ import pyarrow.parquet as pq
 from actors.actor import BatchCheck
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
-from jobs.label.fill import Filling, LateCluster, TooManyErrors, require, with_absolute_places
+from jobs.label.label_run import LabelRun, LateCluster
+from jobs.label.limits import TooManyErrors
+from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import find_inputs
 from jobs.label.preview import show_inputs
-from jobs.stores.finalize import input_rows, versions
+from jobs.stores.finalize import versions
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.config import EvaluateConfig, ModelConfig, RewardConfig, Unread, load_config, refuse_unread
@@ -33,6 +34,7 @@ from pipeline.evaluation.benchmarks import find_benchmark
 from pipeline.evaluation.benchmarks.base import Benchmark
 from pipeline.evaluation.benchmarks.best_of_n import BestOfN
 from pipeline.evaluation.benchmarks.maths import Maths
+from pipeline.evaluation.documents import EvaluationRun, Results, RewardEntry
 from pipeline.evaluation.results import Cost, make_results
 from pipeline.evaluation.stores import evaluated
 from pipeline.evaluation.variants import (
@@ -52,6 +54,7 @@ from pipeline.rewards.derive import stored_reward
 from pipeline.rewards.labellers import Labeller
 from pipeline.storage import absolute
 from pipeline.store import LabelStore, documents, places
+from pipeline.store.manifest import InputEntry, Manifest
 
 Json = dict[str, Any]
 
@@ -82,12 +85,12 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     variants = [policy_variant(config)] if isinstance(benchmark, Maths) else _variants(config, stores)
     failed = {v.name: why for v in variants for name, why in stopped.items() if name in v.stores}
     variants = [variant for variant in variants if variant.name not in failed]
-    found = evaluated(stores, variants, benchmark)
+    evaluations = evaluated(stores, variants, benchmark)
     costs = [_cost([stores[name] for name in variant.stores]) for variant in variants]
-    results, items = make_results(found, costs, failed, benchmark, config)
+    results, items = make_results(evaluations, costs, failed, benchmark, config)
     results["notes"] += notes
-    documents.write(*_claimed(config, [stored.file.name for stored in next(iter(stores.values())).inputs()]))
-    _write(config, results | _provenance(config, stores, command), items)
+    _claim(config, [stored.file.name for stored in next(iter(stores.values())).inputs()])
+    _write(config, Results.model_validate(results | _provenance(config, stores, command)), items)
     if results["failed"]:
         raise RunError("\n".join(f"{name}: {why}" for name, why in results["failed"].items()))
     return 0
@@ -114,13 +117,14 @@ def _given(config: EvaluateConfig) -> tuple[EvaluateConfig, dict[str, LabelStore
     if not store.progress().labels:
         raise StoreError(f"{store.uri} holds no labels yet")
     warn_of_guesses(store)
-    _claimed(config, [stored.file.name for stored in store.inputs()])
+    _run_of(config, [stored.file.name for stored in store.inputs()])
     wanted = stored_reward(store.description()).model_dump() | config.reward.model_dump(
         include=config.reward.model_fields_set
     )
+    manifest = Manifest.find(store)
     read = {
         "reward": load_config(None, [(f"reward.{name}", value) for name, value in wanted.items()], []).reward,
-        "model": ModelConfig(**_manifest(store).get("config", {}).get("model", {})),
+        "model": ModelConfig(**(manifest.config.get("model", {}) if manifest else {})),
     }
     return config.model_copy(update=read), {"endogenous": store}
 
@@ -148,29 +152,30 @@ def _filled(
     paths = config.input.paths or ([benchmark.source] if benchmark.source else [])
     require(input=paths)
     files = find_inputs(config.input.model_copy(update={"paths": paths}), config.output.path, benchmark)
-    claim = _claimed(config, [file.name for file in files])
+    names = [file.name for file in files]
+    _run_of(config, names)
     labellers = sampler_of(config, benchmark) if isinstance(benchmark, Maths) else labellers_of(config)
-    with contextlib.ExitStack() as held:
-        ray = LateCluster(config, held)
+    with contextlib.ExitStack() as stack:
+        ray = LateCluster(config, stack)
         if joins_cluster(config.run):
             ray.open()
             warn_of_local_output(config.output.path)
         device = pick_device(config)
-        fillings = {
-            name: Filling.open(labeller, _store_uri(config, name), device, files, benchmark.shape)
+        runs = {
+            name: LabelRun.open(labeller, _store_uri(config, name), device, files, benchmark.shape)
             for name, labeller in labellers.items()
         }
         _check_reference(labellers)
-        show_inputs(next(iter(fillings.values())).inputs)
-        documents.write(*claim)
+        show_inputs(next(iter(runs.values())).inputs)
+        _claim(config, names)
         stopped = {}
-        for name, filling in fillings.items():
+        for name, run in runs.items():
             try:
-                filling.run(ray, command, retry_errors=retry_errors, quiet=True)
+                run.complete(ray, command, retry_errors=retry_errors, quiet=True)
             except TooManyErrors as error:
                 terminal.warn(str(error))
                 stopped[name] = str(error)
-        return {name: filling.store for name, filling in fillings.items()}, stopped
+        return {name: run.store for name, run in runs.items()}, stopped
 
 
 def _check_reference(labellers: Mapping[str, Labeller]) -> None:
@@ -192,35 +197,35 @@ def _store_uri(config: EvaluateConfig, name: str) -> str:
     return storage.join(config.output.path, "rewards", name)
 
 
-def _claimed(config: EvaluateConfig, inputs: list[str]) -> tuple[str, Json]:
-    """The document that makes the output directory this evaluation's, and where to write it. Writes nothing.
+def _place(config: EvaluateConfig) -> str:
+    return storage.join(config.output.path, *places.EVALUATION.document)
 
-    Raises StoreError where the directory is another's.
-    """
+
+def _run_of(config: EvaluateConfig, inputs: list[str]) -> EvaluationRun:
+    """What this evaluation is. Raises StoreError where the output directory is another's; writes nothing."""
     output = config.output.path
-    uri = storage.join(output, *places.EVALUATION.document)
-    wanted = {
-        "benchmark": config.evaluate.benchmark,
-        "inputs": sorted(inputs),
-        "labels": absolute(config.evaluate.labels) if config.evaluate.labels else None,
-    }
-    day = {"date": config.tokens.date}  # of all rewards, not part of what makes the directory this evaluation's
-    if not places.check(output, places.EVALUATION):
-        return uri, wanted | day
-    standing = documents.read(uri)
-    changed = [name for name, value in wanted.items() if standing.get(name) != value]
-    if changed:
-        differing = "\n  ".join(f"{name}: {standing.get(name)!r}, now {wanted[name]!r}" for name in changed)
+    run = EvaluationRun(
+        benchmark=config.evaluate.benchmark,
+        inputs=sorted(inputs),
+        labels=absolute(config.evaluate.labels) if config.evaluate.labels else None,
+        date=config.tokens.date,
+    )
+    if places.check(output, places.EVALUATION) and (lines := EvaluationRun.read(_place(config)).differences(run)):
+        differing = "\n  ".join(lines)
         raise StoreError(f"{output} holds another evaluation; give another --output. What differs:\n  {differing}")
-    return uri, wanted | day
+    return run
+
+
+def _claim(config: EvaluateConfig, inputs: list[str]) -> None:
+    """Make the output directory this evaluation's. Raises StoreError where it is another's."""
+    _run_of(config, inputs).write(_place(config))
 
 
 def _dated(config: EvaluateConfig) -> EvaluateConfig:
     """One date for all rewards: that of the evaluation that is there, else today's."""
-    output = config.output.path
-    began = places.check(output, places.EVALUATION)
-    known = documents.read(storage.join(output, *places.EVALUATION.document)).get("date") if began else None
-    return config.model_copy(update={"tokens": config.tokens.dated(known)})
+    began = places.check(config.output.path, places.EVALUATION)
+    date = EvaluationRun.read(_place(config)).date if began else None
+    return config.model_copy(update={"tokens": config.tokens.dated(date)})
 
 
 def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore]) -> list[Variant]:
@@ -230,27 +235,20 @@ def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore]) -> list[
     return variants_of(config, stored)
 
 
-def _manifest(store: LabelStore) -> Json:
-    uri = store.at("manifest.json")
-    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
-
-
 def _cost(stores: Sequence[LabelStore]) -> Cost:
     """The stores' manifests together. A resumed run timed only its own part, and is scaled to all labels."""
-    manifests = [_manifest(store) for store in stores]
-    timings = [manifest.get("timing") or {} for manifest in manifests]
+    manifests = [Manifest.find(store) for store in stores]
+    timed = [(manifest, manifest.timing) for manifest in manifests if manifest and manifest.timing]
     seconds = forwarded = None
-    if all(timing.get("response_tokens") for timing in timings):
-        shares = [
-            manifest["summary"]["tokens"]["response"] / timing["response_tokens"]
-            for manifest, timing in zip(manifests, timings, strict=True)
-        ]
-        seconds = sum(t["score_seconds"] * share for t, share in zip(timings, shares, strict=True))
-        forwarded = round(sum(t["forwarded_tokens"] * share for t, share in zip(timings, shares, strict=True)))
-    checks = [BatchCheck(**timing["batch_check"]) for timing in timings if timing.get("batch_check")]
+    if len(timed) == len(stores) and all(timing.response_tokens for _, timing in timed):
+        shares = [manifest.summary["tokens"]["response"] / timing.response_tokens for manifest, timing in timed]
+        seconds = sum(timing.score_seconds * share for (_, timing), share in zip(timed, shares, strict=True))
+        forwarded = round(sum(t.forwarded_tokens * share for (_, t), share in zip(timed, shares, strict=True)))
+    checks = [BatchCheck(**timing.batch_check) for _, timing in timed if timing.batch_check]
+    first = manifests[0]
     return Cost(
-        model=manifests[0].get("config", {}).get("model", {}).get("name", ""),
-        notes=list(dict.fromkeys(note for manifest in manifests for note in manifest.get("notes", []))),
+        model=first.config.get("model", {}).get("name", "") if first else "",
+        notes=list(dict.fromkeys(note for manifest in manifests if manifest for note in manifest.notes)),
         seconds=seconds,
         forwarded_tokens=forwarded,
         batch_check=asdict(sum(checks, BatchCheck())) if checks else None,
@@ -261,33 +259,35 @@ def _provenance(config: EvaluateConfig, stores: Mapping[str, LabelStore], comman
     return {
         "config": config.model_dump(exclude={"run"}),
         "fingerprints": {name: store.fingerprint() for name, store in stores.items()},
-        "inputs": input_rows(next(iter(stores.values()))),
+        "inputs": [InputEntry.of(stored).model_dump() for stored in next(iter(stores.values())).inputs()],
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
     }
 
 
-def _write(config: EvaluateConfig, results: Json, items: pa.Table) -> None:
+def _write(config: EvaluateConfig, results: Results, items: pa.Table) -> None:
     output = config.output.path
     buffer = pa.BufferOutputStream()
     pq.write_table(items, buffer, compression="zstd")
     # what was computed before what is drawn of it
     documents.write_bytes(storage.join(output, "items.parquet"), buffer.getvalue().to_pybytes())
-    documents.write_bytes(storage.join(output, "results.json"), documents.readable(results))
-    documents.write_bytes(storage.join(output, "results.md"), results_markdown(results).encode())
-    _write_page(output, draw_evaluation(results))
-    names = list(results["rewards"][0]["values"])
-    counts = ["items", "incomplete", "truncated", *(["ties"] if results["rewards"][0]["comparisons"] else [])]
+    results.write_plain(storage.join(output, "results.json"))
+    content = results.content()
+    documents.write_bytes(storage.join(output, "results.md"), results_markdown(content).encode())
+    _write_page(output, draw_evaluation(content))
+    first = results.rewards[0]
+    names = list(first.values)
+    counts = ["items", "incomplete", "truncated", *(["ties"] if first.comparisons else [])]
     terminal.print_grid(
-        f"{results['benchmark']}: {output}",
+        f"{results.benchmark}: {output}",
         ["reward", *names, *counts],
         [
-            [entry["name"], *(_with_interval(entry, name) for name in names), *(_count(entry, name) for name in counts)]
-            for entry in results["rewards"]
+            [entry.name, *(_with_interval(entry, name) for name in names), *(_count(entry, name) for name in counts)]
+            for entry in results.rewards
         ],
     )
-    for note in results["rewards"][0]["notes"]:
+    for note in first.notes:
         terminal.warn(note)
     terminal.say(f"report: {storage.join(output, 'report.html')}")
 
@@ -303,13 +303,13 @@ def _write_page(output: str, page: str) -> None:
     documents.write_bytes(uri, page.encode())
 
 
-def _count(entry: Json, name: str) -> str:
-    return f"{entry['incomplete']['items'] if name == 'incomplete' else entry[name]:,}"
+def _count(entry: RewardEntry, name: str) -> str:
+    return f"{entry.incomplete.items if name == 'incomplete' else getattr(entry, name):,}"
 
 
-def _with_interval(entry: Json, name: str) -> str:
-    value = entry["values"].get(name)
+def _with_interval(entry: RewardEntry, name: str) -> str:
+    value = entry.values.get(name)
     if value is None:
         return ""
-    ends = entry["intervals"].get(name)
+    ends = entry.intervals.get(name)
     return f"{value:.1%}" + (f" ({ends[0]:.1%} to {ends[1]:.1%})" if ends else "")

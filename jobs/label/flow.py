@@ -50,7 +50,7 @@ def label_shards(work: list[Work], labeller: Labeller, target: Target, spec: Act
     with _settings(labeller.config.run.verbose):  # a dataset keeps those that it was made under
         steps = _steps(work, labeller, target, spec, pool)
     for row in steps.iter_rows():
-        done = _unpack(row)
+        done = _decode(row)
         if isinstance(done, EndorewardError):
             raise done
         yield done
@@ -76,7 +76,7 @@ def _steps(work: list[Work], labeller: Labeller, target: Target, spec: ActorSpec
     scorer = labeller.config.scorer
     tries = scorer.max_task_retries
     return (
-        ray.data.from_items([_pack(each) for each in work], override_num_blocks=min(len(work), 1000))
+        ray.data.from_items([_encode(each) for each in work], override_num_blocks=min(len(work), 1000))
         .flat_map(_read_and_prepare, fn_args=(labeller,), num_cpus=TASK_CPUS, max_retries=tries)  # type: ignore[arg-type]
         .map(
             _Answer,  # type: ignore[arg-type]
@@ -102,26 +102,26 @@ class _Finished:
     answered: Answered
 
 
-def _pack(value: Any) -> Row:
+def _encode(value: Any) -> Row:
     return {"shard": pickle.dumps(value)}
 
 
-def _unpack(row: Row) -> Any:
-    return pickle.loads(row["shard"])  # ours: written a stage earlier by `_pack`
+def _decode(row: Row) -> Any:
+    return pickle.loads(row["shard"])  # ours: written a stage earlier by `_encode`
 
 
 def _passing_errors(step: Callable[[Any], Any], row: Row) -> Row:
-    value = _unpack(row)
+    value = _decode(row)
     if isinstance(value, EndorewardError):
         return row
     try:
-        return _pack(step(value))
+        return _encode(step(value))
     except EndorewardError as error:
-        return _pack(error)
+        return _encode(error)
     except Exception as error:
         log.exception("a step failed")
         rows = _rows_of(getattr(value, "prepared", value).shard)
-        return _pack(RunError(f"{rows} could not be labelled: {type(error).__name__}: {error}"))
+        return _encode(RunError(f"{rows} could not be labelled: {type(error).__name__}: {error}"))
 
 
 def _rows_of(shard: Shard) -> str:
@@ -135,17 +135,17 @@ def _preparation(own_code: bool) -> Preparation:
 
 
 def _read_and_prepare(row: Row, labeller: Labeller) -> Iterator[Row]:
-    work: Work = _unpack(row)
+    work: Work = _decode(row)
     generations = dict(zip(work.shards, work.generations, strict=True))
     preparation = _preparation(labeller.model.trust_remote_code)
     try:
         for shard, rows in read_shards(work.file, work.format, work.shards):
-            yield _pack(preparation.prepare(labeller, shard, generations[shard], rows, work.shape))
+            yield _encode(preparation.prepare(labeller, shard, generations[shard], rows, work.shape))
     except EndorewardError as error:
-        yield _pack(error)
+        yield _encode(error)
     except Exception as error:
         log.exception("reading failed")
-        yield _pack(RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}"))
+        yield _encode(RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}"))
 
 
 class _Answer:
@@ -161,7 +161,7 @@ class _Answer:
 
     def __call__(self, row: Row) -> Row:
         if self.broken is not None:
-            return _pack(self.broken)
+            return _encode(self.broken)
         return _passing_errors(self._answered, row)
 
     def _answered(self, prepared: Prepared) -> _Finished:

@@ -104,7 +104,7 @@ class Preview:
             errors.update(f.reason for f in prepared.failures)
         total = sum(stored.plan.rows for stored in inputs)
         scale = total / max(1, rows)
-        found = [
+        table = [
             ("Rows", f"{total:,} in {len(inputs):,} files, {sum(len(i.plan.shards) for i in inputs):,} shards"),
             ("Sampled rows", f"{rows:,}"),
             ("Responses", f"{turns * scale:,.0f}"),
@@ -112,7 +112,7 @@ class Preview:
             ("Tokens to forward", f"{(prompt + response) * scale:,.0f} (a shared prompt once)"),
             ("Truncated", f"{truncated * scale:,.0f}"),
         ]
-        return found + [(f"Error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
+        return table + [(f"Error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
 
     def _first_shard(self, stored: StoredInput) -> Prepared:
         shard, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))

@@ -5,7 +5,8 @@ import contextlib
 
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
-from jobs.label.fill import Filling, LateCluster, require, with_absolute_places
+from jobs.label.label_run import LabelRun, LateCluster
+from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import check_sampled, find_inputs, plan_inputs
 from jobs.label.preview import Preview, show_inputs
 from pipeline.config import OF_A_TEMPLATE, LabelConfig, set_but_unread
@@ -35,28 +36,26 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         return 0
     for warning in [*config.reward.warnings(), *_idle(labeller)]:
         terminal.warn(warning)
-    with contextlib.ExitStack() as held:
-        ray = LateCluster(config, held)
+    with contextlib.ExitStack() as stack:
+        ray = LateCluster(config, stack)
         if joins_cluster(config.run):  # only the cluster knows its devices
             ray.open()
             warn_of_local_output(config.output.path)
-        filling = Filling.open(labeller, config.output.path, pick_device(config), files)
-        show_inputs(filling.inputs)
-        with Preview(filling.labeller.config, filling.labeller.renderer) as preview:
-            preview.show_example(filling.inputs)
-        filling.run(ray, command, retry_errors=retry_errors)
+        run = LabelRun.open(labeller, config.output.path, pick_device(config), files)
+        show_inputs(run.inputs)
+        with Preview(run.labeller.config, run.labeller.renderer) as preview:
+            preview.show_example(run.inputs)
+        run.complete(ray, command, retry_errors=retry_errors)
         return 0
 
 
 def _idle(labeller: Endogenous) -> list[str]:
     """What is set and moves no reward, which only the tokenizer tells, or moves other columns alone."""
-    found = []
+    idle = []
     if labeller.renderer.template is not None:
-        found.append(("tokens.append_eos", "with the tokenizer's chat template, which ends each turn itself"))
+        idle.append(("tokens.append_eos", "with the tokenizer's chat template, which ends each turn itself"))
     else:
-        found += [
-            (f"tokens.{field}", "without a chat template, which the tokenizer has not") for field in OF_A_TEMPLATE
-        ]
+        idle += [(f"tokens.{field}", "without a chat template, which the tokenizer has not") for field in OF_A_TEMPLATE]
     if labeller.config.reward.aggregation == "mean":
-        found.append(("reward.gamma", "on the rewards of reward.aggregation = mean; it moves token_rewards"))
-    return set_but_unread(labeller.config, found)
+        idle.append(("reward.gamma", "on the rewards of reward.aggregation = mean; it moves token_rewards"))
+    return set_but_unread(labeller.config, idle)

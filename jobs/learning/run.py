@@ -26,6 +26,7 @@ from pipeline.report.card import model_card, shareable_config
 from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
 from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.config import LearningConfig
+from pipeline.training.documents import Run, RunManifest
 from pipeline.training.metrics import MetricRow, check_tracking, ends, read_metrics
 from pipeline.training.run import STOPPED, RunFolder
 
@@ -131,7 +132,7 @@ def carry_out(
         terminal.print_table(f"{run.TITLE} {run.config.policy.name}", run.rows())
         for note in run.notes:
             terminal.warn(note)
-        if folder.read("manifest.json") is not None:
+        if folder.manifest() is not None:
             terminal.say(f"{folder.uri}: all {run.steps:,} steps are done already; the policy is {folder.at('hf')}")
             return 0
         if dry_run:
@@ -175,7 +176,7 @@ def _begin(folder: RunFolder, run: TrainingRun, command: str) -> dict[str, Any]:
         folder.forget(*LEFT_BY_RUN)
         folder.forget_policies()
         LabelStore(folder.at(ROLLOUTS)).discard()
-        documents.write(folder.at("run.json"), record)
+        Run.model_validate(record).write(folder.at("run.json"))
     documents.remove(folder.at(STOPPED))
     return record
 
@@ -193,7 +194,7 @@ def _finish(folder: RunFolder, run: TrainingRun, record: dict[str, Any], seconds
     results = read_results(folder)
     documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics, results).encode())
     draw_run(folder, manifest)
-    documents.create(folder.at("manifest.json"), manifest)
+    RunManifest.model_validate(manifest).create(folder.at("manifest.json"))
     figures = [
         *_figures(results, metrics, run.SHOWN),
         ("Policy", folder.at("hf")),

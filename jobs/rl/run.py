@@ -14,7 +14,7 @@ from typing import Any
 from actors.rewarder import RewardActor, RewarderSpec
 from actors.sampler import PolicySampler, SamplerSpec
 from jobs.cluster import joins_cluster
-from jobs.label.fill import require
+from jobs.label.places import require
 from jobs.label.plan import refuse_output_within
 from jobs.learning import run as learning
 from jobs.learning.trainer import absolute_model, gpus_of, pick_workers, position_notes, run_workers
@@ -154,8 +154,8 @@ def _resolved(config: RlConfig) -> RlConfig:
 def _known_date(config: RlConfig) -> str | None:
     """The date that the run there, or the one that is replayed, gave its template."""
     if places.check(config.output.path, places.RUN):
-        run = RunFolder(config.output.path).read("run.json")
-        return run["description"].get("tokens.date") if run else None
+        run = RunFolder(config.output.path).run()
+        return run.description.get("tokens.date") if run else None
     try:
         return LabelStore(config.rl.replay).description().get(f"{RUN}tokens.date") if config.rl.replay else None
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """`endoreward sample`: a policy writes several responses to each prompt of a corpus; out comes a corpus for `label`.
 
 describe   policy, prompts, how responses are drawn                                  (pipeline.rewards.labellers.prompts)
-fill       OUTPUT/_store, a label store: streamed, committed by shard, resumed       (jobs.label.fill)
+label      OUTPUT/_store, a label store: streamed, committed by shard, resumed       (jobs.label.label_run)
 write      OUTPUT/samples-*.jsonl from the store, a row for each prompt, and OUTPUT/_samples.json, what they come to
 
 A folder is read without the names that begin with `_`, so OUTPUT is an input as it stands. The samples are JSON lines:
@@ -14,11 +14,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+
+from pydantic import Field
 
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
-from jobs.label.fill import Filling, LateCluster, require, with_absolute_places
+from jobs.label.label_run import LabelRun, LateCluster
+from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import find_inputs
 from jobs.label.preview import show_inputs
 from jobs.stores.finalize import counted
@@ -29,14 +31,30 @@ from pipeline.corpus import InputFile
 from pipeline.errors import InputError, RunError, StoreError
 from pipeline.rewards.labellers import PromptSampler
 from pipeline.rewards.labellers.prompts import STORED, Samples, prompt_shape, sampled
-from pipeline.store import LabelStore, Record, documents, part_uri, places, read_part, shard_name
+from pipeline.store import LabelStore, Record, documents, part_uri, places, read_part, shard_name, typed
+from pipeline.store.manifest import Manifest
 
-Json = dict[str, Any]
 STORE = "_store"
 SUMMARY = "_samples.json"
 PREFIX = "samples-"
 FILE_BYTES = 64 << 20  # about this much of a file of samples is held in memory
 SHOWN_CHARACTERS = 600
+
+
+class SamplesSummary(typed.Document):
+    """`_samples.json`: which files of samples are this program's, and what they come to; no figures while they are written."""
+
+    REMEDY = "put it back from a copy, or move the samples away and run the same again"
+
+    contents: str = ""  # digest of what they were made of; empty while not all are there
+    files: list[str]
+    prompts: int = 0
+    responses: int = 0
+    distinct: int = 0  # responses that differ from the others to their prompt
+    tokens: int = 0  # of the responses
+    cut_off: int = 0  # responses
+    empty: int = 0
+    errors: dict[str, int] = Field(default_factory=dict)  # by reason
 
 
 def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "") -> int:
@@ -46,20 +64,20 @@ def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "
     output = config.output.path
     files = find_inputs(config.input, output)
     places.check(output, places.SAMPLES)
-    with contextlib.ExitStack() as held:
-        ray = LateCluster(config, held)
+    with contextlib.ExitStack() as stack:
+        ray = LateCluster(config, stack)
         if joins_cluster(config.run):  # only the cluster knows its devices
             ray.open()
             warn_of_local_output(output)
         labeller = PromptSampler(config, config.model)
-        filling = Filling.open(labeller, storage.join(output, STORE), pick_device(config), files, prompt_shape)
-        check_names([stored.file for stored in filling.inputs])
-        show_inputs(filling.inputs)
-        filling.run(ray, command, retry_errors=retry_errors, quiet=True)
-    if is_written(filling.store, output):
+        run = LabelRun.open(labeller, storage.join(output, STORE), pick_device(config), files, prompt_shape)
+        check_names([stored.file for stored in run.inputs])
+        show_inputs(run.inputs)
+        run.complete(ray, command, retry_errors=retry_errors, quiet=True)
+    if is_written(run.store, output):
         return 0
-    summary = write_samples(filling.store, output)
-    _show(summary, filling.store, config)
+    summary = write_samples(run.store, output)
+    _show(summary, run.store, config)
     return 0
 
 
@@ -96,18 +114,14 @@ def is_written(store: LabelStore, output: str) -> bool:
     uri = storage.join(output, SUMMARY)
     if not storage.exists(uri):
         return False
-    summary = documents.read(uri)
-    there = storage.list_names(output)
-    return summary["contents"] == _contents(store) and all(name in there for name in summary["files"])
+    summary = SamplesSummary.read(uri)
+    names = storage.list_names(output)
+    return summary.contents == _contents(store) and all(name in names for name in summary.files)
 
 
-def write_samples(store: LabelStore, output: str) -> Json:
+def write_samples(store: LabelStore, output: str) -> SamplesSummary:
     """Write the samples of a store and their summary, which comes last; each file is whole or not there. An input file
-    that another run began and left unfinished has none yet.
-
-    Returns the summary: `contents` (a digest of what they were made of), `files`, `prompts`, `responses`, `distinct` (the
-    responses that differ from the others to their prompt), `tokens` of the responses, `cut_off` and `empty` ones, and
-    `errors` by reason. Raises RunError where not one prompt was answered.
+    that another run began and left unfinished has none yet. Raises RunError where not one prompt was answered.
     """
     records = {shard_name(record.shard): record for record in store.records()}
     counts, files = Counter[str](), []
@@ -116,8 +130,8 @@ def write_samples(store: LabelStore, output: str) -> Json:
         shards = [shard_name(shard) for shard in stored.plan.shards]
         if not all(shard in records for shard in shards):
             continue
-        found = (samples for shard in shards for samples in _samples(store, records[shard]))
-        for number, data in enumerate(_files(found, counts)):
+        rows = (samples for shard in shards for samples in _samples(store, records[shard]))
+        for number, data in enumerate(_files(rows, counts)):
             files.append(samples_name(stored.file.name, number))
             owned.write(files[-1], data)
     errors = Counter[str]()
@@ -126,8 +140,8 @@ def write_samples(store: LabelStore, output: str) -> Json:
     if not files:
         raise RunError(f"not one prompt could be answered ({counted(errors)}); see {store.at('errors')}")
     owned.keep_only(files)
-    summary = {"contents": _contents(store), "files": files, **counts, "errors": dict(errors.most_common())}
-    documents.write(storage.join(output, SUMMARY), summary)
+    summary = SamplesSummary(contents=_contents(store), files=files, **counts, errors=dict(errors.most_common()))
+    summary.write(storage.join(output, SUMMARY))
     return summary
 
 
@@ -137,26 +151,23 @@ class _Owned:
 
     def __init__(self, output: str):
         self.output, self.uri = output, storage.join(output, SUMMARY)
-        self.summary: Json = documents.read(self.uri) if storage.exists(self.uri) else {"files": []}
+        self.files = SamplesSummary.read(self.uri).files if storage.exists(self.uri) else []
 
     def write(self, name: str, data: bytes) -> None:
         """Raises StoreError where a file of this name is somebody else's."""
         uri = storage.join(self.output, name)
-        if name not in self.summary["files"]:
+        if name not in self.files:
             if storage.exists(uri) and storage.read_bytes(uri) != data:
                 raise StoreError(
                     f"{uri} is in the way: no run wrote it, and so it is left as it is; move it away, and run the same again"
                 )
-            self._say([*self.summary["files"], name])
+            self.files = [*self.files, name]
+            SamplesSummary(contents="", files=self.files).write(self.uri)  # none is whole yet
         documents.write_bytes(uri, data)
 
     def keep_only(self, names: list[str]) -> None:
-        for name in set(self.summary["files"]) - set(names):
+        for name in set(self.files) - set(names):
             documents.remove(storage.join(self.output, name))
-
-    def _say(self, names: list[str]) -> None:
-        self.summary = {"contents": "", "files": names}  # none is whole yet
-        documents.write(self.uri, self.summary)
 
 
 def _samples(store: LabelStore, record: Record) -> Iterator[Samples]:
@@ -165,50 +176,50 @@ def _samples(store: LabelStore, record: Record) -> Iterator[Samples]:
         yield from sampled(read_part(part_uri(store.uri, "labels", record.shard), STORED))
 
 
-def _files(found: Iterator[Samples], counts: Counter[str]) -> Iterator[bytes]:
+def _files(rows: Iterator[Samples], counts: Counter[str]) -> Iterator[bytes]:
     """The samples as files of JSON lines; adds what they come to to `counts`."""
-    held, size = [], 0
-    for samples in found:
+    lines, size = [], 0
+    for samples in rows:
         counts.update(samples.counts)
         # half a character cannot be UTF-8, and JSON has an escape for it
         line = json.dumps(samples.row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-        held.append(line)
+        lines.append(line)
         size += len(line)
         if size >= FILE_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)
+            yield b"".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield b"".join(lines)
 
 
-def _show(summary: Json, store: LabelStore, config: SampleConfig) -> None:
+def _show(summary: SamplesSummary, store: LabelStore, config: SampleConfig) -> None:
     """Print one response, the table, and what a person should know before labelling."""
-    output, responses = config.output.path, summary["responses"]
-    errors = Counter[str](summary["errors"])
+    output, responses = config.output.path, summary.responses
+    errors = Counter[str](summary.errors)
     first = next(sampled(store.sample(1, STORED))).row
     prompt = first["prompt"] if isinstance(first["prompt"], str) else first["prompt"][-1]["content"]
     terminal.say(f"\nexample\n  prompt:\n{_indented(prompt)}\n  one response:\n{_indented(first['responses'][0])}\n")
     rows = [
-        ("Prompts", f"{summary['prompts']:,}"),
+        ("Prompts", f"{summary.prompts:,}"),
         ("Responses", f"{responses:,}"),
-        ("Distinct", f"{summary['distinct'] / responses:.1%}, each among those to its prompt"),
-        ("Tokens", f"{summary['tokens'] / responses:,.1f} a response"),
-        ("Cut off", f"{summary['cut_off']:,} ({summary['cut_off'] / responses:.1%})"),
+        ("Distinct", f"{summary.distinct / responses:.1%}, each among those to its prompt"),
+        ("Tokens", f"{summary.tokens / responses:,.1f} a response"),
+        ("Cut off", f"{summary.cut_off:,} ({summary.cut_off / responses:.1%})"),
         *error_rows(errors),
     ]
-    timing = json.loads(storage.read_bytes(store.at("manifest.json")))["timing"]
-    if timing:
-        rate, seconds = timing["tokens_per_second_scoring"], timing["seconds"]
-        rows.append(("Speed", f"{rate:,.0f} tokens/s an actor, {seconds:,.1f} s in all"))
+    manifest = Manifest.find(store)
+    if manifest and (timing := manifest.timing):
+        speed = f"{timing.tokens_per_second_scoring:,.0f} tokens/s an actor, {timing.seconds:,.1f} s in all"
+        rows.append(("Speed", speed))
     terminal.print_table(output, rows)
-    if summary["cut_off"]:
+    if summary.cut_off:
         terminal.warn(
-            f"{summary['cut_off']:,} of {responses:,} responses were cut off before the policy ended them (column truncated); "
+            f"{summary.cut_off:,} of {responses:,} responses were cut off before the policy ended them (column truncated); "
             f"label scores them as far as they go. Raise sample.max_new_tokens ({config.sample.max_new_tokens}), or leave "
             "them out"
         )
-    if summary["empty"]:
-        terminal.warn(f"{summary['empty']:,} of {responses:,} responses are empty; label makes error rows of them")
+    if summary.empty:
+        terminal.warn(f"{summary.empty:,} of {responses:,} responses are empty; label makes error rows of them")
     if errors:
         terminal.warn(f"prompts without a response: {errors.total():,} ({counted(errors)}); see {store.at('errors')}")
 

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import terminal
-from jobs.stores.finalize import find_decode, finish_store, is_closed, read_manifest
+from jobs.stores.finalize import find_decode, finish_store, is_final
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.config import LabelConfig, RewardConfig, load_config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.rewards.derive import relabel, stored_reward
 from pipeline.store import Failure, LabelStore, Record, WriterLock, commit, find_record, fingerprint, part_uri
+from pipeline.store.manifest import Manifest
 
 
 def aggregate(uri: str, output: str, assignments: list[str], command: str = "") -> int:
@@ -35,25 +36,25 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
     if _absolute(uri) == target.uri:
         raise StoreError(f"{output} is the store that is read; give another --output")
     target.check_place()
-    manifest = read_manifest(source)
+    manifest = Manifest.of_finished(source)
     warn_of_guesses(source)
     stored = stored_reward(source.description())
     wanted = _changed(stored, assignments)
     for warning in wanted.warnings():
         terminal.warn(warning)
-    config = _config(manifest["config"], wanted, target.uri)
+    config = _config(manifest.config, wanted, target.uri)
     reward = {f"reward.{name}": value for name, value in wanted.model_dump().items()}
     description = {**source.description(), **reward}
     target.check_description(description)
-    with contextlib.ExitStack() as held:
-        held.enter_context(WriterLock(target.uri))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(WriterLock(target.uri))
         target.open_for_writing(description)
-        for given in source.inputs():
-            target.add_input(given)
+        for stored_input in source.inputs():
+            target.add_input(stored_input)
         left = list(_pending(source, target))
         if left:
             target.reopen()
-        elif is_closed(target):
+        elif is_final(target):
             terminal.say(f"{target.uri}: all shards are aggregated already; nothing to do")
             return 0
         for record in terminal.track(left, len(left), "aggregate", "shards"):
@@ -62,7 +63,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
             failures = [] if errors is None else [Failure(**row) for row in errors.to_pylist()]
             commit(target.uri, record.shard, fingerprint.digest(description), record.generation, relabelled, failures)
         notes = [
-            *manifest["notes"],
+            *manifest.notes,
             f"aggregated from the stored tokens of a store with fingerprint {source.fingerprint()}",
         ]
         return finish_store(target, config, find_decode(config.model), None, notes, command)
@@ -73,9 +74,9 @@ def _changed(stored: RewardConfig, assignments: list[str]) -> RewardConfig:
     foreign = [text for text in assignments if not text.strip().startswith("reward.")]
     if foreign:
         raise ConfigError(f"--set {foreign[0]}: only reward.* can be set; for anything else label anew")
-    kept = [(f"reward.{name}", value) for name, value in stored.model_dump().items()]
+    fields = [(f"reward.{name}", value) for name, value in stored.model_dump().items()]
     try:
-        wanted = load_config(None, kept, assignments).reward
+        wanted = load_config(None, fields, assignments).reward
     except ConfigError as error:
         raise ConfigError(f"{error}\nWhat is not set stays as the store has it: {_listed(stored)}") from None
     if wanted.alpha != stored.alpha:

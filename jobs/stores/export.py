@@ -50,8 +50,8 @@ def export(uri: str, format: str, output: str) -> int:
         nonlocal counts
         for record in terminal.track(store.records(), progress.shards, "export", "shards"):
             if record.labels.rows:
-                pairs, found = preference_pairs(read_part(part_uri(uri, "labels", record.shard), PAIR_COLUMNS))
-                counts += found
+                pairs, of_part = preference_pairs(read_part(part_uri(uri, "labels", record.shard), PAIR_COLUMNS))
+                counts += of_part
                 yield pairs
 
     write = {".parquet": _write_parquet, ".jsonl": _write_json_lines}[ending]
@@ -73,31 +73,31 @@ def export(uri: str, format: str, output: str) -> int:
 
 def explain(counts: PairCounts) -> list[str]:
     """What is in the file and what is not, a sentence each."""
-    said = []
+    sentences = []
     if counts.known:
-        said.append(
+        sentences.append(
             f"{counts.known:,} pairs with the preference of the input; in {counts.against:,} of them the rejected response "
             "has the higher reward, so their margin is negative."
         )
     if counts.by_score:
-        said.append(
+        sentences.append(
             f"Of these, {counts.by_score:,} pairs are by score or rank: every response against every lower one."
         )
     if counts.undecided:
-        said.append(f"{counts.undecided:,} prompts left out: their scores or ranks prefer no response.")
+        sentences.append(f"{counts.undecided:,} prompts left out: their scores or ranks prefer no response.")
     if counts.by_reward:
-        said.append(
+        sentences.append(
             f"{counts.by_reward:,} pairs of prompts without a known preference: the highest reward is chosen, the lowest "
             "rejected."
         )
     if counts.ties:
-        said.append(f"{counts.ties:,} prompts left out: all their responses have the same reward.")
+        sentences.append(f"{counts.ties:,} prompts left out: all their responses have the same reward.")
     if counts.alone:
-        said.append(f"{counts.alone:,} prompts left out: they have no two responses to compare.")
-    said.append(
+        sentences.append(f"{counts.alone:,} prompts left out: they have no two responses to compare.")
+    sentences.append(
         "TRL's RewardTrainer takes margin into its loss where the column is there; drop it if you do not want that."
     )
-    return said
+    return sentences
 
 
 def refuse_existing(output: str) -> None:

@@ -1,23 +1,21 @@
 """The end of a run: the manifest, the report and the table, all from the store's records."""
 
-import json
 import time
 from collections import Counter
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 from actors.actor import BatchCheck
 from jobs import terminal
 from jobs.stores.inspect_store import error_rows
 from pipeline import __version__, storage
 from pipeline.config import LabelConfig, ModelConfig
-from pipeline.errors import ConfigError, RunError, StoreError
+from pipeline.errors import ConfigError, RunError
 from pipeline.models.loading import load_tokenizer
 from pipeline.report.labels import draw_report
-from pipeline.store import LabelStore, Record, documents
-from pipeline.store.summary import merge, summary_rows
+from pipeline.store import LabelStore, documents
+from pipeline.store.manifest import InputEntry, Manifest, TimingEntry
+from pipeline.store.summary import summary_rows
 from pipeline.tokens import Decode, Renderer, pieces
 
 REPORT_ROWS = 5000
@@ -51,20 +49,20 @@ class Timing:
         """Response tokens per second of one actor, its model loaded."""
         return self.response_tokens / max(self.score_seconds, 1e-9)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "seconds": round(self.seconds, 3),
-            "score_seconds": round(self.score_seconds, 3),
-            "tokens_per_second": round(self.response_tokens / self.seconds, 1),
-            "tokens_per_second_scoring": round(self.scoring_rate, 1),
-            "response_tokens": self.response_tokens,
-            "forwarded_tokens": self.forwarded_tokens,
-            "layout": self.layout,
-            "batch_check": asdict(self.check) if self.check.responses else None,
-        }
+    def entry(self) -> TimingEntry:
+        return TimingEntry(
+            seconds=round(self.seconds, 3),
+            score_seconds=round(self.score_seconds, 3),
+            tokens_per_second=round(self.response_tokens / self.seconds, 1),
+            tokens_per_second_scoring=round(self.scoring_rate, 1),
+            response_tokens=self.response_tokens,
+            forwarded_tokens=self.forwarded_tokens,
+            layout=self.layout,
+            batch_check=asdict(self.check) if self.check.responses else None,
+        )
 
 
-def close(
+def finalize(
     store: LabelStore,
     config: LabelConfig,
     renderer: Renderer,
@@ -74,16 +72,16 @@ def close(
     *,
     quiet: bool = False,
 ) -> int:
-    """Write manifest and report, show the table. A run that found nothing to do leaves a closed store as it is.
+    """Write manifest and report, show the table. A run that found nothing to do leaves a finished store as it is.
 
     Returns the exit code. Raises RunError where not one response could be labelled.
     """
-    if timing is None and is_closed(store):
+    if timing is None and is_final(store):
         return 0
     return finish_store(store, config, pieces(renderer.tokenizer), timing, notes, command, quiet=quiet)
 
 
-def is_closed(store: LabelStore) -> bool:
+def is_final(store: LabelStore) -> bool:
     """Whether a finished run wrote both files that speak of the whole store."""
     return storage.exists(store.at("manifest.json")) and storage.exists(store.at("report.html"))
 
@@ -98,12 +96,20 @@ def finish_store(
     *,
     quiet: bool = False,
 ) -> int:
-    """`close`, with any way to show a token as text, on a store whose every shard is committed."""
-    manifest = make_manifest(store, config, timing, notes, command)
-    documents.write_bytes(store.at("manifest.json"), documents.readable(manifest))
+    """`finalize`, with any way to show a token as text, on a store whose every shard is committed."""
+    manifest = Manifest.of(
+        store,
+        command=command,
+        config=config.model_dump(exclude={"run"}),
+        inputs=[InputEntry.of(stored) for stored in store.inputs()],
+        notes=notes,
+        timing=timing.entry() if timing is not None else None,
+        versions=versions(),
+    )
+    manifest.write_plain(store.at("manifest.json"))
     drawn = write_report(store, manifest, decode)
-    errors = Counter(manifest["errors"])
-    rows = [*summary_rows(manifest["summary"]), *error_rows(errors)]
+    errors = Counter(manifest.errors)
+    rows = [*summary_rows(manifest.summary), *error_rows(errors)]
     if timing is not None:
         rows.append(("Speed", f"{timing.scoring_rate:,.0f} tokens/s an actor, {timing.seconds:,.1f} s in all"))
     if not quiet:
@@ -115,30 +121,12 @@ def finish_store(
     return 0
 
 
-def write_report(store: LabelStore, manifest: dict[str, Any], decode: Decode) -> bool:
+def write_report(store: LabelStore, manifest: Manifest, decode: Decode) -> bool:
     """Draw report.html from a manifest and a sample of the labels. False where there are no labels to draw."""
     sample = store.sample(REPORT_ROWS)
     if sample is not None:
-        documents.write_bytes(store.at("report.html"), draw_report(manifest, sample, decode).encode())
+        documents.write_bytes(store.at("report.html"), draw_report(manifest.content(), sample, decode).encode())
     return sample is not None
-
-
-def read_manifest(store: LabelStore) -> dict[str, Any]:
-    """The manifest of a finished store. Raises StoreError where there is none, or the store is not finished."""
-    progress = store.progress()
-    again = "run its label command again, what is committed is kept"
-    if progress.writer:
-        raise StoreError(f"{store.uri} is being written by {progress.writer}; wait until it is finished")
-    if not progress.complete:
-        raise StoreError(
-            f"{store.uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled; {again}"
-        )
-    try:
-        return json.loads(storage.read_bytes(store.at("manifest.json")))
-    except FileNotFoundError:
-        raise StoreError(f"{store.uri} has no manifest.json: its run was stopped before the end; {again}") from None
-    except ValueError:
-        raise StoreError(f"{store.at('manifest.json')} is damaged; delete it and {again}") from None
 
 
 def find_decode(model: ModelConfig) -> Decode:
@@ -148,51 +136,6 @@ def find_decode(model: ModelConfig) -> Decode:
     except ConfigError as error:
         terminal.warn(f"the report shows numbers in place of tokens' texts: {error}")
         return lambda ids: [f" {token}" for token in ids]
-
-
-def make_manifest(
-    store: LabelStore, config: LabelConfig, timing: Timing | None, notes: list[str], command: str
-) -> dict[str, Any]:
-    """What a finished run says of the whole store; see docs/store.md."""
-    records: list[Record] = list(store.records())
-    errors: Counter[str] = Counter()
-    for record in records:
-        errors.update(record.reasons)
-    inputs = input_rows(store)
-    labels = sum(record.labels.rows for record in records)
-    return {
-        "fingerprint": store.fingerprint(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "config": config.model_dump(exclude={"run"}),
-        "inputs": inputs,
-        "counts": {
-            "rows": sum(stored["rows"] for stored in inputs),
-            "responses": labels + errors.total(),
-            "labels": labels,
-            "errors": errors.total(),
-            "shards": len(records),
-        },
-        "errors": dict(errors.most_common()),
-        "summary": merge(record.stats for record in records).summary(),
-        "notes": notes,
-        "timing": timing.to_json() if timing is not None else None,
-        "versions": versions(),
-    }
-
-
-def input_rows(store: LabelStore) -> list[dict[str, Any]]:
-    """What a document says of each input file of a store."""
-    return [
-        {
-            "name": stored.file.name,
-            "uri": stored.file.uri,
-            "rows": stored.plan.rows,
-            "sha256": stored.plan.digest,
-            "shape": stored.shape.describe(),
-        }
-        for stored in store.inputs()
-    ]
 
 
 def versions() -> dict[str, str]:

@@ -9,22 +9,23 @@ from pipeline.report.rl import rl_page
 from pipeline.report.training import training_page
 from pipeline.rl.run import RESULTS, SAMPLES
 from pipeline.store import WriterLock, documents, holder_of
+from pipeline.training.documents import RlResults, Run
 from pipeline.training.metrics import read_metrics
 from pipeline.training.run import STOPPED, RunFolder
 
 
-def run_status(folder: RunFolder, run: dict[str, Any]) -> int:
+def run_status(folder: RunFolder, run: Run) -> int:
     """Print how far a training run is. Returns 0."""
     metrics = read_metrics(folder.at("metrics.jsonl"))
     writer = holder_of(folder.uri)
-    finished = folder.read("manifest.json") is not None
+    finished = folder.manifest() is not None
     state = "complete" if finished else "incomplete: run the same command again to go on from its last checkpoint"
     stopped = folder.read(STOPPED)
     rows = [
         ("State", f"being written by {writer}" if writer else state),
         *([("Stopped", stopped["sentence"])] if stopped else []),
-        ("Objective", run["objective"]),
-        ("Steps", f"{metrics[-1]['step'] if metrics else 0:,} of {run['steps']:,}"),
+        ("Objective", run.objective),
+        ("Steps", f"{metrics[-1]['step'] if metrics else 0:,} of {run.steps:,}"),
         *([("Last", terminal.figures_of(metrics[-1]))] if metrics else []),
         *([("Policy", folder.at("hf"))] if finished else []),
     ]
@@ -32,14 +33,14 @@ def run_status(folder: RunFolder, run: dict[str, Any]) -> int:
     return 0
 
 
-def redraw_run(folder: RunFolder, run: dict[str, Any]) -> int:
+def redraw_run(folder: RunFolder, run: Run) -> int:
     """Write a run's report.html anew, or the page so far of one that is running or has stopped. Returns 0."""
-    manifest = folder.read("manifest.json")
+    manifest = folder.manifest()
     if manifest is None:  # its writer may be at work, and draws no page before the end
-        draw_run(folder, run)
+        draw_run(folder, run.content())
     else:
         with WriterLock(folder.uri):
-            draw_run(folder, manifest)
+            draw_run(folder, manifest.content())
     terminal.say(f"report: {folder.at('report.html')}")
     return 0
 
@@ -56,8 +57,10 @@ def draw_run(folder: RunFolder, run: dict[str, Any]) -> None:
 
 def read_results(folder: RunFolder) -> dict[str, Any]:
     """What an online run measured before and after; nothing where nothing is held out."""
-    uri = folder.at(RESULTS)
-    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    try:
+        return RlResults.read_plain(folder.at(RESULTS)).model_dump(exclude_unset=True, exclude={"version"})
+    except FileNotFoundError:
+        return {}
 
 
 def read_samples(folder: RunFolder) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ SHOWN_PROBLEMS = 50
 def status(uri: str) -> int:
     """Print how far a store, or a training run, is. Returns 0; raises StoreError where there is none."""
     folder = RunFolder(uri)
-    if folder.is_run and (run := folder.read("run.json")) is not None:
+    if folder.is_run and (run := folder.run()) is not None:
         return run_status(folder, run)
     store = LabelStore(uri)
     progress = store.progress()
@@ -37,13 +37,13 @@ def status(uri: str) -> int:
 def validate(uri: str) -> int:
     """Print what is wrong with a store. Returns 0 where nothing is, else 1; raises StoreError where there is none."""
     store = LabelStore(uri)
-    found = 0
+    count = 0
     for problem in problems(store):
-        found += 1
-        if found <= SHOWN_PROBLEMS:
+        count += 1
+        if count <= SHOWN_PROBLEMS:
             terminal.say(f"- {problem}")
-    if found:
-        terminal.say(f"{uri}: {found:,} problems")
+    if count:
+        terminal.say(f"{uri}: {count:,} problems")
         return 1
     progress = store.progress()
     terminal.say(

@@ -1,11 +1,12 @@
 """`endoreward report`: draw the page of a finished label store, or of a training run so far. Needs no model."""
 
 from jobs import terminal
-from jobs.stores.finalize import find_decode, read_manifest, write_report
+from jobs.stores.finalize import find_decode, write_report
 from jobs.stores.inspect_run import redraw_run
 from pipeline.config import ModelConfig
 from pipeline.errors import StoreError
 from pipeline.store import LabelStore, WriterLock
+from pipeline.store.manifest import Manifest
 from pipeline.training.run import RunFolder
 
 
@@ -15,11 +16,11 @@ def redraw(uri: str) -> int:
     Tokens show as text where the tokenizer that the manifest names can be reached, else as their numbers.
     """
     folder = RunFolder(uri)
-    if folder.is_run and (run := folder.read("run.json")) is not None:
+    if folder.is_run and (run := folder.run()) is not None:
         return redraw_run(folder, run)
     store = LabelStore(uri)
-    manifest = read_manifest(store)
-    decode = find_decode(ModelConfig.model_validate(manifest["config"]["model"]))
+    manifest = Manifest.of_finished(store)
+    decode = find_decode(ModelConfig.model_validate(manifest.config["model"]))
     with WriterLock(store.uri):
         if not write_report(store, manifest, decode):
             raise StoreError(f"{uri} holds no labels, so there is nothing to draw; see {store.at('errors')}")

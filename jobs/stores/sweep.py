@@ -40,32 +40,32 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None)
             "are of these"
         )
     wanted = reward_grid(stored, gammas)
-    found = [Outcome() for _ in wanted]
+    totals = [Outcome() for _ in wanted]
     for record in terminal.track(store.records(), progress.done_shards, "sweep", "shards"):
         if record.labels.rows:
             labels = read_part(part_uri(uri, "labels", record.shard), SWEEP_COLUMNS)
-            found = [a + b for a, b in zip(found, outcomes(labels, stored, wanted), strict=True)]
-    count, pairs = found[0].labels.count, found[0].pairs.pairs
+            totals = [a + b for a, b in zip(totals, outcomes(labels, stored, wanted), strict=True)]
+    count, pairs = totals[0].labels.count, totals[0].pairs.pairs
     if not count:
         raise StoreError(f"{uri} holds no labels yet; run its label command again")
-    best = _best(wanted, found)
+    best = _best(wanted, totals)
     shown = [
-        _row(config, outcome, config == stored, config in best) for config, outcome in zip(wanted, found, strict=True)
+        _row(config, outcome, config == stored, config in best) for config, outcome in zip(wanted, totals, strict=True)
     ]
     terminal.print_grid(f"{uri}: {count:,} labels, {pairs:,} pairs, alpha = {stored.alpha:g}", HEADER, shown)
     for sentence in _explanations(stored, wanted, pairs):
         terminal.say(sentence)
     if output is not None:
-        content = _figures(store.fingerprint(), progress.complete, stored, best, wanted, found)
+        content = _figures(store.fingerprint(), progress.complete, stored, best, wanted, totals)
         if not documents.write_bytes(output, documents.readable(content), replace=False):
             raise already_there(output)
         terminal.say(f"figures: {output}")
     return 0
 
 
-def _best(wanted: list[RewardConfig], found: list[Outcome]) -> list[RewardConfig]:
+def _best(wanted: list[RewardConfig], totals: list[Outcome]) -> list[RewardConfig]:
     """The rewards with the most right pairs; one that leaks the level of the logits is not a candidate."""
-    right = [0 if config.warnings() else outcome.pairs.right for config, outcome in zip(wanted, found, strict=True)]
+    right = [0 if config.warnings() else outcome.pairs.right for config, outcome in zip(wanted, totals, strict=True)]
     return [config for config, count in zip(wanted, right, strict=True) if count and count == max(right)]
 
 
@@ -92,20 +92,20 @@ def _row(config: RewardConfig, outcome: Outcome, is_stored: bool, is_best: bool)
 
 
 def _explanations(stored: RewardConfig, wanted: list[RewardConfig], pairs: int) -> list[str]:
-    said = ["length: correlation of a response's reward with its number of tokens."]
+    sentences = ["length: correlation of a response's reward with its number of tokens."]
     if pairs:
-        said.append(
+        sentences.append(
             f"highest: of {len(wanted)} rewards on the same pairs, and so flattered by the choice; confirm it on pairs that "
             "had no part in it. A tie counts as not right. Intervals take pairs as independent: where a prompt gives several, "
             "those of evaluate are wider and right."
         )
     else:
-        said.append("No pairs: no preference is known of these responses, so there is no accuracy.")
+        sentences.append("No pairs: no preference is known of these responses, so there is no accuracy.")
     if any(config.warnings() for config in wanted):
-        said.append(
+        sentences.append(
             "leaks: the figure depends on the level of the logits, which training does not fix; it is never marked highest."
         )
-    kept = [
+    unchanged = [
         text
         for text, holds in (
             ("reward.subtract_initial_value = true on the sums", stored.subtract_initial_value),
@@ -113,7 +113,7 @@ def _explanations(stored: RewardConfig, wanted: list[RewardConfig], pairs: int) 
         )
         if holds
     ]
-    return [*said, f"As in the store: {', '.join(kept)}."] if kept else said
+    return [*sentences, f"As in the store: {', '.join(unchanged)}."] if unchanged else sentences
 
 
 def _figures(
@@ -122,11 +122,11 @@ def _figures(
     stored: RewardConfig,
     best: list[RewardConfig],
     wanted: list[RewardConfig],
-    found: list[Outcome],
+    totals: list[Outcome],
 ) -> dict[str, Any]:
     """The table as plain numbers; nothing in it says where the store lies."""
     rows = []
-    for config, outcome in zip(wanted, found, strict=True):
+    for config, outcome in zip(wanted, totals, strict=True):
         pairs = outcome.pairs
         rows.append(
             {
@@ -142,5 +142,5 @@ def _figures(
                 "warnings": config.warnings(),
             }
         )
-    counts = {"labels": found[0].labels.count, "pairs": found[0].pairs.pairs}
+    counts = {"labels": totals[0].labels.count, "pairs": totals[0].pairs.pairs}
     return {"fingerprint": fingerprint, "complete": complete, **counts, "rewards": rows}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.scorer import ScorerSpec
-from jobs.label.fill import require
+from jobs.label.places import require
 from jobs.learning import run as learning
 from jobs.learning.trainer import pick_workers, position_notes, run_workers
 from jobs.train.recipe import TrainRecipe

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.corpus.ranking import MARGIN, RANK, SCORE, ranked_pairs
 from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.rewards.labelling import KEPT
+from pipeline.store.turns import last_turns
 
 OWN = ("response_key", SCORE, RANK, MARGIN)  # what the input says of one response alone
 PROMPT = "prompt"
@@ -34,7 +35,7 @@ class LabelRows:
     which share its texts.
 
     There is one item for each (prompt_id, rubric), in the order in which they first occur. Where several turns of a
-    response are labelled, its last labelled turn stands for it, as in `summary.find_pairs`. Responses stand in the order
+    response are labelled, its last labelled turn stands for it. Responses stand in the order
     of their response_index. An item's `extra` is what extra_info says of the input row; an answer's is its
     `response_key`, its score or rank, and what its labeller kept.
 
@@ -45,11 +46,7 @@ class LabelRows:
 
     def __init__(self, labels: pa.Table, prompts: bool = False):
         columns = {name: labels[name].to_pylist() for name in COLUMNS if name != "reward"}
-        last: dict[tuple[str, str | None, str | None, int], int] = {}
-        names = zip(*(columns[name] for name in COLUMNS[:4]), strict=True)
-        for row, response in enumerate(names):
-            if response not in last or columns["turn"][row] > columns["turn"][last[response]]:
-                last[response] = row
+        last = last_turns(labels)
         groups: dict[tuple[str, str | None], list[int]] = {}
         for (prompt_id, rubric, _, _), row in last.items():
             groups.setdefault((prompt_id, rubric), []).append(row)

@@ -50,7 +50,7 @@ class Cost:
 
 
 def make_results(
-    found: Sequence[Evaluated],
+    evaluations: Sequence[Evaluated],
     costs: Sequence[Cost],
     stopped: Mapping[str, str],
     benchmark: Benchmark,
@@ -59,7 +59,7 @@ def make_results(
     """The document, less what only a job knows of itself, and the rows per item.
 
     Args:
-        found, costs: one each for every variant.
+        evaluations, costs: one each for every variant.
         stopped: variants that were not even scored, and why.
 
     A reward without a complete item, or a judge that is mostly unreadable, has no figures: it is in `failed`.
@@ -69,7 +69,7 @@ def make_results(
     """
     failed = dict(stopped)
     shown: list[tuple[Evaluated, Cost, Figures]] = []
-    for each, cost in zip(found, costs, strict=True):
+    for each, cost in zip(evaluations, costs, strict=True):
         why = _unusable(each, benchmark, config.judge.max_unparsable)
         if why is None:
             shown.append((each, cost, benchmark.figures(each.items)))
@@ -94,7 +94,7 @@ def make_results(
 
 def _entry(each: Evaluated, cost: Cost, figures: Figures, config: EvaluateConfig) -> Json:
     resampling = config.evaluate.resamples, config.evaluate.seed
-    found = intervals(figures, *resampling)
+    bounds = intervals(figures, *resampling)
     pairs = sum(len(item.pairs()) for item in each.items) or figures.comparisons
     asked = pairs * each.responses / max(1, sum(map(_responses, each.items)))  # the seconds are of incomplete items too
     return {
@@ -103,7 +103,7 @@ def _entry(each: Evaluated, cost: Cost, figures: Figures, config: EvaluateConfig
         "about": each.variant.about,
         "model": cost.model,
         "values": {name: _number(value) for name, value in figures.values.items()},
-        "intervals": {name: list(ends) for name, ends in found.items()},
+        "intervals": {name: list(ends) for name, ends in bounds.items()},
         "sets": by_stratum(figures, figures.main, *resampling),
         "items": len(each.items),
         "incomplete": {
@@ -143,12 +143,12 @@ def _comparisons(shown: Sequence[tuple[str, Figures]], config: EvaluateConfig) -
             distinct.append((name, figures))
     few = len(distinct) <= MOST_COMPARED
     pairs = list(combinations(distinct, 2)) if few else [(distinct[0], other) for other in distinct[1:]]
-    found = []
+    compared = []
     for (name, figures), (other_name, other) in pairs:
         comparison = compare(figures, other, main, options.resamples, options.seed)
         if comparison is not None:
-            found.append((name, other_name, comparison))
-    adjusted = holm([comparison.p_value for _, _, comparison in found])
+            compared.append((name, other_name, comparison))
+    adjusted = holm([comparison.p_value for _, _, comparison in compared])
     return [
         {
             "first": first,
@@ -160,7 +160,7 @@ def _comparisons(shown: Sequence[tuple[str, Figures]], config: EvaluateConfig) -
             "p_holm": p,
             "items": comparison.items,
         }
-        for (first, second, comparison), p in zip(found, adjusted, strict=True)
+        for (first, second, comparison), p in zip(compared, adjusted, strict=True)
     ]
 
 

@@ -48,16 +48,18 @@ def intervals(figures: Figures, resamples: int, seed: int) -> dict[str, tuple[fl
     low, high = _bootstrap(
         scores, figures.strata, figures.weights, figures.sizes, resamples, np.random.default_rng(seed)
     )
-    found = {name: (float(low[k]), float(high[k])) for k, name in enumerate(figures.scores)}
+    bounds = {name: (float(low[k]), float(high[k])) for k, name in enumerate(figures.scores)}
     agreed = {name: float(values[0]) for name, values in figures.scores.items() if (values == values[0]).all()}
-    return found | {name: wilson_interval(all_of * items, items) for name, all_of in agreed.items() if all_of in (0, 1)}
+    return bounds | {
+        name: wilson_interval(all_of * items, items) for name, all_of in agreed.items() if all_of in (0, 1)
+    }
 
 
 def by_stratum(figures: Figures, name: str, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     """Figure `name` of each named stratum alone: `items`, `value` and its 95% `interval`. Empty without names."""
     if name not in figures.scores:
         return {}
-    found = {}
+    sets = {}
     for number, stratum in enumerate(figures.strata_names):
         here = np.flatnonzero(figures.strata == number)
         alone = Figures(
@@ -70,8 +72,8 @@ def by_stratum(figures: Figures, name: str, resamples: int, seed: int) -> dict[s
         )
         value = stratified_mean(alone.scores[name], alone.strata, alone.weights, alone.sizes)
         interval = list(intervals(alone, resamples, seed)[name])
-        found[stratum] = {"items": len(here), "value": value, "interval": interval}
-    return found
+        sets[stratum] = {"items": len(here), "value": value, "interval": interval}
+    return sets
 
 
 def compare(first: Figures, second: Figures, name: str, resamples: int, seed: int) -> Comparison | None:

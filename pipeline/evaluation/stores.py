@@ -18,6 +18,7 @@ from pipeline.rewards.derive import TOKEN_COLUMNS
 from pipeline.rewards.labellers import UNPARSABLE
 from pipeline.store import LabelStore, Record, find_record, part_uri, read_part
 from pipeline.store.schema import LABELS
+from pipeline.store.turns import Response
 
 Key = tuple[str, str | None]  # prompt_id and rubric; a row that failed before rubrics were applied has None
 
@@ -48,7 +49,7 @@ class _Failed:
 
 def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], benchmark: Benchmark) -> list[Evaluated]:
     """Read each store once, part by part. Raises ConfigError where a variant cannot be made of a store's rows."""
-    found = []
+    evaluations = []
     columns = [*COLUMNS, PROMPT] if benchmark.by_prompt else list(COLUMNS)
     for names in dict.fromkeys(variant.stores for variant in variants):
         group = [variant for variant in variants if variant.stores == names]
@@ -64,8 +65,8 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
         reasons = _reasons(rows, failed)
         for variant in group:
             items = rows.items(np.concatenate(rewards[variant.name]))
-            found.append(_evaluated(variant, labels, items, reasons, failed, benchmark))
-    return sorted(found, key=lambda each: variants.index(each.variant))
+            evaluations.append(_evaluated(variant, labels, items, reasons, failed, benchmark))
+    return sorted(evaluations, key=lambda each: variants.index(each.variant))
 
 
 def _parts(stores: Mapping[str, LabelStore], names: Sequence[str], columns: list[str], tokens: bool) -> Iterator[Parts]:
@@ -121,7 +122,7 @@ def _reasons(rows: LabelRows, failed: _Failed) -> dict[Key, str]:
         reasons |= {(prompt_id, rubric): reason for rubric in applied}
     for (prompt_id, rubric, preference, index), (turn, reason) in failed.responses.items():
         for under in applied if rubric is None else [rubric]:
-            labelled = rows.last_turns.get((prompt_id, under, preference, index))
+            labelled = rows.last_turns.get(Response(prompt_id, under, preference, index))
             if labelled is None or turn is None or labelled < turn:
                 reasons.setdefault((prompt_id, under), reason)
     return reasons
@@ -135,23 +136,23 @@ def _evaluated(
     failed: _Failed,
     benchmark: Benchmark,
 ) -> Evaluated:
-    found = dict(reasons)
+    incomplete = dict(reasons)
     items = []
     for item in whole:
         key = (item.id, item.rubric)
-        if key in found:
+        if key in incomplete:
             continue
         judged = _with_verdicts(item) if variant.reward == "judge-pairwise" else item
         why = UNPARSABLE if judged is None else benchmark.check(judged)
         if why is None and judged is not None:
             items.append(judged)
         elif why is not None:
-            found[key] = why
-    examples = [item_name(Item(prompt_id, rubric=rubric)) for prompt_id, rubric in list(found)[:5]]
+            incomplete[key] = why
+    examples = [item_name(Item(prompt_id, rubric=rubric)) for prompt_id, rubric in list(incomplete)[:5]]
     return Evaluated(
         variant,
         items,
-        Counter(found.values()),
+        Counter(incomplete.values()),
         examples,
         responses=labels.num_rows,
         truncated=sum(labels["truncated"].to_pylist()),

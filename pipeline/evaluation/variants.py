@@ -108,15 +108,15 @@ def variants_of(config: EvaluateConfig, stored: RewardConfig) -> list[Variant]:
     Args:
         stored: the reward that the endogenous store was made with.
     """
-    made = {
+    makers: dict[str, Callable[[], list[Variant]]] = {
         "endogenous": lambda: _endogenous(stored, config.reward),
         "likelihood": _likelihood,
         "implicit": lambda: _implicit(config.implicit.beta),
     }
-    found: list[Variant] = []
+    variants: list[Variant] = []
     for name in dict.fromkeys(config.evaluate.rewards):
-        found += made[name]() if name in made else [_as_stored(name)]
-    return found
+        variants += makers[name]() if name in makers else [_as_stored(name)]
+    return variants
 
 
 def policy_variant(config: EvaluateConfig) -> Variant:
@@ -157,10 +157,10 @@ def _reaggregated(stored: RewardConfig, wanted: RewardConfig) -> Callable[[Parts
 
 
 def _named(reward: RewardConfig) -> str:
-    said: list[str] = [reward.aggregation]
-    said += [f"gamma {reward.gamma:g}"] if reward.aggregation != "mean" and reward.gamma != 1 else []
-    said += [f"weights from {reward.min_weight:g}"] if reward.min_weight else []
-    return f"endogenous ({', '.join(said)})"
+    words: list[str] = [reward.aggregation]
+    words += [f"gamma {reward.gamma:g}"] if reward.aggregation != "mean" and reward.gamma != 1 else []
+    words += [f"weights from {reward.min_weight:g}"] if reward.min_weight else []
+    return f"endogenous ({', '.join(words)})"
 
 
 def _formula(reward: RewardConfig) -> str:

@@ -118,14 +118,14 @@ def relabel(labels: pa.Table, stored: RewardConfig, wanted: RewardConfig) -> lis
         return []
     cuts = np.cumsum(columns[0][1])[:-1]
     tokens = zip(*(np.split(flat, cuts) for flat, _ in columns), strict=True)
-    kept = labels.drop_columns([*TOKEN_COLUMNS, "reward"]).to_pylist()
-    found = []
-    for row, (logprobs, values, rewards) in zip(kept, tokens, strict=True):
+    rows = labels.drop_columns([*TOKEN_COLUMNS, "reward"]).to_pylist()
+    relabelled = []
+    for row, (logprobs, values, rewards) in zip(rows, tokens, strict=True):
         row["prompt"] = read_messages(row["prompt"])
         q = stored_action_values(logprobs, values, rewards, stored.alpha, stored.gamma)
         anew, total = reward_columns(q, values, wanted)
-        found.append(Label(**row, reward=total, token_logprobs=logprobs, token_values=values, token_rewards=anew))
-    return found
+        relabelled.append(Label(**row, reward=total, token_logprobs=logprobs, token_values=values, token_rewards=anew))
+    return relabelled
 
 
 def _checked_tokens(labels: pa.Table, stored: RewardConfig) -> TokenArrays:

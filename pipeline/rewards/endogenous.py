@@ -32,7 +32,8 @@ def soft_value(q_all: ArrayLike, alpha: float = 1.0) -> Array:
     """
     scaled = np.asarray(q_all, np.float64) / alpha
     top = scaled.max(axis=-1)
-    return alpha * (top + np.log(np.exp(scaled - top[..., None]).sum(axis=-1)))
+    values: Array = alpha * (top + np.log(np.exp(scaled - top[..., None]).sum(axis=-1)))
+    return values
 
 
 def token_rewards(q: ArrayLike, values: ArrayLike, gamma: float = 1.0) -> Array:

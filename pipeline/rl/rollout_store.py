@@ -24,7 +24,6 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain, count, groupby
 from typing import Any
@@ -48,14 +47,13 @@ from pipeline.store import (
     LabelStore,
     StoredInput,
     commit,
-    documents,
     extra_json,
     find_record,
     fingerprint,
     part_uri,
     shard_name,
 )
-from pipeline.store.summary import merge
+from pipeline.store.manifest import InputEntry, Manifest
 from pipeline.tokens import tokenizer_digest
 
 SYSTEM = "tokens.system_prompt"
@@ -162,32 +160,20 @@ class RolloutStore:
         Args:
             config: of the run; without it the page shows tokens as their numbers.
         """
-        records, inputs = list(self.store.records()), self.store.inputs()
-        labels = sum(record.labels.rows for record in records)
         told = {"policy", "tokens", "reward", "rewards"}
         sections = {} if config is None else config.model_dump(mode="json", include=told)
-        manifest = {
-            "fingerprint": self.store.fingerprint(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "config": {"model": sections.pop("policy", {}), **sections},
-            "inputs": [
-                {"name": each.file.name, "rows": each.plan.rows, "sha256": each.plan.digest, "shape": SHAPE.describe()}
-                for each in inputs
+        manifest = Manifest.of(
+            self.store,
+            config={"model": sections.pop("policy", {}), **sections},
+            inputs=[
+                InputEntry(name=each.file.name, rows=each.plan.rows, sha256=each.plan.digest, shape=SHAPE.describe())
+                for each in self.store.inputs()
             ],
-            "counts": {
-                "rows": sum(each.plan.rows for each in inputs),
-                "responses": labels,
-                "labels": labels,
-                "errors": 0,
-                "shards": len(records),
-            },
-            "errors": {},
-            "summary": merge(record.stats for record in records).summary(),
-            "notes": ["responses that an online run sampled, with the rewards that it learnt from"],
-            "timing": None,
-            "versions": {"endoreward": __version__, **{name: version(name) for name in ("torch", "pyarrow")}},
-        }
-        documents.write_bytes(self.store.at("manifest.json"), documents.readable(manifest))
+            notes=["responses that an online run sampled, with the rewards that it learnt from"],
+            timing=None,
+            versions={"endoreward": __version__, **{name: version(name) for name in ("torch", "pyarrow")}},
+        )
+        manifest.write_plain(self.store.at("manifest.json"))
 
     def _labels(self, step: int, row: int, group: Group) -> list[Label]:
         prompt_id = f"{_name(step)}:{row}"

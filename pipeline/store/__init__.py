@@ -1,6 +1,6 @@
 """The label store: schema, commit, lock, fingerprint, validation."""
 
-from pipeline.store import documents, fingerprint, places
+from pipeline.store import documents, fingerprint, places, typed
 from pipeline.store.commit import Record, commit, find_record, part_uri, shard_name
 from pipeline.store.lock import WriterLock, holder_of
 from pipeline.store.schema import ERRORS, LABELS, Failure, Label, extra_json
@@ -28,4 +28,5 @@ __all__ = [
     "problems",
     "read_part",
     "shard_name",
+    "typed",
 ]

@@ -18,12 +18,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from pipeline import storage
 from pipeline.corpus import Shard
-from pipeline.store import documents
+from pipeline.store import documents, typed
 from pipeline.store.schema import Failure, Label, errors_table, labels_table
 from pipeline.store.summary import ShardStats
+
+RECORD_VERSION = 1
+REMEDY = "put it back from a copy, or delete it and run the same again"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "version": RECORD_VERSION,
             "shard": self.shard.to_json(),
             "fingerprint": self.fingerprint,
             "generation": self.generation,
@@ -58,17 +63,15 @@ class Record:
             "stats": self.stats.to_json(),
         }
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Record":
-        return cls(
-            shard=Shard.from_json(data["shard"]),
-            fingerprint=data["fingerprint"],
-            generation=data["generation"],
-            labels=Part(**data["labels"]),
-            errors=Part(**data["errors"]),
-            reasons=data["reasons"],
-            stats=ShardStats.from_json(data["stats"]),
-        )
+    @staticmethod
+    def read(uri: str) -> "Record":
+        """Raises FileNotFoundError, and StoreError for a damaged one, or one of another form."""
+        content = documents.read(uri)
+        typed.check_version(content, RECORD_VERSION, uri, REMEDY)
+        return typed.parse(_RECORDS.validate_python, content, uri, REMEDY)
+
+
+_RECORDS = TypeAdapter(Record)
 
 
 def shard_name(shard: Shard) -> str:
@@ -129,7 +132,7 @@ def commit(
 def find_record(store: str, shard: Shard) -> Record | None:
     """The record of a shard, None when it is not done. Raises StoreError for a damaged one."""
     try:
-        return Record.from_json(documents.read(record_uri(store, shard)))
+        return Record.read(record_uri(store, shard))
     except FileNotFoundError:
         return None
 

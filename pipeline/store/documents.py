@@ -39,7 +39,7 @@ def encode(content: dict[str, Any]) -> bytes:
 def decode(data: bytes, uri: str) -> dict[str, Any]:
     """Raises StoreError where the bytes are not what `encode` wrote."""
     try:
-        content = json.loads(data)
+        content: dict[str, Any] = json.loads(data)
         content.pop("sha256")
         intact = encode(content) == data
     except (ValueError, KeyError, AttributeError, TypeError):

@@ -188,6 +188,7 @@ def _read(file: IO[str]) -> str:
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return {}
+    return content if isinstance(content, dict) else {}

@@ -18,6 +18,7 @@ from pipeline.corpus.samples import Message
 from pipeline.errors import StoreError
 from pipeline.store.schema import read_message, read_messages
 from pipeline.store.summary import find_pairs
+from pipeline.store.turns import last_turns
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PREFERENCES = pa.schema(
@@ -90,7 +91,7 @@ def choose_pairs(
     by_score = sum(labels["preference"][i].as_py() is None for i in known[:, 0].tolist())
     ranked = ranked_rows(labels) if preference == "known" else {}
     found, undecided, ties, alone, close = [known], 0, 0, 0, 0
-    for group, (rows, unknown) in last_turns(labels).items():
+    for group, (rows, unknown) in last_turns_by_prompt(labels).items():
         if group in paired:
             continue
         if len(rows) < 2 or not (unknown or preference == "reward"):
@@ -117,21 +118,16 @@ def _ranked(rows: Sequence[int], rewards: NDArray[np.float64], select: str) -> R
     return np.array([[ranked[0], worst]])
 
 
-def last_turns(labels: pa.Table) -> dict[Group, tuple[list[int], bool]]:
+def last_turns_by_prompt(labels: pa.Table) -> dict[Group, tuple[list[int], bool]]:
     """Of each (prompt_id, rubric) the rows of its responses' last labelled turns, and whether no preference is known.
 
     Groups and rows stand in the order in which they first occur. Needs CHOICE_COLUMNS but for the reward.
     """
-    names = ("prompt_id", "rubric", "preference", "response_index", "turn")
-    last: dict[tuple[str, str | None, str | None, int], tuple[int, int]] = {}
-    for row, (*response, turn) in enumerate(zip(*(labels[n].to_pylist() for n in names), strict=True)):
-        key = tuple(response)
-        last[key] = max(last.get(key, (turn, row)), (turn, row))
-    found: dict[Group, tuple[list[int], bool]] = {}
-    for (prompt_id, rubric, preference, _), (_, row) in last.items():
-        rows, unknown = found.get((prompt_id, rubric), ([], True))
-        found[prompt_id, rubric] = ([*rows, row], unknown and preference is None)
-    return found
+    groups: dict[Group, tuple[list[int], bool]] = {}
+    for (prompt_id, rubric, preference, _), row in last_turns(labels).items():
+        rows, unknown = groups.get((prompt_id, rubric), ([], True))
+        groups[prompt_id, rubric] = ([*rows, row], unknown and preference is None)
+    return groups
 
 
 def preferences_table(pairs: Sequence[dict[str, Any]]) -> pa.Table:

@@ -97,7 +97,7 @@ def _is_ours_or_free(uri: str, kind: Kind) -> bool:
 def _foreign(uri: str, kind: Kind) -> list[str]:
     """Names below a folder without a document that neither an empty folder has nor a run that was killed as it began."""
     begun, *below = kind.document
-    found = []
+    names = []
     for name, is_folder in storage.list_entries(uri):
         if is_folder:
             ours = bool(below) and name == begun and _only_begun(storage.join(uri, name), tuple(below))
@@ -106,8 +106,8 @@ def _foreign(uri: str, kind: Kind) -> list[str]:
             ours = name in DESKTOP or (name == LOCK and is_lock(storage.join(uri, name)))
             ours = ours or (not below and documents.is_temporary(name, begun))
         if not ours:
-            found.append(name + "/" * is_folder)
-    return found
+            names.append(name + "/" * is_folder)
+    return names
 
 
 def _only_begun(uri: str, document: tuple[str, ...]) -> bool:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -114,7 +114,7 @@ def read_messages(stored: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 def read_message(role: str, content: str, other: str | None) -> Message:
-    return {"role": role, "content": content, **json.loads(other or "{}")}
+    return cast(Message, {"role": role, "content": content, **json.loads(other or "{}")})
 
 
 def other_json(message: Mapping[str, Any]) -> str | None:
@@ -126,8 +126,8 @@ def other_json(message: Mapping[str, Any]) -> str | None:
 def message_text(message: Mapping[str, Any]) -> str:
     """A message as a person reads it: before its text what it has beside, as JSON."""
     other = {name: message[name] for name in BESIDE if name in message}
-    said = json.dumps(other, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace").decode()
-    return "\n".join(filter(None, (said if other else "", message["content"])))
+    beside = json.dumps(other, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace").decode()
+    return "\n".join(filter(None, (beside if other else "", message["content"])))
 
 
 def extra_json(extra: dict[str, Any]) -> str:

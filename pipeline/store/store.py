@@ -13,19 +13,29 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import PlainValidator, TypeAdapter
 
 from pipeline import storage
 from pipeline.corpus import FilePlan, InputFile, Shape
 from pipeline.corpus.labels.rules import Guessed
 from pipeline.errors import StoreError
-from pipeline.store import documents, fingerprint, places
+from pipeline.store import documents, fingerprint, places, typed
 from pipeline.store.commit import Record, file_key, part_uri, shard_name
 from pipeline.store.lock import holder_of
 from pipeline.store.schema import LABELS, LATER
+
+INPUT_VERSION = 1
+
+
+def _shape(stored: Any) -> Shape:
+    try:
+        return Shape.from_json(stored)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"no shape of a file that this version knows ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -34,21 +44,34 @@ class StoredInput:
 
     file: InputFile
     format: str  # input.format, as configured when it was read
-    shape: Shape
+    shape: Annotated[Shape, PlainValidator(_shape)]
     plan: FilePlan
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "version": INPUT_VERSION,
             "file": asdict(self.file),
             "format": self.format,
             "shape": self.shape.to_json(),
             "plan": self.plan.to_json(),
         }
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "StoredInput":
-        shape, plan = Shape.from_json(data["shape"]), FilePlan.from_json(data["plan"])
-        return cls(InputFile(**data["file"]), data["format"], shape, plan)
+    @staticmethod
+    def read(uri: str) -> "StoredInput":
+        """Raises FileNotFoundError, and StoreError for a damaged one, or one of another form."""
+        content = documents.read(uri)
+        typed.check_version(content, INPUT_VERSION, uri, typed.Document.REMEDY)
+        return typed.parse(_INPUTS.validate_python, content, uri, typed.Document.REMEDY)
+
+
+_INPUTS = TypeAdapter(StoredInput)
+
+
+class StoreRun(typed.Document):
+    """`records/run.json`: what the labels of a store are, and the fingerprint of that."""
+
+    fingerprint: str
+    description: dict[str, Any]
 
 
 @dataclass
@@ -110,8 +133,8 @@ class LabelStore:
         """Create the store, or check that it is of the same run and clear what killed writers left. Needs the lock."""
         self.check_description(description)
         if not places.is_ours(self.uri, places.STORE):
-            content = {"fingerprint": fingerprint.digest(description), "description": description}
-            documents.write(self.at("records", "run.json"), content)
+            run = StoreRun(fingerprint=fingerprint.digest(description), description=description)
+            run.write(self.at("records", "run.json"))
         for folder in (self.uri, *(self.at(kind) for kind in ("labels", "errors", "records"))):
             documents.remove_temporaries(folder)
 
@@ -139,13 +162,24 @@ class LabelStore:
         for folder in (*(self.at(kind) for kind in ("labels", "errors", "records")), self.uri):
             storage.remove_if_empty(folder)
 
+    def run(self) -> StoreRun:
+        """Raises FileNotFoundError where there is no store, StoreError where a newer version made its labels."""
+        run = StoreRun.read(self.at("records", "run.json"))
+        form = run.description.get("format", 0)
+        if not isinstance(form, int) or form > fingerprint.FORMAT:
+            raise StoreError(
+                f"{self.uri} holds labels of format {form}, which a newer version of endoreward made; this one knows up to "
+                f"{fingerprint.FORMAT}: update endoreward"
+            )
+        return run
+
     def fingerprint(self) -> str:
-        """Raises FileNotFoundError where there is no store."""
-        return documents.read(self.at("records", "run.json"))["fingerprint"]
+        """Raises what `run` does."""
+        return self.run().fingerprint
 
     def description(self) -> dict[str, Any]:
-        """What the fingerprint stands for. Raises FileNotFoundError where there is no store."""
-        return documents.read(self.at("records", "run.json"))["description"]
+        """What the fingerprint stands for. Raises what `run` does."""
+        return self.run().description
 
     def began_on(self) -> str | None:
         """The day that a template got which asks for the date; None where there is no store or it has no such template."""
@@ -158,7 +192,7 @@ class LabelStore:
 
     def find_input(self, name: str) -> StoredInput | None:
         try:
-            return StoredInput.from_json(documents.read(self._input_uri(name)))
+            return StoredInput.read(self._input_uri(name))
         except FileNotFoundError:
             return None
 
@@ -169,8 +203,8 @@ class LabelStore:
 
     def inputs(self) -> list[StoredInput]:
         names = [n for n in storage.list_names(self.at("records")) if n.startswith("input-") and n.endswith(".json")]
-        found = [StoredInput.from_json(documents.read(self.at("records", n))) for n in names]
-        return sorted(found, key=lambda stored: stored.file.name)
+        inputs = [StoredInput.read(self.at("records", n)) for n in names]
+        return sorted(inputs, key=lambda stored: stored.file.name)
 
     def guesses(self) -> list[str]:
         """A sentence for each input file whose labels an earlier version guessed."""
@@ -196,24 +230,24 @@ class LabelStore:
         """Every record, in the order of their names. Raises StoreError for a damaged one."""
         uris = [self.at("records", f"{name}.json") for name in sorted(self.done())]
         with ThreadPoolExecutor(16) as pool:
-            for data in pool.map(documents.read, uris):
-                yield Record.from_json(data)
+            yield from pool.map(Record.read, uris)
 
     def progress(self) -> Progress:
-        """Raises StoreError where there is no store, or its description is damaged."""
+        """Raises StoreError where there is no store, its description is damaged, or a newer version made its labels."""
         self.require()
         places.is_ours(self.uri, places.STORE)
+        self.run()
         done = self.done()
-        found = Progress(writer=holder_of(self.uri))
+        progress = Progress(writer=holder_of(self.uri))
         for stored in self.inputs():
-            found.shards += len(stored.plan.shards)
-            found.rows += stored.plan.rows
-            found.done_shards += sum(shard_name(shard) in done for shard in stored.plan.shards)
+            progress.shards += len(stored.plan.shards)
+            progress.rows += stored.plan.rows
+            progress.done_shards += sum(shard_name(shard) in done for shard in stored.plan.shards)
         for record in self.records():
-            found.done_rows += record.shard.rows
-            found.labels += record.labels.rows
-            found.errors.update(record.reasons)
-        return found
+            progress.done_rows += record.shard.rows
+            progress.labels += record.labels.rows
+            progress.errors.update(record.reasons)
+        return progress
 
     def require(self) -> None:
         """Raises StoreError where there is no store."""

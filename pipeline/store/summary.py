@@ -5,9 +5,8 @@ equal those of all labels together up to rounding, because all siblings of a pro
 and products are kept about the mean (Chan, Golub and LeVeque 1983). Nothing here is sampled. Left out: quantiles, which
 do not merge exactly.
 
-Pairs are formed within (prompt_id, rubric): every chosen response with every rejected one, and of a ranking every
-response with every lower one (`pipeline.corpus.ranking`). Where several turns of a
-response are labelled, its last labelled turn stands for it, since a preference is about how a conversation ended.
+Pairs are formed within (prompt_id, rubric): every chosen response with every rejected one, and of a ranking every response
+with every lower one (`pipeline.corpus.ranking`), each by its last labelled turn.
 """
 
 import math
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.ranking import ranked_pairs, ranked_rows
+from pipeline.store.turns import last_turns
 
 Summary = dict[str, Any]
 
@@ -147,11 +147,11 @@ class ShardStats:
         pairs = find_pairs(labels)
         margin = reward[pairs[:, 0]] - reward[pairs[:, 1]]
         longer = tokens[pairs[:, 0]].astype(np.int64) - tokens[pairs[:, 1]]
-        found = {}
+        rubrics = {}
         for name in sorted(set(rubric)):
             here, paired = rubric == name, rubric[pairs[:, 0]] == name
             chosen, rejected, other = (here & (preference == kind) for kind in ("chosen", "rejected", None))
-            found[name] = RubricStats(
+            rubrics[name] = RubricStats(
                 chosen=Moments.of(reward[chosen], tokens[chosen]),
                 rejected=Moments.of(reward[rejected], tokens[rejected]),
                 other=Moments.of(reward[other], tokens[other]),
@@ -160,7 +160,7 @@ class ShardStats:
                 chosen_shorter=Tally.of(margin[paired & (longer < 0)]),
                 same_length=Tally.of(margin[paired & (longer == 0)]),
             )
-        return cls(int(truncated.sum()), int(tokens.sum()), int(prompt_tokens.sum()), found)
+        return cls(int(truncated.sum()), int(tokens.sum()), int(prompt_tokens.sum()), rubrics)
 
     def __add__(self, other: "ShardStats") -> "ShardStats":
         rubrics = {
@@ -175,20 +175,12 @@ class ShardStats:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings and dicts; moments of nothing are left out. `from_json` gives back an equal object."""
+        """Plain numbers, strings and dicts; moments of nothing are left out."""
         rubrics = {
             name: {part: counts for part, counts in asdict(group).items() if counts != asdict(Moments())}
             for name, group in self.rubrics.items()
         }
         return asdict(self) | {"rubrics": rubrics}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Self:
-        rubrics = {
-            name: RubricStats(**{part: (Tally if "pairs" in v else Moments)(**v) for part, v in group.items()})  # type: ignore[arg-type]
-            for name, group in record["rubrics"].items()
-        }
-        return cls(**(record | {"rubrics": rubrics}))
 
     def summary(self) -> Summary:
         """The figures of these labels as a plain dict; what is undefined is None.
@@ -239,23 +231,18 @@ def find_pairs(labels: pa.Table) -> np.ndarray:
 
     Needs the columns prompt_id, rubric, preference, response_index and turn; extra_info where there are rankings.
     """
-    columns = (labels[name].to_pylist() for name in ("prompt_id", "rubric", "preference", "response_index"))
-    turns = labels["turn"].to_pylist()
-    last: dict[tuple[str, str | None, str | None, int], int] = {}
-    for row, response in enumerate(zip(*columns, strict=True)):
-        if response not in last or turns[row] > turns[last[response]]:
-            last[response] = row
     extras = ranked_rows(labels)
     groups: dict[tuple[str, str | None], tuple[list[int], list[int], list[int]]] = {}
-    for (prompt_id, rubric, preference, _), row in last.items():
-        if preference is not None or row in extras:
-            chosen, rejected, ranked = groups.setdefault((prompt_id, rubric), ([], [], []))
-            (ranked if preference is None else chosen if preference == "chosen" else rejected).append(row)
-    found: list[tuple[int, int]] = []
+    for response, row in last_turns(labels).items():
+        if response.preference is not None or row in extras:
+            chosen, rejected, ranked = groups.setdefault((response.prompt_id, response.rubric), ([], [], []))
+            side = {"chosen": chosen, "rejected": rejected}.get(response.preference or "", ranked)
+            side.append(row)
+    pairs: list[tuple[int, int]] = []
     for chosen, rejected, ranked in groups.values():
-        found += product(chosen, rejected)
-        found += [(ranked[i], ranked[j]) for i, j in ranked_pairs([extras[row] for row in ranked])]
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+        pairs += product(chosen, rejected)
+        pairs += [(ranked[i], ranked[j]) for i, j in ranked_pairs([extras[row] for row in ranked])]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def wilson_interval(right: float, trials: float) -> tuple[float, float]:

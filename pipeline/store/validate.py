@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.corpus import Shard, find_files, plan_file
 from pipeline.errors import EndorewardError, InputError, StoreError
-from pipeline.store import documents, fingerprint
+from pipeline.store import fingerprint
 from pipeline.store.commit import Record, ids_digest, part_uri, shard_name
 from pipeline.store.schema import ERRORS, FORMER_LABELS, LABELS
 from pipeline.store.store import LabelStore, StoredInput
@@ -28,28 +28,27 @@ def problems(store: LabelStore) -> Iterator[str]:
     """
     store.require()
     try:
-        run = documents.read(store.at("records", "run.json"))
+        run = store.run()
     except StoreError as error:
         yield str(error)
         return
-    if fingerprint.digest(run["description"]) != run["fingerprint"]:
+    if fingerprint.digest(run.description) != run.fingerprint:
         yield f"{store.at('records', 'run.json')}: the fingerprint is not that of the description"
     planned: dict[str, Shard] = {}
     for name in storage.list_names(store.at("records")):
         uri = store.at("records", name)
         if name.startswith("input-"):
             try:
-                plan = documents.read(uri)["plan"]
+                plan = StoredInput.read(uri).plan
             except StoreError as error:
                 yield str(error)
                 continue
-            shards = [Shard.from_json(shard) for shard in plan["shards"]]
-            planned.update((shard_name(shard), shard) for shard in shards)
-            if sum(shard.rows for shard in shards) != plan["rows"]:
-                yield f"{uri}: its shards do not add up to the {plan['rows']} rows of {plan['file']}"
+            planned.update((shard_name(shard), shard) for shard in plan.shards)
+            if sum(shard.rows for shard in plan.shards) != plan.rows:
+                yield f"{uri}: its shards do not add up to the {plan.rows} rows of {plan.file}"
         elif not name.endswith((".json", ".tmp")):
             yield f"{uri}: not a file of a label store"
-    yield from _check_shards(store, planned, run["fingerprint"])
+    yield from _check_shards(store, planned, run.fingerprint)
     yield from _check_input_files(store)
 
 
@@ -62,7 +61,7 @@ def _check_shards(store: LabelStore, planned: dict[str, Shard], run_fingerprint:
     for name in sorted(done):
         uri = store.at("records", f"{name}.json")
         try:
-            record = Record.from_json(documents.read(uri))
+            record = Record.read(uri)
         except StoreError as error:
             yield str(error)
             for kind in expected:  # its parts can be held against no record; do not call them foreign too
@@ -125,7 +124,7 @@ def _check_input_files(store: LabelStore) -> Iterator[str]:
         if not name.startswith("input-"):
             continue
         try:
-            stored = StoredInput.from_json(documents.read(store.at("records", name)))
+            stored = StoredInput.read(store.at("records", name))
             [file] = find_files([stored.file.uri])
         except (EndorewardError, OSError):
             continue  # damaged, and reported already; or out of reach from here

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store import LabelStore, part_uri, read_part, shard_name
-from pipeline.store.pairs import CHOICE_COLUMNS, RANKING, Group, PairCounts, choose_pairs, last_turns
+from pipeline.store.pairs import CHOICE_COLUMNS, RANKING, Group, PairCounts, choose_pairs, last_turns_by_prompt
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
 COLUMNS = [*CHOICE_COLUMNS, "num_tokens", "num_prompt_tokens", "truncated"]
@@ -299,7 +299,7 @@ def _require_same(first: Source, second: Source) -> None:
 
 def _of_part(uri: str, columns: list[str], config: TrainConfig) -> _Found:
     labels = read_columns(uri, columns)
-    last = last_turns(labels)
+    last = last_turns_by_prompt(labels)
     rubrics = frozenset(rubric for _, rubric in last if rubric is not None)
     every = config.train.objective == "sft" and config.sft.select == "all"
     turns = 0 if every else labels.num_rows - sum(len(rows) for rows, _ in last.values())

@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
@@ -28,7 +28,9 @@ from pipeline.models.loading import identify_model
 from pipeline.store import documents, fingerprint, places
 from pipeline.training.config import PAIR_OBJECTIVES, SECTION_OF, LearningConfig, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config
+from pipeline.training.documents import Run, RunManifest
 
+Kind = TypeVar("Kind", bound=Run)
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of its checkpoints
@@ -108,6 +110,20 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
+    def run(self) -> Run | None:
+        """What the run is, None where there is none. Raises StoreError where run.json is damaged, or of a newer version."""
+        return self._find(Run, "run.json")
+
+    def manifest(self) -> RunManifest | None:
+        """What a finished run says, None where it is not finished. Raises StoreError as `run` does."""
+        return self._find(RunManifest, "manifest.json")
+
+    def _find(self, kind: type[Kind], name: str) -> Kind | None:
+        try:
+            return kind.read(self.at(name))
+        except FileNotFoundError:
+            return None
+
     @property
     def begun(self) -> bool:
         """Whether there is a checkpoint to go on from; without one, another run may take this one's place."""
@@ -125,10 +141,10 @@ class RunFolder:
     def check(self, description: Mapping[str, Any]) -> None:
         """Raises StoreError where the directory holds another run that has a checkpoint or is finished, or something else."""
         self.check_place()
-        found = self.read("run.json")
-        if found is None:
+        run = self.run()
+        if run is None:
             return
-        differ = fingerprint.differences(found["description"], dict(description), "the run there")
+        differ = fingerprint.differences(run.description, dict(description), "the run there")
         if differ and (self.begun or storage.exists(self.at("manifest.json"))):
             known = [f"{why}. " for name, why in MUST_AGREE.items() if any(line.startswith(name) for line in differ)]
             raise StoreError(

@@ -73,7 +73,7 @@ def test_a_wrong_description_is_refused_without_torch_and_ray() -> None:
 
 
 def test_what_crosses_a_process_pickles() -> None:
-    from jobs.label.flow import Work
+    from jobs.label.work import Work
 
     shard = Shard("a.jsonl", 0, 0, 2, 2, "0" * 64, 0, 10)
     shape = Shape((("chosen", "chosen"), ("rejected", "rejected")), prompt="prompt")

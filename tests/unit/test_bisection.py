@@ -6,8 +6,8 @@ import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-from jobs.label.fill import _explained
-from jobs.label.flow import Done
+from jobs.label.limits import explained
+from jobs.label.work import Done
 from pipeline.apart import Died
 from pipeline.errors import RunError
 from pipeline.killers import DEATHS, Bisection, killed
@@ -107,4 +107,4 @@ def test_what_rays_memory_monitor_did_is_said(of_an_actor: bool) -> None:
         yield
 
     with pytest.raises(RunError, match=r"ran low on memory.*no row is blamed.*scorer\.max_actors"):
-        list(_explained(flow()))
+        list(explained(flow()))

@@ -213,7 +213,14 @@ def test_a_run_is_not_written_over_what_it_reads(
 ) -> None:
     """Rollouts of a run without a checkpoint would be discarded as another takes its place, which is to learn from them."""
     output = tmp_path / "out"
-    documents.create(str(output / "run.json"), {"description": {}})
+    begun = {
+        "created": "2026-01-01T00:00:00+00:00",
+        "objective": "dpo",
+        "config": {},
+        "policy": {"name": "m"},
+        "steps": 2,
+    }
+    documents.create(str(output / "run.json"), begun | {"description": {}, "fingerprint": "f"})
     documents.create(str(output / "rollouts/records/run.json"), {"description": {}, "fingerprint": "f"})
     lay(output, {"rollouts/labels/part.parquet": "p"})
     before = contents(output)

@@ -262,7 +262,7 @@ def test_page_in_a_browser(tmp_path: Any) -> None:
 
 def test_a_run_that_stopped_has_a_page_so_far(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder(str(tmp_path))
-    documents.create(folder.at("run.json"), {**run(kind="rl", steps=40), "objective": "grpo", "description": {}})
+    documents.create(folder.at("run.json"), {**full(), "description": {}})
     assert main(["report", str(tmp_path)]) == 0  # killed before its first step
     with MetricsFile(folder.at("metrics.jsonl")) as metrics:
         metrics.append({"step": 1, "num_tokens": 64, "reward": 1.5})

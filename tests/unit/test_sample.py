@@ -308,25 +308,25 @@ def test_the_files_hold_every_prompt_once_in_its_inputs_order(
     Path(store.at("records", f"{shard_name(record.shard)}.json")).rename(tmp_path / "aside")
     assert not is_written(store, str(output))  # another content
     unfinished = "samples-00000-" + record.shard.file.replace("/", "-")
-    assert not any(name.startswith(unfinished) for name in write_samples(store, str(output))["files"])
+    assert not any(name.startswith(unfinished) for name in write_samples(store, str(output)).files)
     (tmp_path / "aside").rename(store.at("records", f"{shard_name(record.shard)}.json"))
     assert write_samples(store, str(output)) == summary
-    assert summary["files"] == ["samples-00000-a.jsonl", "samples-00000-b-x.parquet.jsonl"]
+    assert summary.files == ["samples-00000-a.jsonl", "samples-00000-b-x.parquet.jsonl"]
     found = list(read(output))
     assert [{k: v for k, v in row.items() if k not in ("responses", "truncated", *SAMPLED)} for row in found] == [
         rows[3], rows[0], rows[1], rows[2],
     ]  # fmt: skip
-    assert [summary[name] for name in ("prompts", "responses")] == [4, 8] and summary["errors"] == {"null": 1}
-    assert summary["cut_off"] == sum(sum(row["truncated"]) for row in found)
-    assert summary["distinct"] == sum(len(set(row["responses"])) for row in found)
+    assert [getattr(summary, name) for name in ("prompts", "responses")] == [4, 8] and summary.errors == {"null": 1}
+    assert summary.cut_off == sum(sum(row["truncated"]) for row in found)
+    assert summary.distinct == sum(len(set(row["responses"])) for row in found)
     before = {path.name: path.read_bytes() for path in output.glob("*.json*")}
     assert write_samples(store, str(output)) == summary
     assert {path.name: path.read_bytes() for path in output.glob("*.json*")} == before
     monkeypatch.setattr("jobs.sample.run.FILE_BYTES", 1)
     smaller = write_samples(store, str(output))
-    assert len(smaller["files"]) == 4 and next(read(output)) == found[0]
+    assert len(smaller.files) == 4 and next(read(output)) == found[0]
     assert sorted(map(str, read(output))) == sorted(map(str, found))  # the larger files are gone
-    assert samples_name("b/x.parquet", 2) in smaller["files"]
+    assert samples_name("b/x.parquet", 2) in smaller.files
 
 
 def test_samples_that_no_run_wrote_stay(stored: tuple[LabelStore, list[Row]], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from chat_templates import TEMPLATES
 from tiny import save_model
 
 from jobs.evaluate import run as evaluate
-from jobs.label.fill import Filling
+from jobs.label.label_run import LabelRun
 from jobs.rl import run as rl
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import find_files
@@ -23,7 +23,7 @@ def today() -> str:
     return str(datetime.now(UTC).date())
 
 
-def opened(tmp_path: Path, template: str, **tokens: Any) -> Filling:
+def opened(tmp_path: Path, template: str, **tokens: Any) -> LabelRun:
     """A run held against its store, as `label` does it."""
     model = tmp_path / template
     if not model.exists():
@@ -32,14 +32,14 @@ def opened(tmp_path: Path, template: str, **tokens: Any) -> Filling:
     corpus.write_text('{"prompt": "hi", "chosen": "yes", "rejected": "no"}\n')
     config = LabelConfig.model_validate({"model": {"name": str(model)}, "tokens": tokens})
     files = find_files([str(corpus)])
-    return Filling.open(Endogenous(config, config.model), str(tmp_path / f"{template}-store"), "cpu", files)
+    return LabelRun.open(Endogenous(config, config.model), str(tmp_path / f"{template}-store"), "cpu", files)
 
 
-def began(tmp_path: Path, template: str, day: str) -> Filling:
+def began(tmp_path: Path, template: str, day: str) -> LabelRun:
     """The same once the store is there and began on another day."""
-    filling = opened(tmp_path, template, date=day)
-    with WriterLock(filling.store.uri):
-        filling.store.open_for_writing(filling.description)
+    run = opened(tmp_path, template, date=day)
+    with WriterLock(run.store.uri):
+        run.store.open_for_writing(run.description)
     return opened(tmp_path, template)
 
 

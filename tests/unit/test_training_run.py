@@ -20,6 +20,11 @@ from pipeline.training.objectives import objective_of
 from pipeline.training.run import CHECKPOINTS, SNAPSHOT, STOPPED, RunFolder, describe, keep_snapshot
 from pipeline.training.schedule import base_rate, learning_rate
 
+BEGUN = {
+    "created": "2026-01-01T00:00:00+00:00", "objective": "dpo", "config": {}, "description": {}, "fingerprint": "f",
+    "policy": {"name": "m"}, "steps": 2,
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_rate_rises_and_falls(schedule: str) -> None:
@@ -150,7 +155,14 @@ def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
 
     folder = RunFolder(str(tmp_path / "out"))
     folder.check(first)  # nothing there
-    documents.create(folder.at("run.json"), {"description": first})
+    begun = {
+        "created": "2026-01-01T00:00:00+00:00",
+        "objective": "dpo",
+        "config": {},
+        "policy": {"name": "m"},
+        "steps": 2,
+    }
+    documents.create(folder.at("run.json"), {**begun, "description": first, "fingerprint": "f"})
     folder.check(first)
     folder.check(description(dpo={"beta": 1}))  # nothing was learned there yet
     documents.create(folder.at("checkpoints", "checkpoint_manager_snapshot.json"), {})
@@ -183,7 +195,7 @@ ONE, TWO = "checkpoint_2026-01-01_00-00-00.000001", "checkpoint_2026-01-01_00-00
 
 def run_folder(tmp_path: Path, *checkpoints: str, snapshot: str | None = None) -> RunFolder:
     folder = RunFolder(str(tmp_path))
-    documents.create(folder.at("run.json"), {"description": {}})
+    documents.create(folder.at("run.json"), BEGUN)
     for name in checkpoints:
         (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
         (tmp_path / CHECKPOINTS / name / "weights").write_text(name)

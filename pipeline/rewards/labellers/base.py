@@ -108,19 +108,23 @@ class Asking(Labeller):
         plain = {"template": "none", "append_eos": False, "max_length": None, "sampled": "render"}
         return open_renderer(self.model, self.config.tokens.model_copy(update=plain), "none", True, self.texts)
 
-    def written(
+    def prompt_ids(
         self, prompt: list[Message], conversational: bool, rubric: str | None, tools: list[dict[str, Any]] | None = None
     ) -> list[int]:
         """The tokens of a prompt that the model is to answer itself, under a rubric: the template's own generation prompt.
-        Raises RowError."""
-        found = self.renderer.prompt_ids(prompt, conversational, tools, rubric)
-        if len(found) >= self.renderer.max_length:
-            raise RowError(
-                "question_too_long",
-                f"{len(found)} tokens of the question leave no room for an answer, {self.renderer.max_length} fit; shorten "
-                "the question, or take a model with a longer context",
-            )
-        return found
+        Raises `no_room` where they leave none for an answer, and other RowErrors."""
+        ids = self.renderer.prompt_ids(prompt, conversational, tools, rubric)
+        if len(ids) >= self.renderer.max_length:
+            raise self.no_room(len(ids), self.renderer.max_length)
+        return ids
+
+    def no_room(self, tokens: int, most: int) -> RowError:
+        """What becomes of a prompt of so many tokens where `most` fit, an answer included."""
+        return RowError(
+            "question_too_long",
+            f"{tokens} tokens of the question leave no room for an answer, {most} fit; shorten the question, or take a model "
+            "with a longer context",
+        )
 
     def fitted(self, turn: Turn) -> TokenizedTurn:
         """A question with its answer as tokens, to be scored. Raises RowError."""
@@ -151,15 +155,15 @@ class OfResponses(Labeller):
 
     def prepare(self, shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape) -> Prepared:
         out = prepare(shard, generation, rows, shape, self.counter, self.config.input.turns)
-        kept: list[tuple[Turn, TokenizedTurn]] = []
+        asked: list[tuple[Turn, TokenizedTurn]] = []
         out.requests = []
         for turn, tokens in zip(out.turns, out.tokens, strict=True):
             try:
                 out.requests.append(self.request(turn, tokens))
-                kept.append((turn, tokens))
+                asked.append((turn, tokens))
             except RowError as error:
                 out.failures.append(failure(turn.id, turn.prompt_id, error))
-        out.turns, out.tokens = [turn for turn, _ in kept], [tokens for _, tokens in kept]
+        out.turns, out.tokens = [turn for turn, _ in asked], [tokens for _, tokens in asked]
         out.notes, out.counts = list(self.renderer.notes), self.renderer.take_counts()
         return out
 
@@ -185,10 +189,10 @@ def filled(template: str, **texts: str) -> str:
     pieces: list[str] = []
     rest = template
     while rest:
-        found = min(((rest.find(f"{{{n}}}"), n) for n in texts if f"{{{n}}}" in rest), default=None)
-        if found is None:
+        first = min(((rest.find(f"{{{n}}}"), n) for n in texts if f"{{{n}}}" in rest), default=None)
+        if first is None:
             break
-        at, name = found
+        at, name = first
         pieces += [rest[:at], texts[name]]
         rest = rest[at + len(name) + 2 :]
     return "".join([*pieces, rest])

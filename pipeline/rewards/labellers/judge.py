@@ -47,13 +47,13 @@ class PointwiseJudge(Asking, OfResponses):
     def reward(self, answer: list[Completion]) -> tuple[float, dict[str, Any]]:
         [judgement] = answer
         judge = self.config.judge
-        said = verdict(judge.pointwise_pattern, judgement, self.renderer.opens_thoughts)
+        word = verdict(judge.pointwise_pattern, judgement, self.renderer.opens_thoughts)
         try:
-            rating = float(said)
+            rating = float(word)
         except ValueError:
-            raise unparsable(judgement, f"{said!r} is no number") from None
+            raise unparsable(judgement, f"{word!r} is no number") from None
         if not judge.lowest <= rating <= judge.highest:
-            raise unparsable(judgement, f"{said} is not from {judge.lowest:g} to {judge.highest:g}")
+            raise unparsable(judgement, f"{word} is not from {judge.lowest:g} to {judge.highest:g}")
         return rating, {"judgement": judgement.text}
 
 
@@ -156,10 +156,10 @@ class PairwiseJudge(Asking):
         if isinstance(answer, RowError):
             raise answer
         [judgement] = answer
-        said = verdict(self.config.judge.pairwise_pattern, judgement, self.renderer.opens_thoughts).upper()
-        if said not in WINNERS:
-            raise unparsable(judgement, f"{said!r} is not one of {', '.join(WINNERS)}")
-        return WINNERS[said]
+        word = verdict(self.config.judge.pairwise_pattern, judgement, self.renderer.opens_thoughts).upper()
+        if word not in WINNERS:
+            raise unparsable(judgement, f"{word!r} is not one of {', '.join(WINNERS)}")
+        return WINNERS[word]
 
 
 def compared(turns: Sequence[Turn]) -> Iterator[Shown]:
@@ -179,7 +179,7 @@ def compared(turns: Sequence[Turn]) -> Iterator[Shown]:
 
 def ask(judge: Asking, turn: Turn, text: str) -> Question:
     """A question to the judge, under the turn's rubric. Raises RowError where it does not fit."""
-    return Question(judge.written([Message(role="user", content=text)], True, turn.rubric))
+    return Question(judge.prompt_ids([Message(role="user", content=text)], True, turn.rubric))
 
 
 def verdict(pattern: str, judgement: Completion, thinking: bool = False) -> str:
@@ -197,7 +197,8 @@ def verdict(pattern: str, judgement: Completion, thinking: bool = False) -> str:
         ) from None
     if not matches:
         raise unparsable(judgement, f"it holds nothing of the form {pattern}")
-    return matches[-1]
+    last: str = matches[-1]  # the pattern has one group
+    return last
 
 
 _beside = Apart()

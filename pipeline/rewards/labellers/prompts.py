@@ -78,17 +78,11 @@ class PromptSampler(Sampling):
     def settings(self) -> dict[str, Any]:
         return {f"sample.{name}": value for name, value in self.config.sample.model_dump().items()}
 
-    def written(
-        self, prompt: list[Message], conversational: bool, rubric: str | None, tools: list[dict[str, Any]] | None = None
-    ) -> list[int]:
-        found = self.renderer.prompt_ids(prompt, conversational, tools)
-        if len(found) >= self.renderer.max_length:
-            raise RowError(
-                "prompt_too_long",
-                f"the prompt leaves no room for a response in {self.renderer.max_length} tokens; shorten it, or take a "
-                "policy with a longer context",
-            )
-        return found
+    def no_room(self, tokens: int, most: int) -> RowError:
+        return RowError(
+            "prompt_too_long",
+            f"the prompt leaves no room for a response in {most} tokens; shorten it, or take a policy with a longer context",
+        )
 
     def asked(self, file: str, number: int, row: RawRow, shape: Shape) -> Asked:
         """Raises RowError."""
@@ -105,15 +99,15 @@ def prompt_of(file: str, number: int, row: RawRow, shape: Shape) -> Asked:
     """A row's prompt, and in `extra` what else the row holds; of an answer that closes a conversation, `response`. Raises
     RowError."""
     alone = replace(shape, responses=()).normalise(file, number, row)
-    found = alone if shape.prompt is not None else shape.normalise(file, number, row)
-    if found.failed and not found.responses:
-        raise found.failed[0].error
-    prompt, other = found.prompt, dict(alone.extra)
-    if found.conversational and prompt and prompt[-1]["role"] == "assistant":
+    sample = alone if shape.prompt is not None else shape.normalise(file, number, row)
+    if sample.failed and not sample.responses:
+        raise sample.failed[0].error
+    prompt, other = sample.prompt, dict(alone.extra)
+    if sample.conversational and prompt and prompt[-1]["role"] == "assistant":
         last = prompt[-1]
         other["response"] = last["content"] if last.keys() == {"role", "content"} else last
         prompt = prompt[:-1]
-    return Asked(prompt, found.conversational, other, found.tools)
+    return Asked(prompt, sample.conversational, other, sample.tools)
 
 
 def _given(prompt: list[Message], conversational: bool) -> RawRow:
@@ -140,17 +134,17 @@ def prompt_shape(rows: Sequence[RawRow], config: InputConfig, name: str) -> Shap
     A corpus that `detect` knows need not hold responses here. Raises InputError where no column holds a prompt.
     """
     names = list(dict.fromkeys(column for row in rows for column in row))
-    given = config.prompt_key or config.messages_key
-    if given and not any(columns.has(row, given) for row in rows):
-        raise InputError(f"{name}: there is no column {given!r} in its first rows; columns: {_listed(rows)}")
+    key = config.prompt_key or config.messages_key
+    if key and not any(columns.has(row, key) for row in rows):
+        raise InputError(f"{name}: there is no column {key!r} in its first rows; columns: {_listed(rows)}")
     layout = recognised(rows, config, name)
-    if layout and layout.form == "threads" and not given:
+    if layout and layout.form == "threads" and not key:
         raise InputError(
             f"{name}: column {layout.keys['prompt_key']!r} of the layout {layout.name} holds a person's turns without the "
             "answers between them, so nothing can be asked; give other prompts, or another column as input.prompt_key"
         )
     system, tools = (next((column for column in known if column in names), None) for known in (SYSTEMS, TOOLS))
-    for column in [given] if given else [column for column in PROMPTS + CONVERSATIONS if column in names]:
+    for column in [key] if key else [column for column in PROMPTS + CONVERSATIONS if column in names]:
         shape = beside_prompt(Shape((), prompt=column, system=system, tools=tools), rows, config)
         for row in rows:
             try:
@@ -199,16 +193,16 @@ def sampled(part: pa.Table) -> Iterator[Samples]:
     """A part of the store (columns STORED), prompt by prompt; a prompt's labels stand together."""
     for _, labels in groupby(part.to_pylist(), key=lambda label: label["prompt_id"]):
         siblings = list(labels)
-        given = json.loads(siblings[0]["extra_info"])
+        extra = json.loads(siblings[0]["extra_info"])
         ours = {
-            "prompt": given.pop("prompt"),
+            "prompt": extra.pop("prompt"),
             "responses": [label["response"] for label in siblings],
             "truncated": [label["truncated"] for label in siblings],
         }
         asked = siblings[0]["prompt_token_ids"]
         if asked is not None:  # which a store of format 1 does not say
             written = [label["token_ids"] for label in siblings]
-            kept = given.pop(KEPT)
+            kept = extra.pop(KEPT)
             ours |= dict(zip(SAMPLED, (asked, written, kept["rendering"]), strict=True))
             ours |= {name: kept[name] for name in (OPENS_THOUGHTS,) if name in kept}
-        yield Samples(ours | given, sum(label["num_tokens"] for label in siblings))
+        yield Samples(ours | extra, sum(label["num_tokens"] for label in siblings))

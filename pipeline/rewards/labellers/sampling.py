@@ -69,7 +69,7 @@ class Sampling(Asking):
             for rubric, system in self.renderer.rubrics.items():
                 turn = _turn(prompt_id, asked, rubric)
                 try:
-                    ids = self.written(asked.prompt, asked.conversational, rubric, asked.tools)
+                    ids = self.prompt_ids(asked.prompt, asked.conversational, rubric, asked.tools)
                 except RowError as error:
                     out.failures.append(failure(turn.id, prompt_id, error))
                     continue
@@ -89,15 +89,15 @@ class Sampling(Asking):
                 failures.append(failure(turn.id, turn.prompt_id, answer))
                 continue
             for sample, completion in enumerate(answer):
-                said = replace(
+                answered = replace(
                     turn,
                     id=turn_id(turn.prompt_id, None, sample, 0, turn.rubric),
                     response_index=sample,
                     response=self._text(turn, completion),
                 )
-                made = replace(tokens, response_ids=completion.token_ids, truncated=not completion.finished)
-                reward, kept = self.judged(said, completion)
-                labels.append(make_label(said, made, reward, kept=kept))
+                tokenized = replace(tokens, response_ids=completion.token_ids, truncated=not completion.finished)
+                reward, kept = self.judged(answered, completion)
+                labels.append(make_label(answered, tokenized, reward, kept=kept))
         return labels, failures
 
     def _text(self, turn: Turn, completion: Completion) -> str:

@@ -1,0 +1,166 @@
+"""One run that completes a label store: what `label` does once and `evaluate` does for every reward.
+
+    describe   model, tokens: what the run is, held against the store       LabelRun.open
+    plan       the shards of every input file                               (jobs.label.plan)
+    label      read, prepare, answer, commit on Ray                         (jobs.label.flow)
+    finalize   manifest, report, table                                      (jobs.stores.finalize)
+
+Nothing is written before `LabelRun.complete`.
+"""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from actors.actor import ActorSpec
+from actors.classifier import ClassifierSpec
+from actors.generator import GeneratorSpec
+from actors.scorer import ScorerSpec
+from jobs import terminal
+from jobs.cluster import Pool, cluster, pick_pool
+from jobs.label.limits import ErrorRate, explained
+from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
+from jobs.label.work import Target, Work
+from jobs.stores.finalize import Timing, finalize
+from pipeline.config import EvaluateConfig, LabelConfig
+from pipeline.corpus import InputFile
+from pipeline.errors import RunError
+from pipeline.models.loading import load_settings, resolve_dtype
+from pipeline.rewards.labellers import Endogenous, Labeller, Sampling
+from pipeline.store import LabelStore, StoredInput, WriterLock, fingerprint
+from pipeline.tokens import read_texts
+
+
+class LateCluster:
+    """Ray, opened by whoever first needs it, until `stack` is closed."""
+
+    def __init__(self, config: LabelConfig, stack: contextlib.ExitStack):
+        self.config, self.stack, self.opened = config, stack, False
+
+    def open(self) -> None:
+        if not self.opened:
+            self.opened = True
+            self.stack.enter_context(cluster(self.config.run))
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """A label store, and a labeller that completes it; checked and planned."""
+
+    labeller: Labeller
+    store: LabelStore
+    device: str
+    description: dict[str, Any]
+    inputs: list[StoredInput]
+
+    @classmethod
+    def open(
+        cls, labeller: Labeller, uri: str, device: str, files: Iterable[InputFile], shape_of: ShapeOf | None = None
+    ) -> Self:
+        """Hold a run against its store and plan it. Writes nothing.
+
+        Raises:
+            ConfigError, InputError: where model, tokens or input cannot be used.
+            StoreError: where the store is of another run.
+        """
+        store = LabelStore(uri)
+        store.check_place()
+        labeller = replace(_pinned(labeller), texts=tuple(read_texts(labeller.config.tokens).items()))
+        tokens = labeller.config.tokens.dated(store.began_on())
+        labeller = replace(labeller, config=labeller.config.model_copy(update={"tokens": tokens}))
+        description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
+        store.check_description(description)
+        inputs = plan_inputs(store, files, labeller.config.input, shape_of)
+        if isinstance(labeller, Endogenous):
+            check_sampled(inputs, labeller.renderer)
+        return cls(labeller, store, device, description, inputs)
+
+    def complete(self, ray: LateCluster, command: str, *, retry_errors: bool = False, quiet: bool = False) -> None:
+        """Label what is left, then finalize the store. Raises EndorewardError."""
+        store = self.store
+        with WriterLock(store.uri):
+            store.open_for_writing(self.description)
+            for stored in self.inputs:
+                store.add_input(stored)
+            timing, notes = None, list(self.labeller.renderer.notes)
+            work = pending(store, self.inputs, retry_errors)
+            if work:
+                store.reopen()
+                ray.open()
+                terminal.say(f"loading {self.labeller.model.name} ...")
+                timing = self._label(work, notes)
+            else:
+                rows = sum(stored.plan.rows for stored in self.inputs)
+                terminal.say(f"{store.uri}: all {rows:,} rows are labelled already; nothing to do")
+            config = self.labeller.config.model_copy(update={"model": self.labeller.model})
+            finalize(store, config, self.labeller.renderer, timing, notes, command, quiet=quiet)
+
+    def _label(self, work: list[Work], notes: list[str]) -> Timing:
+        """Label what is left, and show how it goes; adds what comes up on the way to `notes`."""
+        from jobs.label.flow import label_shards
+
+        config = self.labeller.config
+        pool = pick_pool(config, self.device)
+        target = Target(self.store.uri, fingerprint.digest(self.description))
+        total = sum(stored.plan.rows for stored in self.inputs)
+        todo = sum(shard.rows for each in work for shard in each.shards)
+        rate, timing, counts = ErrorRate(config), Timing(), Counter[str]()
+        spec = _spec(self.labeller, self.device, pool)
+        with (
+            terminal.LabelProgress(total, total - todo, self.labeller.name) as progress,
+            # closed, so that the flow stops with the loop, whatever ends that
+            contextlib.closing(explained(label_shards(work, self.labeller, target, spec, pool))) as results,
+        ):
+            for done in results:
+                todo -= done.record.shard.rows
+                timing.add(done.record.stats.tokens, done.forwarded_tokens, done.score_seconds, done.layout, done.check)
+                for note in done.notes:
+                    if note not in notes:
+                        notes.append(note)
+                        terminal.warn(note)
+                progress.advance(done.record.shard.rows, done.record.stats.tokens)
+                rate.add(done.record)
+                counts.update(done.counts)
+        for sentence, count in counts.items():
+            if count:
+                notes.append(f"{count:,} {sentence}")
+                terminal.warn(notes[-1])
+        if todo:
+            raise RunError(
+                f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on"
+            )
+        return timing.stop()
+
+
+def _pinned(labeller: Labeller) -> Labeller:
+    """A hub model becomes the commit that it resolves to now."""
+    commit = getattr(load_settings(labeller.model), "_commit_hash", None)
+    if not commit or os.path.isdir(labeller.model.name):
+        return labeller
+    return replace(labeller, model=labeller.model.model_copy(update={"revision": commit}))
+
+
+def _spec(labeller: Labeller, device: str, pool: Pool) -> ActorSpec:
+    """The actor that answers a labeller's requests."""
+    config = labeller.config
+    common: dict[str, Any] = {
+        "model": labeller.model,
+        "device": device,
+        "gpus": pool.gpus,
+        "threads": pool.cpus,
+        "budget_tokens": config.scorer.budget_tokens,
+        "check_responses": config.evaluate.check_responses if isinstance(config, EvaluateConfig) else 0,
+    }
+    if labeller.engine == "scorer":
+        return ScorerSpec(**common, alpha=config.reward.alpha, head_chunk_mb=config.scorer.head_chunk_mb)
+    if isinstance(labeller, Sampling):
+        options = labeller.drawn.model_dump(include={"max_new_tokens", "temperature", "top_p"})
+        return GeneratorSpec(**common, **options, end_tokens=labeller.renderer.end_tokens())
+    assert isinstance(config, EvaluateConfig)
+    if labeller.engine == "classifier":
+        return ClassifierSpec(**common, output=config.classifier.output)
+    end_tokens = labeller.renderer.end_tokens()
+    return GeneratorSpec(**common, max_new_tokens=config.judge.max_new_tokens, end_tokens=end_tokens)

@@ -1,0 +1,69 @@
+"""The documents of a training run's directory, `train`'s and `rl`'s: what it is, and what it says when it is done."""
+
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.store import typed
+
+
+class PolicyEntry(typed.Entry):
+    """The model that a run started from, as it was named."""
+
+    name: str
+    revision: str | None = None
+
+
+class LabelsEntry(typed.Entry):
+    """A label store that `train` learns from."""
+
+    path: str
+    fingerprint: str
+    reward: dict[str, Any] | None = None
+    model: str | None = None
+
+
+class Run(typed.Document):
+    """`run.json`: written when a run begins. What decides its bits is `description`, and `fingerprint` is of that."""
+
+    REMEDY = "put it back from a copy, or give another --output"
+
+    created: str
+    command: str = ""
+    kind: str | None = None  # "rl" of an online run
+    objective: str  # or algorithm
+    config: dict[str, Any]
+    description: dict[str, Any]
+    fingerprint: str
+    policy: PolicyEntry
+    steps: int
+    device: str = ""
+    notes: list[str] = Field(default_factory=list)
+    labels: list[LabelsEntry] = Field(default_factory=list)
+    examples: list[Any] = Field(default_factory=list)  # of `train`: rows of the table of what the labels gave
+    reward_model: PolicyEntry | None = None  # of `rl`, as are the following two: counts of prompts
+    prompts: int | None = None
+    held_out: int | None = None
+
+
+class RunManifest(Run):
+    """`manifest.json`: what the run was, and what it came to; a run that has one is done."""
+
+    seconds: float  # of the start that finished it
+    tokens: int | float  # learnt from
+    last: dict[str, Any]  # row of metrics
+    repeated: list[dict[str, Any]] = Field(default_factory=list)  # steps that were done twice after a kill
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class RlResults(typed.Document):
+    """`results.json` of an online run: what it measured on held-out prompts, before and after where answers are checked."""
+
+    REMEDY = "put it back from a copy, or delete it: the page is drawn without it"
+
+    held_out: int  # prompts
+    steps: int
+    accuracy_before: float | None = None
+    accuracy_before_interval: list[float] | None = None  # 95%, Wilson's
+    accuracy_after: float | None = None
+    accuracy_after_interval: list[float] | None = None
