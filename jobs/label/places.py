@@ -1,37 +1,23 @@
 """What a command needs before it begins: its flags have values, and its local places hold for workers too."""
 
-import os
 from typing import Any, TypeVar
 
-from pipeline.config import EvaluateConfig, LabelConfig
+from pipeline.config import EvaluateConfig, LabelConfig, places
+from pipeline.config.section import changed, value_at
 from pipeline.errors import ConfigError
-from pipeline.storage import absolute
+from pipeline.storage import absolute_folder
 
 Labelling = TypeVar("Labelling", bound=LabelConfig)
 
 
 def with_absolute_places(config: Labelling) -> Labelling:
     """Workers have other working directories, so every local place becomes absolute."""
-
-    def model(name: str) -> str:
-        return os.path.abspath(name) if os.path.isdir(name) else name
-
-    tokens = config.tokens
-    sections: dict[str, dict[str, Any]] = {
-        "model": {"name": model(config.model.name)},
-        "output": {"path": absolute(config.output.path)},
-        "tokens": {
-            "rubrics": absolute(tokens.rubrics) if tokens.rubrics else None,
-            "template": tokens.template if tokens.template in ("auto", "none") else absolute(tokens.template),
-        },
-    }
+    models = ["model.name"]
     if isinstance(config, EvaluateConfig):
-        sections |= {
-            name: {"model": model(getattr(config, name).model)} for name in ("verifier", "judge", "classifier")
-        }
-        sections["implicit"] = {"reference": model(config.implicit.reference)}
-    changed = {name: getattr(config, name).model_copy(update=update) for name, update in sections.items()}
-    return config.model_copy(update=changed)
+        models += ["verifier.model", "judge.model", "classifier.model", "implicit.reference"]
+    values: dict[str, Any] = {field: absolute_folder(value_at(config, field)) for field in models}
+    values["tokens.rubrics"] = config.tokens.rubrics or None
+    return places.with_absolute_places(changed(config, values), "output.path", "tokens.rubrics", "tokens.template")
 
 
 def require(**flags: Any) -> None:

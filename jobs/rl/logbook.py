@@ -25,6 +25,7 @@ from pipeline.rl.sources import checker
 from pipeline.rl.sources.maths import RightAnswer
 from pipeline.store import documents
 from pipeline.store.summary import wilson_interval
+from pipeline.training.documents import RlResults
 from pipeline.training.metrics import EVAL, MetricRow, read_metrics
 
 if TYPE_CHECKING:
@@ -101,12 +102,12 @@ class Logbook(Book):
 
     def _add_results(self, when: str, rights: Sequence[bool]) -> None:
         uri = self.place(RESULTS)
-        results: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+        results = RlResults.read_plain(uri).content() if storage.exists(uri) else {}
         results |= {"held_out": self.source.measurable, "steps": self.config.rl.max_steps}
         if rights:
             low, high = wilson_interval(sum(rights), len(rights))
             results |= {f"accuracy_{when}": sum(rights) / len(rights), f"accuracy_{when}_interval": [low, high]}
-        documents.write_bytes(uri, documents.readable(results))
+        RlResults.model_validate(results).write_plain(uri)
 
     def _write_samples(self, step: int, groups: Sequence[Group], rights: Sequence[bool] = ()) -> None:
         """Those of `step` in place of any of it and of later ones."""

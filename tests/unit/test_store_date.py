@@ -16,6 +16,7 @@ from pipeline.corpus import find_files
 from pipeline.rewards.labellers import Endogenous
 from pipeline.rl.config import RlConfig
 from pipeline.store import WriterLock, documents, fingerprint
+from pipeline.training.documents import Run
 from pipeline.training.rows import stored_renderer
 
 
@@ -73,15 +74,15 @@ def test_all_rewards_of_an_evaluation_have_the_day_on_which_it_began(tmp_path: P
     before = today()
     assert evaluate._dated(config).tokens.date in (before, today())
     began = config.model_copy(update={"tokens": config.tokens.model_copy(update={"date": "2020-02-03"})})
-    uri, document = evaluate._claimed(evaluate._dated(began), ["a.jsonl"])
-    documents.create(uri, document)
+    evaluate._claim(evaluate._dated(began), ["a.jsonl"])
     assert evaluate._dated(config).tokens.date == "2020-02-03"
 
 
 def test_an_online_run_goes_on_with_its_day_and_a_replay_has_that_of_what_it_replays(tmp_path: Path) -> None:
-    documents.create(str(tmp_path / "run/run.json"), {"description": {"tokens.date": "2020-02-03"}})
+    run = {"created": "", "objective": "grpo", "config": {}, "fingerprint": "f", "policy": {"name": "m"}, "steps": 1}
+    Run.model_validate(run | {"description": {"tokens.date": "2020-02-03"}}).create(str(tmp_path / "run/run.json"))
     kept = {"description": {"run.tokens.date": "2021-04-05"}, "fingerprint": "f"}
     documents.create(str(tmp_path / "rollouts/records/run.json"), kept)
     for output, replay, day in (("run", None, "2020-02-03"), ("new", str(tmp_path / "rollouts"), "2021-04-05")):
         config = RlConfig.model_validate({"output": {"path": str(tmp_path / output)}, "rl": {"replay": replay}})
-        assert rl._settled(config).tokens.date == day
+        assert config.tokens.dated(rl._known_date(config)).date == day
