@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.config import REWARDS, EvaluateConfig, RewardConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.benchmarks.maths import Maths
+from pipeline.rewards.aggregations import AGGREGATIONS
 from pipeline.rewards.derive import GAMMA, aggregations, flat_column, rewards_of
 from pipeline.rewards.labellers import (
     Classified,
@@ -145,7 +146,13 @@ def _endogenous(stored: RewardConfig, first: RewardConfig) -> list[Variant]:
     others = aggregations(first.alpha, GAMMA if first.gamma == 1 else first.gamma)
     wanted = [first, *(other for other in others if other.aggregation != first.aggregation)]
     return [
-        Variant(_named(each), "endogenous", _formula(each), ("endogenous",), _reaggregated(stored, each))
+        Variant(
+            _named(each),
+            "endogenous",
+            AGGREGATIONS[each.aggregation].formula,
+            ("endogenous",),
+            _reaggregated(stored, each),
+        )
         for each in wanted
     ]
 
@@ -161,14 +168,6 @@ def _named(reward: RewardConfig) -> str:
     words += [f"gamma {reward.gamma:g}"] if reward.aggregation != "mean" and reward.gamma != 1 else []
     words += [f"weights from {reward.min_weight:g}"] if reward.min_weight else []
     return f"endogenous ({', '.join(words)})"
-
-
-def _formula(reward: RewardConfig) -> str:
-    return {
-        "sum": "sum of r_h",
-        "mean": "alpha times the mean of log pi",
-        "discounted_sum": "sum of gamma^(h-1) r_h",
-    }[reward.aggregation]
 
 
 def _likelihood() -> list[Variant]:

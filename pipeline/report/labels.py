@@ -17,6 +17,7 @@ from pipeline.report.markup import compact, minus, render
 from pipeline.report.page import Reproduction, Tile, facts, page
 from pipeline.report.responses import Decode, draw_responses
 from pipeline.report.sentences import length_sentence, pairs_by_length_sentence, reward_sentence
+from pipeline.rewards.aggregations import AGGREGATIONS
 from pipeline.store.summary import accuracy_text, plain, signed, summary_rows
 
 Manifest = dict[str, Any]
@@ -62,9 +63,11 @@ def draw_report(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
 
 def formula(reward: dict[str, Any]) -> Markup:
     """The reward of a response, a paragraph each: the aggregation, what it is made of, and the constants."""
+    aggregation = reward.get("aggregation", "sum")
     return render(
         "formula",
-        aggregation=reward.get("aggregation", "sum"),
+        aggregation=aggregation,
+        words=AGGREGATIONS[aggregation].formula if aggregation in AGGREGATIONS else aggregation,  # of a later version
         alpha=f"{reward.get('alpha', 1.0):g}",
         gamma=f"{reward.get('gamma', 1.0):g}",
         floor=f"{reward['min_weight']:g}" if reward.get("min_weight") else "",

@@ -86,6 +86,8 @@ def _reason(r: float, reward: dict[str, Any]) -> str:
             f"with gamma = {gamma:g} a token weighs little after about {1 / (1 - gamma):,.0f}, but each still costs; "
             "see a smaller gamma, or mean."
         )
+    if aggregation not in ("sum", "discounted_sum"):
+        return f"what {aggregation} does with length is its own."
     return (
         f"with aggregation {aggregation} the reward is a sequence log-probability, which favours short answers; "
         "see mean, or discounted_sum with gamma below 1."

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError
+from pipeline.rewards.aggregations import AGGREGATIONS, Tokens
 from pipeline.rewards.endogenous import reward_columns, stored_action_values
 from pipeline.store.schema import Label, read_messages
 from pipeline.store.summary import Moments, Tally, find_pairs
@@ -42,13 +43,14 @@ def stored_reward(description: Mapping[str, Any]) -> RewardConfig:
     return RewardConfig(**{name: description[f"reward.{name}"] for name in names})
 
 
-def aggregations(alpha: float, gamma: float = GAMMA) -> tuple[RewardConfig, RewardConfig, RewardConfig]:
-    """The three aggregations as they are shown beside each other: sum and mean without discount, discounted_sum with."""
-    return (
-        RewardConfig(alpha=alpha, aggregation="sum"),
-        RewardConfig(alpha=alpha, aggregation="mean"),
-        RewardConfig(alpha=alpha, aggregation="discounted_sum", gamma=gamma),
-    )
+def aggregations(alpha: float, gamma: float = GAMMA) -> list[RewardConfig]:
+    """All aggregations as they are shown beside each other: with a discount where that is what they are about."""
+    return [
+        RewardConfig.model_validate(
+            {"alpha": alpha, "aggregation": name, **({"gamma": gamma} if way.discounts else {})}
+        )
+        for name, way in AGGREGATIONS.items()
+    ]
 
 
 def rewards_of(labels: pa.Table, stored: RewardConfig, wanted: RewardConfig) -> Array:
@@ -90,12 +92,10 @@ class TokenArrays:
             return np.zeros(0)
         following = wanted.gamma * _next(self.values, self.starts)
         r = (self.q - following).astype(np.float32).astype(np.float64)
-        if wanted.aggregation == "mean":
-            return np.add.reduceat(r + following - self.values, self.starts) / self.lengths
-        if wanted.aggregation == "discounted_sum":
-            longest = np.maximum(wanted.gamma ** np.arange(self.lengths.max()), wanted.min_weight)
-            r *= longest[np.arange(len(r)) - np.repeat(self.starts, self.lengths)]
-        total = np.add.reduceat(r, self.starts)
+        positions = np.arange(len(r)) - np.repeat(self.starts, self.lengths)
+        way = AGGREGATIONS[wanted.aggregation]
+        terms = way.terms(Tokens(r, r + following, self.values, positions), wanted)
+        total: Array = way.combine.reduceat(terms, self.starts) / (self.lengths if way.by_length else 1)
         return total - self.values[self.starts] if wanted.subtract_initial_value else total
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.config import RewardConfig
+from pipeline.rewards.aggregations import AGGREGATIONS, Tokens
 
 Array = NDArray[np.float64]
 
@@ -75,12 +76,8 @@ def _next(values: ArrayLike) -> Array:
 
 
 def aggregate(rewards: ArrayLike, values: ArrayLike, config: RewardConfig) -> float:
-    """One number for a response, from its token rewards and values at `config.alpha` and `config.gamma`.
-
-    - `sum`: sum_h r_h. With gamma = 1 it telescopes to V(s_1) + alpha * log pi(response | prompt): short answers win.
-    - `discounted_sum`: sum_h max(gamma^(h-1), min_weight) * r_h; telescopes likewise for any gamma without the floor.
-    - `mean`: alpha * mean_h log pi = mean_h (Q_h - V_h). Not the mean of r_h, which would leak V(s_1)/H, and with it
-      the level of the logits, which next-token training does not determine.
+    """One number for a response, from its token rewards and values at `config.alpha` and `config.gamma`, as
+    `pipeline.rewards.aggregations` has it.
 
     Args:
         rewards, values: shape [H], H >= 1.
@@ -89,10 +86,7 @@ def aggregate(rewards: ArrayLike, values: ArrayLike, config: RewardConfig) -> fl
         The reward in nats times alpha. `subtract_initial_value` takes V(s_1) off the sums.
     """
     r, v = np.asarray(rewards, np.float64), np.asarray(values, np.float64)
-    if config.aggregation == "mean":
-        return float((action_values(r, v, config.gamma) - v).mean())
-    weights = np.ones_like(r)
-    if config.aggregation == "discounted_sum":
-        weights = np.maximum(config.gamma ** np.arange(len(r)), config.min_weight)
-    total = float((weights * r).sum())
+    way = AGGREGATIONS[config.aggregation]
+    terms = way.terms(Tokens(r, action_values(r, v, config.gamma), v, np.arange(len(r))), config)
+    total = float(way.combine.reduce(terms)) / (len(r) if way.by_length else 1)
     return total - float(v[0]) if config.subtract_initial_value else total

@@ -1,9 +1,12 @@
 """The reward's closed forms, on logits small enough to enumerate, in float64."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from pipeline.config import RewardConfig
+from pipeline.rewards.aggregations import AGGREGATIONS
 from pipeline.rewards.endogenous import action_values, aggregate, soft_value, token_rewards
 
 
@@ -97,3 +100,7 @@ def test_a_floor_on_the_weights() -> None:
 def test_an_undiscounted_sum_of_discounted_rewards_warns() -> None:
     assert "discounted_sum" in RewardConfig(gamma=0.9).warnings()[0]
     assert RewardConfig().warnings() == RewardConfig(gamma=0.9, aggregation="discounted_sum").warnings() == []
+
+
+def test_every_aggregation_has_an_entry_that_one_response_and_a_store_share() -> None:
+    assert get_args(RewardConfig.model_fields["aggregation"].annotation) == (*AGGREGATIONS,)
