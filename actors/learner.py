@@ -208,7 +208,8 @@ class Learner:
         return terms.losses
 
     def _outputs(self, responses: Sequence[Response]) -> "Outputs":
-        return self.engine(responses if responses else [NOTHING])
+        outputs: Outputs = self.engine(responses if responses else [NOTHING])
+        return outputs
 
     def _require_number(self, value: float, name: str, learning_rate: float) -> None:
         if not math.isfinite(value):
@@ -235,7 +236,7 @@ class Learner:
             path, state = self.engine.load_checkpoint(folder, tag=TAG, load_module_strict=not self.config.lora.rank)
         if path is None:
             raise ConfigError(f"{folder} holds no checkpoint")
-        return state["step"]
+        return int(state["step"])
 
     def export(self, folder: str) -> None:
         """Write the policy as a Hugging Face model with its tokenizer, whole from whatever it was split into. All workers
@@ -309,7 +310,7 @@ def _partitioned(settings: dict[str, Any]) -> Iterator[None]:
     if settings["zero_optimization"]["stage"] != 3:
         yield
         return
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     registered = HfDeepSpeedConfig(settings)  # transformers asks for it as long as it lives
     yield

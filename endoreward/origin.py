@@ -29,7 +29,7 @@ def refuse_foreign() -> None:
 def _place(name: str) -> str | None:
     """The file or the package's folder that a top-level name stands for; None where there is none."""
     module = sys.modules.get(name)
-    file = getattr(module, "__file__", None) if module else None
+    file: str | None = getattr(module, "__file__", None) if module else None
     if module is None:
         spec = find_spec(name)
         if spec is None:

@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words, argparse.Namespace(words=words, own_process=argv is None))
     try:
-        return arguments.command(arguments)
+        code: int = arguments.command(arguments)
+        return code
     except EndorewardError as error:
         print(f"endoreward: {error}", file=sys.stderr)
         return error.exit_code

@@ -63,12 +63,12 @@ def read_bytes(uri: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none."""
     filesystem, path = locate(uri)
     with filesystem.open_input_stream(path) as stream:
-        return stream.read()
+        return bytes(stream.read())
 
 
 def exists(uri: str) -> bool:
     filesystem, path = locate(uri)
-    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def list_names(uri: str) -> list[str]:
@@ -93,7 +93,7 @@ def list_entries(uri: str) -> list[tuple[str, bool]]:
 
 def is_file(uri: str) -> bool:
     filesystem, path = locate(uri)
-    return filesystem.get_file_info(path).type == fs.FileType.File
+    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
 
 
 def remove_if_empty(uri: str) -> None:

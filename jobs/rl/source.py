@@ -136,7 +136,8 @@ class SharedSource(Source[list[Group]]):
         groups: list[Any] = [self.own.step(step) if self.own else None]
         if dist.get_world_size() > 1:
             dist.broadcast_object_list(groups)
-        return groups[0]
+        heard: list[Group] = groups[0]
+        return heard
 
     def update(self, step: int, learner: Learner) -> None:
         weights = learner.weights()  # gathered from all workers

@@ -190,7 +190,8 @@ def _sentence(error: Any, kind: type[Section]) -> str:
     hidden = error["type"] == "missing" or isinstance(error["input"], dict) or _is_secret(error["input"])
     given = "" if hidden else f" (given: {error['input']!r})"
     quotes = "; write it in quotes" if error["type"] == "string_type" and not isinstance(error["input"], list) else ""
-    return error["msg"].removeprefix("Value error, ") + given + quotes
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ") + given + quotes
 
 
 def _is_secret(value: Any) -> bool:

@@ -141,7 +141,8 @@ def shareable_config(run: Run) -> dict[str, dict[str, Any]]:
     foreign -= {SECTION_OF.get(method, method)}
     foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"advantage"} if method in ADVANTAGE_OBJECTIVES else set()
     own = {name: fields for name, fields in run["config"].items() if name not in {*foreign, *MACHINE}}
-    return _shortened(own)
+    shortened: dict[str, dict[str, Any]] = _shortened(own)
+    return shortened
 
 
 def _shortened(value: Any) -> Any:

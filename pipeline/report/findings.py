@@ -182,7 +182,7 @@ def incomplete_sentences(rewards: list[Reward]) -> list[str]:
 
 def main_figure(results: Results) -> str:
     """The name of the first reward's first figure."""
-    return next(iter(results["rewards"][0]["values"]))
+    return str(next(iter(results["rewards"][0]["values"])))
 
 
 def figure_names(results: Results) -> list[str]:
@@ -207,7 +207,7 @@ def all_shares(values: Iterable[Any]) -> bool:
 
 
 def incomplete_items(reward: Reward) -> int:
-    return (reward.get("incomplete") or {}).get("items", 0)
+    return int((reward.get("incomplete") or {}).get("items", 0))
 
 
 def same_for_all(lines: list[tuple[str, str]], rewards: list[Reward]) -> list[str]:

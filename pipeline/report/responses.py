@@ -196,7 +196,8 @@ def _pieces(text: str) -> list[tuple[str, str]]:
 
 
 def _evenly(count: int, most: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+    return places
 
 
 def _rank(i: int, count: int, of: str) -> str:

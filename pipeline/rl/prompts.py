@@ -87,7 +87,8 @@ def _described(shape: Shape) -> dict[str, Any]:
     set_here = {
         each.name: values[each.name] for each in fields(shape) if each.compare and values[each.name] != each.default
     }
-    return json.loads(json.dumps(set_here))
+    plain: dict[str, Any] = json.loads(json.dumps(set_here))
+    return plain
 
 
 def _prompt(file: str, number: int, row: RawRow | RowError, shape: Shape, renderer: Renderer) -> Prompt:

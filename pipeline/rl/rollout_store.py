@@ -249,7 +249,10 @@ def _extra_info(prompt: Prompt, rollout: Rollout, rewarded: Rewarded) -> str:
 
 
 def _light(labels: pa.Table) -> list[dict[str, Any]]:
-    return labels.drop_columns(["prompt", "token_logprobs", "token_values", "token_rewards"]).to_pylist()
+    rows: list[dict[str, Any]] = labels.drop_columns(
+        ["prompt", "token_logprobs", "token_values", "token_rewards"]
+    ).to_pylist()
+    return rows
 
 
 def _read(labels: pa.Table, row: int, label: Mapping[str, Any]) -> tuple[Prompt, Rollout, Rewarded]:

@@ -128,8 +128,10 @@ def _baseline(section: AdvantageConfig, siblings: Siblings, returns: Array) -> A
         return _column(siblings.token_values, siblings, "advantage.baseline = value", "token_values")
     _several(returns, f"advantage.baseline = {section.baseline}")
     if section.baseline == "group":
-        return returns.mean(axis=0)
-    return (returns.sum(axis=0) - returns) / (len(returns) - 1)
+        mean: Array = returns.mean(axis=0)
+        return mean
+    others: Array = (returns.sum(axis=0) - returns) / (len(returns) - 1)
+    return others
 
 
 def _scale(section: AdvantageConfig, first: Array, siblings: Siblings) -> float:
@@ -148,7 +150,8 @@ def alike(earned: Array) -> bool:
 
 def _softmax(logits: Array) -> Array:
     raised = np.exp(logits - logits.max())
-    return raised / raised.sum()
+    weights: Array = raised / raised.sum()
+    return weights
 
 
 def _several(rows: Array, setting: str) -> None:

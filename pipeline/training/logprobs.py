@@ -59,7 +59,10 @@ class TokenLogprobs(nn.Module):
 
     def forward(self, states: torch.Tensor, taken: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         how = _How(self.reshape, self.rows, self.columns, self.entropies)
-        return _Logprobs.apply(states, self.weight, self.bias, taken, how)
+        values: tuple[torch.Tensor, torch.Tensor | None] = _Logprobs.apply(  # type: ignore[no-untyped-call]
+            states, self.weight, self.bias, taken, how
+        )
+        return values
 
 
 def _refuse_adapters(model: Any, head: Any) -> None:

@@ -104,7 +104,8 @@ class Policy(nn.Module):
 
     def own_logits(self, ids: torch.Tensor) -> torch.Tensor:
         """The model's own logits: ids [1, L] -> [L, V], called as `_padded` calls its trunk. For the probe."""
-        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        return logits[0]
 
     def _packed(self, groups: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = pack(groups)
@@ -118,7 +119,8 @@ class Policy(nn.Module):
 
     def _trunk(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
         trunk = self.model.base_model
-        return trunk(input_ids=ids.to(self.device), use_cache=False, **options).last_hidden_state
+        states: torch.Tensor = trunk(input_ids=ids.to(self.device), use_cache=False, **options).last_hidden_state
+        return states
 
 
 class Critic(nn.Module):

@@ -199,7 +199,8 @@ class RowReader:
         return text.startswith(said.rstrip("\ufffd")) if truncated else text == said
 
     def _decoded(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.strip()
 
 
 def check_rows(reader: RowReader, examples: Examples, count: int = 64) -> None:

@@ -59,7 +59,8 @@ def load_function(field: str, place: str) -> Callable[..., Any]:
     if not callable(function):
         there = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
         raise ConfigError(f"{field}: {path} has no function {name!r}; it has {', '.join(there) or 'none'}")
-    return function
+    found: Callable[..., Any] = function
+    return found
 
 
 @lru_cache(maxsize=64)
