@@ -229,3 +229,16 @@ def test_every_column_of_the_store_is_explained() -> None:
 
 def _named(arrow_type: object) -> str:
     return str(arrow_type).replace("element: ", "").replace("item: ", "")
+
+
+def test_a_step_of_a_walk_names_one_or_two_modules_that_are_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    walks = re.findall(r"^## The walk of [^\n]*\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    assert len(walks) == 4
+    for walk in walks:
+        steps = re.findall(r"^\| (\d+)[^|]*\|([^|]*)\|", walk, re.MULTILINE)
+        assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
+        for step, where in steps:
+            modules = re.findall(r"`([^`]+)`", where)
+            assert 1 <= len(modules) <= 2, (step, modules)
+            assert all((ROOT / each).exists() or (ROOT / "pipeline" / each).exists() for each in modules), modules
