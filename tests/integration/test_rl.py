@@ -162,6 +162,7 @@ def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tm
     told = settings(
         rl__max_steps=2,
         rl__kl_coefficient=0,
+        sampler__actors=1,
         rewards__same__kind="function",
         rewards__same__function=f"{tmp_path}/mine.py:same",
     )
@@ -185,6 +186,7 @@ def test_a_reward_that_is_no_number_ends_the_run_and_a_mended_one_goes_on(
     told = settings(
         rl__max_steps=3,
         lora__rank=2,
+        sampler__actors=1,
         rewards__odd__kind="function",
         rewards__odd__function=f"{mine}:odd",
     )
