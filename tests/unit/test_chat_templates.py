@@ -480,7 +480,7 @@ def test_any_conversation_decodes_to_what_is_rendered(
             continue
         ids = reference(made, tokens, {"role": "assistant", "content": response}, sanitize_control_tokens=typed)
         got, due = made.encoding.text(tokens.prompt_ids + tokens.response_ids), made.encoding.text(ids)
-        if typed and not SANITIZES:  # it takes them for control tokens, around which sentence pieces decode to other spaces
+        if typed and not SANITIZES:  # they are tokens there, around which sentence pieces decode to other spaces
             got, due = got.replace(" ", ""), due.replace(" ", "")
         assert due.startswith(got)
 

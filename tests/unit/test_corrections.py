@@ -68,3 +68,22 @@ def test_dynamic_positions_of_a_short_sequence_are_the_same_after_a_longer_one()
     torch.testing.assert_close(logits(model, longer), logits(copy.deepcopy(model), longer))
     torch.testing.assert_close(logits(model, short), before)
     assert (scaled[:, :20] - before).abs().max() > 0.1
+
+
+def test_phi_3_generates_from_all_tokens_beyond_its_first_length() -> None:
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    config = transformers.Phi3Config(
+        **SIZES,
+        max_position_embeddings=128,
+        original_max_position_embeddings=32,
+        rope_parameters=rope,
+        eos_token_id=None,
+    )
+    model = transformers.Phi3ForCausalLM(config).eval()
+    correct(model)
+    options = {"max_new_tokens": 20, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    out = copy.deepcopy(model).generate(IDS[:, :20], attention_mask=torch.ones(1, 20, dtype=torch.long), **options)
+    assert out.sequences.shape[1] == 40
+    for length in range(20, 40):
+        torch.testing.assert_close(out.logits[length - 20], logits(model, out.sequences[:, :length])[:, -1])
