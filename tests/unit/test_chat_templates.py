@@ -155,9 +155,7 @@ def test_thoughts_are_scored_as_the_template_renders_them(name: str, beside: boo
         return
     tokens = made.tokenize(response)
     assert shown(made, tokens)[1] == expected
-    thoughts = (
-        {"thinking": "well"} if beside else {}
-    )  # gpt-oss's name, which transformers 5.10 does not give them itself
+    thoughts = {"thinking": "well"} if beside else {}  # gpt-oss's name, which transformers gives them from 5.21 on
     ids = reference(made, tokens, {**thoughts, **response.answer})
     assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids
 
