@@ -38,7 +38,8 @@ def _remember_longest(rope: torch.nn.Module, inputs: Any) -> None:
 
 def _recompute_whole(model: Any, input_ids: torch.Tensor, past_key_values: Any = None, **kwargs: Any) -> Any:
     """`prepare_inputs_for_generation` of a model that drops its cache where its RoPE takes the long factors. Before
-    transformers 5.20 it is then given the last token alone, and goes on as if there were no other."""
+    transformers 5.20, and Phi 4 Multimodal to this day (5.23), it is then given the last token alone, and goes on as if there
+    were no other."""
     limit = getattr(model.config, "original_max_position_embeddings", None)
     if limit and past_key_values and input_ids.shape[1] > limit >= past_key_values.get_seq_length():
         kwargs["next_sequence_length"] = None
