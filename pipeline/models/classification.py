@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import ConfigError, RowError
+from pipeline.models.corrections import correct
 from pipeline.models.loading import context_length
 from pipeline.models.scoring.scorer import out_of_memory
 
@@ -63,6 +64,7 @@ class Classifier:
                 f"classifier.output = {output}, but {name} has {count} {'output' if count == 1 else 'outputs'}, "
                 f"counted from 0"
             )
+        correct(model)
         self.model = model.eval().requires_grad_(False)
         self.output = output
         self.budget_tokens = budget_tokens

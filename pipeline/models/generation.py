@@ -39,6 +39,7 @@ from transformers import (
 )
 
 from pipeline.errors import RowError
+from pipeline.models.corrections import correct
 from pipeline.models.loading import context_length
 from pipeline.models.questions import Completion, Question
 from pipeline.models.scoring.layouts import probe_families
@@ -95,6 +96,7 @@ class Generator:
         eos_token_ids: Sequence[int] = (),
         logprobs: bool = False,
     ):
+        correct(model)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens

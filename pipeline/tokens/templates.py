@@ -228,7 +228,7 @@ def _require_calls(calls: Sequence[Mapping[str, Any]], shown: str, without: str)
 
 
 def _named_as_gpt_oss(message: Message) -> Mapping[str, Any]:
-    """Thoughts under the name that gpt-oss's template reads, too. Later transformers do this themselves, 5.10 does not."""
+    """Thoughts under the name that gpt-oss's template reads, too. transformers does so itself from 5.21 on."""
     thoughts = message.get("reasoning_content")
     return message if thoughts is None else {"thinking": thoughts, **message}
 

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
+from pipeline.models.corrections import correct
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families
 from pipeline.models.scoring.layouts import agree, pack, pad, probe_families
@@ -65,6 +66,7 @@ class Policy(nn.Module):
 
     def __init__(self, model: Any, head_chunk_mb: int = 64, *, entropies: bool = False, critic_seed: int | None = None):
         super().__init__()
+        correct(model)
         self.model = model
         self.head = TokenLogprobs(model, head_chunk_mb, entropies)
         self.critic = None if critic_seed is None else Critic(self.head.weight, critic_seed)

@@ -25,6 +25,7 @@ DAY = "2024-07-26"
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {}}}
 USER: list[Message] = [{"role": "user", "content": "hi"}]
+SANITIZES = hasattr(chat_template_utils, "mark_control_tokens")  # transformers 5.20 and later, the reference's own way
 
 
 def turn(prompt: list[Message], response: str, beside: dict[str, Any] | None = None, tools: Any = None) -> Turn:
@@ -154,9 +155,7 @@ def test_thoughts_are_scored_as_the_template_renders_them(name: str, beside: boo
         return
     tokens = made.tokenize(response)
     assert shown(made, tokens)[1] == expected
-    thoughts = (
-        {"thinking": "well"} if beside else {}
-    )  # gpt-oss's name, which transformers 5.10 does not give them itself
+    thoughts = {"thinking": "well"} if beside else {}  # gpt-oss's name, which transformers gives them from 5.21 on
     ids = reference(made, tokens, {**thoughts, **response.answer})
     assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids
 
@@ -361,7 +360,7 @@ def test_control_tokens_that_a_person_typed_are_text(name: str, pieces: bool) ->
     assert made.take_counts() == {
         "messages hold control tokens of the template, which are read as text (tokens.control)": 2
     }
-    if name != "endless" and hasattr(chat_template_utils, "mark_control_tokens"):  # transformers 5.10 cannot
+    if name != "endless" and SANITIZES:
         ids = reference(made, tokens, answer, sanitize_control_tokens=True)
         assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids
 
@@ -478,8 +477,10 @@ def test_any_conversation_decodes_to_what_is_rendered(
             )
             continue
         ids = reference(made, tokens, {"role": "assistant", "content": response}, sanitize_control_tokens=typed)
-        said = made.encoding.text(tokens.prompt_ids + tokens.response_ids)
-        assert made.encoding.text(ids).startswith(said)
+        got, due = made.encoding.text(tokens.prompt_ids + tokens.response_ids), made.encoding.text(ids)
+        if typed and not SANITIZES:  # they are tokens there, around which sentence pieces decode to other spaces
+            got, due = got.replace(" ", ""), due.replace(" ", "")
+        assert due.startswith(got)
 
 
 _renderers: dict[tuple[str, bool], Renderer] = {}

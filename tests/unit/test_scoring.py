@@ -98,6 +98,7 @@ def reference(model: torch.nn.Module, turn: TokenizedTurn, alpha: float) -> tupl
     """Q, V and log pi from full logits in float64, one sequence, no batch."""
     ids = torch.tensor([turn.prompt_ids + turn.response_ids])
     exact = copy.deepcopy(model).double()
+    exact.set_attn_implementation("eager")  # before transformers 5.21, that of Gemma 2 has no soft cap by default
     if hasattr(exact.config, "num_experts_per_tok"):
         exact.set_experts_implementation("eager")  # the grouped product knows no float64
     with torch.no_grad():

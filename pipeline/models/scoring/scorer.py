@@ -28,6 +28,7 @@ import torch
 from transformers import DynamicCache
 
 from pipeline.errors import RowError
+from pipeline.models.corrections import correct
 from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
@@ -58,6 +59,7 @@ class Scorer:
     """
 
     def __init__(self, model: Any, *, alpha: float = 1.0, budget_tokens: int = 16384, head_chunk_mb: int = 64):
+        correct(model)
         self.model = model.eval().requires_grad_(False)
         self.alpha = alpha
         self.budget_tokens = budget_tokens
