@@ -194,6 +194,7 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
     assert nonsense.returncode == 2 and "nonsense" in nonsense.stderr and not output.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_pool_grows_and_shrinks(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", CHATML, hidden=128)

@@ -334,7 +334,7 @@ def test_soda_chat(shared: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     assert [right(aggregation="discounted_sum", gamma=g) for g in (0.99, 0.95, 0.9, 0.8)] == [249, 267, 293, 313]
 
 
-def test_a_model_that_kills_its_process_as_it_is_loaded_ends_the_run(tmp_path: Path, cli: Cli) -> None:
+def test_a_model_that_kills_its_process_as_it_is_loaded_ends_the_run(tmp_path: Path, on_one_ray: Cli) -> None:
     """Tried a few times, then a sentence; no row is blamed. What a row kills: test_killers.py."""
     model = save_model(tmp_path / "model", CHATML)
     (model / "deadly.py").write_text("""
@@ -350,7 +350,7 @@ class Deadly(LlamaForCausalLM):
     (model / "config.json").write_text(json.dumps(config))
     source = write(tmp_path / "a.jsonl", PAIR)
     arguments = ["label", "--model", model, "--input", source, "--output", tmp_path / "out", *FAST]
-    ran = cli(*arguments, "--set", "model.trust_remote_code=true")
+    ran = on_one_ray(*arguments, "--set", "model.trust_remote_code=true")
     assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
     assert "ended 3 times before it had (exit code 1)" in ran.stderr and "run the same again" in ran.stderr
     assert not list((tmp_path / "out" / "errors").glob("*.parquet"))

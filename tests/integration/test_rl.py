@@ -160,7 +160,7 @@ def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tm
         "def same(prompts, completions, **columns):\n    return [1.0] * len(completions)\n"
     )
     told = settings(
-        rl__max_steps=2,
+        rl__max_steps=5,
         rl__kl_coefficient=0,
         sampler__actors=1,
         rewards__same__kind="function",
@@ -168,10 +168,10 @@ def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tm
     )
     ran = on_one_ray("rl", "--prompts", prompts, "--policy", model, "--output", tmp_path / "out", *told)
     assert ran.returncode == 0, ran.stderr
-    assert [row["frac_reward_zero_std"] for row in metrics(tmp_path / "out")] == [1.0] * 2
+    assert [row["frac_reward_zero_std"] for row in metrics(tmp_path / "out")] == [1.0] * 5
     assert "all responses had the same reward" in " ".join((ran.stdout + ran.stderr).split())
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
-    assert [each["step"] for each in samples] == [1, 2] and len(samples[0]["samples"]) == 4
+    assert [each["step"] for each in samples] == [1, 5] and len(samples[0]["samples"]) == 4
     assert "Samples" in (tmp_path / "out" / "report.html").read_text()
     here = load_file(tmp_path / "out" / "hf" / "model.safetensors")
     assert all(torch.equal(here[key], before) for key, before in load_file(model / "model.safetensors").items())
