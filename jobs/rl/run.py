@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers.base import open_renderer
 from pipeline.rl.algorithms import algorithm_of
-from pipeline.rl.config import RewardSource, RlConfig
+from pipeline.rl.config import WITHOUT_RATIO, RewardSource, RlConfig
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rollout_store import RolloutStore, describe_rollouts
 from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
@@ -185,9 +185,9 @@ def _describe(config: RlConfig) -> RlRun:
     longest = max(len(prompt.ids) for prompt in prompts.prompts) + config.rl.max_new_tokens
     most = open_renderer(config.policy, config.tokens).max_length
     notes += position_notes(config, settings, min(longest, most))
-    if config.rl.algorithm == "reinforce" and config.rl.minibatches > 1:
+    if config.rl.algorithm in WITHOUT_RATIO and config.rl.minibatches > 1:
         notes.append(
-            f"rl.algorithm = reinforce has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the first learn "
+            f"rl.algorithm = {config.rl.algorithm} has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the first learn "
             "from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
         )
     if config.rl.algorithm == "rloo" and dtype != "float32":

@@ -71,7 +71,7 @@ def _best(wanted: list[RewardConfig], totals: list[Outcome]) -> list[RewardConfi
 
 def _row(config: RewardConfig, outcome: Outcome, is_stored: bool, is_best: bool) -> list[str]:
     pairs, correlation = outcome.pairs, outcome.labels.correlation
-    gamma = "any" if config.aggregation == "mean" else f"{config.gamma:g}"
+    gamma = f"{config.gamma:g}" if config.sums_rewards else "any"
     marks = [
         mark
         for mark, holds in (("stored", is_stored), ("highest", is_best), ("leaks", bool(config.warnings())))

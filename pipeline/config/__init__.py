@@ -17,6 +17,7 @@ from pipeline.config.inputs import MEANINGS, InputConfig, unread_of_prompts
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
     REWARDS,
+    SUMS,
     AnswersConfig,
     BestOfNConfig,
     ClassifierConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "OF_A_TEMPLATE",
     "OURS_TO_GIVE",
     "REWARDS",
+    "SUMS",
     "AnswersConfig",
     "BestOfNConfig",
     "ClassifierConfig",

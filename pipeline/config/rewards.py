@@ -7,6 +7,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.section import Place, Section
 
+SUMS = ("sum", "discounted_sum")
+"""Aggregations that are sums of r_h: they hold V(s_1), and gamma moves them. All others are of alpha * log pi alone."""
+
 
 class RewardConfig(Section):
     """r(s_h,a_h) = Q(s_h,a_h) - gamma * V(s_{h+1}), V(s) = alpha*logsumexp(Q(s,.)/alpha) (arXiv 2506.23235, eq. 11)."""
@@ -23,11 +26,16 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.aggregation == "mean" and self.subtract_initial_value:
-            raise ValueError("mean holds no V(s_1) to subtract")
+        if self.subtract_initial_value and not self.sums_rewards:
+            raise ValueError(f"{self.aggregation} holds no V(s_1) to subtract")
         if self.min_weight and self.aggregation != "discounted_sum":
             raise ValueError("min_weight is for aggregation = discounted_sum")
         return self
+
+    @property
+    def sums_rewards(self) -> bool:
+        """Whether the reward is a sum of r_h, which holds V(s_1) and depends on gamma."""
+        return self.aggregation in SUMS
 
     def warnings(self) -> list[str]:
         """What a person should know about this reward before trusting it."""

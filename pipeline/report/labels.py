@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.config import RewardConfig
+from pipeline.config import SUMS, RewardConfig
 from pipeline.report.bias import BiasSection, bias_by_aggregation, bias_section, has_tokens
 from pipeline.report.charts import draw_histogram, draw_scatter
 from pipeline.report.markup import compact, minus, render
@@ -37,7 +37,7 @@ def draw_report(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
     model, tokenwise, online = _model(manifest), has_tokens(labels), _of_online_run(manifest)
     reward, inputs = _section(config, "reward"), _inputs(manifest)
     drawn = labels.num_rows > 0
-    first = "l" if reward.get("aggregation") == "mean" else "r"
+    first = "r" if reward.get("aggregation", "sum") in SUMS else "l"
     return page(
         "labels",
         f"Rollouts of {model}" if online else f"Rewards {'inside' if tokenwise else 'of'} {model}",
@@ -131,7 +131,7 @@ def _charts(manifest: Manifest, labels: pa.Table, tokenwise: bool) -> list[Chart
     across = []
     if (
         settings is not None
-        and settings.get("aggregation", "sum") != "mean"
+        and settings.get("aggregation", "sum") in SUMS
         and not settings.get("subtract_initial_value")
     ):
         across = ["The sum holds V(s₁), which differs between prompts and cancels within a pair."]

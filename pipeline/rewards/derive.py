@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import RewardConfig
+from pipeline.config import SUMS, RewardConfig
 from pipeline.errors import ConfigError
 from pipeline.rewards.aggregations import AGGREGATIONS, Tokens
 from pipeline.rewards.endogenous import reward_columns, stored_action_values
@@ -178,17 +178,18 @@ def _next(values: Array, starts: NDArray[np.int64]) -> Array:
 
 
 def reward_grid(stored: RewardConfig, gammas: Sequence[float]) -> list[RewardConfig]:
-    """Every aggregation at every gamma, `stored` among them; `mean` once, because it does not depend on gamma.
+    """Every aggregation at every gamma, `stored` among them; once those that do not depend on gamma.
 
     The sums keep the store's `subtract_initial_value` and `min_weight`.
     """
     without = {"subtract_initial_value": False, "min_weight": 0.0}
-    gammas = [*gammas] if stored.aggregation == "mean" else [*gammas, stored.gamma]
-    falling = sorted(set(gammas), reverse=True)
-    return [
-        stored.model_copy(update={"aggregation": "mean", **without}),
-        *(stored.model_copy(update={"aggregation": "sum", "gamma": g, "min_weight": 0.0}) for g in falling),
-        *(stored.model_copy(update={"aggregation": "discounted_sum", "gamma": g}) for g in falling),
+    falling = sorted({*gammas, stored.gamma} if stored.sums_rewards else set(gammas), reverse=True)
+    others = [stored.model_copy(update={"aggregation": name, **without}) for name in AGGREGATIONS if name not in SUMS]
+    return others + [
+        stored.model_copy(update={"aggregation": name, "gamma": g, **({} if way.discounts else {"min_weight": 0.0})})
+        for name, way in AGGREGATIONS.items()
+        if name in SUMS
+        for g in falling
     ]
 
 

@@ -30,6 +30,8 @@ ALGORITHMS = {
     "reinforce_plus_plus": ("REINFORCE++", "REINFORCE++"),
 }
 """What a page calls them, in short and in full."""
+WITHOUT_RATIO = ("reinforce",)
+"""Those that take a batch for the policy's own: nothing corrects for learning from it again."""
 
 
 class RlSection(OptimizerSection):
@@ -354,10 +356,10 @@ class RlConfig(LearningConfig):
         for name in ALGORITHMS:
             if name != algorithm:
                 yield name, f"under rl.algorithm = {algorithm}; leave it out, or set that to {name}"
-        if algorithm == "reinforce":
+        if algorithm in WITHOUT_RATIO:
             yield (
                 "rl.epochs",
-                "for the better under rl.algorithm = reinforce: nothing corrects for learning from a batch again; leave it "
+                f"for the better under rl.algorithm = {algorithm}: nothing corrects for learning from a batch again; leave it "
                 "out, or set that to ppo, grpo or reinforce_plus_plus",
             )
         if self.credit == "response" and algorithm != "ppo":

@@ -60,7 +60,7 @@ class Algorithm(Objective):
             kl_coefficient=rl.kl_coefficient if rl.kl_in == "loss" else 0.0,
             kl_estimator="k2" if config.rl.kl == "k2" else "k3",
             entropy_coefficient=rl.entropy_coefficient,
-            **dict(getattr(config, cls.name)),
+            **dict(getattr(config, cls.name, {})),
         )
 
     @property

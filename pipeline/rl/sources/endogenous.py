@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError
 from pipeline.models.scores import Scores
+from pipeline.rewards.aggregations import AGGREGATIONS, Tokens
 from pipeline.rewards.endogenous import aggregate, token_rewards
 from pipeline.rl.config import RlConfig
 from pipeline.rl.sources.base import Earned, Sampled, Source
@@ -19,7 +22,7 @@ class Endogenous(Source):
         super().__init__(name, config)
         self.reader = open_reader(self.who, reward_model(config, self.section), config, self.section.system_prompt)
         self.readers = (self.reader,)
-        self.forecasts = self.reader.same and config.reward.aggregation != "mean"
+        self.forecasts = self.reader.same and config.reward.sums_rewards
         if self.reader.same:
             return
         own, policy = self.reader.model.name, config.policy.name
@@ -42,15 +45,20 @@ def earned(scores: Scores, reward: RewardConfig) -> Earned:
     """The reward of H tokens and their shares of it.
 
     - `sum`: r_h. They add up to the reward.
-    - `mean`: alpha * log pi_h / H. They add up to the reward; there are no values.
+    - `mean`: alpha * log pi_h / H. They add up to the reward; there are no values. So of any other whose terms add up; of one
+      whose terms do not, the last token gets the whole reward.
     - `discounted_sum`: r_h, undiscounted: rewards to go are discounted by who adds them up.
 
     `subtract_initial_value` takes V(s_1) off the first reward, and off the value of s_1, which forecasts it.
     """
     rewards, values = token_rewards(scores.q, scores.values, reward.gamma), scores.values.copy()
     total = aggregate(rewards, values, reward)
-    if reward.aggregation == "mean":
-        return Earned(total, (scores.q - values) / len(values))
+    if not reward.sums_rewards:
+        way = AGGREGATIONS[reward.aggregation]
+        if way.combine is not np.add:
+            return Earned.whole(total, len(values))
+        terms = way.terms(Tokens(rewards, scores.q, values, np.arange(len(values))), reward)
+        return Earned(total, terms / (len(values) if way.by_length else 1))
     if reward.subtract_initial_value:
         rewards[0] -= values[0]
         values[0] = 0.0
