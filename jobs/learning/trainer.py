@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jobs.learning.loop import Recipe
 
 POLL_S = 1.0
+WATCHES_NODES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # by another actor, for nodes that a cloud takes back
 COLLECTIVE_S = 7 * 24 * 3600
 """How long workers wait for each other. Ray notices the dead; what is slow is alive: the first worker measures on held-out
 prompts, uploads a policy or waits for samplers to find room while the others stand in a collective."""
@@ -149,10 +150,10 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),
     )
-    if not joins_cluster(config.run):
-        _without_cleaner(trainer)
+    local = not joins_cluster(config.run)
+    _spare_actors(trainer, local)
     try:
-        with _watched(folder, recipe.steps), _own_interrupts():
+        with _watched(folder, recipe.steps), _own_interrupts(), _environment({WATCHES_NODES: "0"} if local else {}):
             trainer.fit()
     except Exception as error:
         _raise_stopped(folder)
@@ -175,13 +176,27 @@ def _own_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, own)
 
 
-def _without_cleaner(trainer: Any) -> None:
-    """Spare a local Ray the actor that clears away a dead run's reservations. They end with Ray itself there, and without
-    Ray's dashboard the actor is waited for in vain: twelve seconds at the end of each run."""
-    makes = trainer._create_default_callbacks  # Ray Train has no setting for it; without it nothing but time is lost
-    trainer._create_default_callbacks = lambda: [
-        each for each in makes() if type(each).__name__ != "PlacementGroupCleanerCallback"
-    ]
+def _spare_actors(trainer: Any, local: bool) -> None:
+    """Do without actors of Ray Train that have nothing to do; each takes seconds to start, and there is no setting for them.
+
+    One shares out Ray datasets, of which we give none. On a local Ray, another clears away a dead run's reservations: they end
+    with Ray itself there, and without Ray's dashboard it is waited for in vain, twelve seconds at the end of each run.
+    """
+    spared = {"DatasetsCallback", "PlacementGroupCleanerCallback"} if local else {"DatasetsCallback"}
+    makes = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [each for each in makes() if type(each).__name__ not in spared]
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """With these variables where they are not set yet, as long as the block runs."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
 
 
 def _raise_stopped(folder: RunFolder) -> None:

@@ -187,8 +187,8 @@ def _describe(config: RlConfig) -> RlRun:
     notes += position_notes(config, settings, min(longest, most))
     if config.rl.algorithm in WITHOUT_RATIO and config.rl.minibatches > 1:
         notes.append(
-            f"rl.algorithm = {config.rl.algorithm} has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the first learn "
-            "from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
+            f"rl.algorithm = {config.rl.algorithm} has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the "
+            "first learn from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
         )
     if config.rl.algorithm == "rloo" and dtype != "float32":
         notes.append(
