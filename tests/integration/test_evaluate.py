@@ -220,7 +220,7 @@ def test_rm_bench_is_the_authors_formula_on_the_stored_rewards(shared: Path, tmp
     assert results["rewards"][0]["name"] == "endogenous (sum)"
 
 
-def test_a_policy_answers_questions(tmp_path: Path, cli: Cli, here: Cli) -> None:
+def test_a_policy_answers_questions(tmp_path: Path, on_one_ray: Cli, here: Cli) -> None:
     """A policy that says the right answer to one question of two, whatever the seed."""
     model = save_bigram(tmp_path / "policy", {"three": "5", "five": "7"}, "four")
     rows = [{"question": f"what is {word}", "answer": f"#### {gold}"} for word, gold in (("three", 5), ("five", 8))]
@@ -230,7 +230,7 @@ def test_a_policy_answers_questions(tmp_path: Path, cli: Cli, here: Cli) -> None
         "--set", "answers.instruction=", "--set", "answers.max_new_tokens=4", "--set", "answers.samples=2",
         "--set", "answers.temperature=0.01",
     ]  # fmt: skip
-    ran = cli(*command)
+    ran = on_one_ray(*command)
     assert ran.returncode == 0, ran.stderr
     results = json.loads((out / "results.json").read_text())
     assert results["pass@1"] == 0.5 and results["rewards"][0]["incomplete"]["reasons"] == {"no_gold": 1}

@@ -247,6 +247,7 @@ def test_an_output_that_holds_something_else(model: Path, tmp_path: Path, here: 
         assert "Traceback" not in ran.stderr, ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("mount"), reason="a full disk needs root, to mount a small one"
 )
@@ -334,6 +335,7 @@ def test_soda_chat(shared: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     assert [right(aggregation="discounted_sum", gamma=g) for g in (0.99, 0.95, 0.9, 0.8)] == [249, 267, 293, 313]
 
 
+@pytest.mark.slow
 def test_a_model_that_kills_its_process_as_it_is_loaded_ends_the_run(tmp_path: Path, on_one_ray: Cli) -> None:
     """Tried a few times, then a sentence; no row is blamed. What a row kills: test_killers.py."""
     model = save_model(tmp_path / "model", CHATML)

@@ -154,6 +154,7 @@ def test_a_kept_run_is_replayed_without_sampling(
     assert all(torch.equal(mine[key], there[key]) for key in there)
 
 
+@pytest.mark.slow
 def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     """The policy stays as it was to the last bit; without a KL, that is. Nothing is held out: samples are of the batch."""
     (tmp_path / "mine.py").write_text(

@@ -70,9 +70,9 @@ MANY = {**SEVERAL, "train__max_steps": 60}  # that many kills find work in
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model: Path, labels: LabelStore, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+def undisturbed(model: Path, labels: LabelStore, tmp_path_factory: pytest.TempPathFactory, on_one_ray: Cli) -> Path:
     output = tmp_path_factory.mktemp("run") / "out"
-    ran = cli("train", "--labels", labels.uri, "--policy", model, "--output", output, *settings(**SEVERAL))
+    ran = on_one_ray("train", "--labels", labels.uri, "--policy", model, "--output", output, *settings(**SEVERAL))
     assert ran.returncode == 0, ran.stderr
     assert "Pairs of known preference" in ran.stdout and "log-probabilities of the labels" in ran.stdout
     return output

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize(("responses", "length"), [(1, 4096), (8, 512)])
+@pytest.mark.parametrize(("responses", "length"), [pytest.param(1, 4096, marks=pytest.mark.slow), (8, 512)])
 def test_a_large_vocabulary_raises_the_peak_by_under_400_mb(
     responses: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
