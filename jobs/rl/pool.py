@@ -43,6 +43,11 @@ class ActorPool:
         self.notes: list[str] = []
         self.seconds = 0.0
 
+    def stop(self) -> None:
+        """End the actors, and give back what they reserve."""
+        for actor in self.actors:
+            ray.kill(actor)
+
     def do(self, method: str, parts: Sequence[Sequence[Any]]) -> list[Any]:
         """The results of `method(*part)`, in the order of `parts`; at most one part for each actor is best.
 

@@ -7,6 +7,7 @@ learn       the loop                                            jobs.rl.recipe
 finish      manifest, model card, report, table
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -112,16 +113,19 @@ class RlRun(learning.TrainingRun):
         import ray
 
         config = self.config
-        samplers, rewarders = (None, None) if config.rl.replay else _pools(self)
-        recipe = RlRecipe(
-            **self.shared(folder, record),
-            rollouts=describe_rollouts(config, self.description, self.dtype) if config.rl.keep_rollouts else None,
-            prompts=ray.put(_prompt_set(self)),
-            samplers=samplers,
-            rewarders=rewarders,
-        )
-        gpus = self.placement.learner_gpus if self.device == "cuda" else 0.0
-        run_workers(recipe, folder, self.workers, gpus)
+        with contextlib.ExitStack() as stack:
+            samplers, rewarders = (None, None) if config.rl.replay else _pools(self)
+            for pool in filter(None, (samplers, rewarders)):
+                stack.callback(pool.stop)  # a Ray that was there before stays, and they would with it
+            recipe = RlRecipe(
+                **self.shared(folder, record),
+                rollouts=describe_rollouts(config, self.description, self.dtype) if config.rl.keep_rollouts else None,
+                prompts=ray.put(_prompt_set(self)),
+                samplers=samplers,
+                rewarders=rewarders,
+            )
+            gpus = self.placement.learner_gpus if self.device == "cuda" else 0.0
+            run_workers(recipe, folder, self.workers, gpus)
 
 
 def _reward(name: str, source: RewardSource) -> str:

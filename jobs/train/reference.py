@@ -64,7 +64,8 @@ def compute_references(
         }
         shared = ray.put(examples)
         kind: Any = ray.remote(**options)(_Referee)
-        pool = ActorPool([kind.remote(spec, place, shared, policy) for _ in range(min(actors, len(missing)))])
+        referees = [kind.remote(spec, place, shared, policy) for _ in range(min(actors, len(missing)))]
+        pool = ActorPool(referees)
         scored = pool.map_unordered(lambda actor, part: actor.score.remote(part), missing)
         try:
             for _ in terminal.track(scored, len(missing), "reference", "parts"):
@@ -77,4 +78,7 @@ def compute_references(
                 "the reference's actors died, most often of memory; lower learner.budget_tokens and run the same again: parts "
                 "that are done are kept"
             ) from error
+        finally:
+            for referee in referees:  # learners may need what they reserve, and a Ray that was there before stays
+                ray.kill(referee)
     return place
