@@ -96,9 +96,11 @@ def test_thoughts_that_the_prompt_opened_and_nobody_closed_hold_no_answer():
 
 
 def test_a_rule_that_does_not_end_counts_as_wrong_and_is_said(monkeypatch):
-    monkeypatch.setattr(answers, "CHECKED_WITHIN_S", 2.0)
     response, gold = ENDLESS
-    each = item([1.0, 2.0], {"gold": gold}, [rf"so \boxed{{{gold}}}", response])
+    right = rf"so \boxed{{{gold}}}"
+    assert answers.extract_and_check(right, gold, False).correct  # kept: a busy machine takes longer than 2 s
+    monkeypatch.setattr(answers, "CHECKED_WITHIN_S", 2.0)
+    each = item([1.0, 2.0], {"gold": gold}, [right, response])
     found = BestOfN(BestOfNConfig(answer_key="gold")).figures([each])
     assert found.values["mean"] == 0.5 and found.values["best_of_n"] == 0.0
     assert "1 of 2 answers could not be checked" in found.notes[0]

@@ -5,6 +5,7 @@ import threading
 import time
 from itertools import combinations
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -78,8 +79,14 @@ def test_what_could_take_for_ever_ends_and_is_wrong_off_the_main_thread_too():
     assert found == [False] * len(HOSTILE)
 
 
+def start_checking() -> None:
+    """In a process that has imported SymPy, even if this verdict was kept and the process killed since."""
+    extract_and_check.cache_clear()
+    extract_and_check("1", "2")
+
+
 def test_a_check_that_does_not_end_is_killed_and_counts_as_wrong_and_is_said(monkeypatch):
-    extract_and_check("1", "2")  # imports SymPy
+    start_checking()
     monkeypatch.setattr(answers, "CHECKED_WITHIN_S", 1.0)
     response, gold = ENDLESS[0] + " ", ENDLESS[1]  # no other test's, since verdicts are kept
     found, started = [], time.perf_counter()
@@ -88,7 +95,6 @@ def test_a_check_that_does_not_end_is_killed_and_counts_as_wrong_and_is_said(mon
     thread.join()
     assert time.perf_counter() - started < 5
     assert found == [answers.Verdict(False, r"\sin^{32}(x+y+z)+\cos^{32}(x-y)", unchecked=True)]
-    assert extract_and_check(r"\boxed{\frac{3}{6}}", "0.5").correct  # by the next process
 
     drawn = [
         Answer(0.0, 1, "", False, {"extracted": "5", "unchecked": True}),
@@ -96,6 +102,9 @@ def test_a_check_that_does_not_end_is_killed_and_counts_as_wrong_and_is_said(mon
     ]
     [note] = MATHS["math-500"].figures([Item("f:0", others=tuple(drawn))]).notes
     assert note.startswith("1 of 2 answers could not be checked within 1 s and count as wrong")
+
+    monkeypatch.undo()  # a busy machine takes longer than 1 s
+    assert extract_and_check(r"\boxed{\frac{3}{6}}", "0.5").correct  # by the next process
 
 
 def tree(depth: int) -> str:
@@ -115,11 +124,11 @@ TANGLED = [
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("text", TANGLED, ids=range(len(TANGLED)))
 def test_bars_and_brackets_that_a_grammar_is_lost_in_are_compared_as_text(text):
-    extract_and_check("1", "2")  # imports SymPy
-    started = time.perf_counter()
-    assert not extract_and_check(text, "5").correct
+    start_checking()
+    started = answers._beside.call(time.process_time)
+    assert extract_and_check(text, "5") == answers.Verdict(False, ANY)
     assert extract_and_check(text, text).correct
-    assert time.perf_counter() - started < 2
+    assert answers._beside.call(time.process_time) - started < 2
 
 
 @pytest.mark.parametrize(

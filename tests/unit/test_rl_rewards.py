@@ -16,6 +16,7 @@ from tiny import CHATML, ENDLESS, save_model, tokenizer
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, InputError, RunError
 from pipeline.models.loading import load_model
+from pipeline.rewards.answers import extract_and_check
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
 from pipeline.rl.sources import RewardMixture, check_prompts, check_rewards, checker
@@ -372,8 +373,9 @@ def test_maths_is_one_for_an_equivalent_answer(models: Folders) -> None:
 def test_an_answer_that_cannot_be_checked_in_time_earns_nothing_and_is_said(
     models: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.rewards.answers.CHECKED_WITHIN_S", 1.0)
     response, gold = ENDLESS
+    assert extract_and_check(rf"\boxed{{{gold}}}", gold, False).correct  # kept: a busy machine takes longer than 1 s
+    monkeypatch.setattr("pipeline.rewards.answers.CHECKED_WITHIN_S", 1.0)
     rewards = rewarder(configured(models, {"right": {"kind": "maths"}}))
     for count in (1, 2):  # of all so far
         [[first, second]] = rewards.reward([(prompted(answer=gold), [rolled(response), rolled(rf"\boxed{{{gold}}}")])])
