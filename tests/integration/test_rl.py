@@ -70,7 +70,7 @@ def kept_steps_of(output: Path) -> int:
 
 LONG = {
     "learner__workers": 2,
-    "rl__max_steps": 28,
+    "rl__max_steps": 36,
     "rl__algorithm": "ppo",
     "ppo__value": "critic",
     "rl__minibatches": 2,
@@ -94,7 +94,7 @@ def undisturbed(model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_a_run_leaves_a_policy_metrics_samples_and_a_page(model: Path, undisturbed: Path) -> None:
     found = metrics(undisturbed)
-    assert [row["step"] for row in found] == list(range(29))
+    assert [row["step"] for row in found] == list(range(37))
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in found[1:])
     assert {"reward", "kl", "entropy", "completions/mean_length", "value_loss"} <= found[1].keys()
     assert {"eval_accuracy", "eval_reward", "eval_kl", "eval_entropy"} <= found[10].keys()
@@ -107,7 +107,7 @@ def test_a_run_leaves_a_policy_metrics_samples_and_a_page(model: Path, undisturb
     low, high = results["accuracy_after_interval"]
     assert low <= results["accuracy_after"] <= high and results["held_out"] == 20
     samples = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().splitlines()]
-    assert [each["step"] for each in samples] == [0, 5, 10, 15, 20, 25, 28]
+    assert [each["step"] for each in samples] == [0, 5, 10, 15, 20, 25, 30, 35, 36]
     assert "PPO" in (undisturbed / "report.html").read_text().upper()
     assert main(["validate", str(undisturbed / "rollouts")]) == 0
 
