@@ -162,8 +162,14 @@ def _evaluated(
 
 
 def _with_verdicts(item: Item) -> Item | None:
-    """A pairwise judge's verdicts, from what its labels keep; None where a pair of the item could not be read."""
+    """A pairwise judge's verdicts, from what its labels keep; None where one could not be read, or not asked for."""
     if any(outcome is None for answer in (*item.chosen, *item.others) for outcome in answer.extra["verdicts"].values()):
+        return None
+    if any(
+        f"rejected:{j}" not in chosen.extra["verdicts"] for chosen in item.chosen for j in range(len(item.rejected))
+    ):
+        return None
+    if any(f"response:{j}" not in item.others[i].extra["verdicts"] for i, j in item.ranking):
         return None
     if not item.chosen and not item.ranking:
         return item

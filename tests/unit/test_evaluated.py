@@ -14,8 +14,9 @@ from pipeline.corpus import Shard
 from pipeline.corpus.samples import TurnName, parse_turn_id, turn_id
 from pipeline.errors import ConfigError
 from pipeline.evaluation.benchmarks import find_benchmark
+from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.evaluation.results import Cost, make_results
-from pipeline.evaluation.stores import Evaluated, evaluated
+from pipeline.evaluation.stores import Evaluated, _with_verdicts, evaluated
 from pipeline.evaluation.variants import variants_of
 from pipeline.models.loading import load_model
 from pipeline.models.scoring import Scorer
@@ -243,3 +244,15 @@ def test_dsp_from_rows_to_figures(tmp_path: Path) -> None:
         for r in ("drinks", "food")
     ]
     assert matrix.values == expected
+
+
+def test_a_pair_that_a_judge_was_not_asked_about_leaves_its_item_out() -> None:
+    """Its question was too long, say: the response keeps a verdict on the other pair alone."""
+    rejected = tuple(Answer(0.0, 1, "no") for _ in range(2))
+    answers = [
+        Answer(1.0, 1, "yes", extra={"verdicts": verdicts})
+        for verdicts in ({"rejected:0": 1}, {"rejected:0": 1, "rejected:1": -1})
+    ]
+    assert _with_verdicts(Item("a:0", chosen=(answers[0],), rejected=rejected)) is None
+    judged = _with_verdicts(Item("a:0", chosen=(answers[1],), rejected=rejected))
+    assert judged is not None and judged.verdicts == {(0, 0): 1.0, (0, 1): -1.0}
