@@ -222,7 +222,7 @@ def _fields(kind: type[Section], without: Sequence[str] = ()) -> str:
 def _label(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
-    _quick(arguments, config)
+    _do_without_torch(arguments, config)
     from jobs.label.run import label
 
     return label(config, dry_run=arguments.dry_run, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -231,7 +231,7 @@ def _label(arguments: argparse.Namespace) -> int:
 def _sample(arguments: argparse.Namespace) -> int:
     config = load_config_as(SampleConfig, arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
-    _quick(arguments, config)
+    _do_without_torch(arguments, config)
     from jobs.sample.run import sample
 
     return sample(config, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -240,7 +240,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config_as(EvaluateConfig, arguments.config, _flags(arguments), arguments.set)
     quiet(config.run.verbose)
-    _quick(arguments, config)
+    _do_without_torch(arguments, config)
     from jobs.evaluate.run import evaluate
 
     return evaluate(config, retry_errors=arguments.retry_errors, command=_command(arguments))
@@ -332,8 +332,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     return validate(arguments.store)
 
 
-def _quick(arguments: argparse.Namespace, config: LabelConfig) -> None:
-    """Of a process that is a command's own: do without torch, for which transformers' configurations would wait seconds.
+def _do_without_torch(arguments: argparse.Namespace, config: LabelConfig) -> None:
+    """In a process that is the command's own: transformers would import torch for its configurations, which takes seconds.
     Models are loaded by actors; only code that a model folder brings may want it here."""
     if arguments.own_process and not config.model.trust_remote_code and "torch" not in sys.modules:
         sys.modules["torch"] = None  # type: ignore[assignment]

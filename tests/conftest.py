@@ -97,7 +97,6 @@ def on_one_ray(
     def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ray, "shutdown", lambda: None)  # a Ray that is there already is used
-            patch.setattr("jobs.learning.trainer.joins_cluster", lambda run: False)  # a local one of ours, as it is
             return here(*arguments)
 
     yield run

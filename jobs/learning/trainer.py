@@ -150,10 +150,10 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),
     )
-    local = not joins_cluster(config.run)
-    _spare_actors(trainer, local)
+    _spare_actors(trainer)
+    unwatched = {} if joins_cluster(config.run) else {WATCHES_NODES: "0"}  # a local Ray's one node is nobody's to take
     try:
-        with _watched(folder, recipe.steps), _own_interrupts(), _environment({WATCHES_NODES: "0"} if local else {}):
+        with _watched(folder, recipe.steps), _own_interrupts(), _environment(unwatched):
             trainer.fit()
     except Exception as error:
         _raise_stopped(folder)
@@ -176,13 +176,18 @@ def _own_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, own)
 
 
-def _spare_actors(trainer: Any, local: bool) -> None:
+def _spare_actors(trainer: Any) -> None:
     """Do without actors of Ray Train that have nothing to do; each takes seconds to start, and there is no setting for them.
 
-    One shares out Ray datasets, of which we give none. On a local Ray, another clears away a dead run's reservations: they end
-    with Ray itself there, and without Ray's dashboard it is waited for in vain, twelve seconds at the end of each run.
+    One shares out Ray datasets, of which we give none. Another clears away the reservations of a run that died: it asks Ray's
+    dashboard, and where there is none, it is waited for in vain, twelve seconds at the end of each run. (A local Ray of ours
+    has none, and the reservations end with it.)
     """
-    spared = {"DatasetsCallback", "PlacementGroupCleanerCallback"} if local else {"DatasetsCallback"}
+    import ray
+
+    spared = {"DatasetsCallback"}
+    if not ray.init(ignore_reinit_error=True, configure_logging=False).dashboard_url:
+        spared.add("PlacementGroupCleanerCallback")
     makes = trainer._create_default_callbacks
     trainer._create_default_callbacks = lambda: [each for each in makes() if type(each).__name__ not in spared]
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import comb
 from typing import Any
 
@@ -163,23 +164,17 @@ def _evaluated(
 
 def _with_verdicts(item: Item) -> Item | None:
     """A pairwise judge's verdicts, from what its labels keep; None where one could not be read, or not asked for."""
-    if any(outcome is None for answer in (*item.chosen, *item.others) for outcome in answer.extra["verdicts"].values()):
-        return None
-    if any(
-        f"rejected:{j}" not in chosen.extra["verdicts"] for chosen in item.chosen for j in range(len(item.rejected))
-    ):
-        return None
-    if any(f"response:{j}" not in item.others[i].extra["verdicts"] for i, j in item.ranking):
+    kept = [answer.extra["verdicts"] for answer in (*item.chosen, *item.others)]
+    if any(outcome is None for verdicts in kept for outcome in verdicts.values()):
         return None
     if not item.chosen and not item.ranking:
         return item
-    verdicts = {
-        (i, j): float(chosen.extra["verdicts"][f"rejected:{j}"])
-        for i, chosen in enumerate(item.chosen)
-        for j in range(len(item.rejected))
-    }
-    ranked = {(i, j): float(item.others[i].extra["verdicts"][f"response:{j}"]) for i, j in item.ranking}
-    return replace(item, verdicts=verdicts | ranked)
+    pairs = product(range(len(item.chosen)), range(len(item.rejected)))
+    verdicts = {(i, j): item.chosen[i].extra["verdicts"].get(f"rejected:{j}") for i, j in pairs}
+    verdicts |= {(i, j): item.others[i].extra["verdicts"].get(f"response:{j}") for i, j in item.ranking}
+    if None in verdicts.values():
+        return None
+    return replace(item, verdicts={pair: float(outcome) for pair, outcome in verdicts.items()})
 
 
 def _judgements(

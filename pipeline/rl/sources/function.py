@@ -59,8 +59,8 @@ def load_function(field: str, place: str) -> Callable[..., Any]:
     if not callable(function):
         there = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
         raise ConfigError(f"{field}: {path} has no function {name!r}; it has {', '.join(there) or 'none'}")
-    found: Callable[..., Any] = function
-    return found
+    reward: Callable[..., Any] = function
+    return reward
 
 
 @lru_cache(maxsize=64)
