@@ -52,6 +52,7 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
     """
     global _started_here
     import ray
+    import ray.data  # sets up its own logging as it is imported, which must not come after what is set here
 
     if ray.is_initialized():
         yield

@@ -79,6 +79,7 @@ def labelled(model: Path, tmp_path_factory: pytest.TempPathFactory, here: Cli) -
 def test_two_drivers_on_one_store(labelled: Labelled) -> None:
     assert labelled.second.returncode == 2 and f"process {labelled.process}" in labelled.second.stderr
     assert labelled.ran.returncode == 0 and len(rows(labelled.store)) == 40
+    assert " INFO " not in labelled.ran.stderr and "streaming_executor" not in labelled.ran.stderr  # Ray's chatter
 
 
 def test_label_resume_refuse_validate(
