@@ -3,10 +3,12 @@
 Leaves out everything that measures.
 """
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -63,3 +65,13 @@ def verdict(claims: dict[str, bool]) -> None:
     for claim, holds in claims.items():
         CONSOLE.print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
     sys.exit(0 if all(claims.values()) else 1)
+
+
+@contextlib.contextmanager
+def checked_out(commit: str, place: Path) -> Iterator[Path]:
+    """The repository at a commit, in the folder `place`, as long as the block runs."""
+    subprocess.run(["git", "worktree", "add", "--quiet", "--detach", place, commit], cwd=ROOT, check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", place], cwd=ROOT, check=True)

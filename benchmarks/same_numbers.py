@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from machine import CONSOLE, ROOT, SHARED, table
+from machine import CONSOLE, ROOT, SHARED, checked_out, table
 from safetensors.numpy import load_file
 
 CLOCKS = ("time/", "step_time", "tokens_per_second", "seconds")
@@ -33,13 +33,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", help="what this checkout is held against")
     commit = parser.parse_args().commit
-    with tempfile.TemporaryDirectory() as folder:
-        there = Path(folder, "repository")
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", there, commit], cwd=ROOT, check=True)
-        try:
-            before, now = (run(tree, Path(folder, name)) for tree, name in ((there, "before"), (ROOT, "now")))
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", there], cwd=ROOT, check=True)
+    with tempfile.TemporaryDirectory() as folder, checked_out(commit, Path(folder, "repository")) as there:
+        before, now = (run(tree, Path(folder, name)) for tree, name in ((there, "before"), (ROOT, "now")))
     shown = table(f"Against {commit}", "", "numbers", "moved")
     for name in before:
         moved = sorted(

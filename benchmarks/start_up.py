@@ -16,13 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
 
 import psutil  # noqa: E402
-from machine import CONSOLE, ROOT, table  # noqa: E402
+from machine import CONSOLE, ROOT, checked_out, table  # noqa: E402
 from tiny import CHATML, save_model  # noqa: E402
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -53,38 +53,63 @@ def main() -> None:
             measured = []
             for number, tree in enumerate(trees.values()):
                 words = [*command, folder / f"out-{number}"] if command is label else command
-                measured.append(measure(tree, words))
-            shown.add_row(name, *measured)
-    CONSOLE.print(shown)
+                measured.append(measure(tree, ["-m", "jobs", *words]))
+            shown.add_row(name, *map(str, measured))
+        floor = measure(ROOT, [ROOT / "benchmarks/bare_flow.py", model, corpus, folder / "bare"])
+        shown.add_row("a bare flow of the same steps (bare_flow.py)", *[""] * (len(trees) - 1), str(floor))
+        CONSOLE.print(shown)
+        parts = table(f"{name}, {[*trees][-1]}: its processes, from 0.3 CPU s on", "process", "how many", "CPU s")
+        for what, spent in sorted(measured[-1].processes.items(), key=lambda each: -sum(each[1])):
+            if sum(spent) >= 0.3:
+                parts.add_row(what, str(len(spent)), f"{sum(spent):.1f}")
+        CONSOLE.print(parts)
 
 
-@contextlib.contextmanager
-def checked_out(commit: str, place: Path) -> Iterator[Path]:
-    subprocess.run(["git", "worktree", "add", "--quiet", "--detach", place, commit], cwd=ROOT, check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["git", "worktree", "remove", "--force", place], cwd=ROOT, check=True)
+@dataclass
+class Cost:
+    """Of one command."""
+
+    seconds: float  # by the clock
+    code: int
+    processes: dict[str, list[float]]  # CPU seconds of each process, by what it is
+
+    def __str__(self) -> str:
+        return f"{sum(map(sum, self.processes.values())):.1f} ({self.seconds:.1f}, {self.code})"
 
 
-def measure(tree: Path, arguments: list[object]) -> str:
-    began, used = time.perf_counter(), {}
+def measure(tree: Path, arguments: list[object]) -> Cost:
+    began, used, titles = time.perf_counter(), dict[int, float](), dict[int, str]()
     command = subprocess.Popen(
-        [sys.executable, "-m", "jobs", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    took = None
+    seconds = 0.0
     while descendants := psutil.Process().children(recursive=True):
         for process in descendants:
             with contextlib.suppress(psutil.Error, ChildProcessError):
                 times = process.cpu_times()
                 used[process.pid] = times.user + times.system
-                if process.status() == psutil.STATUS_ZOMBIE and process.pid != command.pid:
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    titles[process.pid] = title(process.cmdline()) or titles.get(process.pid, "")
+                elif process.pid != command.pid:
                     os.waitpid(process.pid, os.WNOHANG)
-        if took is None and command.poll() is not None:
-            took = time.perf_counter() - began
+        if command.poll() is None:
+            seconds = time.perf_counter() - began
         time.sleep(0.05)
-    return f"{sum(used.values()):.1f} ({took:.1f}, {command.wait()})"
+    processes: dict[str, list[float]] = {}
+    for pid, cpu in used.items():
+        processes.setdefault(titles.get(pid) or "other", []).append(cpu)
+    return Cost(seconds, command.wait(), processes)
+
+
+def title(words: list[str]) -> str:
+    """What a process is, of its command line; empty of one that has ended."""
+    whole = " ".join(words)
+    if whole.startswith("ray::"):
+        return whole.split(".")[0].split("(")[0]
+    marks = {"-m jobs": "the command", "pipeline.apart": "beside a worker: tokens, model"}
+    found = next((name for mark, name in marks.items() if mark in whole), "")
+    return found or next((f"Ray: {Path(word).stem}" for word in words if "/ray/" in word), "")
 
 
 if __name__ == "__main__":

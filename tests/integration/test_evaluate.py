@@ -185,8 +185,15 @@ def test_mistakes_are_said_before_anything_runs(models: dict[str, Path], tmp_pat
     assert said.returncode == 2 and "holds something else (mine)" in said.stderr
 
 
-def test_rm_bench_is_the_authors_formula_on_the_stored_rewards(shared: Path, tmp_path: Path, on_one_ray: Cli) -> None:
-    out, count = tmp_path / "out", {"chat": 30, "code": 40}
+@pytest.mark.parametrize(
+    "count",
+    [{"chat": 30, "code": 40}, pytest.param({"chat": 129, "code": 228}, marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_rm_bench_is_the_authors_formula_on_the_stored_rewards(
+    shared: Path, tmp_path: Path, on_one_ray: Cli, count: dict[str, int]
+) -> None:
+    out = tmp_path / "out"
     for domain, items in count.items():
         [whole] = (shared / "data/rm-bench").glob(f"{domain}*.json")
         write_list(tmp_path / "rm-bench" / whole.name, json.loads(whole.read_text())[:items])
