@@ -125,10 +125,10 @@ def require_answer(address: str) -> None:
         raise RunError(silent) from None
     if tried.returncode == 0:
         return
-    said = last_line(Exception(tried.stderr))
-    if (listens and said.startswith("ConnectionError")) or tried.returncode < 0:
-        raise RunError(f"{silent} ({said})")
-    raise ConfigError(f"cannot reach a Ray cluster at {address}: {said}")
+    line = last_line(Exception(tried.stderr))
+    if (listens and line.startswith("ConnectionError")) or tried.returncode < 0:
+        raise RunError(f"{silent} ({line})")
+    raise ConfigError(f"cannot reach a Ray cluster at {address}: {line}")
 
 
 def _require_listener(address: str) -> bool:
@@ -180,14 +180,14 @@ def _quiet_stderr(verbose: bool) -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    kept = os.dup(2)
+    copy = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(copy, 2)
+            os.close(copy)
 
 
 def warn_of_local_output(output: str) -> None:

@@ -74,14 +74,14 @@ class TrainProgress:
             TextColumn(name),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("steps  {task.fields[said]}"),
+            TextColumn("steps  {task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=errors,
             disable=not errors.is_terminal,
         )
-        self.task = self.bar.add_task(name, total=steps, completed=done_steps, said="starting")
+        self.task = self.bar.add_task(name, total=steps, completed=done_steps, figures="starting")
         self.first_step = self.done_steps = done_steps
         self.accuracy: float | None = None
         self.started = self.logged = time.perf_counter()
@@ -102,20 +102,20 @@ class TrainProgress:
         now = time.perf_counter()
         if step <= self.done_steps:
             self.first_step, self.started = step, now
-            self.bar.reset(self.task, total=self.steps, completed=step, said="starting")
+            self.bar.reset(self.task, total=self.steps, completed=step, figures="starting")
         self.done_steps = step
         self.accuracy = row.get("eval_accuracy", self.accuracy)
-        said = figures_of({"eval_accuracy": self.accuracy, **row})
-        self.bar.update(self.task, completed=step, said=said)
+        figures = figures_of({"eval_accuracy": self.accuracy, **row})
+        self.bar.update(self.task, completed=step, figures=figures)
         for warning in row.get("warnings", []):
             warn(f"step {step:,}: {warning}")
-        kept = figures_of({name.removeprefix("eval_"): v for name, v in row.items() if name.startswith("eval_")})
-        if kept:
-            errors.print(f"step {step:,}, kept prompts: {kept}")
-        if said and not errors.is_terminal and (now - self.logged > LOG_EVERY_S or step == self.steps):
+        held_out = figures_of({name.removeprefix("eval_"): v for name, v in row.items() if name.startswith("eval_")})
+        if held_out:
+            errors.print(f"step {step:,}, kept prompts: {held_out}")
+        if figures and not errors.is_terminal and (now - self.logged > LOG_EVERY_S or step == self.steps):
             self.logged = now
             left = (self.steps - step) * (now - self.started) / max(1, step - self.first_step)
-            errors.print(f"step {step:,} of {self.steps:,}, {said}, about {left:,.0f} s left")
+            errors.print(f"step {step:,} of {self.steps:,}, {figures}, about {left:,.0f} s left")
 
 
 def figures_of(row: Mapping[str, Any]) -> str:
@@ -141,7 +141,7 @@ def figures_of(row: Mapping[str, Any]) -> str:
     )
     shown = online if "completions/mean_length" in row else trained
     # rounded, since a KL of 1e-14 is none
-    return ", ".join(said.format(round(row[name], 9)) for name, said in shown if row.get(name) is not None)
+    return ", ".join(form.format(round(row[name], 9)) for name, form in shown if row.get(name) is not None)
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -74,8 +74,8 @@ def exists(uri: str) -> bool:
 def list_names(uri: str) -> list[str]:
     """Names of the files directly under a folder, sorted; empty where the folder does not exist."""
     filesystem, path = locate(uri)
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+    entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in entries if info.type == fs.FileType.File)
 
 
 def list_entries(uri: str) -> list[tuple[str, bool]]:
@@ -87,8 +87,8 @@ def list_entries(uri: str) -> list[tuple[str, bool]]:
             return []
         with os.scandir(path) as entries:
             return sorted((entry.name, entry.is_dir()) for entry in entries)
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted((info.base_name, info.type == fs.FileType.Directory) for info in found)
+    entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted((info.base_name, info.type == fs.FileType.Directory) for info in entries)
 
 
 def is_file(uri: str) -> bool:

@@ -105,7 +105,7 @@ class EvaluateConfig(LabelConfig):
 
     def idle(self) -> list[str]:
         """What has no effect in this run and may stay: one file can describe all rewards, which are asked one by one."""
-        found: list[tuple[str, str]] = []
+        unread: list[tuple[str, str]] = []
         for section, names in {
             "implicit": {"implicit"},
             "verifier": {"verifier"},
@@ -120,8 +120,8 @@ class EvaluateConfig(LabelConfig):
             "reward": {"endogenous", "likelihood", "implicit"},
         }.items():
             if not names.intersection(self.evaluate.rewards):
-                found.append((section, f"without --reward {' or '.join(sorted(names))}"))
-        return set_but_unread(self, found)
+                unread.append((section, f"without --reward {' or '.join(sorted(names))}"))
+        return set_but_unread(self, unread)
 
 
 class SampleConfig(LabelConfig):

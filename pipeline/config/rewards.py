@@ -39,18 +39,18 @@ class RewardConfig(Section):
 
     def warnings(self) -> list[str]:
         """What a person should know about this reward before trusting it."""
-        said = []
+        problems = []
         if self.aggregation == "sum" and self.gamma != 1:
-            said.append(
+            problems.append(
                 f"reward.aggregation = sum with reward.gamma = {self.gamma:g} leaks the level of the logits, which training "
                 "does not fix; use discounted_sum, or gamma = 1"
             )
         if self.min_weight:
-            said.append(
+            problems.append(
                 f"reward.min_weight = {self.min_weight:g} stops the discounted sum from telescoping: values leak where the "
                 "floor holds"
             )
-        return said
+        return problems
 
 
 class ImplicitConfig(Section):

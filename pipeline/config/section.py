@@ -142,8 +142,8 @@ def _parse_assignment(text: str, kind: type[Section]) -> tuple[str, Any]:
     path, mark, value = text.partition("=")
     path = path.strip()
     if not mark or not re.fullmatch(r"[\w-]+(\.[\w-]+)+", path):
-        said = "" if _is_secret(text) else f" {text}"
-        raise ConfigError(f"--set{said}: expected section.field=value, such as reward.alpha=0.5")
+        value = "" if _is_secret(text) else f" {text}"
+        raise ConfigError(f"--set{value}: expected section.field=value, such as reward.alpha=0.5")
     try:
         read = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:

@@ -51,5 +51,5 @@ def ranked_rows(labels: pa.Table) -> dict[int, dict[str, Any]]:
         return {}
     texts = labels["extra_info"]
     marked = pc.and_(pc.is_null(labels["preference"]), pc.match_substring(texts, f'"{MARGIN}"'))
-    found = {row: json.loads(texts[row].as_py()) for row in np.flatnonzero(marked.to_numpy()).tolist()}
-    return {row: extra for row, extra in found.items() if is_ranked(extra)}
+    extras = {row: json.loads(texts[row].as_py()) for row in np.flatnonzero(marked.to_numpy()).tolist()}
+    return {row: extra for row, extra in extras.items() if is_ranked(extra)}

@@ -4,7 +4,6 @@ The labels do not say which responses failed, so a row that lost one still gives
 those out: their ids are in the store's errors.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.ranking import MARGIN, RANK, SCORE, ranked_pairs
+from pipeline.corpus.samples import Message
 from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.rewards.labelling import KEPT
+from pipeline.store.schema import read_messages
 from pipeline.store.turns import last_turns
 
 OWN = ("response_key", SCORE, RANK, MARGIN)  # what the input says of one response alone
@@ -53,7 +54,7 @@ class LabelRows:
         self.columns = columns
         self.groups = [sorted(rows, key=columns["response_index"].__getitem__) for rows in groups.values()]
         self.last_turns = {response: columns["turn"][row] for response, row in last.items()}
-        self.prompts = _prompt_digests(labels, self.groups) if prompts else {}
+        self.prompts = _prompts(labels, self.groups) if prompts else {}
         self.extras: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         for rows in self.groups:
             self.extras |= _extras(columns["extra_info"], rows)
@@ -83,14 +84,14 @@ class LabelRows:
             ranking=tuple(ranked_pairs([answer.extra for answer in answers[None]])),
             rubric=self.columns["rubric"][rows[0]],
             extra=self.extras[rows[0]][0],
-            prompt=self.prompts.get(rows[0], ""),
+            prompt=self.prompts.get(rows[0], ()),
         )
 
 
-def _prompt_digests(labels: pa.Table, groups: Sequence[Sequence[int]]) -> dict[int, str]:
+def _prompts(labels: pa.Table, groups: Sequence[Sequence[int]]) -> dict[int, tuple[Message, ...]]:
     """By the first row of each group."""
     column = labels[PROMPT].combine_chunks()
-    return {rows[0]: hashlib.sha256(json.dumps(column[rows[0]].as_py()).encode()).hexdigest()[:32] for rows in groups}
+    return {rows[0]: tuple(read_messages(column[rows[0]].as_py())) for rows in groups}
 
 
 def _extras(texts: Sequence[str], rows: Sequence[int]) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
@@ -103,5 +104,5 @@ def _extras(texts: Sequence[str], rows: Sequence[int]) -> dict[int, tuple[dict[s
 
 def _own(extra: dict[str, Any]) -> dict[str, Any]:
     key = {name: extra[name] for name in OWN if name in extra}
-    kept = extra.get(KEPT)
-    return {**key, **kept} if isinstance(kept, dict) else key
+    info = extra.get(KEPT)
+    return {**key, **info} if isinstance(info, dict) else key

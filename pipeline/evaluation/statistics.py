@@ -93,8 +93,8 @@ def compare(first: Figures, second: Figures, name: str, resamples: int, seed: in
         return None
     here, there = common.T
     differences = first.scores[name][here] - second.scores[name][there]
-    found, strata = np.unique(first.strata[here], return_inverse=True)
-    weights = first.weights[found] / first.weights[found].sum()
+    present, strata = np.unique(first.strata[here], return_inverse=True)
+    weights = first.weights[present] / first.weights[present].sum()
     sizes = first.sizes[here]
     rng = np.random.default_rng(seed)
     low, high = _bootstrap(differences[:, None], strata, weights, sizes, resamples, rng)

@@ -164,8 +164,8 @@ def _evaluated(
 
 def _with_verdicts(item: Item) -> Item | None:
     """A pairwise judge's verdicts, from what its labels keep; None where one could not be read, or not asked for."""
-    kept = [answer.extra["verdicts"] for answer in (*item.chosen, *item.others)]
-    if any(outcome is None for verdicts in kept for outcome in verdicts.values()):
+    orders = [answer.extra["verdicts"] for answer in (*item.chosen, *item.others)]
+    if any(outcome is None for verdicts in orders for outcome in verdicts.values()):
         return None
     if not item.chosen and not item.ranking:
         return item

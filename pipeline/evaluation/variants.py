@@ -67,8 +67,8 @@ def check_rewards(config: EvaluateConfig) -> None:
     for name in config.evaluate.rewards:
         if config.evaluate.labels and name not in ("endogenous", "likelihood"):
             raise ConfigError(f"--reward {name} cannot be read from a label store: leave --labels out, give --model")
-        flag, given, what = needs.get(name, ("--model", own, "the model"))
-        if not given:
+        flag, value, what = needs.get(name, ("--model", own, "the model"))
+        if not value:
             raise ConfigError(f"--reward {name} needs {what}: give {flag}")
         if name == "implicit" and not own:
             raise ConfigError("--reward implicit needs the model beside its reference: give --model")

@@ -58,7 +58,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Expression:
     text: str
     parsed: list[Any]  # math_verify's: the expression, then its text; empty where it found none
 
@@ -109,11 +109,11 @@ def _ready() -> None:
 
 def _checked(response: str, gold: str, thinking: bool) -> Verdict:
     answer = behind_thoughts(response, thinking)
-    found, due = None if answer is None else _find(answer), _find(gold)
-    if found is None or due is None:
-        return Verdict(False, found.spelt if found else None)
-    same = "".join(found.text.split()) == "".join(due.text.split())
-    return Verdict(same or _equivalent(due.text, found.text), found.spelt)
+    reached, due = None if answer is None else _find(answer), _find(gold)
+    if reached is None or due is None:
+        return Verdict(False, reached.spelt if reached else None)
+    same = "".join(reached.text.split()) == "".join(due.text.split())
+    return Verdict(same or _equivalent(due.text, reached.text), reached.spelt)
 
 
 def final_answer(text: str) -> str | None:
@@ -142,7 +142,7 @@ def _braced(text: str) -> str | None:
     return None
 
 
-def _find(text: str) -> _Found | None:
+def _find(text: str) -> _Expression | None:
     answer = final_answer(text)
     marked = answer is not None
     if answer is None:
@@ -150,7 +150,7 @@ def _find(text: str) -> _Found | None:
         if len(answer) > LONGEST:
             answer = answer[-LONGEST:].partition(" ")[2]
     parsed = _parse(answer)
-    return _Found(answer, parsed) if parsed or (answer and (marked or len(answer.split()) == 1)) else None
+    return _Expression(answer, parsed) if parsed or (answer and (marked or len(answer.split()) == 1)) else None
 
 
 @lru_cache(maxsize=4096)
@@ -224,9 +224,9 @@ def _nested(expression: Any, *kinds: type) -> int:
 def _equivalent(gold: str, answer: str) -> bool:
     from math_verify import verify
 
-    due, found = _parse(gold), _parse(answer)
+    due, answered = _parse(gold), _parse(answer)
     try:
-        return bool(due and found and verify(due, found, timeout_seconds=None))
+        return bool(due and answered and verify(due, answered, timeout_seconds=None))
     except MemoryError:
         raise
     except Exception:  # SymPy raises of every kind

@@ -159,12 +159,12 @@ def _token_columns(labels: pa.Table) -> list[tuple[NDArray[np.float32], NDArray[
     """All of TOKEN_COLUMNS, flat."""
     if not set(TOKEN_COLUMNS) <= set(labels.column_names):
         raise ConfigError(NO_TOKENS)
-    found = [flat_column(labels, name) for name in TOKEN_COLUMNS]
-    if any((lengths != found[0][1]).any() for _, lengths in found):
+    columns = [flat_column(labels, name) for name in TOKEN_COLUMNS]
+    if any((lengths != columns[0][1]).any() for _, lengths in columns):
         raise ConfigError(
             "the token columns of a label differ in length: the store is damaged; see endoreward validate"
         )
-    return found
+    return columns
 
 
 def _next(values: Array, starts: NDArray[np.int64]) -> Array:
@@ -210,10 +210,10 @@ def outcomes(labels: pa.Table, stored: RewardConfig, wanted: list[RewardConfig])
     tokens = _checked_tokens(labels, stored)
     lengths = tokens.lengths
     chosen, rejected = find_pairs(labels).T
-    found = []
+    of_each = []
     for config in wanted:
         rewards = tokens.rewards(config)
         margins = rewards[chosen] - rewards[rejected]
         longer = lengths[chosen] - lengths[rejected]
-        found.append(Outcome(Moments.of(rewards, lengths), Moments.of(margins, longer), Tally.of(margins)))
-    return found
+        of_each.append(Outcome(Moments.of(rewards, lengths), Moments.of(margins, longer), Tally.of(margins)))
+    return of_each

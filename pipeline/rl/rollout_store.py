@@ -160,8 +160,8 @@ class RolloutStore:
         Args:
             config: of the run; without it the page shows tokens as their numbers.
         """
-        told = {"policy", "tokens", "reward", "rewards"}
-        sections = {} if config is None else config.model_dump(mode="json", include=told)
+        shown = {"policy", "tokens", "reward", "rewards"}
+        sections = {} if config is None else config.model_dump(mode="json", include=shown)
         manifest = Manifest.of(
             self.store,
             config={"model": sections.pop("policy", {}), **sections},

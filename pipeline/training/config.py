@@ -323,5 +323,5 @@ class TrainConfig(LearningConfig):
 
     def idle(self) -> list[str]:
         """What has no effect in this run and may stay."""
-        found = [] if self.train.max_steps is None else [("train.epochs", "beside train.max_steps")]
-        return set_but_unread(self, found)
+        unread = [] if self.train.max_steps is None else [("train.epochs", "beside train.max_steps")]
+        return set_but_unread(self, unread)

@@ -104,12 +104,12 @@ def _left_open(value: Any) -> bool:
 
 def _read(place: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        settings = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"learner.deepspeed: {place} is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise ConfigError(f"learner.deepspeed: {place} holds no JSON object")
-    return found
+    return settings
 
 
 def _merge(ours: dict[str, Any], theirs: dict[str, Any], above: str, conflicts: list[str]) -> None:

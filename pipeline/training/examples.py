@@ -169,7 +169,7 @@ class Examples:
         return hashlib.sha256(parts.tobytes() + rows.tobytes()).hexdigest()
 
 
-class _Found(NamedTuple):
+class _PartExamples(NamedTuple):
     """The e examples of one part, r rows in all."""
 
     counts: Counts
@@ -214,13 +214,15 @@ def find_examples(config: TrainConfig) -> Examples:
 
 def comparisons(config: TrainConfig) -> list[str]:
     """What compares the responses to a prompt with each other, so that one alone teaches nothing; none: nothing does."""
-    told = config.advantage
+    advantage = config.advantage
     if config.train.objective == "rwr":
         return ["train.objective = rwr"]
     if config.train.objective not in RELATIVE:
         return []
-    found = [f"advantage.baseline = {told.baseline}"] if told.baseline in ("group", "leave-one-out") else []
-    return found + (["advantage.scale = group"] if told.scale == "group" else [])
+    settings = (
+        [f"advantage.baseline = {advantage.baseline}"] if advantage.baseline in ("group", "leave-one-out") else []
+    )
+    return settings + (["advantage.scale = group"] if advantage.scale == "group" else [])
 
 
 def read_columns(uri: str, columns: list[str]) -> pa.Table:
@@ -297,7 +299,7 @@ def _require_same(first: Source, second: Source) -> None:
 # Rows
 
 
-def _of_part(uri: str, columns: list[str], config: TrainConfig) -> _Found:
+def _of_part(uri: str, columns: list[str], config: TrainConfig) -> _PartExamples:
     labels = read_columns(uri, columns)
     last = last_turns_by_prompt(labels)
     rubrics = frozenset(rubric for _, rubric in last if rubric is not None)
@@ -307,8 +309,8 @@ def _of_part(uri: str, columns: list[str], config: TrainConfig) -> _Found:
     names = list(zip(labels["prompt_id"].to_pylist(), labels["rubric"].to_pylist(), strict=True))
     if config.train.objective in PAIR_OBJECTIVES:
         pairs = config.pairs
-        found, paired = choose_pairs(labels, pairs.preference, pairs.select, pairs.min_margin)
-        flat, sizes, counts = found.ravel(), np.full(len(found), 2), replace(counts, pairs=paired)
+        pairs_of_rows, paired = choose_pairs(labels, pairs.preference, pairs.select, pairs.min_margin)
+        flat, sizes, counts = pairs_of_rows.ravel(), np.full(len(pairs_of_rows), 2), replace(counts, pairs=paired)
     else:
         if every:
             groups: dict[Group, list[int]] = {group: [] for group in last}
@@ -325,7 +327,7 @@ def _of_part(uri: str, columns: list[str], config: TrainConfig) -> _Found:
     draws = np.array([_draw(prompt_id, config.train.seed) for prompt_id, _ in last])
     owners = groups_of_rows[flat[np.cumsum(sizes) - sizes]]
     light = (labels[name].to_numpy()[flat] for name in ("num_prompt_tokens", "num_tokens", "reward"))
-    return _Found(counts, sizes, owners, draws[owners], (flat.astype(np.int32), *light))
+    return _PartExamples(counts, sizes, owners, draws[owners], (flat.astype(np.int32), *light))
 
 
 def _selected(
@@ -350,9 +352,9 @@ def _draw(prompt_id: str, seed: int) -> float:
 # Nothing to learn from
 
 
-def _require_examples(config: TrainConfig, counts: Counts, found: int) -> None:
+def _require_examples(config: TrainConfig, counts: Counts, examples: int) -> None:
     objective = config.train.objective
-    if objective in PAIR_OBJECTIVES and not found:
+    if objective in PAIR_OBJECTIVES and not examples:
         reasons = "; ".join(_why_no_pairs(counts.pairs, config.pairs.min_margin))
         raise ConfigError(f"train.objective = {objective}: no pair is left of {counts.prompts:,} prompts: {reasons}")
     if objective == "sft" and config.sft.select == "best" and counts.single == counts.prompts:
@@ -360,7 +362,7 @@ def _require_examples(config: TrainConfig, counts: Counts, found: int) -> None:
             "sft.select = best: each prompt has one response, so nothing is selected; label several responses to a "
             "prompt, or set sft.select = all"
         )
-    if not found:
+    if not examples:
         needs = comparisons(config)
         verb = "compares" if len(needs) == 1 else "compare"
         remedy = "" if objective == "rwr" else ", or set advantage.baseline = value or none, and advantage.scale = none"

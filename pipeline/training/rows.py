@@ -184,19 +184,19 @@ class RowReader:
         )  # a sampled one may be empty
         turn = Turn(stored["id"], "", None, 0, 0, prompt, response, talk, None, {}, beside)
         try:
-            found = [renderer.tokenize(turn)]
+            tokenized = [renderer.tokenize(turn)]
             if stored["prompt_token_ids"]:
-                found.append(TokenizedTurn(renderer.prompt_ids(prompt, talk), [], prompt))
+                tokenized.append(TokenizedTurn(renderer.prompt_ids(prompt, talk), [], prompt))
         except RowError as error:
             raise ConfigError(
                 f"{where}: cannot be rendered for {self.policy.name} as it was labelled: {error.detail}; {REMEDY}"
             ) from None
-        return found
+        return tokenized
 
     def _says(self, ids: list[int], response: str, truncated: bool) -> bool:
         """Whether tokens that another cut gave (a sampled answer) spell the response."""
-        said, text = self._decoded(ids), response.strip()
-        return text.startswith(said.rstrip("\ufffd")) if truncated else text == said
+        decoded, text = self._decoded(ids), response.strip()
+        return text.startswith(decoded.rstrip("\ufffd")) if truncated else text == decoded
 
     def _decoded(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

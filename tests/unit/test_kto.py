@@ -28,7 +28,8 @@ KTO = find_benchmark("kto")
 
 def item(number, label, reward, prompt=None, rubric=None):
     answer = Answer(float(reward), 3, "text")
-    return Item(f"a:{number}", others=(answer,), extra={"label": label}, prompt=prompt or f"p{number}", rubric=rubric)
+    asked = ({"role": "user", "content": prompt or f"p{number}"},)
+    return Item(f"a:{number}", others=(answer,), extra={"label": label}, prompt=asked, rubric=rubric)
 
 
 def drawn(seed, high=23, low=31, levels=9, prompts=None):
@@ -79,8 +80,8 @@ def test_the_interval_of_auc_is_as_wide_as_delongs(seed):
 def test_by_prompt_where_a_prompt_has_both(seed):
     items = drawn(seed, prompts=12)
     found = KTO.figures(items)
-    prompts = {i.prompt for i in items}
-    groups = [sides([i for i in items if i.prompt == prompt]) for prompt in prompts]
+    prompts = {i.prompt[0]["content"] for i in items}
+    groups = [sides([i for i in items if i.prompt[0]["content"] == prompt]) for prompt in prompts]
     won, pairs = np.array([counted(*group) for group in groups if all(group)]).sum(0)
     assert list(found.values) == ["by_prompt", "auc"] and found.main == "by_prompt"
     assert found.values["by_prompt"] == pytest.approx(won / pairs, abs=1e-12) and found.comparisons == pairs

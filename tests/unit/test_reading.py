@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.evaluation.benchmarks.items import Answer, Item
-from pipeline.evaluation.reading import items_of
+from pipeline.evaluation.reading import LabelRows, items_of
 from pipeline.store.schema import Label, labels_table
 from pipeline.store.summary import find_pairs
 
@@ -113,3 +113,10 @@ def test_pairs_are_those_of_the_summary(seed: int):
     rewards = labels["reward"].to_numpy()
     expected = sorted(rewards[c] - rewards[r] for c, r in find_pairs(labels))
     assert sorted(m for item in items_of(labels) for line in item.margins() for m in line) == expected
+
+
+def test_items_have_the_messages_of_their_prompts_where_they_are_asked_for():
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?", "name": "Ann"}]
+    labels = labels_table([row("a:0", "chosen", prompt=asked), row("a:0", "rejected", prompt=asked)])
+    [known], [unknown] = (LabelRows(labels, prompts).items(np.zeros(2)) for prompts in (True, False))
+    assert known.prompt == tuple(asked) and unknown.prompt == ()

@@ -36,5 +36,5 @@ def find_benchmark(name: str, best_of_n: BestOfNConfig | None = None) -> Benchma
         return BENCHMARKS[name]
     width = max(map(len, BENCHMARKS))
     known = "\n".join(f"  {each:{width}}  {benchmark.about}" for each, benchmark in BENCHMARKS.items())
-    said = f"there is no benchmark {name!r}" if name else "no benchmark is named"
-    raise ConfigError(f"{said}; give --benchmark one of\n{known}")
+    problem = f"there is no benchmark {name!r}" if name else "no benchmark is named"
+    raise ConfigError(f"{problem}; give --benchmark one of\n{known}")

@@ -125,13 +125,13 @@ class BestOfN(Benchmark):
 
     @staticmethod
     def _labels(item: Item, keys: str | list[str], due: int) -> list[float]:
-        given: list[Any] = []
+        scores: list[Any] = []
         for key in [keys] if isinstance(keys, str) else keys:
             value = lookup(dict(item.extra), key)
-            given += value if isinstance(value, list) else [value]
-        if len(given) != due:
-            raise RowError("no_score", f"{len(given)} scores for {due} responses; one for each is due, in their order")
-        return [_number(each) for each in given]
+            scores += value if isinstance(value, list) else [value]
+        if len(scores) != due:
+            raise RowError("no_score", f"{len(scores)} scores for {due} responses; one for each is due, in their order")
+        return [_number(each) for each in scores]
 
 
 def expected_best(rewards: Sequence[float], scores: Sequence[float], k: int) -> float:

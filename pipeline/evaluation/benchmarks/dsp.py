@@ -57,18 +57,20 @@ class DomainPreference(Benchmark):
 
     def figures(self, items: Sequence[Item]) -> Figures:
         domains = list(dict.fromkeys(domain for item in items for domain in _rewards(item)))
-        given = list(dict.fromkeys(item.rubric for item in items if item.rubric))
-        rubrics = [domain for domain in domains if domain in given]
-        foreign = [rubric for rubric in given if rubric not in domains]
+        named = list(dict.fromkeys(item.rubric for item in items if item.rubric))
+        rubrics = [domain for domain in domains if domain in named]
+        foreign = [rubric for rubric in named if rubric not in domains]
         if not rubrics:
             raise InputError(
                 f"dsp needs rubrics with the names of its domains, {listed(domains)}; there are "
-                f"{listed(given) if given else 'none'}: score with --rubrics {RUBRICS}"
+                f"{listed(named) if named else 'none'}: score with --rubrics {RUBRICS}"
             )
         queries: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
         for item in items:
             queries[item.id][item.rubric or ""] = _rewards(item)
-        whole = [q for q, found in queries.items() if all(len(found.get(r, ())) == len(domains) for r in rubrics)]
+        whole = [
+            q for q, by_rubric in queries.items() if all(len(by_rubric.get(r, ())) == len(domains) for r in rubrics)
+        ]
         if not whole:
             raise InputError(f"dsp: no query has all of {listed(domains)} under all of {listed(rubrics)}")
         rewards = np.array([[[queries[q][r][d] for d in domains] for r in rubrics] for q in whole])

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from pipeline.corpus.samples import Message
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -37,7 +39,7 @@ class Item:
     ranking: tuple[tuple[int, int], ...] = ()  # (better, worse), positions in `others`, where scores or ranks say so
     rubric: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns
-    prompt: str = ""  # a digest of its messages; empty where no benchmark asks for it
+    prompt: tuple[Message, ...] = ()  # its messages, where a benchmark asks for them with `by_prompt`
     verdicts: Mapping[tuple[int, int], float] | None = None
 
     @property
@@ -54,12 +56,12 @@ class Item:
     def pairs(self) -> list[tuple[Answer, Answer, float]]:
         """(better, worse, margin) of every chosen and rejected response, or of every two that a ranking tells apart."""
         sides = product(range(len(self.chosen)), range(len(self.rejected)))
-        found = [(self.chosen[i], self.rejected[j], self.margin(i, j)) for i, j in sides]
+        pairs = [(self.chosen[i], self.rejected[j], self.margin(i, j)) for i, j in sides]
         for i, j in self.ranking:
             better, worse = self.others[i], self.others[j]
             margin = better.reward - worse.reward if self.verdicts is None else self.verdicts[i, j]
-            found.append((better, worse, margin))
-        return found
+            pairs.append((better, worse, margin))
+        return pairs
 
     def margins(self) -> list[list[float]]:
         """[chosen][rejected]: every pair's margin."""

@@ -3,6 +3,7 @@
 The layout is TRL's "unpaired preference": `prompt`, `completion`, `label`, where true is desirable.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class Kto(Benchmark):
     def figures(self, items: Sequence[Item]) -> Figures:
         groups: dict[tuple[str | None, str], list[Item]] = defaultdict(list)
         for item in items:
-            groups[item.rubric, item.prompt].append(item)
+            groups[item.rubric, json.dumps(item.prompt)].append(item)
         both = [(good, bad) for group in groups.values() for good, bad in [_sides(group)] if good and bad]
         overall = _auc(items)
         details: dict[str, Any] = {

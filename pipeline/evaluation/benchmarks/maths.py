@@ -135,10 +135,10 @@ def _by(group: str, items: Sequence[Item], scores: Array) -> dict[str, Any]:
     names = [item.extra.get(group) for item in items]
     if any(name is None for name in names):
         return {}
-    told = np.array([str(name) for name in names])
+    values = np.array([str(name) for name in names])
     return {
-        str(name): {"pass@1": float(scores[told == name].mean()), "items": int((told == name).sum())}
-        for name in np.unique(told)
+        str(name): {"pass@1": float(scores[values == name].mean()), "items": int((values == name).sum())}
+        for name in np.unique(values)
     }
 
 
@@ -153,12 +153,12 @@ def _answer(value: Any, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     text = to_text(str(value) if isinstance(value, float) else value, f"column {name!r}")
-    found = final_answer(text)
-    if found is None and name != "solution":
-        found = text.strip()
-    if not found:
+    answer = final_answer(text)
+    if answer is None and name != "solution":
+        answer = text.strip()
+    if not answer:
         raise RowError("no_gold", rf"column {name!r} shows no right answer: no \boxed{{}}, no ####, or nothing in it")
-    return found
+    return answer
 
 
 class Gsm8k(Maths):

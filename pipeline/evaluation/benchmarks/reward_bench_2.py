@@ -57,21 +57,21 @@ class RewardBench2(Benchmark):
         tied = _within(items, TIES)
         judged = [item for item in tied if item.verdicts is not None]
         ties = _ties([item for item in tied if item.verdicts is None])
-        groups: dict[str, list[tuple[str, float]]] = {subset: found for subset, found in best.items() if found}
-        values = {subset: sum(score for _, score in found) / len(found) for subset, found in groups.items()}
+        groups: dict[str, list[tuple[str, float]]] = {subset: scored for subset, scored in best.items() if scored}
+        values = {subset: sum(score for _, score in scored) / len(scored) for subset, scored in groups.items()}
         if ties:
             groups[TIES], values[TIES] = ties.scores, ties.overall
         if not values:
             raise InputError("reward-bench-2: only items of Ties, and no pair of a ref and a tied one with margins")
         missing = [subset for subset in SUBSETS if subset not in values]
-        sizes = [len(found) for found in groups.values()]
+        sizes = [len(scored) for scored in groups.values()]
         strata = np.repeat(np.arange(len(groups)), sizes)
-        scores = np.array([score for found in groups.values() for _, score in found])
+        scores = np.array([score for scored in groups.values() for _, score in scored])
         counted = [item for item in items if item.extra["subset"] != TIES or item.verdicts is None]
         equal, comparisons = count_ties(counted)
         return Figures(
             values={"overall": sum(values.values()) / len(values), **values},
-            items=[name for found in groups.values() for name, _ in found],
+            items=[name for scored in groups.values() for name, _ in scored],
             scores={
                 "overall": scores,
                 **{subset: scores * (strata == index) * len(groups) for index, subset in enumerate(groups)},

@@ -101,9 +101,9 @@ def _accuracies(wins: Array) -> dict[str, Any]:
         "normal": np.mean(np.diag(matrix)),
         "easy": np.sum(np.tril(matrix, -1)) / 3,
     }
-    said = {name: float(value) for name, value in parts.items()}
+    figures = {name: float(value) for name, value in parts.items()}
     overall = float(np.mean(list(parts.values())))
-    return {"overall": overall, **said, "items": len(wins), "matrix": matrix.tolist()}
+    return {"overall": overall, **figures, "items": len(wins), "matrix": matrix.tolist()}
 
 
 def _mean(sets: dict[str, dict[str, Any]]) -> dict[str, Any]:

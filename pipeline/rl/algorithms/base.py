@@ -113,8 +113,8 @@ class Algorithm(Objective):
         scale: Literal["group", "none"] = "none",
     ) -> list[list[Array]]:
         """Advantages within each group, by `pipeline.training.advantages`."""
-        told = AdvantageConfig(credit=self.credit, baseline=baseline, scale=scale)
-        return [compared(told, siblings, self.gamma) for siblings in groups]
+        settings = AdvantageConfig(credit=self.credit, baseline=baseline, scale=scale)
+        return [compared(settings, siblings, self.gamma) for siblings in groups]
 
 
 def normalized(groups: Sequence[Sequence[Array]]) -> list[list[Array]]:

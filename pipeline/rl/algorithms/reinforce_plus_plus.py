@@ -36,11 +36,11 @@ class ReinforcePlusPlus(Algorithm):
     epsilon: float = 0.2
 
     def advantages(self, groups: Sequence[Siblings]) -> list[list[Array]]:
-        made = self.compared(groups, self.baseline)
+        advantages = self.compared(groups, self.baseline)
         together = [group.earned for group in groups]
         if all(alike(earned) for earned in ([np.concatenate(together)] if self.baseline == "none" else together)):
-            return [[np.zeros_like(response) for response in group] for group in made]
-        return normalized(made)
+            return [[np.zeros_like(response) for response in group] for group in advantages]
+        return normalized(advantages)
 
     def policy(self, batch: Batch) -> Terms:
         assert batch.advantages is not None

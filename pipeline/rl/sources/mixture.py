@@ -65,8 +65,8 @@ class RewardMixture:
         earned: list[dict[str, Earned]] = [{} for _ in sampled]
         for source in self.sources:
             chosen = [i for i, (prompt, _) in enumerate(sampled) if source.applies(prompt)]
-            given = source.earned([sampled[i] for i in chosen], self.models)
-            for i, each in zip(chosen, given, strict=True):
+            answers = source.earned([sampled[i] for i in chosen], self.models)
+            for i, each in zip(chosen, answers, strict=True):
                 if each is not None:
                     earned[i][source.name] = each
         references = self._reference_logprobs(sampled)

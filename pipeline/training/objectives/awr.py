@@ -41,9 +41,9 @@ class Awr(LabelObjective):
     def terms(self, batch: Batch) -> Terms:
         assert batch.advantages is not None
         weights = torch.exp(batch.advantages / self.temperature)
-        kept = weights.clamp(max=self.max_weight)
-        metrics = {"weight": kept, "weight_clipped": (weights > self.max_weight).double()}
-        return Terms(-kept * batch.logprobs, {**metrics, **observed(batch)})
+        clamped = weights.clamp(max=self.max_weight)
+        metrics = {"weight": clamped, "weight_clipped": (weights > self.max_weight).double()}
+        return Terms(-clamped * batch.logprobs, {**metrics, **observed(batch)})
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ class Grpo(LabelObjective):
 
     @classmethod
     def of(cls, config: "TrainConfig") -> Self:
-        told = config.grpo
-        high = told.epsilon if told.epsilon_high is None else told.epsilon_high
-        return cls(told.loss_type, told.epsilon, high, told.beta, told.max_completion_length)
+        settings = config.grpo
+        high = settings.epsilon if settings.epsilon_high is None else settings.epsilon_high
+        return cls(settings.loss_type, settings.epsilon, high, settings.beta, settings.max_completion_length)
 
     @property
     def unit(self) -> Unit:

@@ -27,9 +27,9 @@ BETA = {"known": 0.1, "reward": 1.0}
 of them, beta = 1 learns pi_ref * exp(reward), and 0.1 its tenth power. 0.1 is what is usual for people's preferences."""
 
 
-def beta_of(told: float | None, config: "TrainConfig") -> float:
+def beta_of(beta: float | None, config: "TrainConfig") -> float:
     """What beta comes to where it may be left open."""
-    return BETA[config.pairs.preference] if told is None else told
+    return BETA[config.pairs.preference] if beta is None else beta
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ class Reinforce(LabelObjective):
     def terms(self, batch: Batch) -> Terms:
         assert batch.advantages is not None
         ratios = batch.ratios.detach()
-        kept = ratios.clamp(max=self.max_ratio)
-        losses = -kept * batch.advantages * batch.logprobs
+        clamped = ratios.clamp(max=self.max_ratio)
+        losses = -clamped * batch.advantages * batch.logprobs
         if self.beta:
             losses = losses + self.beta * batch.kl
-        metrics = {"ratio": kept, "ratio_clipped": (ratios > self.max_ratio).double()}
+        metrics = {"ratio": clamped, "ratio_clipped": (ratios > self.max_ratio).double()}
         return Terms(losses, {**metrics, **observed(batch)})
