@@ -26,7 +26,7 @@ from pipeline.report.card import model_card, shareable_config
 from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
 from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.config import LearningConfig
-from pipeline.training.documents import Repeats, Run, RunManifest
+from pipeline.training.documents import Repeats, RlResults, Run, RunManifest
 from pipeline.training.metrics import MetricRow, check_tracking, ends, read_metrics
 from pipeline.training.run import STOPPED, RunFolder
 
@@ -212,11 +212,11 @@ def _finish(folder: RunFolder, run: TrainingRun, record: Run, seconds: float) ->
     terminal.print_table(run.DONE, figures)
 
 
-def _figures(results: dict[str, Any], metrics: list[MetricRow], shown: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def _figures(results: RlResults | None, metrics: list[MetricRow], shown: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for when in ("before", "after"):
-        if f"accuracy_{when}" in results:
-            low, high = results[f"accuracy_{when}_interval"]
-            yield f"accuracy {when}", f"{results[f'accuracy_{when}']:.1%} ({low:.1%} to {high:.1%})"
+        if results is not None and (measured := results.accuracy(when)) and measured[1]:
+            low, high = measured[1]
+            yield f"accuracy {when}", f"{measured[0]:.1%} ({low:.1%} to {high:.1%})"
     for name in shown:
         values = ends(metrics, name)
         if values is not None:

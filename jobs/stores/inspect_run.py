@@ -55,12 +55,12 @@ def draw_run(folder: RunFolder, run: Run) -> None:
     documents.write_bytes(folder.at("report.html"), page.encode())
 
 
-def read_results(folder: RunFolder) -> dict[str, Any]:
-    """What an online run measured before and after; nothing where nothing is held out."""
+def read_results(folder: RunFolder) -> RlResults | None:
+    """What an online run measured before and after; None where nothing is held out."""
     try:
-        return RlResults.read_plain(folder.at(RESULTS)).model_dump(exclude_unset=True, exclude={"version"})
+        return RlResults.read_plain(folder.at(RESULTS))
     except FileNotFoundError:
-        return {}
+        return None
 
 
 def read_samples(folder: RunFolder) -> list[dict[str, Any]]:

@@ -123,3 +123,12 @@ class RlResults(typed.Document):
     accuracy_before_interval: list[float] | None = None  # 95%, Wilson's
     accuracy_after: float | None = None
     accuracy_after_interval: list[float] | None = None
+
+    def accuracy(self, when: str) -> tuple[float, list[float] | None] | None:
+        """`before` or `after` the run, and its interval; None where answers were not checked."""
+        known = {
+            "before": (self.accuracy_before, self.accuracy_before_interval),
+            "after": (self.accuracy_after, self.accuracy_after_interval),
+        }
+        value, interval = known[when]
+        return None if value is None else (value, interval)
