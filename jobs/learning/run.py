@@ -26,7 +26,7 @@ from pipeline.report.card import model_card, shareable_config
 from pipeline.rl.run import LEFT_BY_RUN, REPEATED, ROLLOUTS
 from pipeline.store import LabelStore, WriterLock, documents, fingerprint
 from pipeline.training.config import LearningConfig
-from pipeline.training.documents import Run, RunManifest
+from pipeline.training.documents import Repeats, RlResults, Run, RunManifest
 from pipeline.training.metrics import MetricRow, check_tracking, ends, read_metrics
 from pipeline.training.run import STOPPED, RunFolder
 
@@ -77,7 +77,7 @@ class TrainingRun(ABC):
         """That the run reserves."""
         return float(self.workers) if self.device == "cuda" else 0.0
 
-    def shared(self, folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+    def shared(self, folder: RunFolder, record: Run) -> dict[str, Any]:
         """The fields of a `Recipe` that are of every run."""
         return {
             "config": self.config,
@@ -86,7 +86,11 @@ class TrainingRun(ABC):
             "output": folder.uri,
             "steps": self.steps,
             "rate": self.rate,
-            "run": {"created": record["created"], "objective": record["objective"], "config": shareable_config(record)},
+            "run": {
+                "created": record.created,
+                "objective": record.objective,
+                "config": shareable_config(record.content()),
+            },
         }
 
     @abstractmethod
@@ -98,11 +102,11 @@ class TrainingRun(ABC):
         """What its run.json holds besides what every run's does."""
 
     @abstractmethod
-    def learn(self, folder: RunFolder, record: dict[str, Any]) -> None:
+    def learn(self, folder: RunFolder, record: Run) -> None:
         """Take all steps, connected to Ray. Raises RunError where the run cannot go on.
 
         Args:
-            record: the content of run.json.
+            record: run.json.
         """
 
 
@@ -156,45 +160,50 @@ def resolved(config: Config, *places: str) -> Config:
     return with_absolute_places(changed(config, models), "output.path", "learner.deepspeed", *places)
 
 
-def _begin(folder: RunFolder, run: TrainingRun, command: str) -> dict[str, Any]:
-    """The content of run.json, which stays as it was at the run's beginning."""
-    record = folder.read("run.json")
-    if record is None or record["description"] != run.description:  # without a checkpoint, it is as if it had not been
+def _begin(folder: RunFolder, run: TrainingRun, command: str) -> Run:
+    """run.json, which stays as it was at the run's beginning."""
+    record = folder.run()
+    if record is None or record.description != run.description:  # without a checkpoint, it is as if it had not been
         config = run.config
-        record = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "config": config.model_dump(mode="json"),
-            "description": run.description,
-            "fingerprint": fingerprint.digest(run.description),
-            "policy": {"name": config.policy.name, "revision": config.policy.revision},
-            "steps": run.steps,
-            "device": f"{run.workers} x {run.device}, {run.dtype}",
-            "notes": run.notes,
-            **run.record(),
-        }
+        record = Run.model_validate(
+            {
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "command": command,
+                "config": config.model_dump(mode="json"),
+                "description": run.description,
+                "fingerprint": fingerprint.digest(run.description),
+                "policy": {"name": config.policy.name, "revision": config.policy.revision},
+                "steps": run.steps,
+                "device": f"{run.workers} x {run.device}, {run.dtype}",
+                "notes": run.notes,
+                **run.record(),
+            }
+        )
         folder.forget(*LEFT_BY_RUN)
         folder.forget_policies()
         LabelStore(folder.at(ROLLOUTS)).discard()
-        Run.model_validate(record).write(folder.at("run.json"))
+        record.write(folder.at("run.json"))
     documents.remove(folder.at(STOPPED))
     return record
 
 
-def _finish(folder: RunFolder, run: TrainingRun, record: dict[str, Any], seconds: float) -> None:
+def _finish(folder: RunFolder, run: TrainingRun, record: Run, seconds: float) -> None:
     metrics = read_metrics(folder.at("metrics.jsonl"))
-    manifest = {
-        **record,
-        "seconds": round(seconds, 3),
-        "tokens": metrics[-1]["num_tokens"],
-        "last": metrics[-1],
-        **(folder.read(REPEATED) or {}),
-        "versions": {**versions(), **learner_versions()},
-    }
+    repeats = folder.find(Repeats, REPEATED)
+    manifest = RunManifest.model_validate(
+        {
+            **record.content(),
+            "seconds": round(seconds, 3),
+            "tokens": metrics[-1]["num_tokens"],
+            "last": metrics[-1],
+            **({"repeated": repeats.repeated} if repeats is not None else {}),
+            "versions": {**versions(), **learner_versions()},
+        }
+    )
     results = read_results(folder)
-    documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics, results).encode())
+    documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest.content(), metrics, results).encode())
     draw_run(folder, manifest)
-    RunManifest.model_validate(manifest).create(folder.at("manifest.json"))
+    manifest.create(folder.at("manifest.json"))
     figures = [
         *_figures(results, metrics, run.SHOWN),
         ("Policy", folder.at("hf")),
@@ -203,11 +212,11 @@ def _finish(folder: RunFolder, run: TrainingRun, record: dict[str, Any], seconds
     terminal.print_table(run.DONE, figures)
 
 
-def _figures(results: dict[str, Any], metrics: list[MetricRow], shown: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def _figures(results: RlResults | None, metrics: list[MetricRow], shown: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for when in ("before", "after"):
-        if f"accuracy_{when}" in results:
-            low, high = results[f"accuracy_{when}_interval"]
-            yield f"accuracy {when}", f"{results[f'accuracy_{when}']:.1%} ({low:.1%} to {high:.1%})"
+        if results is not None and (measured := results.accuracy(when)) and measured[1]:
+            low, high = measured[1]
+            yield f"accuracy {when}", f"{measured[0]:.1%} ({low:.1%} to {high:.1%})"
     for name in shown:
         values = ends(metrics, name)
         if values is not None:

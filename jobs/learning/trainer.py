@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, RunError, StoreError, last_line
 from pipeline.models.loading import load_settings
 from pipeline.training.config import LearningConfig
 from pipeline.training.metrics import Follower
-from pipeline.training.run import CHECKPOINTS, STOPPED, RunFolder
+from pipeline.training.run import CHECKPOINTS, RunFolder
 
 if TYPE_CHECKING:
     from jobs.learning.loop import Recipe
@@ -205,10 +205,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _raise_stopped(folder: RunFolder) -> None:
-    stopped = folder.read(STOPPED)
+    stopped = folder.stopped()
     if stopped is not None:
         checkpoint = f"\nWhat is in the last checkpoint is kept in {folder.at(CHECKPOINTS)}" if folder.begun else ""
-        raise RunError(stopped["sentence"] + checkpoint)
+        raise RunError(stopped.sentence + checkpoint)
 
 
 def learner_versions() -> dict[str, str]:

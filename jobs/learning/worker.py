@@ -21,6 +21,7 @@ from actors.learner import Diverged, Learner
 from pipeline import storage
 from pipeline.errors import ConfigError, EndorewardError
 from pipeline.store import documents
+from pipeline.training.documents import CheckpointState, Stopped
 from pipeline.training.run import STOPPED, RunFolder, keep_snapshot
 
 SCRATCH = "endoreward-"  # begins the names of folders for what is to be uploaded
@@ -61,7 +62,7 @@ def _waited_for() -> bool:
 
 def _stop(output: str, sentence: str) -> None:
     """Record why the run cannot go on, for the driver and for workers that are started again."""
-    documents.create(storage.join(output, STOPPED), {"sentence": sentence})
+    Stopped(sentence=sentence).create(storage.join(output, STOPPED))
 
 
 def place_of() -> tuple[int, int]:
@@ -79,14 +80,14 @@ def restore(learner: Learner, fresh: State) -> State:
     if checkpoint is None:
         return {"step": 0, "num_tokens": 0, **fresh}
     with checkpoint.as_directory() as folder:
-        state = documents.read(os.path.join(folder, STATE))
-        if state["workers"] != learner.world:
+        saved = CheckpointState.read(os.path.join(folder, STATE))
+        if saved.workers != learner.world:
             raise ConfigError(
-                f"the checkpoint was written by {state['workers']} workers and these are {learner.world}; set "
-                f"learner.workers={state['workers']}, or begin anew in another --output"
+                f"the checkpoint was written by {saved.workers} workers and these are {learner.world}; set "
+                f"learner.workers={saved.workers}, or begin anew in another --output"
             )
         learner.restore(folder)
-    return state
+    return saved.state()
 
 
 def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> None:
@@ -94,7 +95,8 @@ def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> No
     with scratch(output) as folder:
         learner.save(folder, state["step"])
         if learner.rank == 0:
-            documents.create(os.path.join(folder, STATE), {**state, "workers": learner.world})
+            saved = CheckpointState.model_validate({**state, "workers": learner.world})
+            saved.create(os.path.join(folder, STATE))
             keep_snapshot(output)
         shown = {name: row[name] for name in ("step", "loss")}
         ray.train.report(shown, checkpoint=ray.train.Checkpoint.from_directory(folder))

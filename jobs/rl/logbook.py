@@ -25,7 +25,7 @@ from pipeline.rl.sources import checker
 from pipeline.rl.sources.maths import RightAnswer
 from pipeline.store import documents
 from pipeline.store.summary import wilson_interval
-from pipeline.training.documents import RlResults
+from pipeline.training.documents import Repeat, Repeats, RlResults
 from pipeline.training.metrics import EVAL, MetricRow, read_metrics
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ class Logbook(Book):
         if again <= 0:
             return [f"started again after step {step}"] if rows else []
         uri = self.place(REPEATED)
-        earlier = documents.read(uri)["repeated"] if storage.exists(uri) else []
+        earlier = Repeats.read(uri).repeated if storage.exists(uri) else []
         why = "workers or the driver were killed or stopped"
-        documents.write(uri, {"repeated": [*earlier, {"step": step, "repeated": again, "why": why}]})
+        Repeats(repeated=[*earlier, Repeat(step=step, repeated=again, why=why)]).write(uri)
         return [f"started again after step {step}; {again} steps that were done after it are done once more"]
 
 

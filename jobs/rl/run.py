@@ -37,6 +37,7 @@ from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
 from pipeline.rl.sources import check_prompts, check_rewards
 from pipeline.store import LabelStore, places
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
+from pipeline.training.documents import Run
 from pipeline.training.run import RunFolder
 from pipeline.training.schedule import base_rate
 
@@ -109,7 +110,7 @@ class RlRun(learning.TrainingRun):
             "held_out": len(self.held_out.prompts) if self.held_out else 0,
         }
 
-    def learn(self, folder: RunFolder, record: dict[str, Any]) -> None:
+    def learn(self, folder: RunFolder, record: Run) -> None:
         import ray
 
         config = self.config

@@ -11,7 +11,7 @@ from pipeline.rl.run import RESULTS, SAMPLES
 from pipeline.store import WriterLock, documents, holder_of
 from pipeline.training.documents import RlResults, Run
 from pipeline.training.metrics import read_metrics
-from pipeline.training.run import STOPPED, RunFolder
+from pipeline.training.run import RunFolder
 
 
 def run_status(folder: RunFolder, run: Run) -> int:
@@ -20,10 +20,10 @@ def run_status(folder: RunFolder, run: Run) -> int:
     writer = holder_of(folder.uri)
     finished = folder.manifest() is not None
     state = "complete" if finished else "incomplete: run the same command again to go on from its last checkpoint"
-    stopped = folder.read(STOPPED)
+    stopped = folder.stopped()
     rows = [
         ("State", f"being written by {writer}" if writer else state),
-        *([("Stopped", stopped["sentence"])] if stopped else []),
+        *([("Stopped", stopped.sentence)] if stopped else []),
         ("Objective", run.objective),
         ("Steps", f"{metrics[-1]['step'] if metrics else 0:,} of {run.steps:,}"),
         *([("Last", terminal.figures_of(metrics[-1]))] if metrics else []),
@@ -37,30 +37,30 @@ def redraw_run(folder: RunFolder, run: Run) -> int:
     """Write a run's report.html anew, or the page so far of one that is running or has stopped. Returns 0."""
     manifest = folder.manifest()
     if manifest is None:  # its writer may be at work, and draws no page before the end
-        draw_run(folder, run.content())
+        draw_run(folder, run)
     else:
         with WriterLock(folder.uri):
-            draw_run(folder, manifest.content())
+            draw_run(folder, manifest)
     terminal.say(f"report: {folder.at('report.html')}")
     return 0
 
 
-def draw_run(folder: RunFolder, run: dict[str, Any]) -> None:
+def draw_run(folder: RunFolder, run: Run) -> None:
     """Write report.html. `run`: its manifest, or its run.json."""
     metrics = read_metrics(folder.at("metrics.jsonl"))
-    if run.get("kind") == "rl":
-        page = rl_page(run, metrics, read_results(folder), read_samples(folder))
+    if run.kind == "rl":
+        page = rl_page(run.content(), metrics, read_results(folder), read_samples(folder))
     else:
-        page = training_page(run, metrics)
+        page = training_page(run.content(), metrics)
     documents.write_bytes(folder.at("report.html"), page.encode())
 
 
-def read_results(folder: RunFolder) -> dict[str, Any]:
-    """What an online run measured before and after; nothing where nothing is held out."""
+def read_results(folder: RunFolder) -> RlResults | None:
+    """What an online run measured before and after; None where nothing is held out."""
     try:
-        return RlResults.read_plain(folder.at(RESULTS)).model_dump(exclude_unset=True, exclude={"version"})
+        return RlResults.read_plain(folder.at(RESULTS))
     except FileNotFoundError:
-        return {}
+        return None
 
 
 def read_samples(folder: RunFolder) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.store import LabelStore
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
+from pipeline.training.documents import Run
 from pipeline.training.examples import Examples, find_examples
 from pipeline.training.objectives import objective_of
 from pipeline.training.objectives.preference import beta_of
@@ -97,7 +98,7 @@ class TrainRun(learning.TrainingRun):
             + [["Examples to learn from", f"{len(self.examples):,}"]],
         }
 
-    def learn(self, folder: RunFolder, record: dict[str, Any]) -> None:
+    def learn(self, folder: RunFolder, record: Run) -> None:
         import ray
 
         recipe = TrainRecipe(

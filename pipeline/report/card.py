@@ -15,6 +15,7 @@ from pipeline.report.runs import Run, figure, last_part, policy_name, words
 from pipeline.report.toml import to_toml
 from pipeline.rl.config import ALGORITHMS
 from pipeline.training.config import ADVANTAGE_OBJECTIVES, OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF
+from pipeline.training.documents import RlResults
 from pipeline.training.metrics import EVAL, MetricRow, ends
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -35,12 +36,12 @@ UNSEEN_ONLINE = (
 )
 
 
-def model_card(run: Run, metrics: list[MetricRow], results: rl.Results | None = None) -> str:
+def model_card(run: Run, metrics: list[MetricRow], results: RlResults | None = None) -> str:
     """The card as text (write it as UTF-8 to README.md beside the weights).
 
     `run` and `metrics`, and `results` of an online run, as for the page.
     """
-    online, results = rl.is_online(run), results or {}
+    online = rl.is_online(run)
     accuracy = rl.accuracy_rows(results)
     heading, summary = (rl.title(run), rl.sentence(run)) if online else (training.title(run), training.sentence(run))
     blocks = [
@@ -128,7 +129,7 @@ def _counts(run: Run) -> str:
     return _table(["", "count or value"], [[str(name), f"{v:,}" if isinstance(v, int) else str(v)] for name, v in rows])
 
 
-def _known(run: Run, metrics: list[MetricRow], results: rl.Results) -> list[str]:
+def _known(run: Run, metrics: list[MetricRow], results: RlResults | None) -> list[str]:
     online = rl.is_online(run)
     observed = rl.observations(run, metrics, results) if online else training.observations(run, metrics)
     return [*observed, *map(str, run.get("notes") or []), *(UNSEEN_ONLINE if online else UNSEEN)]

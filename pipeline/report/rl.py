@@ -6,7 +6,7 @@ nothing changed.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -29,9 +29,8 @@ from pipeline.report.runs import (
 from pipeline.report.runs import ordered as ordered_by
 from pipeline.report.shares import Interval, draw_intervals, figure_text, interval_text
 from pipeline.rl.config import ALGORITHMS, RewardSource, RlConfig
+from pipeline.training.documents import RlResults
 from pipeline.training.metrics import MetricRow, ends, finite
-
-Results = Mapping[str, Any]  # of results.json
 
 FIRST = (
     "accuracy",
@@ -56,17 +55,16 @@ def is_online(run: Run) -> bool:
 
 
 def rl_page(
-    run: Run, metrics: list[MetricRow], results: Results | None = None, samples: Sequence[MetricRow] = ()
+    run: Run, metrics: list[MetricRow], results: RlResults | None = None, samples: Sequence[MetricRow] = ()
 ) -> str:
     """The page as text (write it as UTF-8).
 
     Args:
         run: manifest.json: `created` and `config` are needed, all else may be missing.
         metrics: the rows of metrics.jsonl; there may be none.
-        results: results.json; accuracies may be missing.
+        results: results.json, where something was measured; accuracies may be missing.
         samples: the lines of samples.jsonl.
     """
-    results = results or {}
     names = ordered(metrics)
     of_sources = [name for name in names if name.startswith("rewards/") and name.endswith("/mean")]
     shown = [*FIRST[:2], *(of_sources if len(of_sources) > 1 else []), *FIRST[2:]]
@@ -78,7 +76,7 @@ def rl_page(
         tiles=tiles(run, metrics, ("reward", "kl"), _accuracy_tile(results)),
         observations=observations(run, metrics, results),
         accuracy=_accuracy(results),
-        held_out=f"{results['held_out']:,} " if results.get("held_out") else "",
+        held_out=f"{results.held_out:,} " if results and results.held_out else "",
         warnings=[(f"{step:,}", text) for step, text in _warned(metrics)],
         rewards=_rewards(run, metrics),
         curves=curves_section(
@@ -138,7 +136,7 @@ def ordered(metrics: list[MetricRow]) -> list[str]:
     return [name for name in ordered_by(metrics, FIRST) if not name.startswith(TIME)]
 
 
-def observations(run: Run, metrics: list[MetricRow], results: Results) -> list[str]:
+def observations(run: Run, metrics: list[MetricRow], results: RlResults | None) -> list[str]:
     """What a person should see first, in sentences that depend on what was measured."""
     sentences = []
     reward, (before, after) = ends(metrics, "reward"), (_measured(results, when) for when in ("before", "after"))
@@ -154,7 +152,7 @@ def observations(run: Run, metrics: list[MetricRow], results: Results) -> list[s
     return sentences + training.observations(run, metrics)
 
 
-def accuracy_rows(results: Results) -> list[list[str]]:
+def accuracy_rows(results: RlResults | None) -> list[list[str]]:
     """Before and after: when, the accuracy, and its 95% interval, of what is known."""
     accuracies = ((when, _measured(results, when)) for when in ("before", "after"))
     return [[when, figure_text(known[0]), interval_text(known[1])] for when, known in accuracies if known]
@@ -180,18 +178,17 @@ def _weight(source: RewardSource) -> str:
 # Accuracy, warnings
 
 
-def _measured(results: Results, when: str) -> tuple[float, Interval | None] | None:
-    value = results.get(f"accuracy_{when}")
-    return None if value is None else (value, results.get(f"accuracy_{when}_interval"))
+def _measured(results: RlResults | None, when: str) -> tuple[float, Interval | None] | None:
+    return results.accuracy(when) if results is not None else None
 
 
-def _accuracy_tile(results: Results) -> list[Tile]:
+def _accuracy_tile(results: RlResults | None) -> list[Tile]:
     before, after = (_measured(results, when) for when in ("before", "after"))
     note = f"{figure_text(before[0])} before" if before else ""
     return [(figure_text(after[0]), "accuracy, held-out prompts", note)] if after else []
 
 
-def _accuracy(results: Results) -> Markup | None:
+def _accuracy(results: RlResults | None) -> Markup | None:
     rows = [
         (f"{when} the run", *known) for when in ("before", "after") if (known := _measured(results, when)) is not None
     ]

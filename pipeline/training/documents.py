@@ -46,13 +46,69 @@ class Run(typed.Document):
     held_out: int | None = None
 
 
+class Repeat(typed.Entry):
+    """A start of an online run after a kill: `repeated` steps that were done after `step`, the last checkpoint's, are done
+    once more."""
+
+    step: int
+    repeated: int
+    why: str = ""
+
+
+class Repeats(typed.Document):
+    """`repeated.json` of an online run."""
+
+    REMEDY = "put it back from a copy, or delete it: the page is drawn without it"
+
+    repeated: list[Repeat]
+
+
+class Stopped(typed.Document):
+    """`stopped.json`: why a run cannot go on. It is deleted when the run is started again."""
+
+    REMEDY = "delete it, and run the same again"
+
+    sentence: str
+
+
+class Policies(typed.Document):
+    """`policies.json`: which files the policies in the folders of the same names are of."""
+
+    REMEDY = (
+        "put it back from a copy, or delete it, and hf/ and best/ where they are of a run whose place another takes"
+    )
+
+    hf: list[str] = Field(default_factory=list)  # relative paths
+    best: list[str] = Field(default_factory=list)
+
+    def files(self) -> dict[str, list[str]]:
+        return {name: files for name in ("hf", "best") if (files := getattr(self, name))}
+
+    def content(self) -> dict[str, Any]:
+        """Without a version: 0.2.0 reads every key as the name of a policy."""
+        return self.files()
+
+
+class CheckpointState(typed.Document):
+    """`endoreward.json` in a checkpoint: where a run goes on. What else its loop keeps stands with it."""
+
+    REMEDY = "go on from another checkpoint, or begin anew in another --output"
+
+    step: int  # how many are done
+    num_tokens: int | float  # learnt from
+    workers: int  # that wrote it
+
+    def state(self) -> dict[str, Any]:
+        return self.model_dump(exclude_unset=True, exclude={"version"})
+
+
 class RunManifest(Run):
     """`manifest.json`: what the run was, and what it came to; a run that has one is done."""
 
     seconds: float  # of the start that finished it
     tokens: int | float  # learnt from
     last: dict[str, Any]  # row of metrics
-    repeated: list[dict[str, Any]] = Field(default_factory=list)  # steps that were done twice after a kill
+    repeated: list[Repeat] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -67,3 +123,12 @@ class RlResults(typed.Document):
     accuracy_before_interval: list[float] | None = None  # 95%, Wilson's
     accuracy_after: float | None = None
     accuracy_after_interval: list[float] | None = None
+
+    def accuracy(self, when: str) -> tuple[float, list[float] | None] | None:
+        """`before` or `after` the run, and its interval; None where answers were not checked."""
+        known = {
+            "before": (self.accuracy_before, self.accuracy_before_interval),
+            "after": (self.accuracy_after, self.accuracy_after_interval),
+        }
+        value, interval = known[when]
+        return None if value is None else (value, interval)

@@ -26,11 +26,12 @@ from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.models.loading import identify_model
 from pipeline.store import documents, fingerprint, places
+from pipeline.store.typed import Document
 from pipeline.training.config import PAIR_OBJECTIVES, SECTION_OF, LearningConfig, TrainConfig
 from pipeline.training.deepspeed import deepspeed_config
-from pipeline.training.documents import Run, RunManifest
+from pipeline.training.documents import Policies, Run, RunManifest, Stopped
 
-Kind = TypeVar("Kind", bound=Run)
+Kind = TypeVar("Kind", bound=Document)
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of its checkpoints
@@ -103,22 +104,20 @@ class RunFolder:
     def at(self, *names: str) -> str:
         return storage.join(self.uri, *names)
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """A document of the run, None where it is not there."""
-        try:
-            return documents.read(self.at(name))
-        except FileNotFoundError:
-            return None
-
     def run(self) -> Run | None:
         """What the run is, None where there is none. Raises StoreError where run.json is damaged, or of a newer version."""
-        return self._find(Run, "run.json")
+        return self.find(Run, "run.json")
 
     def manifest(self) -> RunManifest | None:
         """What a finished run says, None where it is not finished. Raises StoreError as `run` does."""
-        return self._find(RunManifest, "manifest.json")
+        return self.find(RunManifest, "manifest.json")
 
-    def _find(self, kind: type[Kind], name: str) -> Kind | None:
+    def stopped(self) -> Stopped | None:
+        """Why the run cannot go on, None where it can. Raises StoreError as `run` does."""
+        return self.find(Stopped, STOPPED)
+
+    def find(self, kind: type[Kind], name: str) -> Kind | None:
+        """A document of the run, None where it is not there. Raises StoreError as `run` does."""
         try:
             return kind.read(self.at(name))
         except FileNotFoundError:
@@ -162,16 +161,19 @@ class RunFolder:
         files = sorted(
             os.path.relpath(os.path.join(root, each), folder) for root, _, names in os.walk(folder) for each in names
         )
-        known = self.read(POLICIES) or {}
-        documents.write(self.at(POLICIES), known | {name: sorted({*known.get(name, []), *files})})
+        known = self._policies().files()
+        Policies.model_validate(known | {name: sorted({*known.get(name, []), *files})}).write(self.at(POLICIES))
 
     def forget_policies(self) -> None:
         """Delete the policies of a run whose place another one takes; what else was put beside them stays."""
-        for name, files in (self.read(POLICIES) or {}).items():
+        for name, files in self._policies().files().items():
             for each in files:
                 documents.remove(self.at(name, *each.split(os.sep)))
             storage.remove_if_empty(self.at(name))
         documents.remove(self.at(POLICIES))
+
+    def _policies(self) -> Policies:
+        return self.find(Policies, POLICIES) or Policies()
 
     def mend(self) -> None:
         """Make the checkpoints whole after a kill: Ray Train writes its list in place, and forgets what is not in it.

@@ -123,7 +123,7 @@ def test_an_online_run_is_read_and_goes_on_where_its_prompts_are_asked_alike(
     assert status(run.uri) == redraw(run.uri) == 0 and "Steps 2 of 2" in " ".join(capsys.readouterr().out.split())
     assert "examples/addition/model" in Path(run.at("report.html")).read_text()
     results = read_results(run)
-    assert results["held_out"] == 4 and len(results["accuracy_after_interval"]) == 2
+    assert results is not None and results.held_out == 4 and len(results.accuracy_after_interval or ()) == 2
     Path(run.at("manifest.json")).unlink()
     if commit == "e275d6a":
         assert rl(config, dry_run=True) == 0

@@ -16,18 +16,20 @@ from pipeline.report.card import model_card
 from pipeline.report.rl import SHOWN, observations, rl_page, sentence, title
 from pipeline.rl.config import ALGORITHMS, RlConfig
 from pipeline.store import documents
+from pipeline.training.documents import RlResults
 from pipeline.training.metrics import MetricsFile
 from pipeline.training.run import RunFolder
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
-RESULTS = {
-    "accuracy_before": 0.392,
-    "accuracy_before_interval": [0.371, 0.413],
-    "accuracy_after": 0.601,
-    "accuracy_after_interval": [0.579, 0.622],
-    "held_out": 2000,
-}
+RESULTS = RlResults(
+    accuracy_before=0.392,
+    accuracy_before_interval=[0.371, 0.413],
+    accuracy_after=0.601,
+    accuracy_after_interval=[0.579, 0.622],
+    held_out=2000,
+    steps=40,
+)
 
 
 def run(algorithm: str = "grpo", sections: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
@@ -110,9 +112,9 @@ def test_accuracy_before_and_after_with_intervals() -> None:
     page = Page(rl_page(full(), rows(40), RESULTS))
     assert "60.1%" in page.text["b"] and "39.2% before" in page.text["small"]
     assert {" ".join(t.split()) for t in page.text["tspan"]} >= {"(37.1% to 41.3%)", "(57.9% to 62.2%)"}
-    half = {name: value for name, value in RESULTS.items() if "after" not in name}
+    half = RESULTS.model_copy(update={"accuracy_after": None, "accuracy_after_interval": None})
     assert "before the run" in Page(rl_page(full(), rows(40), half)).text["text"]
-    assert "Accuracy" not in Page(rl_page(full(), rows(40), {"held_out": 0, "steps": 40})).text["h2"]
+    assert "Accuracy" not in Page(rl_page(full(), rows(40), RlResults(held_out=0, steps=40))).text["h2"]
 
 
 def test_curves_show_what_matters_and_fold_the_rest() -> None:
@@ -155,10 +157,10 @@ def test_samples_lie_side_by_side() -> None:
     assert f"endogenous {MINUS}0.25, a b {MINUS}0.5" in page.text["small"]
     assert (
         "2 + 2?" in html
-        and len(Page(rl_page(full(), [], {}, [line(0, "x"), line(5, "y", "?")])).having("article")) == 2
+        and len(Page(rl_page(full(), [], None, [line(0, "x"), line(5, "y", "?")])).having("article")) == 2
     )
     long = "word " * SHOWN
-    folded = Page(rl_page(full(), [], {}, [line(0, long, finished=False)]))
+    folded = Page(rl_page(full(), [], None, [line(0, long, finished=False)]))
     assert f"{4 * SHOWN:,} more characters" in folded.text["summary"]
     assert "".join(text for text in folded.text["div"] if text.startswith("word")) == long
     assert any(text.endswith("cut off") for text in folded.text["h4"])
@@ -212,8 +214,8 @@ def test_the_sentence_says_what_was_paid_for() -> None:
 
 
 def test_observations_depend_on_the_figures() -> None:
-    fallen = RESULTS | {"accuracy_after": 0.3, "accuracy_after_interval": [0.28, 0.32]}
-    unsure = RESULTS | {"accuracy_after": 0.385, "accuracy_after_interval": [0.365, 0.405]}
+    fallen = RESULTS.model_copy(update={"accuracy_after": 0.3, "accuracy_after_interval": [0.28, 0.32]})
+    unsure = RESULTS.model_copy(update={"accuracy_after": 0.385, "accuracy_after_interval": [0.365, 0.405]})
     plain = [{"step": i, "reward": float(i)} for i in range(41)]
     assert observations(full(), plain, RESULTS) == []
     assert observations(full(), plain, fallen)[0].startswith("The reward rose and the accuracy fell: ")

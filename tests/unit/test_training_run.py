@@ -16,8 +16,9 @@ from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.store import documents
 from pipeline.training.config import DpoConfig, TrainConfig, TrainSection
 from pipeline.training.deepspeed import deepspeed_config
+from pipeline.training.documents import Stopped
 from pipeline.training.objectives import objective_of
-from pipeline.training.run import CHECKPOINTS, SNAPSHOT, STOPPED, RunFolder, describe, keep_snapshot
+from pipeline.training.run import CHECKPOINTS, POLICIES, SNAPSHOT, RunFolder, describe, keep_snapshot
 from pipeline.training.schedule import base_rate, learning_rate
 
 BEGUN = {
@@ -296,15 +297,15 @@ def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
     monkeypatch.setattr(loop, "loop", fails(RunError("the disk is full")))
     monkeypatch.setattr(worker, "place_of", lambda: (0, 1))
     loop.work({"recipe": recipe("alone")})  # nobody waits for a lone worker: it ends, and nothing is started again
-    assert RunFolder(recipe("alone").output).read(STOPPED) == {"sentence": "the disk is full"}
+    assert RunFolder(recipe("alone").output).stopped() == Stopped(sentence="the disk is full")
     monkeypatch.setattr(worker, "place_of", lambda: (0, 2))
     with pytest.raises(RunError):  # the others may be waiting for this worker: it has to die
         loop.work({"recipe": recipe("disk")})
-    assert RunFolder(recipe("disk").output).read(STOPPED) == {"sentence": "the disk is full"}
+    assert RunFolder(recipe("disk").output).stopped() == Stopped(sentence="the disk is full")
     loop.work({"recipe": recipe("disk")})  # started again: there is no going on
     monkeypatch.setattr(loop, "loop", fails(Diverged("the loss is nan")))
     loop.work({"recipe": recipe("nan")})  # all end together, so nothing is started again
-    assert RunFolder(recipe("nan").output).read(STOPPED) == {"sentence": "the loss is nan"}
+    assert RunFolder(recipe("nan").output).stopped() == Stopped(sentence="the loss is nan")
 
 
 def test_the_policies_of_a_run_go_with_it_and_nothing_else_does(tmp_path: Path) -> None:
@@ -315,6 +316,7 @@ def test_the_policies_of_a_run_go_with_it_and_nothing_else_does(tmp_path: Path) 
         (policy / name).write_text("{}")
     folder.record_policy("best", str(policy))
     documents.put_folder(str(policy), folder.at("best"))
+    assert documents.read(folder.at(POLICIES)) == {"best": ["below/weights", "config.json"]}  # as 0.2.0 reads it
     theirs = tmp_path / "run" / "best" / "notes.txt"
     theirs.write_text("mine")
     (tmp_path / "run" / "hf").mkdir()

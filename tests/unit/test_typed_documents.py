@@ -14,7 +14,7 @@ from pipeline.store import LabelStore, Record, StoredInput, documents, fingerpri
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import StoreRun
 from pipeline.store.typed import Document
-from pipeline.training.documents import Run, RunManifest
+from pipeline.training.documents import CheckpointState, Repeats, Run, RunManifest, Stopped
 
 STORE = Path(__file__).parents[1] / "data/store-format-1"
 DESCRIBED = {"description": {}, "fingerprint": "f", "created": "2026-01-01", "objective": "dpo", "config": {}}
@@ -24,6 +24,9 @@ EXAMPLES: dict[type[Document], dict[str, Any]] = {
     EvaluationRun: {"benchmark": "pairs", "inputs": ["a.jsonl"]},
     Run: RUN,
     RunManifest: RUN | {"seconds": 1.5, "tokens": 7, "last": {"step": 2}},
+    Repeats: {"repeated": [{"step": 2, "repeated": 1, "why": "killed"}]},
+    Stopped: {"sentence": "the loss is nan"},
+    CheckpointState: {"step": 2, "num_tokens": 7, "workers": 1},
     SamplesSummary: {"contents": "c", "files": ["samples-00000-a.jsonl"], "prompts": 1, "errors": {}},
     Manifest: json.loads((STORE / "manifest.json").read_text()),
 }
@@ -48,7 +51,7 @@ def test_what_is_missing_wrong_or_newer_is_said(kind: type[Document], tmp_path: 
     for content, sentence in (
         ({k: v for k, v in EXAMPLES[kind].items() if k != name}, rf"document\.json: {name}: is missing; .*"),
         (EXAMPLES[kind] | {name: {"a": 7}}, rf"document\.json: {name}: \{{'a': 7\}}: Input should be a valid .*"),
-        (EXAMPLES[kind] | {name: 7}, rf"document\.json: {name}: 7: Input should be a valid .*"),
+        (EXAMPLES[kind] | {name: True}, rf"document\.json: {name}: True: Input should be a valid .*"),
         (EXAMPLES[kind] | {"version": "one"}, r"document\.json: version: 'one' is no version of a document; .*"),
         (EXAMPLES[kind] | {"version": 2}, r"document\.json was written by a newer version .* update endoreward.*"),
     ):
