@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,19 +240,29 @@ def run(waiting: list[Section], about: dict[str, Any], options: argparse.Namespa
             threads = max(1, about["cores"] // len(group))
             processes = [Process(s, Path(folder), time.time() + min(s.seconds, left), threads) for s in group]
             ran += group
-            while processes:
-                time.sleep(0.3)
-                for each in list(processes):
-                    over = each.done()
-                    fresh = each.poll()
-                    if over:
-                        fresh += each.close()
-                        processes.remove(each)
-                    for row in fresh:
-                        show(row)
-                    if fresh:
-                        write(Path(options.output), about, ran, skipped)
+            try:
+                follow(processes, lambda: write(Path(options.output), about, ran, skipped))
+            finally:
+                for each in processes:
+                    each.process.kill()
     return ran, skipped
+
+
+def follow(processes: list[Process], keep: Callable[[], None]) -> None:
+    """Show rows as they come, and `keep` them, until all sections have ended."""
+    running = list(processes)
+    while running:
+        time.sleep(0.3)
+        for each in list(running):
+            over = each.done()
+            fresh = each.poll()
+            if over:
+                fresh += each.close()
+                running.remove(each)
+            for row in fresh:
+                show(row)
+            if fresh:
+                keep()
 
 
 def main() -> None:

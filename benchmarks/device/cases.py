@@ -8,7 +8,7 @@ import gc
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,11 @@ def lost(error: BaseException) -> bool:
     except Exception:
         return True
     return False
+
+
+def on_device(events: Iterable[Any]) -> list[Any]:
+    """Of a profile's events those of the device: its kernels and copies, not the calls that launch them."""
+    return [event for event in events if "CUDA" in str(event.device_type).upper()]
 
 
 def synchronize() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from device import models, plain
-from device.cases import Case, Figures, Skip
+from device.cases import Case, Figures, Skip, on_device
 
 from pipeline.errors import RowError
 from pipeline.models.generation import Generator
@@ -295,7 +295,7 @@ def _kernels(subject: Subject, dtype: str) -> list[str]:
     with profile(activities=[ProfilerActivity.CUDA]) as prof:
         scorer.score(turns)
         torch.cuda.synchronize()
-    return [event.name for event in prof.events()]
+    return [event.name for event in on_device(prof.events())]
 
 
 PARTS: dict[str, Callable[[Subject, str], Figures]] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from device import speed
-from device.cases import Case, Figures, synchronize
+from device.cases import Case, Figures, on_device, synchronize
 from torch.profiler import ProfilerActivity, profile
 
 TOP = 10
@@ -63,17 +63,20 @@ def profiled(work: Callable[[], Any]) -> Figures:
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as prof:
         work()
         synchronize()
-    on_device: dict[str, list[float]] = defaultdict(list)
-    on_host: dict[str, list[float]] = defaultdict(list)
-    for event in prof.events():
-        if "CUDA" in str(event.device_type).upper():
-            on_device[event.name].append(event.time_range.elapsed_us() / 1e3)
-        else:
-            on_host[event.name].append(event.self_cpu_time_total / 1e3)
-    busy = sum(map(sum, on_device.values()))
+    of_device: dict[str, list[float]] = defaultdict(list)
+    of_host: dict[str, list[float]] = defaultdict(list)
+    events = prof.events()
+    kernels = on_device(events)
+    for event in kernels:
+        of_device[event.name].append(event.time_range.elapsed_us() / 1e3)
+    own = set(map(id, kernels))
+    for event in events:
+        if id(event) not in own:
+            of_host[event.name].append(event.self_cpu_time_total / 1e3)
+    busy = sum(map(sum, of_device.values()))
     return {
-        "seconds": seconds, "busy": busy / 1e3 / seconds, "launches": sum(map(len, on_device.values())),
-        "top": ranked(on_device), "host": ranked(on_host),
+        "seconds": seconds, "busy": busy / 1e3 / seconds, "launches": len(kernels),
+        "top": ranked(of_device), "host": ranked(of_host),
     }  # fmt: skip
 
 

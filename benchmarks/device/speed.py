@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from device import models, plain
-from device.cases import Case, Figures, Skip, free, synchronize
+from device.cases import Case, Figures, Skip, free, on_device, synchronize
 
 from pipeline.models.generation import Generator
 from pipeline.models.questions import Question
@@ -70,28 +70,32 @@ def cases(size: str, device: str) -> list[Case]:
     bench = Bench(size, device)
     made = [Case(f"rates, {size}", lambda: rates(bench), 3.0), Case(f"model, {size}", lambda: build(bench), 10.0)]
     for shape in CORPORA:
-        for budget in BUDGETS:
-            name = f"score {shape}, {size}, budget {budget}"
-            made.append(Case(name, _bound(score, bench, shape, budget), 6.0))
+        made.append(_scoring(bench, shape, BUDGETS[0]))
         made.append(Case(f"score {shape}, {size}, padded loop", _bound(padded_loop, bench, shape), 8.0))
     made += [
-        Case(f"head, {size}", lambda: head(bench), 4.0),
         Case(f"DPO step, {size}", lambda: dpo(bench), 8.0),
         Case(f"DPO step, {size}, transformers", lambda: plain_dpo(bench), 8.0),
         Case(f"sampling, {size}", lambda: sampling(bench), 15.0),
         Case(f"sampling, {size}, transformers", lambda: plain_sampling(bench), 12.0),
+        Case(f"head, {size}", lambda: head(bench), 4.0),
+        *(_scoring(bench, shape, budget) for shape in CORPORA for budget in BUDGETS[1:]),
     ]
     return made
+
+
+def _scoring(bench: Bench, shape: str, budget: int) -> Case:
+    return Case(f"score {shape}, {bench.name}, budget {budget}", _bound(score, bench, shape, budget), 6.0)
 
 
 def _bound(work: Callable[..., Figures], *arguments: Any) -> Callable[[], Figures]:
     return lambda: work(*arguments)
 
 
-def timed(work: Callable[[], Any], most: float = 4.0, repeats: int = 3) -> tuple[float, float]:
-    """Median seconds after one call that warms up, and the peak of memory beyond what was held before, in MiB; it is repeated
-    until `most` seconds have gone."""
-    work()
+def timed(work: Callable[[], Any], most: float = 3.0, repeats: int = 3, warm: bool = False) -> tuple[float, float]:
+    """Median seconds after one call that warms up, unless it is `warm`, and the peak of memory beyond what was held before,
+    in MiB. It is repeated while `most` seconds are not gone."""
+    if not warm:
+        work()
     synchronize()
     free()
     before = peak(reset=True)
@@ -144,11 +148,9 @@ def build(bench: Bench) -> Figures:
 def score(bench: Bench, shape: str, budget: int) -> Figures:
     turns = bench.corpus(shape)
     scorer = Scorer(bench.model, budget_tokens=budget)
-    scorer.score(turns[: max(2, len(turns) // 8)])
-    scorer.forwarded_tokens = 0
     scorer.score(turns)
     forwarded = scorer.forwarded_tokens
-    seconds, memory = timed(lambda: scorer.score(turns))
+    seconds, memory = timed(lambda: scorer.score(turns), warm=True)
     responses = sum(len(t.response_ids) for t in turns)
     bench.rates[shape] = max(bench.rates.get(shape, 0.0), responses / seconds)
     launched, tokens = launches(scorer, turns, budget)
@@ -175,7 +177,7 @@ def launches(scorer: Scorer, turns: list[TokenizedTurn], budget: int) -> tuple[i
     with profile(activities=[ProfilerActivity.CUDA]) as prof:
         scorer.score(part)
         torch.cuda.synchronize()
-    return len(prof.events()), scorer.forwarded_tokens - before
+    return len(on_device(prof.events())), scorer.forwarded_tokens - before
 
 
 def padded_loop(bench: Bench, shape: str) -> Figures:
