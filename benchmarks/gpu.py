@@ -229,6 +229,10 @@ def run(waiting: list[Section], about: dict[str, Any], options: argparse.Namespa
     end = time.time() + options.seconds
     ran: list[Section] = []
     skipped: list[str] = []
+
+    def keep() -> None:
+        write(Path(options.output), about, ran, skipped)
+
     with tempfile.TemporaryDirectory() as folder:
         while waiting:
             group = together(waiting)
@@ -241,7 +245,7 @@ def run(waiting: list[Section], about: dict[str, Any], options: argparse.Namespa
             processes = [Process(s, Path(folder), time.time() + min(s.seconds, left), threads) for s in group]
             ran += group
             try:
-                follow(processes, lambda: write(Path(options.output), about, ran, skipped))
+                follow(processes, keep)
             finally:
                 for each in processes:
                     each.process.kill()
@@ -294,7 +298,8 @@ def verdict(ran: list[Section], skipped: list[str], output: str) -> int:
     rows = [(section, row) for section in ran for row in section.rows]
     failed = [(section, row) for section, row in rows if row["ok"] is False]
     skipped = skipped + [f"{row['case']}: {row['note']}" for _, row in rows if row["ok"] is None]
-    print(f"\n{len(rows) - len(failed)} cases without a failure, {len(failed)} failed; {output}")
+    right = sum(row["ok"] is True for _, row in rows)
+    print(f"\n{right} cases are right, {len(failed)} failed, {len(rows) - right - len(failed)} were skipped; {output}")
     for section, row in failed:
         print(f"FAILED  {section.name}: {row['case']}  {row['note']}")
     for line in skipped:

@@ -6,15 +6,17 @@ bfloat16 the bound is 1.5 times the error of transformers' own bfloat16 forward 
 """
 
 import copy
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+
 from device import models, plain
 from device.cases import Case, Figures, Skip, on_device
-
 from pipeline.errors import RowError
+from pipeline.models import scoring
 from pipeline.models.generation import Generator
 from pipeline.models.questions import Completion, Question
 from pipeline.models.scoring import Scorer, attention
@@ -26,6 +28,9 @@ from pipeline.training.policy import Policy, choose_layout
 
 EXACT = 5e-4  # nats in float32, or of the norm of a gradient: orders of addition differ through layers
 WORSE = 1.5  # times transformers' own error in bfloat16
+ROUTED = (
+    2.0  # where a rounded router sends a token elsewhere, which is no matter of degree: of few tokens the mean jumps
+)
 LEAST = 2e-3  # below which an error in bfloat16 is not compared: nats, or of a norm
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -177,7 +182,9 @@ def learn(subject: Subject, dtype: str, layout: str) -> Figures:
     """A DPO step's loss and gradients in all weights."""
     turns = models.awkward_turns(subject.siblings)
     weights = torch.linspace(0.9, 1.1, len(turns))
-    reference = [np.full(len(t.response_ids), -6.0 * w, np.float32) for t, w in zip(turns, weights.tolist(), strict=True)]
+    reference = [
+        np.full(len(t.response_ids), -6.0 * w, np.float32) for t, w in zip(turns, weights.tolist(), strict=True)
+    ]
     sums_due = torch.tensor([float(each.sum()) for each in reference])
     lengths = [len(t.response_ids) for t in turns]
 
@@ -195,7 +202,9 @@ def learn(subject: Subject, dtype: str, layout: str) -> Figures:
     model = subject.on_device(dtype)
     policy = Policy(model, head_chunk_mb=1, entropies=True)
     notes = choose_layout(policy, policy, "auto" if layout == "packed" else layout)
-    responses = [Response(list(t.prompt_ids), list(t.response_ids), 0.0, r) for t, r in zip(turns, reference, strict=True)]
+    responses = [
+        Response(list(t.prompt_ids), list(t.response_ids), 0.0, r) for t, r in zip(turns, reference, strict=True)
+    ]
     outputs = policy(responses)
     batch = collate(responses, *outputs)
     loss = Dpo(0.01).terms(batch).losses.sum()
@@ -249,6 +258,7 @@ def sample(subject: Subject, dtype: str) -> Figures:
     worst, mean = apart(ours, due)
     error = worst if dtype == "float32" else mean
     short = _greedy_shortfall(subject.model, prompts, [answers[0] for answers in greedy])  # type: ignore[index]
+    theirs = theirs and theirs * (ROUTED / WORSE if subject.family == "moe" else 1.0)
     figures = judged(dtype, error, theirs, same_alone=f"{same} of 3", greedy_short_by=short)
     if dtype == "float32":
         figures["ok"] = figures["ok"] and same == 3 and short <= EXACT
@@ -268,14 +278,10 @@ def _greedy_shortfall(model: Any, prompts: list[list[int]], answers: list[Comple
 
 def varlen(subject: Subject, dtype: str) -> Figures:
     """Whether the two calls a layer are there, and take bfloat16 on this device; the numbers are those of `attention`."""
-    names = [name for name in vars(attention) if "varlen" in name.lower()]
-    try:
-        from pipeline.models.scoring import varlen as module
-    except ImportError:
-        if not names:
-            raise Skip("pipeline.models.scoring has no variable-length attention") from None
-    else:
-        names += [name for name in vars(module) if not name.startswith("_")]
+    rooms = [each.name for each in pkgutil.iter_modules(scoring.__path__) if "varlen" in each.name]
+    names = rooms + [name for name in vars(attention) if "varlen" in name.lower()]
+    if not names:
+        raise Skip("pipeline.models.scoring has no variable-length attention")
     if subject.device == "cpu":
         raise Skip("variable-length attention runs on CUDA")
     if dtype != "bfloat16" or subject.family == "gemma2":

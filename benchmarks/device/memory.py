@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from device import models
 from device.cases import Case, Figures, Skip, free
-
 from pipeline.errors import RowError
 from pipeline.models.generation import Generator
 from pipeline.models.loading import load_model
@@ -39,9 +39,7 @@ def loading(device: str, dtype: str) -> Figures:
     model = models.small("qwen3", 4).to(getattr(torch, dtype))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        source = SimpleNamespace(
-            name=folder, revision=None, dtype=dtype, trust_remote_code=False, allow_pickle=False
-        )
+        source = SimpleNamespace(name=folder, revision=None, dtype=dtype, trust_remote_code=False, allow_pickle=False)
         here = load_model(source, device)
     due = model.state_dict()
     state = here.state_dict()
@@ -122,12 +120,17 @@ def scorer_out_of_memory(device: str) -> Figures:
     with limited(taken / 2):
         scorer = Scorer(model, budget_tokens=60_000)
         results = scorer.score(turns)
-    lost = sum(isinstance(each, RowError) for each in results)
+    lost = [each for each in results if isinstance(each, RowError)]
     if lost:
-        return {"ok": False, "note": f"{lost} of {len(results)} responses: {next(r for r in results if isinstance(r, RowError))}"}
+        return {"ok": False, "note": f"{len(lost)} of {len(results)} responses: {lost[0]}"}
     apart = np.mean([np.abs(a.logprobs - b.logprobs).mean() for a, b in zip(results, due, strict=True)])  # type: ignore[union-attr]
     halved = scorer.budget_tokens < 60_000 and bool(scorer.notes)
-    return {"ok": halved and apart < 0.02, "error": float(apart), "budget": scorer.budget_tokens, "taken_mib": taken / 2**20}
+    return {
+        "ok": halved and apart < 0.02,
+        "error": float(apart),
+        "budget": scorer.budget_tokens,
+        "taken_mib": taken / 2**20,
+    }
 
 
 def sampler_out_of_memory(device: str) -> Figures:

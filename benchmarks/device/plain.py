@@ -40,9 +40,7 @@ def scores(model: Any, turns: Sequence[TokenizedTurn]) -> tuple[torch.Tensor, to
 
 def logprobs(model: Any, turns: Sequence[TokenizedTurn]) -> torch.Tensor:
     """log pi with gradients, [P] float32, a response at a time."""
-    return torch.cat(
-        [logits(model, t).log_softmax(1).gather(1, taken(t, model.device)[:, None])[:, 0] for t in turns]
-    )
+    return torch.cat([logits(model, t).log_softmax(1).gather(1, taken(t, model.device)[:, None])[:, 0] for t in turns])
 
 
 def attentions() -> list[str]:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
 from device import speed
 from device.cases import Case, Figures, on_device, synchronize
-from torch.profiler import ProfilerActivity, profile
 
 TOP = 10
 
@@ -20,7 +21,10 @@ TOP = 10
 def cases(size: str, device: str) -> list[Case]:
     bench = speed.Bench(size, device)
     return [
-        *(Case(f"profile of scoring {shape}, {size}", _of(scoring, bench, shape), 12.0) for shape in ("hh", "rm-bench")),
+        *(
+            Case(f"profile of scoring {shape}, {size}", _of(scoring, bench, shape), 12.0)
+            for shape in ("hh", "rm-bench")
+        ),
         Case(f"profile of a DPO step, {size}", lambda: step(bench), 12.0),
         Case(f"profile of sampling, {size}", lambda: sampling(bench), 15.0),
     ]

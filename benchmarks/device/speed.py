@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from device import models, plain
 from device.cases import Case, Figures, Skip, free, on_device, synchronize
-
 from pipeline.models.generation import Generator
 from pipeline.models.questions import Question
 from pipeline.models.scoring import Scorer
@@ -217,7 +217,9 @@ def head(bench: Bench) -> Figures:
         for chunk in (64, 512):
             own = Head(bench.model, chunk)
             figures[f"ms_tiles_{chunk}"] = timed(lambda own=own: own.score(states, taken, 1.0))[0] * 1e3  # type: ignore[misc]
-            figures[f"ms_products_{chunk}"] = timed(lambda own=own: [own.logits(h) for h in states.split(own.rows)])[0] * 1e3  # type: ignore[misc]
+            figures[f"ms_products_{chunk}"] = (
+                timed(lambda own=own: [own.logits(h) for h in states.split(own.rows)])[0] * 1e3
+            )  # type: ignore[misc]
     floor = 2.0 * positions * bench.size.hidden * bench.size.vocabulary / bench.flops * 1e3
     return figures | {"ms_floor": floor, "fused_wins_at_most": figures["ms_tiles_64"] / floor}
 

@@ -42,7 +42,9 @@ def test_a_case_that_fails_is_one_row(device: None, tmp_path: Path) -> None:
 def test_a_case_in_which_the_process_died_is_not_begun_again(device: None, tmp_path: Path) -> None:
     from device.cases import Case, Runner, read
 
-    (tmp_path / "rows").write_text('{"kind": "plan", "cases": ["a", "b"]}\n{"kind": "begin", "case": "a"}\n{"kind": "ro')
+    (tmp_path / "rows").write_text(
+        '{"kind": "plan", "cases": ["a", "b"]}\n{"kind": "begin", "case": "a"}\n{"kind": "ro'
+    )
     assert [row["kind"] for row in read(tmp_path / "rows")] == ["plan", "begin"]
     (tmp_path / "rows").write_text('{"kind": "plan", "cases": ["a", "b"]}\n{"kind": "begin", "case": "a"}\n')
     ran = []
@@ -57,9 +59,8 @@ from pathlib import Path
 from device.cases import Case, Runner
 word = sys.argv[sys.argv.index("--section") + 2]
 rows = Path(sys.argv[sys.argv.index("--rows") + 1])
-Runner(rows, time.time() + 60).run([
-    Case("first", dict), Case("dies", (lambda: os._exit(9)) if word == "dies" else (lambda: time.sleep(60))), Case("last", dict)
-])
+dies = (lambda: os._exit(9)) if word == "dies" else (lambda: time.sleep(60))
+Runner(rows, time.time() + 60).run([Case("first", dict), Case("dies", dies), Case("last", dict)])
 """
 
 
