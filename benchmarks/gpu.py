@@ -14,6 +14,7 @@ a GPU is borrowed. Exits 1 where a case of correctness or memory has failed.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -283,6 +284,7 @@ def main() -> None:
     if options.section:
         work(options)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no section outlives the command
     about = machine()
     print("  ".join(f"{name} {shown(value)}" for name, value in about.items()), flush=True)
     waiting, skipped = sections(about["gpu"] is not None, options.rehearse)
