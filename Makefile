@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 PROCESSES ?= 2 # that `make test` runs tests in
 
-.PHONY: setup demo test test-lowest coverage check chaos bench clean
+.PHONY: setup demo test test-lowest coverage check chaos bench gpu clean
 
 setup: $(READY)
 
@@ -60,6 +60,9 @@ bench: setup ## what the figures in the docs come from (benchmarks/README.md); l
 	.venv-bench/bin/python benchmarks/training_throughput.py
 	.venv-bench/bin/python benchmarks/trl_online_agreement.py
 	.venv-bench/bin/python benchmarks/online_throughput.py
+
+gpu: ## what is right on this GPU, how fast, and where the time goes: needs only torch, transformers, numpy and pyarrow
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) $(LOWEST) .venv-bench out build *.egg-info

@@ -4,22 +4,27 @@ Weights travel as arrays that shared memory can hold, and under a version: an ac
 started again or the learner has gone on, loads them first. So nothing is ever sampled from weights that nobody asked for.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from actors.reply import Reply
-from pipeline.config import ModelConfig
 from pipeline.errors import RowError, RunError
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.questions import Completion, Question
 from pipeline.rl.rollouts import Rollout
 from pipeline.training.adapters import with_adapters
-from pipeline.training.config import LoraSection
+
+if TYPE_CHECKING:
+    from pipeline.config import ModelConfig
+    from pipeline.training.config import LoraSection
 
 Serialized = dict[str, tuple[torch.dtype, NDArray[np.generic]]]
 """Weights by name, every tensor as its dtype and its bytes: NumPy has no bfloat16."""

@@ -9,13 +9,17 @@ An entry gives a term for each token and says how terms are put together; one re
 (`pipeline.rewards.endogenous.aggregate`, `pipeline.rewards.derive`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import RewardConfig
+if TYPE_CHECKING:
+    from pipeline.config import RewardConfig
 
 Array = NDArray[np.float64]
 

@@ -16,11 +16,17 @@ Arrays are `q`, `values` and `rewards`, each of shape [H], of the taken actions 
 computed in float64. The logits themselves never come here: see `pipeline.models.scoring`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.config import RewardConfig
 from pipeline.rewards.aggregations import AGGREGATIONS, Tokens
+
+if TYPE_CHECKING:
+    from pipeline.config import RewardConfig
 
 Array = NDArray[np.float64]
 

@@ -4,14 +4,18 @@ Learner and samplers put the same adapters into the same model, so that what one
 stay apart from the weights on both sides: a small change added to a weight in bfloat16 is rounded away.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models.loading import load_model
-from pipeline.training.config import LoraSection
+
+if TYPE_CHECKING:
+    from pipeline.config import ModelConfig
+    from pipeline.training.config import LoraSection
 
 
 def with_adapters(model: Any, lora: LoraSection, seed: int) -> Any:

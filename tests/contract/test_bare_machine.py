@@ -1,4 +1,5 @@
-"""Rendering, scoring, generation and log pi on a machine that has only torch, transformers, numpy and pyarrow."""
+"""Rendering, scoring, generation, log pi and rewards on a machine that has only torch, transformers, numpy and pyarrow; and
+what `make gpu` runs, which is made for one."""
 
 import json
 import subprocess
@@ -30,6 +31,7 @@ def figures(folder: str) -> dict[str, Any]:
     from pipeline.models.loading import context_length, load_model, load_tokenizer
     from pipeline.models.questions import Question
     from pipeline.models.scoring import Scorer
+    from pipeline.rewards.endogenous import token_rewards
     from pipeline.tokens import Renderer
     from pipeline.training.policy import Policy
 
@@ -46,9 +48,11 @@ def figures(folder: str) -> dict[str, Any]:
     [[completion]] = generator.generate([Question(renderer.prompt_ids(MESSAGES, True), seed=3)])  # type: ignore[arg-type,misc]
     with torch.no_grad():
         logprobs = Policy(model)(turns).logprobs
+    scores = Scorer(model).score(turns)
     return {
         "tokens": [[turn.prompt_ids, turn.response_ids] for turn in turns],
-        "scores": [scores.logprobs.tolist() for scores in Scorer(model).score(turns)],  # type: ignore[union-attr]
+        "scores": [each.logprobs.tolist() for each in scores],  # type: ignore[union-attr]
+        "rewards": [token_rewards(each.q, each.values).tolist() for each in scores],  # type: ignore[union-attr]
         "policy": logprobs.tolist(),
         "completion": [completion.token_ids, completion.logprobs.tolist()],  # type: ignore[union-attr]
     }
@@ -58,6 +62,8 @@ BARE = f"""
 import json, sys
 sys.modules.update(dict.fromkeys({LACKING!r}))  # as import reads it: there are no such modules
 from test_bare_machine import figures
+sys.path.append("benchmarks")
+from device import correctness, memory, profiles, speed  # what `make gpu` runs
 print("FIGURES", json.dumps(figures(sys.argv[1])))
 importers = [name for name, module in sys.modules.items() if name.startswith("pipeline.") and hasattr(module, "yaml")]
 assert not importers, importers  # PyYAML comes with transformers, of which we do not ask it
