@@ -86,10 +86,11 @@ def _expand(
 
 def _alike(asked: Sequence[Turn], answers: Sequence[TokenizedTurn | RowError]) -> int:
     """How many responses have other texts than a sibling and the same tokens."""
-    texts: dict[tuple[int, ...], set[str]] = {}
+    texts: dict[tuple[bytes, bytes], set[str]] = {}
     for turn, tokens in zip(asked, answers, strict=True):
         if isinstance(tokens, TokenizedTurn) and not tokens.truncated:
-            texts.setdefault((*tokens.prompt_ids, -1, *tokens.response_ids), set()).add(turn.response)
+            key = tokens.prompt_ids.tobytes(), tokens.response_ids.tobytes()
+            texts.setdefault(key, set()).add(turn.response)
     return sum(len(each) - 1 for each in texts.values())
 
 

@@ -68,14 +68,14 @@ class Label:
     num_tokens: int
     num_prompt_tokens: int
     truncated: bool
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] | NDArray[np.int32]
     turn: int
     token_logprobs: NDArray[np.float32]
     token_values: NDArray[np.float32]
     token_rewards: NDArray[np.float32]
     rubric: str | None
     extra_info: str
-    prompt_token_ids: Sequence[int] | None = None
+    prompt_token_ids: Sequence[int] | NDArray[np.int32] | None = None
     response_other: str | None = None
 
 

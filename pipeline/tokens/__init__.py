@@ -15,7 +15,7 @@ from pipeline.tokens.encoding import PROBE, Decode, pieces, tokenizer_digest
 from pipeline.tokens.renderer import Ending, PlainRenderer, Renderer
 from pipeline.tokens.templates import STAND_IN
 from pipeline.tokens.texts import SPEAKERS, conversation_text, load_rubrics, read_texts
-from pipeline.tokens.turns import UNBOUNDED, TokenizedTurn
+from pipeline.tokens.turns import UNBOUNDED, Ids, TokenizedTurn
 
 __all__ = [
     "PROBE",
@@ -24,6 +24,7 @@ __all__ = [
     "UNBOUNDED",
     "Decode",
     "Ending",
+    "Ids",
     "PlainRenderer",
     "Renderer",
     "TokenizedTurn",

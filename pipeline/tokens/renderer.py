@@ -24,6 +24,8 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.tokens.control import ControlTokens, unmarked
@@ -351,7 +353,7 @@ class Renderer:
         ends = self.chat is None and self.config.append_eos and self.ending != "none"
         if ends and eos is not None and response_ids[-1] != eos:
             response_ids = [*response_ids, eos]
-        return TokenizedTurn(prompt_ids, response_ids, text.messages)
+        return TokenizedTurn(np.array(prompt_ids, np.int32), np.array(response_ids, np.int32), text.messages)
 
     def _as_written(self, turn: Turn, prompt_ids: list[int], response_ids: list[int]) -> TokenizedTurn:
         """A response that a policy wrote. Raises RowError where its tokens are not those of its text."""
@@ -364,7 +366,7 @@ class Renderer:
                 f"response_token_ids read {text[:40]!r}, and the response is {turn.response[:40]!r}; was it changed by hand? "
                 f"Give it the text that was sampled, or {RENDER}",
             )
-        return TokenizedTurn(list(prompt_ids), list(response_ids), turn.prompt)
+        return TokenizedTurn(np.array(prompt_ids, np.int32), np.array(response_ids, np.int32), turn.prompt)
 
     def _prompt_ids(self, text: str) -> tuple[list[int], int]:
         """The tokens of a prompt, and how many of them, in front, are not of its text. Raises RowError."""
@@ -398,7 +400,8 @@ class PlainRenderer(Renderer):
         response_ids = self.encoding.ids(text.rendering.text)
         if all(i in self.special_ids for i in response_ids):
             raise RowError("only_special_tokens", f"nothing but special tokens in {text.rendering.text[:40]!r}")
-        return TokenizedTurn(self._prompt_ids(prompt)[0], response_ids, text.messages)
+        prompt_ids = self._prompt_ids(prompt)[0]
+        return TokenizedTurn(np.array(prompt_ids, np.int32), np.array(response_ids, np.int32), text.messages)
 
 
 def _template(tokenizer: Any) -> str | None:
