@@ -47,7 +47,7 @@ def figures(folder: str) -> dict[str, Any]:
     with torch.no_grad():
         logprobs = Policy(model)(turns).logprobs
     return {
-        "tokens": [[turn.prompt_ids, turn.response_ids] for turn in turns],
+        "tokens": [[turn.prompt_ids.tolist(), turn.response_ids.tolist()] for turn in turns],
         "scores": [scores.logprobs.tolist() for scores in Scorer(model).score(turns)],  # type: ignore[union-attr]
         "policy": logprobs.tolist(),
         "completion": [completion.token_ids, completion.logprobs.tolist()],  # type: ignore[union-attr]
