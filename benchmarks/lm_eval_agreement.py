@@ -86,7 +86,7 @@ def compare(name: str, wanted: int) -> Comparison:
                 raise
             too_long += 1
             continue
-        if (tokens.prompt_ids, tokens.response_ids) != harness._encode_pair(before, after):
+        if (tokens.prompt_ids.tolist(), tokens.response_ids.tolist()) != harness._encode_pair(before, after):
             other_tokens += 1
             continue
         pairs.append((before, after))

@@ -79,7 +79,7 @@ def tokenized(folder: str, rows: Sequence[Json]) -> list[Pair]:
 
 def hidden_states(model: Any, turns: Sequence[TokenizedTurn]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids [B, L], padded on the right, where no causal model looks; lengths [B]; last hidden states [B, L, D]."""
-    rows = [torch.tensor([*turn.prompt_ids, *turn.response_ids]) for turn in turns]
+    rows = [torch.tensor([*turn.prompt_ids, *turn.response_ids], dtype=torch.long) for turn in turns]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return ids, torch.tensor([len(row) for row in rows]), model.base_model(ids).last_hidden_state
 

@@ -97,7 +97,7 @@ def loop(
     found: LogProbs = [torch.empty(0)] * len(turns)
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
-        rows = [turns[i].prompt_ids + turns[i].response_ids for i in part]
+        rows = [[*turns[i].prompt_ids, *turns[i].response_ids] for i in part]
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

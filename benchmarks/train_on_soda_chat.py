@@ -170,12 +170,14 @@ def measure(folder: Path | str, base: Scorer, rows: Sequence[HeldOut], samples: 
     options = {"max_new_tokens": LONGEST, "temperature": 1.0, "budget_tokens": BUDGET}
     generator = Generator(model, load_tokenizer(config), **options)  # type: ignore[arg-type]
     replies = []
-    for answers in generator.generate([Question(row.chosen.prompt_ids, samples, i) for i, row in enumerate(rows)]):
+    for answers in generator.generate(
+        [Question(row.chosen.prompt_ids.tolist(), samples, i) for i, row in enumerate(rows)]
+    ):
         if isinstance(answers, RowError):
             raise answers
         replies.append(answers)
     own = [
-        TokenizedTurn(row.chosen.prompt_ids, answer.token_ids, row.chosen.prompt)
+        TokenizedTurn(row.chosen.prompt_ids, np.array(answer.token_ids), row.chosen.prompt)
         for row, answers in zip(rows, replies, strict=True)
         for answer in answers
     ]

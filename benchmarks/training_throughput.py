@@ -329,7 +329,7 @@ def pairs_of_micro_batch(work: Work) -> int:
 def _require_same_ids(dataset: Any, pairs: list[Pair]) -> None:
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     for row, (chosen, rejected) in zip(dataset, pairs, strict=True):
-        due = (chosen.prompt_ids, chosen.response_ids, rejected.response_ids)
+        due = tuple(list(ids) for ids in (chosen.prompt_ids, chosen.response_ids, rejected.response_ids))
         if tuple(row[name] for name in columns) != due:
             raise RuntimeError("TRL does not see the tokens that we see")
 

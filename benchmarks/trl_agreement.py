@@ -164,7 +164,11 @@ def compare(folder: Path, corpus: Path, wanted: int, beta: float, noise: float) 
     with tempfile.TemporaryDirectory() as scratch:
         trainer = trainer_of(copy.deepcopy(policy), copy.deepcopy(reference), tokenizer, rows, beta, scratch)
         pairs = [
-            {"prompt_ids": chosen.prompt_ids, "chosen_ids": chosen.response_ids, "rejected_ids": rejected.response_ids}
+            {
+                "prompt_ids": chosen.prompt_ids.tolist(),
+                "chosen_ids": chosen.response_ids.tolist(),
+                "rejected_ids": rejected.response_ids.tolist(),
+            }
             for chosen, rejected in zip(turns[::2], turns[1::2], strict=True)
         ]
         theirs = logged(trainer, pairs)
@@ -185,7 +189,9 @@ def compare(folder: Path, corpus: Path, wanted: int, beta: float, noise: float) 
         their_tokens=their_tokens,
         our_ends=int((our_ids == tokenizer.eos_token_id).sum()),
         their_ends=int((their_ids == tokenizer.eos_token_id).sum()),
-        same_ids=sum(ids == (t.prompt_ids, t.response_ids) for ids, t in zip(own, turns, strict=True)),
+        same_ids=sum(
+            ids == (t.prompt_ids.tolist(), t.response_ids.tolist()) for ids, t in zip(own, turns, strict=True)
+        ),
         own_tokens=sum(len(response) for _, response in own),
     )
 

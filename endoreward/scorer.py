@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self, overload
 
+import numpy as np
+
 from pipeline.config import LabelConfig, RewardConfig
 from pipeline.config.section import load_config_as, refuse_unread
 from pipeline.corpus import counted, detect, find_files, plan_file, read_shards, require_proof
@@ -258,8 +260,9 @@ class Scorer:
                 yield prepare(shard, 0, raw, shape, self.renderer, config.input.turns)
 
     def _scored(self, label: Label) -> ScoredResponse:
-        texts = tuple(self._pieces(list(label.token_ids)))
-        return ScoredResponse(**vars(label), tokens=texts, config=self.config.reward)
+        lists = {name: np.asarray(vars(label)[name]).tolist() for name in ("token_ids", "prompt_token_ids")}
+        texts = tuple(self._pieces(lists["token_ids"]))
+        return ScoredResponse(**{**vars(label), **lists}, tokens=texts, config=self.config.reward)
 
     @cached_property
     def _pieces(self) -> Any:

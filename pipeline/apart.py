@@ -10,6 +10,7 @@ that started it ends, however that happens and whatever it is doing: the kernel 
 
 import contextlib
 import fcntl
+import gc
 import os
 import pickle
 import resource
@@ -116,11 +117,11 @@ class Apart:
 
     def _ask(self, asked: Any, timeout_s: float | None) -> Any:
         assert self._connection is not None
-        message = pickle.dumps(asked)
+        message = pickle.dumps(asked, pickle.HIGHEST_PROTOCOL)
         try:
             self._connection.send_bytes(message)
             self._await(timeout_s)
-            raised, value = pickle.loads(self._connection.recv_bytes())  # ours: written by `serve`
+            raised, value = unpickled(self._connection.recv_bytes())  # ours: written by `serve`
         except (EOFError, ConnectionError):
             raise Died(self._stop(ending=True)) from None
         except BaseException:  # else the next call would get this one's answer
@@ -183,16 +184,30 @@ def serve(descriptor: int, life: int) -> None:
         except (EOFError, ConnectionError):
             return
         try:
-            function, arguments, timeout_s = pickle.loads(message)
+            function, arguments, timeout_s = unpickled(message)
             if timeout_s is not None:  # ends what holds the interpreter's lock, too
                 signal.setitimer(signal.ITIMER_REAL, timeout_s + LEFT_ALONE_S)
             answer = False, function(*arguments)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            reply = pickle.dumps(answer)
+            reply = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             signal.setitimer(signal.ITIMER_REAL, 0)
             reply = _pickled_error(error)
         connection.send_bytes(reply)
+        if not gc.get_freeze_count():
+            gc.freeze()  # what has been loaded by now stays: modules, a tokenizer, a model
+
+
+def unpickled(data: bytes) -> Any:
+    """`pickle.loads` without the garbage collector, which would look through all that it makes, over and over, for cycles
+    that a pickle seldom has."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return pickle.loads(data)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _pickled_error(error: Exception) -> bytes:

@@ -1,7 +1,8 @@
 """The labelling flow: an ordered list of steps on Ray Data, each of which takes a shard and gives a shard.
 
     read        one task per run of bytes: raw rows of each shard asked for
-    prepare     normalise and tokenise, in a process beside the task's
+    prepare     normalise and tokenise, in a process beside the task's; a step of its own, so that a file that can only be
+                read from its front keeps many tokenisers busy
     answer      an autoscaling pool of actors, each with a process beside it that holds the model
     commit      write the shard's parts and its record
 
@@ -29,16 +30,20 @@ from actors.actor import ActorSpec, Answered
 from actors.beside import ActorBeside
 from jobs.cluster import Pool
 from jobs.label.work import Done, Target, Work
-from pipeline.corpus import Shard, read_shards
+from pipeline.apart import unpickled
+from pipeline.corpus import NumberedRow, Shape, Shard, read_shards
 from pipeline.errors import EndorewardError, RunError
 from pipeline.rewards.labellers import Labeller
 from pipeline.rewards.labellers.beside import Preparation
 from pipeline.rewards.labelling import Prepared
 from pipeline.store import commit
 
-TASK_CPUS = 0.25
-"""CPUs of a read or a commit. An actor asks for this much less than its threads, so that tasks always find room: on two
-CPUs with two actors as on a large cluster."""
+READ_CPUS, PREPARE_CPUS, COMMIT_CPUS = 0.05, 0.15, 0.05
+"""CPUs of a task. What a read and a preparation ask for has to differ, or Ray makes one task of both."""
+
+TASK_CPUS = READ_CPUS + PREPARE_CPUS + COMMIT_CPUS
+"""An actor asks for this much less than its threads, so that one task of each kind always finds room: on two CPUs with two
+actors as on a large cluster."""
 
 Row = dict[str, Any]
 
@@ -77,7 +82,8 @@ def _steps(work: list[Work], labeller: Labeller, target: Target, spec: ActorSpec
     tries = scorer.max_task_retries
     return (
         ray.data.from_items([_encode(each) for each in work], override_num_blocks=min(len(work), 1000))
-        .flat_map(_read_and_prepare, fn_args=(labeller,), num_cpus=TASK_CPUS, max_retries=tries)  # type: ignore[arg-type]
+        .flat_map(_read, num_cpus=READ_CPUS, max_retries=tries)
+        .map(_prepare, fn_args=(labeller,), num_cpus=PREPARE_CPUS, max_retries=tries)  # type: ignore[arg-type]
         .map(
             _Answer,  # type: ignore[arg-type]
             fn_constructor_args=(spec,),
@@ -89,11 +95,19 @@ def _steps(work: list[Work], labeller: Labeller, target: Target, spec: ActorSpec
             max_restarts=scorer.max_restarts,
             max_task_retries=tries,
         )
-        .map(_commit, fn_args=(labeller, target), num_cpus=TASK_CPUS, max_retries=tries)  # type: ignore[arg-type]
+        .map(_commit, fn_args=(labeller, target), num_cpus=COMMIT_CPUS, max_retries=tries)  # type: ignore[arg-type]
     )
 
 
 # The steps. Each is a function of a row; an EndorewardError travels on as a row, so that the driver can raise it whole.
+
+
+@dataclass(frozen=True)
+class _Read:
+    shard: Shard
+    generation: int
+    rows: list[NumberedRow]
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -103,11 +117,11 @@ class _Finished:
 
 
 def _encode(value: Any) -> Row:
-    return {"shard": pickle.dumps(value)}
+    return {"shard": pickle.dumps(value, pickle.HIGHEST_PROTOCOL)}
 
 
 def _decode(row: Row) -> Any:
-    return pickle.loads(row["shard"])  # ours: written a stage earlier by `_encode`
+    return unpickled(row["shard"])  # ours: written a stage earlier by `_encode`
 
 
 def _passing_errors(step: Callable[[Any], Any], row: Row) -> Row:
@@ -134,18 +148,25 @@ def _preparation(own_code: bool) -> Preparation:
     return Preparation(own_code)
 
 
-def _read_and_prepare(row: Row, labeller: Labeller) -> Iterator[Row]:
+def _read(row: Row) -> Iterator[Row]:
     work: Work = _decode(row)
     generations = dict(zip(work.shards, work.generations, strict=True))
-    preparation = _preparation(labeller.model.trust_remote_code)
     try:
         for shard, rows in read_shards(work.file, work.format, work.shards):
-            yield _encode(preparation.prepare(labeller, shard, generations[shard], rows, work.shape))
+            yield _encode(_Read(shard, generations[shard], rows, work.shape))
     except EndorewardError as error:
         yield _encode(error)
     except Exception as error:
         log.exception("reading failed")
         yield _encode(RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}"))
+
+
+def _prepare(row: Row, labeller: Labeller) -> Row:
+    def step(read: _Read) -> Prepared:
+        preparation = _preparation(labeller.model.trust_remote_code)
+        return preparation.prepare(labeller, read.shard, read.generation, read.rows, read.shape)
+
+    return _passing_errors(step, row)
 
 
 class _Answer:

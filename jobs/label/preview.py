@@ -84,8 +84,8 @@ class Preview:
             terminal.warn(note)
         turn, tokens = prepared.turns[0], prepared.tokens[0]
         decode = pieces(self.renderer.tokenizer)
-        prompt = _indented(_shortened("".join(decode(tokens.prompt_ids))))
-        scored = _indented(_shortened("|".join(decode(tokens.response_ids))))
+        prompt = _indented(_shortened("".join(decode(tokens.prompt_ids.tolist()))))
+        scored = _indented(_shortened("|".join(decode(tokens.response_ids.tolist()))))
         cut = " (cut to fit)" if tokens.truncated else ""
         terminal.say(f"\nexample {turn.id}\n  prompt, {len(tokens.prompt_ids)} tokens:\n{prompt}")
         terminal.say(f"  scored, {len(tokens.response_ids)} tokens{cut}, one between each |:\n{scored}\n")
@@ -98,7 +98,7 @@ class Preview:
             prepared = self._first_shard(stored)
             rows += prepared.shard.rows
             turns += len(prepared.turns)
-            prompt += sum(len(ids) for ids in {tuple(t.prompt_ids) for t in prepared.tokens})
+            prompt += sum(len(ids) for ids in {t.prompt_ids.tobytes(): t.prompt_ids for t in prepared.tokens}.values())
             response += sum(len(t.response_ids) for t in prepared.tokens)
             truncated += sum(t.truncated for t in prepared.tokens)
             errors.update(f.reason for f in prepared.failures)

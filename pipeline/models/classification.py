@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pipeline.errors import ConfigError, RowError
@@ -86,7 +87,7 @@ class Classifier:
 
         Rows that cannot be scored: unknown_token, too_long, not_finite, out_of_memory.
         """
-        rows = [[*turn.prompt_ids, *turn.response_ids] for turn in turns]
+        rows = [np.concatenate([turn.prompt_ids, turn.response_ids]).tolist() for turn in turns]
         results: list[float | RowError | None] = [self._refusal(ids) for ids in rows]
         waiting = [i for i, refusal in enumerate(results) if refusal is None]
         with self._batchable():

@@ -5,9 +5,9 @@ finish    turns with their scores -> labels and failures
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,46 +50,56 @@ def prepare(
 ) -> Prepared:
     """Normalise and tokenise a shard's rows. Every response ends in `turns` or in `failures`; nothing raises RowError."""
     out = Prepared(shard, generation)
-    for number, row in rows:
-        for found in _expand(shard.file, number, row, shape, renderer, which):
-            if isinstance(found, Failure):
-                out.failures.append(found)
+    expanded = [_expand(shard.file, number, row, shape, renderer, which) for number, row in rows]
+    groups = renderer.tokenize_groups([each.turns for each in expanded])
+    for each, answers in zip(expanded, groups, strict=True):
+        out.failures += each.failures
+        for turn, tokens in zip(each.turns, answers, strict=True):
+            if isinstance(tokens, RowError):
+                out.failures.append(failure(turn.id, turn.prompt_id, tokens))
             else:
-                out.turns.append(found[0])
-                out.tokens.append(found[1])
+                out.turns.append(turn)
+                out.tokens.append(tokens)
+        renderer.counts[ALIKE] += _alike(each.turns, answers)
     out.notes, out.counts = list(renderer.notes), renderer.take_counts()
     out.requests = out.tokens
     return out
 
 
+class _Expanded(NamedTuple):
+    """A row's turns to score, siblings all, and what of it cannot be scored."""
+
+    turns: list[Turn]
+    failures: list[Failure]
+
+
 def _expand(
-    file: str, number: int, row: object, shape: Shape, renderer: Renderer, which: str
-) -> Iterator[Failure | tuple[Turn, TokenizedTurn]]:
+    file: str, number: int, row: dict[str, Any] | RowError, shape: Shape, renderer: Renderer, which: str
+) -> _Expanded:
     prompt_id = f"{file}:{number}"
     try:
         if isinstance(row, RowError):
             raise row
-        sample = as_asked(shape.normalise(file, number, row), renderer)  # type: ignore[arg-type]
+        sample = as_asked(shape.normalise(file, number, row), renderer)
     except RowError as error:
-        yield failure(prompt_id, prompt_id, error)
-        return
-    for failed in sample.failed:
-        yield failure(response_id(prompt_id, failed.preference, failed.index), prompt_id, failed.error)
+        return _Expanded([], [failure(prompt_id, prompt_id, error)])
+    failures = [
+        failure(response_id(prompt_id, failed.preference, failed.index), prompt_id, failed.error)
+        for failed in sample.failed
+    ]
     asked = [each for turn in turns(sample, which) for each in renderer.under_rubrics(turn)]  # type: ignore[arg-type]
-    answers = renderer.tokenize_siblings(asked)
-    for turn, tokens in zip(asked, answers, strict=True):
-        yield failure(turn.id, prompt_id, tokens) if isinstance(tokens, RowError) else (turn, tokens)
-    renderer.counts[ALIKE] += _alike(asked, answers)
-    if not asked and not sample.failed:
-        yield failure(prompt_id, prompt_id, RowError("no_response", "the row has no response to score"))
+    if not asked and not failures:
+        failures = [failure(prompt_id, prompt_id, RowError("no_response", "the row has no response to score"))]
+    return _Expanded(asked, failures)
 
 
 def _alike(asked: Sequence[Turn], answers: Sequence[TokenizedTurn | RowError]) -> int:
     """How many responses have other texts than a sibling and the same tokens."""
-    texts: dict[tuple[int, ...], set[str]] = {}
+    texts: dict[tuple[bytes, bytes], set[str]] = {}
     for turn, tokens in zip(asked, answers, strict=True):
         if isinstance(tokens, TokenizedTurn) and not tokens.truncated:
-            texts.setdefault((*tokens.prompt_ids, -1, *tokens.response_ids), set()).add(turn.response)
+            key = tokens.prompt_ids.tobytes(), tokens.response_ids.tobytes()
+            texts.setdefault(key, set()).add(turn.response)
     return sum(len(each) - 1 for each in texts.values())
 
 

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -68,14 +68,14 @@ class Label:
     num_tokens: int
     num_prompt_tokens: int
     truncated: bool
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] | NDArray[np.int32]
     turn: int
     token_logprobs: NDArray[np.float32]
     token_values: NDArray[np.float32]
     token_rewards: NDArray[np.float32]
     rubric: str | None
     extra_info: str
-    prompt_token_ids: Sequence[int] | None = None
+    prompt_token_ids: Sequence[int] | NDArray[np.int32] | None = None
     response_other: str | None = None
 
 
@@ -92,15 +92,31 @@ class Failure:
 
 
 def labels_table(labels: Sequence[Label]) -> pa.Table:
-    return _table([replace(label, prompt=stored_messages(label.prompt)) for label in labels], LABELS)
+    columns = {name: [getattr(label, name) for label in labels] for name in LABELS.names}
+    columns["prompt"] = _each_once(columns["prompt"], stored_messages)
+    return pa.table({name: _column(values, LABELS.field(name).type) for name, values in columns.items()}, schema=LABELS)
+
+
+def _each_once(values: Sequence[Any], make: Callable[[Any], Any]) -> list[Any]:
+    """`make` of each; of one that stands there several times, as a prompt does for its responses, once."""
+    made = {id(value): make(value) for value in {id(value): value for value in values}.values()}
+    return [made[id(value)] for value in values]
+
+
+def _column(values: list[Any], type: pa.DataType) -> list[Any] | pa.Array:
+    """Lists of numbers as one array behind their lengths; anything else as it is."""
+    if not (pa.types.is_list(type) and pa.types.is_primitive(type.value_type)):
+        return values
+    lengths = [0 if value is None else len(value) for value in values]
+    dtype = type.value_type.to_pandas_dtype()
+    flat = np.concatenate([np.zeros(0, dtype), *(np.asarray(v, dtype) for v in values if v is not None)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    missing = pa.array([value is None for value in values], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type, mask=missing)
 
 
 def errors_table(failures: Sequence[Failure]) -> pa.Table:
-    return _table(failures, ERRORS)
-
-
-def _table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+    return pa.table({name: [getattr(failure, name) for failure in failures] for name in ERRORS.names}, schema=ERRORS)
 
 
 def stored_messages(messages: Sequence[Message]) -> list[Any]:

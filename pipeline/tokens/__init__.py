@@ -5,6 +5,7 @@ templates  a conversation through a chat template: where the answer stands in it
 control    control tokens that a person typed
 encoding   text -> ids that decode to it again, wherever it is cut
 renderer   turn -> TokenizedTurn, for one tokenizer and one configuration
+plain      turn -> TokenizedTurn, of a response that a question is about
 turns      TokenizedTurn, and how it is cut where it is too long
 prompts    a prompt's messages before they are rendered, and whether a rendering shows them all
 thoughts   where a model's thoughts end and its answer begins
@@ -12,10 +13,11 @@ sampled    responses that `sample` wrote, scored by the very tokens that were dr
 """
 
 from pipeline.tokens.encoding import PROBE, Decode, pieces, tokenizer_digest
-from pipeline.tokens.renderer import Ending, PlainRenderer, Renderer
+from pipeline.tokens.plain import PlainRenderer
+from pipeline.tokens.renderer import Ending, Renderer
 from pipeline.tokens.templates import STAND_IN
 from pipeline.tokens.texts import SPEAKERS, conversation_text, load_rubrics, read_texts
-from pipeline.tokens.turns import UNBOUNDED, TokenizedTurn
+from pipeline.tokens.turns import UNBOUNDED, Ids, TokenizedTurn
 
 __all__ = [
     "PROBE",
@@ -24,6 +26,7 @@ __all__ = [
     "UNBOUNDED",
     "Decode",
     "Ending",
+    "Ids",
     "PlainRenderer",
     "Renderer",
     "TokenizedTurn",

@@ -72,12 +72,14 @@ class ControlTokens:
 
     def first_in(self, message: Message) -> str | None:
         """The first control token that a message's text holds and may not. Raises RowError for our own marks in it."""
-        if any(mark in text for mark in (OPEN, CLOSE) for text in _texts(dict(message))):
+        plain = message.keys() == {"role", "content"}
+        texts = [message["content"]] if plain else list(_texts(dict(message)))
+        if any(OPEN in text or CLOSE in text for text in texts):
             raise RowError(
                 "control_tokens", "the text holds U+10FFFC or U+10FFFD, which mark control tokens; take them out"
             )
         pattern = self._in_assistants if message["role"] == "assistant" else self._anywhere
-        hit = next((hit for text in _texts(dict(message)) if (hit := pattern.search(text))), None)
+        hit = next((hit for text in texts if (hit := pattern.search(text))), None)
         return hit.group() if hit else None
 
     def marked(self, message: Message) -> Message:

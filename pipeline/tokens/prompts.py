@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
-from pipeline.tokens.control import unmarked
-from pipeline.tokens.templates import Tools
+from pipeline.tokens.control import OPEN, unmarked
+from pipeline.tokens.templates import ChatTemplate, Conversation, Tools
 from pipeline.tokens.texts import speaker
 from pipeline.tokens.thoughts import CLOSED
 
@@ -49,7 +50,54 @@ def require_plain(prompt: list[Message], beside: Mapping[str, Any], tools: Tools
         )
 
 
-def require_shown(messages: list[Message], tools: Tools, text: str) -> None:
+class ShownPrompt(Conversation):
+    """A prompt through a template that has to show all of it."""
+
+    def __init__(self, chat: ChatTemplate, messages: list[Message], tools: Tools):
+        super().__init__(chat, messages, tools)
+        self._shown: set[str] = set()
+
+    @cached_property
+    def unmarked(self) -> list[Message]:
+        """The messages as they were before they were marked."""
+        return [unmarked_message(message) for message in self.messages]
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for equal messages."""
+        return json.dumps(self.unmarked)
+
+    @cached_property
+    def system(self) -> str:
+        """The text of the system message, empty where there is none."""
+        return next((m["content"].strip() for m in self.messages if m["role"] == "system"), "")
+
+    def require_shown(self, text: str) -> None:
+        """Raises RowError where a text before an answer, which the template made, leaves out a part of the prompt."""
+        if text not in self._shown:
+            require_shown(self.messages, self.tools, text)
+            self.chat.require_tools(self.messages, self.tools)
+            self._shown.add(text)
+
+
+class PromptUnder:
+    """A prompt under one rubric, for all the responses to it: its messages and tools marked, and its renderings."""
+
+    def __init__(self, chat: ChatTemplate, prompt: list[Message], rubric: str | None, tools: Tools, typed: int):
+        self.prompt, self.rubric, self.typed = prompt, rubric, typed  # how many of its messages hold control tokens
+        self.chat, self.tools = chat, tools
+
+    @cached_property
+    def own(self) -> ShownPrompt:
+        return ShownPrompt(self.chat, with_system(self.prompt, self.rubric), self.tools)
+
+    @cached_property
+    def folded(self) -> ShownPrompt:
+        """The system message before the first user message."""
+        return ShownPrompt(self.chat, folded(self.prompt, self.rubric), self.tools)
+
+
+def require_shown(messages: Sequence[Message], tools: Tools, text: str) -> None:
     """Raises RowError for a part of the prompt that the template leaves out. A part has to be there as often as the messages
     hold it: that it stands in another one (a tool's `12`, asked for as `is it 12?`) does not show it."""
     parts = [(number, part) for number, message in enumerate(messages) for part in _parts(message) if part]
@@ -90,5 +138,7 @@ def _squeezed(text: str) -> str:
 
 
 def unmarked_message(message: Message) -> Message:
+    if message.keys() == {"role", "content"} and OPEN not in message["content"]:
+        return message
     bare: Message = json.loads(unmarked(json.dumps(message, ensure_ascii=False)))
     return bare

@@ -18,21 +18,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.tokens.control import ControlTokens, unmarked
 from pipeline.tokens.encoding import Encoding, tokenizer_digest
-from pipeline.tokens.prompts import folded, require_plain, require_shown, transcript, unmarked_message, with_system
-from pipeline.tokens.templates import STAND_IN, ChatTemplate, Rendering, Tools, common_prefix
+from pipeline.tokens.prompts import PromptUnder, ShownPrompt, require_plain, transcript, with_system
+from pipeline.tokens.templates import STAND_IN, ChatTemplate, Conversation, Rendering, Tools, common_prefix
 from pipeline.tokens.texts import load_rubrics, read_texts
 from pipeline.tokens.thoughts import CLOSED, MARKERS, OPENED
-from pipeline.tokens.turns import UNBOUNDED, TokenizedTurn, fit
+from pipeline.tokens.turns import UNBOUNDED, Ids, TokenizedTurn, fit
 
 if TYPE_CHECKING:
     from pipeline.config import TokensConfig
@@ -42,11 +44,15 @@ RENDER = "set tokens.sampled = render to score the text anew under this one: ano
 LOOKED_BACK = 1000  # days
 
 
-class _Text(NamedTuple):
+TYPED = "messages hold control tokens of the template, which are read as text (tokens.control)"
+
+
+class TurnText(NamedTuple):
     """A turn as text. The rendering's `text` ends where scoring does."""
 
     messages: list[Message]
     rendering: Rendering
+    key: str  # equal for equal messages
 
 
 class Renderer:
@@ -165,23 +171,49 @@ class Renderer:
 
     def tokenize_siblings(self, turns: Sequence[Turn]) -> list[TokenizedTurn | RowError]:
         """Responses to one prompt, in the order given: with the same prompt tokens, also where they are cut to fit."""
+        [answers] = self.tokenize_groups([turns])
+        return answers
+
+    def tokenize_groups(self, groups: Iterable[Sequence[Turn]]) -> list[list[TokenizedTurn | RowError]]:
+        """`tokenize_siblings` of each group, the texts of all in one call of the tokenizer."""
+        results: list[list[TokenizedTurn | RowError]] = []
+        places: list[tuple[int, int]] = []  # of each text: its group, and its position there
+        texts: list[TurnText] = []
+        pairs: list[tuple[str, str]] = []  # its prompt, and what is scored behind it
+        for number, turns in enumerate(groups):
+            answers, own = self._texts(turns)
+            results.append(answers)
+            for position, prompt in self._shared(own).items():
+                places.append((number, position))
+                texts.append(own[position])
+                pairs.append(self._pair(own[position], prompt))
+        arrays: dict[int, Ids] = {}  # of prompts, by their list: one for all responses
+        for (number, position), text, pair, cut in zip(places, texts, pairs, self._cut(pairs), strict=True):
+            try:
+                if isinstance(cut, RowError):
+                    raise cut
+                results[number][position] = self._tokenized(text, pair, *cut, arrays)
+            except RowError as error:
+                results[number][position] = error
+        bos = self.tokenizer.bos_token_id
+        return [fit(answers, self.max_length, self.config.over_length, bos) for answers in results]
+
+    def _texts(self, turns: Sequence[Turn]) -> tuple[list[TokenizedTurn | RowError], dict[int, TurnText]]:
+        """Responses to one prompt that need no rendering, or have none, and the others as texts by position; these have
+        something in the list that keeps their place."""
         done: list[TokenizedTurn | RowError] = []
-        texts: dict[int, _Text] = {}
+        texts: dict[int, TurnText] = {}
+        known: list[tuple[Turn, PromptUnder]] = []
         for position, turn in enumerate(turns):
             try:
                 if turn.prompt_token_ids is not None and turn.response_token_ids is not None:
                     done.append(self._as_written(turn, turn.prompt_token_ids, turn.response_token_ids))
                     continue
-                texts[position] = self._text(turn)
-                done.append(RowError("", ""))  # its place
+                texts[position] = self._text(turn, known)
+                done.append(RowError("", ""))
             except RowError as error:
                 done.append(error)
-        for position, before in self._shared(texts).items():
-            try:
-                done[position] = self._tokens(texts[position], before)
-            except RowError as error:
-                done[position] = error
-        return fit(done, self.max_length, self.config.over_length, self.tokenizer.bos_token_id)
+        return done, texts
 
     def prompt_ids(
         self, messages: list[Message], conversational: bool, tools: Tools = None, rubric: str | None = None
@@ -193,10 +225,9 @@ class Renderer:
         chat = self.chat
         if chat is None:
             require_plain(messages, {}, tools)
-            return self._prompt_ids(transcript(with_system(messages, rubric), conversational))[0]
-        marked, tools = self._marked(messages), self._marked_tools(tools)
-        _, rendering = self._rendered(marked, rubric, tools, lambda prompt: chat.asked(prompt, tools))
-        return self._prompt_ids(rendering.prompt)[0]
+            return self._prompt_ids(transcript(with_system(messages, rubric), conversational))
+        asked = PromptUnder(chat, self._marked(messages), rubric, self._marked_tools(tools), 0)
+        return self._prompt_ids(self._rendered(asked, Conversation.asked)[1].prompt)
 
     def end_tokens(self) -> tuple[int, ...]:
         """The template's end-of-turn token, at which a generated answer ends; none without a template."""
@@ -211,24 +242,24 @@ class Renderer:
 
     # Text
 
-    def _text(self, turn: Turn) -> _Text:
-        """Raises RowError."""
+    def _text(self, turn: Turn, known: list[tuple[Turn, PromptUnder]]) -> TurnText:
+        """`known` are prompts that siblings had, to which it adds its own. Raises RowError."""
         if not turn.response.strip() and not turn.beside:
             raise RowError("empty_response", "the response holds no text; remove the row or give it a response")
         rubric = self.rubrics[turn.rubric]
         if self.chat is not None:
-            return self._templated(self.chat, turn, rubric)
+            return self._templated(self.chat, turn, rubric, known)
         require_plain(turn.prompt, turn.beside, turn.tools)
         messages = with_system(turn.prompt, rubric)
         before = transcript(messages, turn.conversational)
         text = f" {turn.response}" if turn.conversational else turn.response
-        return _Text(messages, Rendering(before, "", text, ""))
+        return TurnText(messages, Rendering(before, "", text, ""), json.dumps(messages))
 
-    def _templated(self, chat: ChatTemplate, turn: Turn, rubric: str | None) -> _Text:
-        [answer], tools = self._marked([turn.answer]), self._marked_tools(turn.tools)
-        messages, rendering = self._rendered(
-            self._marked(turn.prompt), rubric, tools, lambda prompt: chat.place(prompt, answer, tools)
-        )
+    def _templated(
+        self, chat: ChatTemplate, turn: Turn, rubric: str | None, known: list[tuple[Turn, PromptUnder]]
+    ) -> TurnText:
+        [answer] = self._marked([turn.answer])
+        prompt, rendering = self._rendered(self._asked(chat, turn, rubric, known), lambda each: each.place(answer))
         if rendering.rewritten:
             self._note(
                 "the chat template writes the white space around thoughts or tool calls anew: scored as rendered"
@@ -241,30 +272,40 @@ class Renderer:
         if self.config.thoughts == "given":
             rendering = chat.thoughts(answer, rendering)
         rendering = replace(rendering, text=rendering.text + self._end(rendering))
-        return _Text([unmarked_message(m) for m in messages], rendering)
+        return TurnText(prompt.unmarked, rendering, prompt.key)
+
+    def _asked(
+        self, chat: ChatTemplate, turn: Turn, rubric: str | None, known: list[tuple[Turn, PromptUnder]]
+    ) -> PromptUnder:
+        """A turn's prompt, of a sibling's making where it had the same. Raises RowError."""
+        for other, asked in known:
+            if (other.prompt, other.rubric, other.tools) == (turn.prompt, turn.rubric, turn.tools):
+                self.counts[TYPED] += asked.typed
+                return asked
+        tools, before = self._marked_tools(turn.tools), self.counts[TYPED]
+        asked = PromptUnder(chat, self._marked(turn.prompt), rubric, tools, self.counts[TYPED] - before)
+        known.append((turn, asked))
+        return asked
 
     def _rendered(
-        self, prompt: list[Message], rubric: str | None, tools: Tools, render: Callable[[list[Message]], Rendering]
-    ) -> tuple[list[Message], Rendering]:
-        """The messages as the template takes them, and what `render` makes of them: a system message that it refuses or
-        drops goes before the first user message. Raises RowError."""
-        messages = with_system(prompt, rubric)
-        system = next((m["content"].strip() for m in messages if m["role"] == "system"), "")
+        self, asked: PromptUnder, render: Callable[[ShownPrompt], Rendering]
+    ) -> tuple[ShownPrompt, Rendering]:
+        """A prompt as the template takes it, and what `render` makes of it: a system message that it refuses or drops goes
+        before the first user message. Raises RowError."""
+        prompt = asked.own
         try:
-            rendering: Rendering | None = render(messages)
+            rendering: Rendering | None = render(prompt)
         except RowError:
-            if not system:
+            if not prompt.system:
                 raise
             rendering = None
-        if rendering is None or system not in rendering.prompt:
-            messages = folded(prompt, rubric)
-            rendering = render(messages)
-            whose = "the rubric" if rubric else "a row's own"
+        if rendering is None or prompt.system not in rendering.prompt:
+            prompt = asked.folded
+            rendering = render(prompt)
+            whose = "the rubric" if asked.rubric else "a row's own"
             self._note(f"the chat template drops the system message: {whose} is put before the first user message")
-        require_shown(messages, tools, rendering.prompt)
-        assert self.chat is not None
-        self.chat.require_tools(messages, tools)
-        return messages, rendering
+        prompt.require_shown(rendering.prompt)
+        return prompt, rendering
 
     def _end(self, rendering: Rendering) -> str:
         """What of the text behind an answer belongs to it."""
@@ -295,9 +336,7 @@ class Renderer:
                     "set tokens.control = text",
                 )
             if token is not None:
-                self.counts[
-                    "messages hold control tokens of the template, which are read as text (tokens.control)"
-                ] += 1
+                self.counts[TYPED] += 1
             marked.append(message if token is None else self.control.marked(message))
         return marked
 
@@ -322,14 +361,14 @@ class Renderer:
 
     # Tokens
 
-    def _shared(self, texts: Mapping[int, _Text]) -> dict[int, str]:
+    def _shared(self, texts: Mapping[int, TurnText]) -> dict[int, str]:
         """The prompt of each text, the same for all that answer the same messages."""
         prompts: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
-        for position, (messages, rendering) in texts.items():
+        for position, (_, rendering, key) in texts.items():
             own = rendering.prompt if rendering.lead.strip() else rendering.before
             prompts[position] = own
-            key = own if self.config.thoughts == "given" else json.dumps(messages)
+            key = own if self.config.thoughts == "given" else key
             groups.setdefault(key, []).append(position)
         for group in groups.values():
             if len({prompts[position] for position in group}) > 1:
@@ -337,21 +376,36 @@ class Renderer:
                 prompts |= dict.fromkeys(group, common)
         return prompts
 
-    def _tokens(self, text: _Text, prompt: str) -> TokenizedTurn:
-        """Raises RowError."""
+    def _pair(self, text: TurnText, prompt: str) -> tuple[str, str]:
+        """The text before what is scored, and that."""
         response = (text.rendering.prompt + text.rendering.text)[len(prompt) :]
         if self.config.trailing_space == "move":
             stripped = prompt.rstrip(" ")
             prompt, response = stripped, prompt[len(stripped) :] + response
-        prompt_ids, begin = self._prompt_ids(prompt)
-        response_ids = self.encoding.response_ids(prompt, prompt_ids[begin:], response)
+        return prompt, response
+
+    def _cut(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]] | RowError]:
+        """The tokens of prompts and of responses; equal prompts have the same list."""
+        return self.encoding.cut(pairs)
+
+    def _tokenized(
+        self,
+        text: TurnText,
+        pair: tuple[str, str],
+        prompt_ids: list[int],
+        response_ids: list[int],
+        arrays: dict[int, Ids],
+    ) -> TokenizedTurn:
+        """Raises RowError."""
         if all(i in self.special_ids for i in response_ids):
-            raise RowError("only_special_tokens", f"nothing but special tokens to score in {unmarked(response)[:40]!r}")
+            raise RowError("only_special_tokens", f"nothing but special tokens to score in {unmarked(pair[1])[:40]!r}")
         eos = self.tokenizer.eos_token_id
         ends = self.chat is None and self.config.append_eos and self.ending != "none"
         if ends and eos is not None and response_ids[-1] != eos:
             response_ids = [*response_ids, eos]
-        return TokenizedTurn(prompt_ids, response_ids, text.messages)
+        if id(prompt_ids) not in arrays:
+            arrays[id(prompt_ids)] = np.array(self._begun(prompt_ids), np.int32)
+        return TokenizedTurn(arrays[id(prompt_ids)], np.array(response_ids, np.int32), text.messages)
 
     def _as_written(self, turn: Turn, prompt_ids: list[int], response_ids: list[int]) -> TokenizedTurn:
         """A response that a policy wrote. Raises RowError where its tokens are not those of its text."""
@@ -364,15 +418,18 @@ class Renderer:
                 f"response_token_ids read {text[:40]!r}, and the response is {turn.response[:40]!r}; was it changed by hand? "
                 f"Give it the text that was sampled, or {RENDER}",
             )
-        return TokenizedTurn(list(prompt_ids), list(response_ids), turn.prompt)
+        return TokenizedTurn(np.array(prompt_ids, np.int32), np.array(response_ids, np.int32), turn.prompt)
 
-    def _prompt_ids(self, text: str) -> tuple[list[int], int]:
-        """The tokens of a prompt, and how many of them, in front, are not of its text. Raises RowError."""
-        ids = self.encoding.ids(text)
+    def _prompt_ids(self, text: str) -> list[int]:
+        """The tokens of a prompt. Raises RowError."""
+        return self._begun(self.encoding.ids(text))
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        """The tokens of a prompt's text as a prompt. Raises RowError."""
         bos = self.tokenizer.bos_token_id
         if self.chat is None and ids and self.bos_habit and ids[:1] != [bos]:
-            return [bos, *ids], 1
-        return (ids, 0) if ids else ([self._first_token()], 1)
+            return [bos, *ids]
+        return ids or [self._first_token()]
 
     def _first_token(self) -> int:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
@@ -381,24 +438,6 @@ class Renderer:
         raise RowError(
             "empty_prompt", "the prompt is empty and the tokenizer has no token to begin with; give a prompt"
         )
-
-
-class PlainRenderer(Renderer):
-    """Counts the tokens of responses that a model reads about, in a question: each is plain text, tokenised alone. Thoughts
-    beside the text are not part of what is judged; a response that calls tools cannot be judged as text."""
-
-    def _text(self, turn: Turn) -> _Text:
-        if turn.beside.get("tool_calls"):
-            raise RowError(
-                "no_template", "the response calls tools, and a question about it shows text alone; leave it out"
-            )
-        return super()._text(replace(turn, beside={}, tools=None))
-
-    def _tokens(self, text: _Text, prompt: str) -> TokenizedTurn:
-        response_ids = self.encoding.ids(text.rendering.text)
-        if all(i in self.special_ids for i in response_ids):
-            raise RowError("only_special_tokens", f"nothing but special tokens in {text.rendering.text[:40]!r}")
-        return TokenizedTurn(self._prompt_ids(prompt)[0], response_ids, text.messages)
 
 
 def _template(tokenizer: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Chat templates: where in a rendering the prompt ends, what the model writes, and what the template puts behind it.
 
-A template is a program; its output is final, and nothing is added to it. It is asked three times: for the prompt alone with
-the generation prompt behind it, for the conversation with a stand-in for an answer, and for the conversation itself. The
+A template is a program; its output is final, and nothing is added to it. It is asked for the prompt alone with the generation
+prompt behind it and for the conversation with a stand-in for an answer, once a prompt, and for each conversation itself. The
 stand-in shows which text is the template's own; the real rendering has to be that text with the answer in the stand-in's
 place, or the answer is not shown as it is and the row is an error.
 
@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 from pipeline.corpus.samples import Message
@@ -83,28 +84,9 @@ class ChatTemplate:
                 return self.render(parsed, tools, generation)
             raise RowError("template_error", f"the chat template refuses this conversation: {error}") from None
 
-    def asked(self, messages: Sequence[Message], tools: Tools) -> Rendering:
-        """What a policy is asked with: the messages and the template's generation prompt. Raises RowError."""
-        asked = self.render(messages, tools, True)
-        if asked == self.render(messages, tools):  # it has none; the name of the speaker stands before every answer
-            head = self._place(messages, {"role": "assistant", "content": STAND_IN}, tools)[0].rstrip(" ")
-            asked = head if head.startswith(asked) else asked
-        return Rendering(asked, "", "", "")
-
     def place(self, messages: Sequence[Message], answer: Message, tools: Tools) -> Rendering:
         """Where an answer to these messages stands in its rendering. Raises RowError."""
-        whole = self.render([*messages, answer], tools)
-        generation = self.render(messages, tools, True)
-        head, tail = self._place(messages, {"role": "assistant", "content": STAND_IN}, tools)
-        beside = {"reasoning_content", "tool_calls"} & answer.keys()
-        if beside:
-            return self._structured(messages, answer, tools, whole, generation)
-        content = answer["content"]
-        for text in (content, content.strip()):
-            if whole == head + text + tail:
-                before = self._begin(messages, tools, generation, head)
-                return Rendering(before, head[len(before) :], text, tail)
-        return _inline(whole, head, tail, generation, content)
+        return Conversation(self, messages, tools).place(answer)
 
     def require_tools(self, messages: Sequence[Message], tools: Tools) -> None:
         """Raises RowError where the template leaves out tools, or tool calls of these messages: it renders the same without
@@ -151,34 +133,76 @@ class ChatTemplate:
             return rendering
         return replace(rendering, lead=rendering.lead + rendering.text[:spot], text=rendering.text[spot:])
 
-    def _place(self, messages: Sequence[Message], stand_in: Message, tools: Tools) -> tuple[str, str]:
-        """What the template puts before and behind a stand-in. Raises RowError."""
-        head, shown, tail = self.render([*messages, stand_in], tools).partition(STAND_IN)
+
+class Conversation:
+    """A prompt through a template. What of it does not depend on an answer is rendered once for all answers, when it is
+    first asked for; so each attribute raises RowError where the template refuses."""
+
+    def __init__(self, chat: ChatTemplate, messages: Sequence[Message], tools: Tools):
+        self.chat, self.messages, self.tools = chat, messages, tools
+
+    @cached_property
+    def bare(self) -> str:
+        """The messages alone."""
+        return self.chat.render(self.messages, self.tools)
+
+    @cached_property
+    def generation(self) -> str:
+        """The messages, and the generation prompt behind them."""
+        return self.chat.render(self.messages, self.tools, True)
+
+    @cached_property
+    def around(self) -> tuple[str, str]:
+        """What the template puts before and behind an answer without thoughts and tool calls."""
+        return self._around({"role": "assistant", "content": STAND_IN})
+
+    def _around(self, stand_in: Message) -> tuple[str, str]:
+        head, shown, tail = self.chat.render([*self.messages, stand_in], self.tools).partition(STAND_IN)
         if not shown:
             raise RowError("template_error", f"the chat template does not show the response; {REMEDY}")
         return head, tail
 
-    def _begin(self, messages: Sequence[Message], tools: Tools, generation: str, head: str) -> str:
+    def asked(self) -> Rendering:
+        """What a policy is asked with: the messages and the template's generation prompt. Raises RowError."""
+        asked = self.generation
+        if asked == self.bare:  # it has none; the name of the speaker stands before every answer
+            head = self.around[0].rstrip(" ")
+            asked = head if head.startswith(asked) else asked
+        return Rendering(asked, "", "", "")
+
+    def place(self, answer: Message) -> Rendering:
+        """Where an answer to these messages stands in its rendering. Raises RowError."""
+        whole = self.chat.render([*self.messages, answer], self.tools)
+        generation, (head, tail) = self.generation, self.around
+        beside = {"reasoning_content", "tool_calls"} & answer.keys()
+        if beside:
+            return self._structured(answer, whole)
+        content = answer["content"]
+        for text in (content, content.strip()):
+            if whole == head + text + tail:
+                before = self._begin(head)
+                return Rendering(before, head[len(before) :], text, tail)
+        return _inline(whole, head, tail, generation, content)
+
+    def _begin(self, head: str) -> str:
         """What of `head` stands before the model's own writing. Raises RowError."""
+        generation = self.generation
         if head.startswith(generation):
             return generation
-        bare = self.render(messages, tools)
         shared = common_prefix(generation, head)
-        if len(shared) >= len(common_prefix(bare, generation)):
+        if len(shared) >= len(common_prefix(self.bare, generation)):
             return shared
-        if head.startswith(bare):
-            return bare
+        if head.startswith(self.bare):
+            return self.bare
         raise RowError("template_error", "the chat template renders the prompt differently once a response follows")
 
-    def _structured(
-        self, messages: Sequence[Message], answer: Message, tools: Tools, whole: str, generation: str
-    ) -> Rendering:
+    def _structured(self, answer: Message, whole: str) -> Rendering:
         """An answer with thoughts or tool calls beside its text: each has to be shown. Raises RowError."""
         thoughts, content, calls = answer.get("reasoning_content", ""), answer["content"], answer.get("tool_calls")
         stand_in: Message = {**answer, "content": STAND_IN if content else ""}
         if thoughts:
             stand_in["reasoning_content"] = THOUGHTS
-        model = self.render([*messages, stand_in], tools)
+        model = self.chat.render([*self.messages, stand_in], self.tools)
         for what, mark, value in (("thoughts", THOUGHTS, thoughts), ("text", STAND_IN, content)):
             if value.strip() and model.count(mark) != 1:
                 raise RowError(
@@ -186,7 +210,7 @@ class ChatTemplate:
                 )
         if calls:
             without: Message = {k: v for k, v in stand_in.items() if k != "tool_calls"}  # type: ignore[assignment]
-            _require_calls(calls, model, self.render([*messages, without], tools))
+            _require_calls(calls, model, self.chat.render([*self.messages, without], self.tools))
         fitting = [
             model.replace(THOUGHTS, form(thoughts)).replace(STAND_IN, form(content)) for form in (str, str.strip)
         ]
@@ -195,10 +219,8 @@ class ChatTemplate:
             raise RowError("template_error", f"the chat template does not show the response as it is; {REMEDY}")
         marks = [model.find(mark) for mark in (THOUGHTS, STAND_IN) if mark in model]
         head = model[: min([*marks, len(common_prefix(model, whole))])]
-        before = self._begin(messages, tools, generation, head)
-        text, tail = _ended(
-            whole[len(before) :], self._place(messages, {"role": "assistant", "content": STAND_IN}, tools)[1]
-        )
+        before = self._begin(head)
+        text, tail = _ended(whole[len(before) :], self.around[1])
         return Rendering(before, "", text, tail, rewritten)
 
 

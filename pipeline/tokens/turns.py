@@ -3,20 +3,30 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
+
+Ids = NDArray[np.int32]
 
 UNBOUNDED = 2**20  # tokens: the length of a context of which nothing is known
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenizedTurn:
-    """What the model sees of a turn. `prompt` is the messages as rendered, a rubric's system message included."""
+    """What the model sees of a turn. `prompt` is the messages as rendered, a rubric's system message included. Ids may be
+    given as lists too."""
 
-    prompt_ids: list[int]  # at least one
-    response_ids: list[int]  # the scored tokens, at least one
+    prompt_ids: Ids  # at least one
+    response_ids: Ids  # the scored tokens, at least one
     prompt: list[Message]
     truncated: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_ids", "response_ids"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.int32))
 
 
 def fit(
@@ -28,17 +38,19 @@ def fit(
         over_length: `tokens.over_length`: cut_response, cut_prompt or reject.
         bos: the beginning-of-sequence token, which stays in front of a prompt that is cut.
     """
-    longest: dict[tuple[int, ...], int] = {}
+    longest: dict[bytes, int] = {}
     for turn in turns:
         if isinstance(turn, TokenizedTurn):
-            key = tuple(turn.prompt_ids)
+            key = turn.prompt_ids.tobytes()
             longest[key] = max(longest.get(key, 0), len(turn.response_ids))
     fitted: list[TokenizedTurn | RowError] = []
     for turn in turns:
         if isinstance(turn, RowError):
             fitted.append(turn)
-        elif over_length == "cut_prompt" and len(turn.prompt_ids) + longest[tuple(turn.prompt_ids)] > limit:
-            fitted.append(_with_shorter_prompt(turn, limit, longest[tuple(turn.prompt_ids)], bos))
+        elif (
+            over_length == "cut_prompt" and len(turn.prompt_ids) + (most := longest[turn.prompt_ids.tobytes()]) > limit
+        ):
+            fitted.append(_with_shorter_prompt(turn, limit, most, bos))
         else:
             fitted.append(_with_shorter_response(turn, limit, over_length))
     return fitted
@@ -47,9 +59,10 @@ def fit(
 def _with_shorter_prompt(turn: TokenizedTurn, limit: int, longest: int, bos: int | None) -> TokenizedTurn:
     """With room for the longest response to this prompt; `longest` is its tokens."""
     prompt = turn.prompt_ids
-    begin = prompt[:1] if prompt[0] == bos else []
+    begin = prompt[: int(prompt[0] == bos)]
     room = limit - min(longest, limit - 1)
-    shorter = begin + prompt[len(prompt) - room + len(begin) :] if room > len(begin) else prompt[-room:]
+    kept = prompt[len(prompt) - room + len(begin) :]
+    shorter = np.concatenate([begin, kept]) if room > len(begin) else prompt[-room:]
     return replace(turn, prompt_ids=shorter, response_ids=turn.response_ids[: limit - 1], truncated=True)
 
 

@@ -16,8 +16,8 @@ Tokens = NDArray[np.float32] | NDArray[np.float64]
 class Response:
     """A stored response as a step sees it; H tokens."""
 
-    prompt_ids: list[int]
-    response_ids: list[int]  # [H]
+    prompt_ids: Sequence[int] | NDArray[np.int32]
+    response_ids: Sequence[int] | NDArray[np.int32]  # [H]
     reward: float
     reference: Tokens | None = None  # [H]
     behaviour: Tokens | None = None  # [H]

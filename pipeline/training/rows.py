@@ -46,12 +46,13 @@ from pipeline.rewards.labellers import (
     Sampling,
     Verifier,
 )
-from pipeline.store.schema import LATER, read_messages
-from pipeline.tokens import STAND_IN, UNBOUNDED, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
+from pipeline.store.schema import read_messages
+from pipeline.tokens import STAND_IN, UNBOUNDED, Ids, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 from pipeline.training.examples import Examples, Integers, LabelPart, Source, read_columns
 
-LIGHT = ["id", "prompt", "response", "reward", "num_prompt_tokens", "truncated", "token_ids", *LATER]
-COLUMNS = [*LIGHT, *TOKEN_COLUMNS]
+LIGHT = ["id", "prompt", "response", "reward", "num_prompt_tokens", "truncated", "response_other"]
+IDS = ["token_ids", "prompt_token_ids"]
+COLUMNS = [*LIGHT, *IDS, *TOKEN_COLUMNS]
 STORED = "stored"  # stands for the file of the template, whose text is in the store
 KINDS: dict[str, type[Labeller]] = {
     kind.name: kind
@@ -63,6 +64,8 @@ REMEDY = (
     "tokenizer of the labels"
 )
 
+NO_IDS = np.zeros(0, np.int32)
+
 Column = NDArray[np.float32]
 
 
@@ -71,8 +74,8 @@ class TrainingRow:
     """One response as the policy sees it. The columns of tokens are None where rewards are of whole responses."""
 
     id: str
-    prompt_ids: list[int]  # at least one
-    response_ids: list[int]  # [H], as labelled
+    prompt_ids: Ids  # at least one
+    response_ids: Ids  # [H], as labelled
     reward: float
     logprobs: Column | None  # [H], log pi of the model that labelled, nats
     values: Column | None  # [H], V(s_h)
@@ -130,30 +133,38 @@ class RowReader:
     def _row(self, number: int, labels: pa.Table, row: int) -> TrainingRow:
         [stored] = labels.slice(row, 1).select(LIGHT).to_pylist()
         source = self.parts[number].source
-        ids, asked = stored["token_ids"], stored["prompt_token_ids"]
+        ids, asked = (_tokens(labels[name], row) for name in IDS)
+        ids = NO_IDS if ids is None else ids
         where = f"{self.sources[source].uri}, row {stored['id']}"
-        largest = max([*ids, *(asked or ())], default=0)
+        largest = max(int(each.max(initial=0)) for each in (ids, asked) if each is not None)
         if largest >= self.vocabulary:
             raise ConfigError(
                 f"{where}: token {largest} is outside the vocabulary of {self.policy.name}, which has {self.vocabulary:,} "
                 f"tokens: a policy whose vocabulary differs from the stored token ids; {REMEDY}"
             )
-        prompt_ids = asked if asked and self.same[source] else self._prompt(self.renderers[source], stored, where)
+        if asked is None or not self.same[source]:
+            prompt_ids = self._prompt(self.renderers[source], stored, ids, asked, where)
+        else:
+            prompt_ids = asked
         if len(prompt_ids) + len(ids) > self.context:
             raise ConfigError(
                 f"{where}: {len(prompt_ids)} prompt and {len(ids)} response tokens, and {self.policy.name} takes "
                 f"{self.context}; label with tokens.max_length = {self.context}, or train a policy with a longer context"
             )
-        columns = [_tokens(labels[name], row) for name in TOKEN_COLUMNS]
+        columns: list[Column | None] = [_tokens(labels[name], row) for name in TOKEN_COLUMNS]
         return TrainingRow(stored["id"], prompt_ids, ids, stored["reward"], *columns)
 
-    def _prompt(self, renderer: Renderer, stored: Mapping[str, Any], where: str) -> list[int]:
+    def _prompt(self, renderer: Renderer, stored: Mapping[str, Any], ids: Ids, asked: Ids | None, where: str) -> Ids:
         """The prompt's tokens, which are those that were labelled. Raises ConfigError where none are."""
-        length, ids, asked = stored["num_prompt_tokens"], stored["token_ids"], stored["prompt_token_ids"]
-        rendered = [each for talk in _readings(renderer) for each in self._rendered(renderer, stored, talk, where)]
+        length = stored["num_prompt_tokens"]
+        rendered = [
+            each
+            for talk in _readings(renderer)
+            for each in self._rendered(renderer, stored, talk, asked is not None, where)
+        ]
         fitting = [each for each in rendered if len(each.prompt_ids) == length]
-        if asked and fitting:
-            fitting = [each for each in fitting if each.prompt_ids == asked]
+        if asked is not None and fitting:
+            fitting = [each for each in fitting if np.array_equal(each.prompt_ids, asked)]
             if not fitting:
                 raise ConfigError(
                     f"{where}: its prompt's tokens read {self._decoded(asked)[-60:]!r} under the tokenizer of "
@@ -161,7 +172,7 @@ class RowReader:
                     f"token ids, or that is asked another way; {REMEDY}"
                 )
         for each in fitting:
-            if each.response_ids == ids:
+            if np.array_equal(each.response_ids, ids):
                 return each.prompt_ids
         if not fitting:
             lengths = " or ".join(dict.fromkeys(str(len(each.prompt_ids)) for each in rendered))
@@ -176,7 +187,9 @@ class RowReader:
             )
         return fitting[0].prompt_ids
 
-    def _rendered(self, renderer: Renderer, stored: Mapping[str, Any], talk: bool, where: str) -> list[TokenizedTurn]:
+    def _rendered(
+        self, renderer: Renderer, stored: Mapping[str, Any], talk: bool, asked: bool, where: str
+    ) -> list[TokenizedTurn]:
         """As an answer that is scored and, where the stored tokens can tell, as a prompt that the policy answers itself."""
         prompt, beside = read_messages(stored["prompt"]), json.loads(stored["response_other"] or "{}")
         response = (
@@ -185,21 +198,21 @@ class RowReader:
         turn = Turn(stored["id"], "", None, 0, 0, prompt, response, talk, None, {}, beside)
         try:
             tokenized = [renderer.tokenize(turn)]
-            if stored["prompt_token_ids"]:
-                tokenized.append(TokenizedTurn(renderer.prompt_ids(prompt, talk), [], prompt))
+            if asked:
+                tokenized.append(TokenizedTurn(np.array(renderer.prompt_ids(prompt, talk)), NO_IDS, prompt))
         except RowError as error:
             raise ConfigError(
                 f"{where}: cannot be rendered for {self.policy.name} as it was labelled: {error.detail}; {REMEDY}"
             ) from None
         return tokenized
 
-    def _says(self, ids: list[int], response: str, truncated: bool) -> bool:
+    def _says(self, ids: Ids, response: str, truncated: bool) -> bool:
         """Whether tokens that another cut gave (a sampled answer) spell the response."""
         decoded, text = self._decoded(ids), response.strip()
         return text.startswith(decoded.rstrip("\ufffd")) if truncated else text == decoded
 
-    def _decoded(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _decoded(self, ids: Ids) -> str:
+        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.strip()
 
 
@@ -267,6 +280,7 @@ def _readings(renderer: Renderer) -> tuple[bool, ...]:
     return (True,) if renderer.template is not None else (False, True)
 
 
-def _tokens(column: pa.ChunkedArray, row: int) -> Column | None:
-    values = column[row].values.to_numpy(zero_copy_only=False)
-    return values if len(values) else None
+def _tokens(column: pa.ChunkedArray, row: int) -> Any:
+    """One value of a list column as an array of its own type; None for null and where it is empty."""
+    values = column[row].values
+    return values.to_numpy(zero_copy_only=False) if values is not None and len(values) else None

@@ -50,7 +50,7 @@ def figures(folder: str) -> dict[str, Any]:
         logprobs = Policy(model)(turns).logprobs
     scores = Scorer(model).score(turns)
     return {
-        "tokens": [[turn.prompt_ids, turn.response_ids] for turn in turns],
+        "tokens": [[turn.prompt_ids.tolist(), turn.response_ids.tolist()] for turn in turns],
         "scores": [each.logprobs.tolist() for each in scores],  # type: ignore[union-attr]
         "rewards": [token_rewards(each.q, each.values).tolist() for each in scores],  # type: ignore[union-attr]
         "policy": logprobs.tolist(),

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 STEPS = {
     "actor": ("(_Answer)",),
-    "worker": ("(_read_and_prepare)", "(_commit)"),
+    "worker": ("(_read)", "(_prepare)", "(_commit)"),
     "learner": ("RayTrainWorker",),
     "sampler": ("ray::PolicySampler",),
     "rewarder": ("ray::RewardActor",),

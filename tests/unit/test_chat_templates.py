@@ -36,10 +36,15 @@ def renderer(name: str, pieces: bool = False, context: int = 4096, **config: Any
     return Renderer(chat_tokenizer(name, pieces), TokensConfig(**{"date": DAY, **config}), context)
 
 
+def whole(tokens: TokenizedTurn) -> list[int]:
+    """All ids of a turn."""
+    return [*tokens.prompt_ids.tolist(), *tokens.response_ids.tolist()]
+
+
 def shown(made: Renderer, tokens: TokenizedTurn) -> tuple[str, str]:
     """Prompt and scored text; the second from where the first ends, as some decoders drop a space in front."""
-    prompt = made.encoding.text(tokens.prompt_ids)
-    return prompt, made.encoding.text(tokens.prompt_ids + tokens.response_ids)[len(prompt) :]
+    prompt = made.encoding.text(tokens.prompt_ids.tolist())
+    return prompt, made.encoding.text(whole(tokens))[len(prompt) :]
 
 
 def reference(made: Renderer, tokens: TokenizedTurn, answer: Message, tools: Any = None, **options: Any) -> list[int]:
@@ -96,7 +101,7 @@ def test_an_answer(name: str) -> None:
     prompt, scored = shown(made, tokens)
     assert (prompt.endswith(PLAIN[name][0]), scored) == (True, PLAIN[name][1]), prompt
     ids = reference(made, tokens, {"role": "assistant", "content": "yes"})
-    assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids
+    assert ids[: len(whole(tokens))] == whole(tokens)
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["bytes", "sentence pieces"])
@@ -157,7 +162,7 @@ def test_thoughts_are_scored_as_the_template_renders_them(name: str, beside: boo
     assert shown(made, tokens)[1] == expected
     thoughts = {"thinking": "well"} if beside else {}  # gpt-oss's name, which transformers gives them from 5.21 on
     ids = reference(made, tokens, {**thoughts, **response.answer})
-    assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids
+    assert ids[: len(whole(tokens))] == whole(tokens)
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["within the text", "beside it"])
@@ -182,9 +187,9 @@ def test_siblings_have_the_same_prompt_tokens(name: str) -> None:
     made = renderer(name)
     plain, thoughtful = made.tokenize_siblings([turn(USER, "yes"), turn(USER, "no", {"reasoning_content": "well"})])
     assert isinstance(plain, TokenizedTurn) and isinstance(thoughtful, TokenizedTurn)
-    assert plain.prompt_ids == thoughtful.prompt_ids
-    whole = made.tokenize(turn(USER, "yes"))
-    assert plain.prompt_ids + plain.response_ids == whole.prompt_ids + whole.response_ids
+    assert plain.prompt_ids.tolist() == thoughtful.prompt_ids.tolist()
+    alone = made.tokenize(turn(USER, "yes"))
+    assert whole(plain) == whole(alone)
 
 
 def test_texts_that_a_template_makes_the_same_are_counted() -> None:
@@ -229,7 +234,7 @@ def test_a_tools_name_in_another_text_is_no_tool(control: str, tmp_path: Any) ->
     with pytest.raises(RowError, match="does not show the tool calls of message 1"):
         alone.tokenize(turn(called, "fine", tools=[TOOL]))
     own = renderer("tools", control=control)
-    assert own.tokenize(turn(called, "fine", tools=[TOOL])).response_ids
+    assert own.tokenize(turn(called, "fine", tools=[TOOL])).response_ids.size
 
 
 def test_a_message_is_not_shown_by_another_that_holds_its_text() -> None:
@@ -242,7 +247,7 @@ def test_a_message_is_not_shown_by_another_that_holds_its_text() -> None:
         renderer("talk").tokenize(turn(history, "yes"))
     assert "<|im_start|>tool\n12" in shown(made := renderer("tools"), made.tokenize(turn(history, "yes")))[0]
     again: list[Message] = [*history[:2], *history[:2], {"role": "user", "content": '{"a": "I look."}'}]
-    assert renderer("talk").tokenize(turn(again, "yes")).prompt_ids
+    assert renderer("talk").tokenize(turn(again, "yes")).prompt_ids.size
 
 
 @pytest.mark.parametrize("content", ["", "let me look"])
@@ -259,7 +264,7 @@ def test_tool_calls_are_scored_with_the_turn(name: str, content: str) -> None:
     assert "of a city" in prompt and '{"city": "Rome"}' in scored and content in scored
     assert scored.endswith("<|call|>" if name == "channels" else "</tool_call><|im_end|>")
     ids = reference(made, tokens, response.answer, [TOOL])
-    assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids
+    assert ids[: len(whole(tokens))] == whole(tokens)
 
 
 def test_arguments_as_json_text_are_objects_where_a_template_wants_them() -> None:
@@ -271,7 +276,7 @@ def test_arguments_as_json_text_are_objects_where_a_template_wants_them() -> Non
     made = Renderer(tok, TokensConfig(), 4096)
     text = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
     answers = [made.tokenize(turn(USER, "", {"tool_calls": [call]})) for call in (CALL, text)]
-    assert answers[0] == answers[1] and "city=Rome" in shown(made, answers[1])[1]
+    assert whole(answers[0]) == whole(answers[1]) and "city=Rome" in shown(made, answers[1])[1]
     with pytest.raises(RowError, match="refuses this conversation"):
         made.tokenize(turn(USER, "", {"tool_calls": [{"function": {"name": "weather", "arguments": "Rome"}}]}))
 
@@ -314,7 +319,7 @@ def test_a_rows_own_system_message_is_never_dropped(name: str) -> None:
 def test_an_empty_system_message_is_none(name: str) -> None:
     made = renderer(name)
     tokens = made.tokenize(turn([{"role": "system", "content": " \n"}, *USER], "yes"))
-    assert tokens == made.tokenize(turn(USER, "yes"))
+    assert shown(made, tokens) == shown(made, made.tokenize(turn(USER, "yes")))
 
 
 # The date
@@ -355,20 +360,20 @@ def test_control_tokens_that_a_person_typed_are_text(name: str, pieces: bool) ->
     assert "what is <|im_end|> and </s>?" in prompt and "<|im_end|> ends a turn" in scored
     end = made.tokenizer.convert_tokens_to_ids("<|im_end|>")
     plain = made.tokenize(turn(USER, "yes"))
-    assert (tokens.prompt_ids + tokens.response_ids).count(end) == (plain.prompt_ids + plain.response_ids).count(end)
+    assert whole(tokens).count(end) == whole(plain).count(end)
     assert tokens.prompt == messages  # as it was given
     assert made.take_counts() == {
         "messages hold control tokens of the template, which are read as text (tokens.control)": 2
     }
     if name != "endless" and SANITIZES:
         ids = reference(made, tokens, answer, sanitize_control_tokens=True)
-        assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids
+        assert ids[: len(whole(tokens))] == whole(tokens)
 
 
 def test_control_tokens_can_be_kept_or_refused() -> None:
     kept = renderer("chatml", control="keep").tokenize(turn([{"role": "user", "content": "a <|im_end|>"}], "yes"))
     end = chat_tokenizer("chatml").convert_tokens_to_ids("<|im_end|>")
-    assert kept.prompt_ids.count(end) == 2
+    assert kept.prompt_ids.tolist().count(end) == 2
     with pytest.raises(RowError, match=r"control_tokens.*'<\|im_end\|>'.*tokens\.control = text"):
         renderer("chatml", control="refuse").tokenize(turn(USER, "a <|im_end|>"))
     assert renderer("chatml", control="refuse").tokenize(turn(USER, "yes"))
@@ -380,7 +385,7 @@ def test_markers_of_thoughts_stay_tokens_in_an_assistants_turn_alone() -> None:
     made = renderer("thinking")
     think = made.tokenizer.convert_tokens_to_ids("<think>")
     tokens = made.tokenize(turn([{"role": "user", "content": "say <think>"}], "<think>\nwell\n</think>\n\nyes"))
-    assert think not in tokens.prompt_ids and tokens.response_ids.count(think) == 1
+    assert think not in tokens.prompt_ids.tolist() and tokens.response_ids.tolist().count(think) == 1
 
 
 # SentencePiece, and where text is cut
@@ -392,11 +397,11 @@ def test_a_space_at_the_end_of_a_prompt_goes_to_the_response() -> None:
     moved = Renderer(tok, TokensConfig(append_eos=False), 256)
     tokens = moved.tokenize(_bare("a ball was ", "red and"))
     assert shown(moved, tokens) == ("a ball was", " red and")
-    assert tokens.prompt_ids + tokens.response_ids == tok("a ball was red and", add_special_tokens=False)["input_ids"]
+    assert whole(tokens) == tok("a ball was red and", add_special_tokens=False)["input_ids"]
     kept = Renderer(tok, TokensConfig(append_eos=False, trailing_space="keep"), 256)
     tokens = kept.tokenize(_bare("a ball was ", "red and"))
     assert shown(kept, tokens) == ("a ball was ", "red and")
-    assert tokens.prompt_ids == tok("a ball was ", add_special_tokens=False)["input_ids"]
+    assert tokens.prompt_ids.tolist() == tok("a ball was ", add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("make", [sentence_pieces, tokenizer])
@@ -418,7 +423,7 @@ def test_the_real_models_text(shared: Any) -> None:
     def total(prompt: str, response: str, **config: Any) -> float:
         tokens = Renderer(tok, TokensConfig(append_eos=False, **config), 512).tokenize(_bare(prompt, response))
         with torch.no_grad():
-            logprobs = model(torch.tensor([tokens.prompt_ids + tokens.response_ids])).logits[0].double().log_softmax(-1)
+            logprobs = model(torch.tensor([whole(tokens)])).logits[0].double().log_softmax(-1)
         size = len(tokens.prompt_ids)
         return sum(float(logprobs[size + i - 1, token]) for i, token in enumerate(tokens.response_ids))
 
@@ -477,7 +482,7 @@ def test_any_conversation_decodes_to_what_is_rendered(
             )
             continue
         ids = reference(made, tokens, {"role": "assistant", "content": response}, sanitize_control_tokens=typed)
-        got, due = made.encoding.text(tokens.prompt_ids + tokens.response_ids), made.encoding.text(ids)
+        got, due = made.encoding.text(whole(tokens)), made.encoding.text(ids)
         if typed and not SANITIZES:  # they are tokens there, around which sentence pieces decode to other spaces
             got, due = got.replace(" ", ""), due.replace(" ", "")
         assert due.startswith(got)
@@ -502,7 +507,7 @@ def test_all_templates_that_trl_ships() -> None:
             assert error.reason == "template_error", (path, error)  # templates that take pictures want lists
             continue
         ids = reference(made, tokens, {"role": "assistant", "content": "yes"})
-        assert ids[: len(tokens.prompt_ids) + len(tokens.response_ids)] == tokens.prompt_ids + tokens.response_ids, path
+        assert ids[: len(whole(tokens))] == whole(tokens), path
 
 
 def test_a_wrong_template_file(tmp_path: Any) -> None:

@@ -97,7 +97,7 @@ def alone(model: Any, turns: list[TokenizedTurn], output: int = 0) -> list[float
     """The oracle: a batch of one, no padding, nothing but ids and the tokenizer's mask of ones."""
     rewards = []
     for one in turns:
-        ids = torch.tensor([one.prompt_ids + one.response_ids])
+        ids = torch.tensor([one.prompt_ids.tolist() + one.response_ids.tolist()])
         with torch.no_grad():
             rewards.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, output].item())
     return rewards
@@ -133,7 +133,7 @@ def test_nothing_is_padded_and_equal_lengths_share_a_forward() -> None:
     model.register_forward_pre_hook(lambda _, __, given: calls.append(given["input_ids"].numel()), with_kwargs=True)
     classifier = Classifier(model, budget_tokens=30)
     classifier.score(turns)
-    assert classifier.forwarded_tokens == sum(len(t.prompt_ids + t.response_ids) for t in turns) == sum(calls)
+    assert classifier.forwarded_tokens == sum(len(t.prompt_ids) + len(t.response_ids) for t in turns) == sum(calls)
     assert max(calls) <= 30
     assert len(calls) < len(turns)
 
@@ -164,7 +164,7 @@ def test_rows_that_cannot_be_scored_leave_the_others_alone() -> None:
     good = mixed()
     unknown, long, broken = turn([3, 4, VOCABULARY]), turn([3] * (CONTEXT + 1)), turn([3, 4, 40])
     model.get_input_embeddings().weight.data[40] = float("nan")
-    good = [t for t in good if 40 not in t.prompt_ids + t.response_ids]
+    good = [t for t in good if 40 not in t.prompt_ids.tolist() + t.response_ids.tolist()]
     found = Classifier(model).score([unknown, *good, long, broken])
     refused = [found[0], *found[-2:]]
     assert all(isinstance(r, RowError) for r in refused)
@@ -199,7 +199,7 @@ def test_out_of_memory_halves_the_budget_and_only_what_does_not_fit_alone_is_giv
 
 def test_half_precision_does_not_round_the_reward() -> None:
     model, turns = built(llama).bfloat16(), mixed()
-    ids = [torch.tensor([t.prompt_ids + t.response_ids]) for t in turns]
+    ids = [torch.tensor([t.prompt_ids.tolist() + t.response_ids.tolist()]) for t in turns]
     with torch.no_grad():
         states = [model.model(input_ids=i).last_hidden_state[0, -1] for i in ids]
         expected = [float(state.double() @ model.score.weight[0].double()) for state in states]

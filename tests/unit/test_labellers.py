@@ -130,8 +130,8 @@ def test_verifier_scores_no_end_of_turn(tmp_path: Path) -> None:
     shard = Shard("a.jsonl", 0, 0, 1, 1, "0" * 64, 0, 10)
     prepared = labeller.prepare(shard, 0, [(0, pair("a", "b"))], SHAPE)
     decode = labeller.renderer.tokenizer.decode
-    assert [decode(request.response_ids) for request in prepared.requests] == ["Yes", "Yes"]
-    asked = decode(prepared.requests[1].prompt_ids)
+    assert [decode(request.response_ids.tolist()) for request in prepared.requests] == ["Yes", "Yes"]
+    asked = decode(prepared.requests[1].prompt_ids.tolist())
     assert "Question:\nwhat is it\n\nAnswer:\nb\n\nIs this" in asked and asked.endswith("<|im_start|>assistant\n")
 
 
@@ -142,7 +142,7 @@ def test_a_rubric_reaches_judge_and_verifier(tmp_path: Path) -> None:
     for kind in (Verifier, PointwiseJudge, PairwiseJudge):
         labeller = kind(config, config.model)
         request = labeller.prepare(shard, 0, [(0, pair("a", "b"))], SHAPE).requests[0]
-        assert "system\nBe strict." in labeller.renderer.tokenizer.decode(request.prompt_ids)
+        assert "system\nBe strict." in labeller.renderer.tokenizer.decode(list(request.prompt_ids))
 
 
 @pytest.mark.parametrize("kind", [Verifier, PointwiseJudge, PairwiseJudge, Classified])

@@ -86,7 +86,7 @@ def test_a_policy_is_trained_on_its_rows(old: str) -> None:
     parts = [pq.read_table(path) for path in sorted(Path(old, "labels").glob("*.parquet"))]
     stored = {row["id"]: row for part in parts for row in part.to_pylist()}
     for row in reader.read(examples, range(len(examples.rows))):
-        assert row.response_ids == stored[row.id]["token_ids"]
+        assert row.response_ids.tolist() == stored[row.id]["token_ids"]
         assert len(row.prompt_ids) == stored[row.id]["num_prompt_tokens"]
 
 

@@ -47,9 +47,9 @@ def model(name: str, dtype: torch.dtype = torch.float64) -> transformers.PreTrai
 
 def by_own_logits(policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies, [P] each."""
-    found, taken = [], [token for turn in TURNS for token in turn.response_ids]
+    found, taken = [], [token for turn in TURNS for token in turn.response_ids.tolist()]
     for turn in TURNS:
-        logits = policy.model(torch.tensor([turn.prompt_ids + turn.response_ids])).logits[0]
+        logits = policy.model(torch.tensor([[*turn.prompt_ids.tolist(), *turn.response_ids.tolist()]])).logits[0]
         found.append(logits[len(turn.prompt_ids) - 1 : -1])
     return naive(torch.cat(found), torch.tensor(taken))
 

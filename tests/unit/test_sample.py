@@ -190,8 +190,8 @@ def test_label_sees_the_prompt_that_was_sampled(name: str, kind: str, request: p
     )
     renderer = Endogenous(LabelConfig(model=config.model), config.model).renderer
     seen = [renderer.tokenize(turn) for turn in turns(shape.normalise("samples", 0, samples.row))]
-    assert [each.prompt_ids for each in seen] == [asked.requests[0].prompt_ids] * len(seen) and seen
-    assert tokens["prompt_token_ids"] == seen[0].prompt_ids and tokens["rendering"] == renderer.identity
+    assert [each.prompt_ids.tolist() for each in seen] == [asked.requests[0].prompt_ids] * len(seen) and seen
+    assert tokens["prompt_token_ids"] == seen[0].prompt_ids.tolist() and tokens["rendering"] == renderer.identity
     assert tokens["response_token_ids"] == [list(label.token_ids) for label in labels]
 
 
@@ -212,7 +212,7 @@ def test_the_space_of_a_transcript_is_not_said_twice(base: Path) -> None:
 
 def scored_tokens(config: SampleConfig, turn: Turn) -> list[int]:
     """The tokens that `label` scores of a turn."""
-    return Endogenous(LabelConfig(model=config.model), config.model).renderer.tokenize(turn).response_ids
+    return Endogenous(LabelConfig(model=config.model), config.model).renderer.tokenize(turn).response_ids.tolist()
 
 
 @pytest.mark.parametrize(

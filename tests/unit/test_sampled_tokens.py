@@ -127,7 +127,7 @@ def test_label_gives_the_log_probabilities_of_the_sampler(
             label = found.get(f"a.jsonl:{number}:response:{i}:0")
             if label is None:
                 continue
-            assert list(label.token_ids) == ids and label.prompt_token_ids == row["prompt_token_ids"]
+            assert list(label.token_ids) == ids and np.array_equal(label.prompt_token_ids, row["prompt_token_ids"])
             np.testing.assert_allclose(label.token_logprobs, made.logprobs[3 * number + i], atol=1e-5)
             assert "rendering" not in json.loads(label.extra_info)
     assert len(found) > 5
@@ -313,7 +313,7 @@ def test_tokens_are_cut_to_fit(chat: Path) -> None:
     for label in labels:
         whole = ids[label.response_index]
         assert list(label.token_ids) == whole[: most - len(asked)]
-        assert label.truncated == (len(whole) + len(asked) > most) and label.prompt_token_ids == asked
+        assert label.truncated == (len(whole) + len(asked) > most) and np.array_equal(label.prompt_token_ids, asked)
 
 
 def test_only_another_choice_is_in_the_fingerprint(chat: Path) -> None:
@@ -359,9 +359,9 @@ def test_a_policy_learns_from_the_tokens_that_were_asked_and_drawn(thinking: Pat
         rows = reader.read(examples, range(len(examples.rows)))
         for row in rows:
             prompt_id, _, index, _ = row.id.rsplit(":", 3)
-            assert row.prompt_ids == asked[prompt_id]
+            assert row.prompt_ids.tolist() == asked[prompt_id]
             drawn = made.rows[int(prompt_id.rpartition(":")[2])]["response_token_ids"][int(index)]
-            assert row.response_ids == drawn
+            assert row.response_ids.tolist() == drawn
         assert len(rows) >= 4
 
 

@@ -96,7 +96,7 @@ def turns(seed: int = 0) -> list[TokenizedTurn]:
 
 def reference(model: torch.nn.Module, turn: TokenizedTurn, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Q, V and log pi from full logits in float64, one sequence, no batch."""
-    ids = torch.tensor([turn.prompt_ids + turn.response_ids])
+    ids = torch.tensor([turn.prompt_ids.tolist() + turn.response_ids.tolist()])
     exact = copy.deepcopy(model).double()
     exact.set_attn_implementation("eager")  # before transformers 5.21, that of Gemma 2 has no soft cap by default
     if hasattr(exact.config, "num_experts_per_tok"):
@@ -289,7 +289,7 @@ def test_families_hold_every_turn_once_and_keep_to_the_budget() -> None:
         assert sorted(m for f in found for m in f.members) == list(range(len(batch)))
         for family in found:
             assert family.tokens <= budget or len(family.members) == 1
-            assert [batch[m].response_ids for m in family.members] == [list(r) for r in family.responses]
+            assert [batch[m].response_ids.tolist() for m in family.members] == [list(r) for r in family.responses]
 
 
 def in_bfloat16(kind: str, layers: int, spread: float) -> torch.nn.Module:

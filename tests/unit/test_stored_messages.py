@@ -138,7 +138,7 @@ def test_a_store_of_format_1_is_trained_on_by_its_counts(former: LabelStore, mod
         examples = find_examples(told)
         reader = RowReader(examples.sources, examples.parts, ModelConfig(name=str(model)), 8)
         rows = reader.read(examples, range(len(examples.rows)))
-        seen.append([(row.id.partition(":")[2], row.prompt_ids, row.response_ids) for row in rows])
+        seen.append([(row.id.partition(":")[2], row.prompt_ids.tolist(), row.response_ids.tolist()) for row in rows])
     assert seen[0] == seen[1]
 
 

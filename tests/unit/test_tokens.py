@@ -20,7 +20,7 @@ def turn(prompt: str | list[Message], response: str, rubric: str | None = None) 
 
 def shown(renderer: Renderer, tokenized: TokenizedTurn) -> tuple[str, str]:
     decode = renderer.tokenizer.decode
-    return decode(tokenized.prompt_ids), decode(tokenized.response_ids)
+    return decode(tokenized.prompt_ids.tolist()), decode(tokenized.response_ids.tolist())
 
 
 def render(tok: Any, *args: Any, context: int = 256, **config: Any) -> tuple[str, str]:
@@ -38,9 +38,9 @@ def test_a_templates_output_is_final() -> None:
     """A tokenizer that likes to add a beginning token adds none to a rendering."""
     tok = tokenizer("<s>" + CHATML, bos=True)
     renderer = Renderer(tok, TokensConfig(), 256)
-    ids = renderer.tokenize(turn("hi", "yes")).prompt_ids
+    ids = renderer.tokenize(turn("hi", "yes")).prompt_ids.tolist()
     assert ids.count(tok.bos_token_id) == 1 and ids[0] == tok.bos_token_id
-    bare = Renderer(tokenizer(CHATML, bos=True), TokensConfig(), 256).tokenize(turn("hi", "yes")).prompt_ids
+    bare = Renderer(tokenizer(CHATML, bos=True), TokensConfig(), 256).tokenize(turn("hi", "yes")).prompt_ids.tolist()
     assert tok.bos_token_id not in bare
 
 
@@ -84,7 +84,7 @@ def test_a_space_at_the_end_of_a_prompt_goes_to_the_response() -> None:
 def test_one_beginning_token_never_two() -> None:
     for text in ("hi", "<s>hi"):
         tok = tokenizer(bos=True)
-        ids = Renderer(tok, TokensConfig(), 256).tokenize(turn(text, "yes")).prompt_ids
+        ids = Renderer(tok, TokensConfig(), 256).tokenize(turn(text, "yes")).prompt_ids.tolist()
         assert ids[0] == tok.bos_token_id and ids.count(tok.bos_token_id) == 1
 
 
@@ -101,8 +101,8 @@ def test_prompt_tokens_do_not_move_when_a_merge_crosses_the_boundary() -> None:
     tok = tokenizer()
     assert len(tok("abcd")["input_ids"]) == 1  # jointly one token
     tokenized = Renderer(tok, TokensConfig(append_eos=False), 256).tokenize(turn("ab", "cd"))
-    assert tokenized.prompt_ids == tok("ab")["input_ids"]
-    assert tokenized.response_ids == tok("cd")["input_ids"]
+    assert tokenized.prompt_ids.tolist() == tok("ab")["input_ids"]
+    assert tokenized.response_ids.tolist() == tok("cd")["input_ids"]
 
 
 def test_a_conversation_without_a_template_is_a_transcript() -> None:

@@ -70,7 +70,7 @@ def labelled_tokens(
         for shard, raw in read_shards(stored.file, stored.format, stored.plan.shards):
             prepared = labeller.prepare(shard, 0, raw, stored.shape)
             for turn, tokens in zip(prepared.turns, prepared.tokens, strict=True):
-                found[turn.id] = (tokens.prompt_ids, tokens.response_ids)
+                found[turn.id] = (tokens.prompt_ids.tolist(), tokens.response_ids.tolist())
     return found
 
 
@@ -119,7 +119,7 @@ def test_rows_are_the_tokens_that_were_labelled(
         (tmp_path / name).unlink(missing_ok=True)
     examples = examples_of(store)
     found = reader_of(examples, trained).read(examples, np.arange(len(examples.rows)))
-    assert {row.id: (row.prompt_ids, row.response_ids) for row in found} == expected
+    assert {row.id: (row.prompt_ids.tolist(), row.response_ids.tolist()) for row in found} == expected
     assert [len(row.prompt_ids) for row in found] == examples.prompt_tokens.tolist()
     assert [len(row.response_ids) for row in found] == examples.tokens.tolist()
     assert [row.reward for row in found] == examples.rewards.tolist()
@@ -141,7 +141,7 @@ def test_rewards_of_whole_responses_have_no_columns_of_tokens(
     examples = examples_of(store)
     found = reader_of(examples, model).read(examples, np.arange(len(examples.rows)))
     expected = labelled_tokens(store, model, kind)
-    assert {row.id: (row.prompt_ids, row.response_ids) for row in found} == expected
+    assert {row.id: (row.prompt_ids.tolist(), row.response_ids.tolist()) for row in found} == expected
     assert all(row.logprobs is row.values is row.token_rewards is None for row in found)
 
 
@@ -163,11 +163,11 @@ def test_sampled_answers_need_not_be_cut_as_a_tokenizer_cuts_them(tmp_path: Path
     rewritten(store, token_ids=lambda ids: letters, num_tokens=lambda n: 4)
     examples = examples_of(store)
     [row] = reader_of(examples, model).read(examples, [0])
-    assert row.response_ids == letters and tok.decode(row.prompt_ids).endswith("assistant\n")
+    assert row.response_ids.tolist() == letters and tok.decode(row.prompt_ids.tolist()).endswith("assistant\n")
     rewritten(store, token_ids=lambda ids: letters[:3], truncated=lambda cut: True)
-    assert reader_of(examples, model).read(examples, [0])[0].response_ids == letters[:3]
+    assert reader_of(examples, model).read(examples, [0])[0].response_ids.tolist() == letters[:3]
     rewritten(store, token_ids=lambda ids: [tok.eos_token_id], response=lambda text: "", truncated=lambda cut: False)
-    assert reader_of(examples, model).read(examples, [0])[0].response_ids == [tok.eos_token_id]
+    assert reader_of(examples, model).read(examples, [0])[0].response_ids.tolist() == [tok.eos_token_id]
     assert rows_module.KINDS["policy"] is MathsAnswerer
     sampled = {**store.description(), "labeller": "policy", "model.max_length": 3}
     assert stored_renderer(tok, sampled).max_length > 10**6

@@ -163,7 +163,7 @@ def test_a_computed_reference_is_kept_and_read_back(stores: dict[str, Path], mod
     raw = load_model(ModelConfig(name=str(other)), "cpu")
     for part in data.parts():
         for response in (each for micro in part.micro_batches for each in micro):
-            ids = torch.tensor([response.prompt_ids + response.response_ids])
+            ids = torch.tensor([[*response.prompt_ids, *response.response_ids]], dtype=torch.long)
             own = raw(ids).logits[0].log_softmax(-1)[len(response.prompt_ids) - 1 : -1]
-            due = own.gather(1, torch.tensor(response.response_ids)[:, None])[:, 0]
+            due = own.gather(1, torch.tensor(response.response_ids, dtype=torch.long)[:, None])[:, 0]
             np.testing.assert_allclose(response.reference, due.detach().numpy(), atol=1e-4)

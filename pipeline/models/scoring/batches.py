@@ -10,17 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from pipeline.tokens import TokenizedTurn
 
 
-@dataclass(frozen=True)
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
 class Family:
     """A prompt and the responses to it: `members` are positions in the list that was scored."""
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Ids
     members: tuple[int, ...]
-    responses: tuple[tuple[int, ...], ...]
+    responses: tuple[Ids, ...]
 
     @property
     def tokens(self) -> int:
@@ -33,11 +39,12 @@ class Family:
 
 def families(turns: Sequence[TokenizedTurn], positions: Sequence[int], budget_tokens: int) -> list[Family]:
     """Group turns by equal prompt, longest family first; one too large for the budget is split and its prompt repeated."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[bytes, list[int]] = {}
     for position in positions:
-        groups.setdefault(tuple(turns[position].prompt_ids), []).append(position)
+        groups.setdefault(_array(turns[position].prompt_ids).tobytes(), []).append(position)
     grouped = []
-    for prompt, members in groups.items():
+    for members in groups.values():
+        prompt = _array(turns[members[0]].prompt_ids)
         part: list[int] = []
         size = len(prompt)
         for member in members:
@@ -51,8 +58,12 @@ def families(turns: Sequence[TokenizedTurn], positions: Sequence[int], budget_to
     return sorted(grouped, key=lambda f: (-f.longest, f.members))
 
 
-def _family(prompt: tuple[int, ...], members: list[int], turns: Sequence[TokenizedTurn]) -> Family:
-    return Family(prompt, tuple(members), tuple(tuple(turns[m].response_ids) for m in members))
+def _family(prompt: Ids, members: list[int], turns: Sequence[TokenizedTurn]) -> Family:
+    return Family(prompt, tuple(members), tuple(_array(turns[m].response_ids) for m in members))
+
+
+def _array(ids: Sequence[int] | Ids) -> Ids:
+    return np.asarray(ids, np.int32)
 
 
 def token_batches(ordered: Sequence[Family], budget_tokens: int) -> list[list[Family]]:

@@ -8,6 +8,7 @@ Shapes: B rows of length L, T tokens of the packed row, P scored positions in th
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.models.scoring.attention import Packing
@@ -16,21 +17,26 @@ from pipeline.models.scoring.batches import Family
 
 def pack(batch: Sequence[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Packing]:
     """Ids and positions [T] of the packed row, the index of every scored state [P], and the row's structure."""
-    ids: list[int] = []
-    positions: list[int] = []
-    chosen: list[int] = []
-    structure = []
+    ids, positions, chosen, structure = [], [], [], []
+    end = 0
     for family in batch:
-        start, prefix = len(ids), len(family.prompt_ids)
+        start, prefix = end, len(family.prompt_ids)
         structure.append((start, prefix, [len(r) - 1 for r in family.responses]))
-        ids += family.prompt_ids
-        positions += range(prefix)
+        ids.append(family.prompt_ids)
+        positions.append(np.arange(prefix))
+        end += prefix
         for response in family.responses:
-            chosen.append(start + prefix - 1)
-            chosen += range(len(ids), len(ids) + len(response) - 1)
-            ids += response[:-1]
-            positions += range(prefix, prefix + len(response) - 1)
-    return torch.tensor(ids), torch.tensor(positions), torch.tensor(chosen), Packing(structure)
+            rest = len(response) - 1
+            chosen += [np.array([start + prefix - 1]), np.arange(end, end + rest)]
+            ids.append(response[:-1])
+            positions.append(np.arange(prefix, prefix + rest))
+            end += rest
+    return tokens(ids), tokens(positions), tokens(chosen), Packing(structure)
+
+
+def tokens(parts: Sequence[Any]) -> torch.Tensor:
+    """Arrays of ids one after another, as torch indexes with them: [T] of int64."""
+    return torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.int64)], dtype=np.int64))
 
 
 def pad(batch: Sequence[Family], whole: bool = False) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
@@ -45,9 +51,9 @@ def pad(batch: Sequence[Family], whole: bool = False) -> tuple[torch.Tensor, tor
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     spans = []
     for row, (prompt, response) in enumerate(rows):
-        tokens = [*prompt, *response][: len(prompt) + len(response) - dropped]
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
+        length = len(prompt) + len(response) - dropped
+        ids[row, :length] = tokens([prompt, response])[:length]
+        mask[row, :length] = 1
         spans.append((len(prompt) - 1, len(prompt) + len(response) - 1))
     return ids, mask, spans
 
@@ -57,10 +63,10 @@ def probe_families(config: Any) -> list[Family]:
     window that matters, a prompt that is longer than it."""
     window, context = getattr(config, "sliding_window", None), getattr(config, "max_position_embeddings", 0)
     beyond = window + 4 if isinstance(window, int) and window + 16 <= context else 6
-    tokens = [(7 + 7919 * i) % config.vocab_size for i in range(40 + beyond)]
+    ids = np.array([(7 + 7919 * i) % config.vocab_size for i in range(40 + beyond)], np.int32)
     return [
-        Family(tuple(tokens[:9]), (0, 1), (tuple(tokens[9:16]), tuple(tokens[16:28]))),
-        Family(tuple(tokens[28 : 28 + beyond]), (2,), (tuple(tokens[28 + beyond : 38 + beyond]),)),
+        Family(ids[:9], (0, 1), (ids[9:16], ids[16:28])),
+        Family(ids[28 : 28 + beyond], (2,), (ids[28 + beyond : 38 + beyond],)),
     ]
 
 

@@ -24,6 +24,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
@@ -33,7 +34,7 @@ from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
 from pipeline.models.scoring.head import Head, concatenate, reduce_logits
-from pipeline.models.scoring.layouts import agree, pack, pad, probe_families
+from pipeline.models.scoring.layouts import agree, pack, pad, probe_families, tokens
 
 if TYPE_CHECKING:
     from pipeline.tokens import TokenizedTurn
@@ -82,7 +83,7 @@ class Scorer:
     def _score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         results: list[Scores | RowError | None] = [None] * len(turns)
         for position, turn in enumerate(turns):
-            if max(*turn.prompt_ids, *turn.response_ids) >= self.vocabulary:
+            if max(np.max(turn.prompt_ids), np.max(turn.response_ids)) >= self.vocabulary:
                 results[position] = RowError("unknown_token", "the tokenizer has more tokens than the model; fit them")
         waiting = [i for i in range(len(turns)) if results[i] is None]
         while waiting:
@@ -121,7 +122,7 @@ class Scorer:
         self._note(f"out of memory: scorer.budget_tokens is now {self.budget_tokens}")
 
     def _score_batch(self, batch: list[Family]) -> list[Scores | RowError]:
-        taken = [torch.tensor(r) for family in batch for r in family.responses]
+        taken = [tokens([r]) for family in batch for r in family.responses]
         lengths = [len(t) for t in taken]
         flat = torch.cat(taken).to(self.device)
         if self.head is not None:
@@ -154,7 +155,7 @@ class Scorer:
         return states[chosen.to(states.device)]
 
     def _cached(self, family: Family) -> torch.Tensor:
-        prompt = torch.tensor([family.prompt_ids])
+        prompt = tokens([family.prompt_ids])[None]
         first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config))
         state: torch.Tensor = first.last_hidden_state[:, -1]
         count, width = len(family.responses), max(len(r) for r in family.responses) - 1
@@ -164,7 +165,7 @@ class Scorer:
         cache.batch_repeat_interleave(count)
         ids = torch.zeros((count, width), dtype=torch.long)
         for row, response in enumerate(family.responses):
-            ids[row, : len(response) - 1] = torch.tensor(response[:-1], dtype=torch.long)
+            ids[row, : len(response) - 1] = tokens([response[:-1]])
         positions = torch.arange(prompt.shape[1], prompt.shape[1] + width, device=self.device).expand(count, -1)
         rest = self._trunk(ids, past_key_values=cache, use_cache=True, position_ids=positions).last_hidden_state
         return torch.cat([torch.cat([state, rest[row, : len(r) - 1]]) for row, r in enumerate(family.responses)])
@@ -178,7 +179,7 @@ class Scorer:
         """One response beyond the rope limit, to its last token, on which the scaling depends too; after a short call,
         because dynamic scaling remembers the longest that it has seen."""
         with self._attention(plain=True):
-            self._trunk(torch.tensor([single[0].prompt_ids[:1]]), use_cache=False)
+            self._trunk(tokens([single[0].prompt_ids[:1]])[None], use_cache=False)
             return self._plain(single, whole=True)
 
     def _own_logits(self, single: Family) -> torch.Tensor:
@@ -210,7 +211,7 @@ class Scorer:
     def _probe(self, head_chunk_mb: int) -> None:
         probe = probe_families(self.model.config.get_text_config())
         singles, dtype = _singles(probe), self.model.dtype
-        taken = [torch.tensor(single.responses[0]) for single in singles]
+        taken = [tokens([single.responses[0]]) for single in singles]
         own = torch.cat(
             [reduce_logits(self._own_logits(f), a, 1.0).logprobs.cpu() for f, a in zip(singles, taken, strict=True)]
         )

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import AnswersConfig, SampleSection
 from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.corpus.samples import Message, Turn, turn_id
@@ -18,6 +20,8 @@ from pipeline.rewards.labellers.base import Asking
 from pipeline.rewards.labelling import Prepared, failure, make_label
 from pipeline.store.schema import Failure, Label
 from pipeline.tokens import TokenizedTurn
+
+NO_IDS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Sampling(Asking):
                     continue
                 seed = hashlib.sha256(f"{self.drawn.seed}:{turn.id}".encode()).digest()
                 requests.append(Question(ids, self.answers, int.from_bytes(seed[:4], "big")))
-                plan.append((turn, TokenizedTurn(ids, [], with_system(asked.prompt, system))))
+                plan.append((turn, TokenizedTurn(np.array(ids), NO_IDS, with_system(asked.prompt, system))))
         out.requests, out.plan = requests, plan
         out.notes, out.counts = list(self.renderer.notes), self.renderer.take_counts()
         return out
@@ -95,7 +99,9 @@ class Sampling(Asking):
                     response_index=sample,
                     response=self._text(turn, completion),
                 )
-                tokenized = replace(tokens, response_ids=completion.token_ids, truncated=not completion.finished)
+                tokenized = replace(
+                    tokens, response_ids=np.array(completion.token_ids), truncated=not completion.finished
+                )
                 reward, kept = self.judged(answered, completion)
                 labels.append(make_label(answered, tokenized, reward, kept=kept))
         return labels, failures

@@ -37,7 +37,7 @@ class Models:
         self.alpha, self.budget_tokens = alpha, budget_tokens
         self.identities: dict[ModelConfig, str] = {}
         self.scorers: dict[str, Scorer] = {}
-        self.known: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Scores | RowError] = {}
+        self.known: dict[tuple[str, bytes, bytes], Scores | RowError] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -57,7 +57,7 @@ class Models:
     def score(self, model: ModelConfig, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         """The model's scores of each turn. What it has scored since `forget` it does not score again."""
         identity = self.identities[model]
-        keys = [(identity, tuple(turn.prompt_ids), tuple(turn.response_ids)) for turn in turns]
+        keys = [(identity, turn.prompt_ids.tobytes(), turn.response_ids.tobytes()) for turn in turns]
         new = {key: turn for key, turn in zip(keys, turns, strict=True) if key not in self.known}
         self.known.update(zip(new, self.scorers[identity].score(list(new.values())), strict=True))
         return [self.known[key] for key in keys]

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from pipeline.config import ModelConfig
 from pipeline.corpus.samples import Turn
 from pipeline.errors import ConfigError, RowError, RunError
@@ -134,7 +136,7 @@ class Reader(ABC):
         size = len(prompt_ids) + len(response_ids)
         if size > self.context:
             raise RowError("too_long", f"{size} tokens of prompt and response, at most {self.context} fit")
-        return TokenizedTurn(prompt_ids, response_ids, prompt.messages)
+        return TokenizedTurn(np.array(prompt_ids), np.array(response_ids), prompt.messages)
 
     def _failed(self, prompt: Prompt, error: RowError) -> RunError:
         what, _, remedy = error.detail.partition("; ")
