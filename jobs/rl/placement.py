@@ -12,7 +12,7 @@ Left out: that models differ in size, and what they hold of a GPU's memory.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,9 +93,13 @@ def _shares(config: RlConfig, gpus: int) -> tuple[int, int]:
     """Samplers and rewarders, where there are GPUs: what is configured, else those of the shortest step, the fewest of several
     such. One of each where they have to share."""
 
+    def counts(pool: PoolSection) -> Sequence[int]:
+        whole = (pool.gpus_per_actor or 1) >= 1  # two on one GPU are no faster than one
+        return [pool.actors] if pool.actors else range(1, gpus) if whole else [1]
+
     def steps() -> Iterator[tuple[float, int, int]]:
-        for samplers in [config.sampler.actors] if config.sampler.actors else range(1, gpus):
-            for rewarders in [config.rewarder.actors] if config.rewarder.actors else range(1, gpus):
+        for samplers in counts(config.sampler):
+            for rewarders in counts(config.rewarder):
                 taken = samplers * (config.sampler.gpus_per_actor or 1) + rewarders * (
                     config.rewarder.gpus_per_actor or 1
                 )

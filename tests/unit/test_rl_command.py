@@ -187,7 +187,7 @@ def test_what_each_gets_of_the_gpus(gpus: int, device: str, monkeypatch: pytest.
         (3, {}, (1, 1, 1)),
         (4, {}, (2, 1, 1)),  # 200 + 128 + 384 forwards, where one sampler makes two batches: 400 + 128 + 192
         (8, {}, (2, 2, 4)),  # 200 + 64 + 96; one rewarder: 200 + 128 + 77
-        (8, {"sampler": {"budget_tokens": 2**20}}, (1, 2, 5)),  # one batch: 200 + 64 + 78
+        (8, {"sampler": {"budget_tokens": 2**20}}, (1, 3, 4)),  # one batch: 200 + 43 + 96, before 200 + 64 + 78
         (8, {"rl": {"epochs": 8}}, (2, 1, 5)),  # 200 + 128 + 624; one sampler: 400 + 128 + 528
         (8, {"sampler": {"actors": 5}}, (5, 1, 2)),
         (8, {"learner": {"workers": 2}}, (2, 4, 2)),
