@@ -66,31 +66,35 @@ class Diverged(RunError):
 
 @dataclass
 class Sums:
-    """Metrics of a step so far: sum and count under each name; the largest for the sum where it ends in MAX."""
+    """Metrics of a step so far: sum and count under each name; the largest for the sum where it ends in MAX.
 
-    totals: dict[str, tuple[float, int]] = field(default_factory=dict)
+    They stay on the device until `means`, so that no micro-batch waits for the one before it.
+    """
+
+    totals: dict[str, torch.Tensor] = field(default_factory=dict)  # float64
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, values: torch.Tensor) -> None:
         if not values.numel():
             return
         values = values.detach().double()
-        further = float(values.max() if name.endswith(MAX) else values.sum()), values.numel()
-        self.totals[name] = _joined(name, [self.totals[name], further] if name in self.totals else [further])
+        further = values.max() if name.endswith(MAX) else values.sum()
+        if name in self.totals:
+            join = torch.maximum if name.endswith(MAX) else torch.add
+            further = join(self.totals[name], further)
+        self.totals[name], self.counts[name] = further, self.counts.get(name, 0) + values.numel()
 
     def means(self) -> dict[str, float]:
         """Over all workers, who call it together; the largest where the name ends in MAX."""
+        numbers = torch.stack(list(self.totals.values())).tolist() if self.totals else []  # one transfer for all
+        own = {name: (total, self.counts[name]) for name, total in zip(self.totals, numbers, strict=True)}
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self.totals)
+        dist.all_gather_object(parts, own)
         row = {}
         for name in sorted({name for part in parts for name in part}):
-            total, count = _joined(name, [part[name] for part in parts if name in part])
-            row[name] = total if name.endswith(MAX) else total / count
+            totals, counts = zip(*(part[name] for part in parts if name in part), strict=True)
+            row[name] = max(totals) if name.endswith(MAX) else sum(totals) / sum(counts)
         return row
-
-
-def _joined(name: str, pairs: Sequence[tuple[float, int]]) -> tuple[float, int]:
-    totals, counts = zip(*pairs, strict=True)
-    return (max if name.endswith(MAX) else sum)(totals), sum(counts)
 
 
 class Learner:
@@ -126,6 +130,7 @@ class Learner:
         self.policy.device = torch.device(self.engine.device)
         self.gathered = deepspeed.zero.GatheredParameters
         self.notes = choose_layout(self.policy, self.engine, config.learner.layout)
+        self.host: dict[str, torch.Tensor] = {}  # weights on the CPU, of what is not there already
 
     def _load(self, spec: LearnerSpec, settings: dict[str, Any]) -> Any:
         """The policy's model, its adapters included. With ZeRO-3 each worker holds its part from the first."""
@@ -259,7 +264,8 @@ class Learner:
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The policy's weights as a sampler's model takes them by `load_state_dict(strict=False)`, on the CPU of the first
-        worker, None on the others. All workers call it.
+        worker, None on the others. All workers call it. They are to be used before the next step: it changes what is on the
+        CPU anyway, and the next call writes the rest anew.
 
         Tied weights are there once. With adapters only these are there, for a model that `with_adapters` has given the
         same ones: its other weights are as they were read.
@@ -277,11 +283,21 @@ class Learner:
             if self.adapted is None or parameter.requires_grad:
                 with self.gathered([parameter]):
                     if self.rank == 0:
-                        state[name] = parameter.detach().cpu().clone()
+                        state[name] = self._on_host(name, parameter)
         if self.rank == 0 and self.adapted is None:
             saved = module.state_dict(keep_vars=True)  # of the buffers those that are saved with a model
-            state |= {name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers() if name in saved}
+            state |= {name: self._on_host(name, buffer) for name, buffer in module.named_buffers() if name in saved}
         return state
+
+    def _on_host(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the CPU: itself where it is and stays there, else a copy in memory that is kept for it, pinned where
+        it comes from a GPU."""
+        if tensor.device.type == "cpu" and not hasattr(tensor, "ds_id"):  # which one that is partitioned has
+            return tensor.detach()
+        if name not in self.host:
+            pinned = tensor.device.type == "cuda"
+            self.host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+        return self.host[name].copy_(tensor.detach())
 
 
 TAG = "state"

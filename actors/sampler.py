@@ -7,6 +7,7 @@ started again or the learner has gone on, loads them first. So nothing is ever s
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -109,4 +110,6 @@ def deserialize(weights: Serialized, model: torch.nn.Module) -> None:
         if name not in own:
             raise RunError(f"the learner sends {name}, which {type(model).__name__} does not have")
         here = own[name]
-        here.copy_(torch.from_numpy(np.array(content)).view(dtype).view(here.shape))
+        with warnings.catch_warnings():  # shared memory is read-only, and is only read
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            here.copy_(torch.from_numpy(content).view(dtype).view(here.shape))

@@ -49,7 +49,8 @@ class RolloutSource:
 
     def take(self, version: int, weights: dict[str, Any]) -> None:
         """What is sampled from now on comes from these weights of the learner's."""
-        self.version, self.weights = version, ray.put(serialize(weights))
+        self.version, self.weights = version, None  # or the object store would hold those before beside them
+        self.weights = ray.put(serialize(weights))
 
     def step(self, step: int) -> list[Group]:
         """The groups of step `step`, counted from 0: the same prompts and random numbers whenever it is asked."""

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.models.loading import load_tokenizer
 from pipeline.report.labels import draw_report
 from pipeline.store import LabelStore, documents
+from pipeline.store.commit import Record
 from pipeline.store.manifest import InputEntry, Manifest, TimingEntry
 from pipeline.store.summary import summary_rows
 from pipeline.tokens import Decode, Renderer, pieces
@@ -97,8 +99,10 @@ def finish_store(
     quiet: bool = False,
 ) -> int:
     """`finalize`, with any way to show a token as text, on a store whose every shard is committed."""
+    records = list(store.records())
     manifest = Manifest.of(
         store,
+        records=records,
         command=command,
         config=config.model_dump(exclude={"run"}),
         inputs=[InputEntry.of(stored) for stored in store.inputs()],
@@ -107,7 +111,7 @@ def finish_store(
         versions=versions(),
     )
     manifest.write_plain(store.at("manifest.json"))
-    drawn = write_report(store, manifest, decode)
+    drawn = write_report(store, manifest, decode, records)
     errors = Counter(manifest.errors)
     rows = [*summary_rows(manifest.summary), *error_rows(errors)]
     if timing is not None:
@@ -121,9 +125,15 @@ def finish_store(
     return 0
 
 
-def write_report(store: LabelStore, manifest: Manifest, decode: Decode) -> bool:
-    """Draw report.html from a manifest and a sample of the labels. False where there are no labels to draw."""
-    sample = store.sample(REPORT_ROWS)
+def write_report(
+    store: LabelStore, manifest: Manifest, decode: Decode, records: Sequence[Record] | None = None
+) -> bool:
+    """Draw report.html from a manifest and a sample of the labels. False where there are no labels to draw.
+
+    Args:
+        records: of the store, where they have been read already.
+    """
+    sample = store.sample(REPORT_ROWS, records=records)
     if sample is not None:
         documents.write_bytes(store.at("report.html"), draw_report(manifest.content(), sample, decode).encode())
     return sample is not None

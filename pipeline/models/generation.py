@@ -7,13 +7,12 @@ Prompts are padded on the left under an attention mask; `generate` takes positio
 `generation_config` says (its temperature, penalties, lengths) is put aside for the call; only its end tokens apply.
 
 Where rows of the model's cache can be gathered, the samples of a question start from one computation of its prompt, and
-rows that have ended leave as soon as they are half of the batch: less than twice the tokens that are kept are computed.
+rows that have ended leave as soon as they are a quarter of the batch: less than 4/3 of the tokens that are kept are computed.
+Their cache grows in place, where transformers copies it whole for every token.
 No cache outlives a call of `generate`, so that weights may change between calls.
 
-A sample is drawn by Gumbel's trick: argmax of log p + noise is distributed as p (Maddison et al. 2014, arXiv 1411.0030,
-section 2). Each sample has a stream of noise of its own, made from the question's seed and the sample's number. So what
-else is in the batch changes a sample only where rounding decides between two tokens, which inverting a cumulative sum
-would not give: there rounding shifts every later token. Streams of a CPU and of a GPU differ.
+Each sample has random numbers of its own, made from the question's seed and the sample's number
+(`pipeline.models.drawing`), so that what else is in the batch changes it only where rounding decides between two tokens.
 
 Log-probabilities are of the distribution that was sampled, log p above: after temperature and top_p; greedy, of the
 model's own at temperature 1.
@@ -40,6 +39,8 @@ from transformers import (
 
 from pipeline.errors import RowError
 from pipeline.models.corrections import correct
+from pipeline.models.drawing import Blocks, stream_key
+from pipeline.models.growing import grow_in_place
 from pipeline.models.loading import context_length
 from pipeline.models.questions import Completion, Question
 from pipeline.models.scoring.layouts import probe_families
@@ -48,7 +49,7 @@ from pipeline.models.scoring.scorer import out_of_memory, rope_limit
 log = logging.getLogger(__name__)
 
 PAD = 0  # is masked before a prompt and cut off behind an end token: any token would do
-DRAWN_AHEAD = 1024  # numbers that a stream draws at once: several steps of a small vocabulary
+LEAVING = 4  # one in so many rows has ended when those that have leave
 
 
 @dataclass(frozen=True)
@@ -212,11 +213,12 @@ class Generator:
         decoding = _Decoding(batch, draw, cache, torch.tensor(self.end_tokens, dtype=torch.long, device=self.device))
         while decoding.room and len(decoding.running):
             decoding.compact()
-            criteria = [_HalfEnded(decoding.ends)] if gathers else []
+            criteria = [_SomeEnded(decoding.ends)] if gathers else []
+            room = (
+                1 if gathers and decoding.cache is None else decoding.room
+            )  # then there is a cache, which can grow in place
             decoding.advance(
-                self._generate(
-                    decoding.ids, decoding.mask, decoding.cache, decoding.room, self._processors(draw), criteria
-                )
+                self._generate(decoding.ids, decoding.mask, decoding.cache, room, self._processors(draw), criteria)
             )
         logprobs = [None] * len(batch) if draw.logprobs is None else draw.logprobs.cpu().numpy()
         rows = zip(decoding.tokens.tolist(), draw.broken.tolist(), logprobs, strict=True)
@@ -235,8 +237,8 @@ class Generator:
             return None
         # no padding token: `generate` would warn of prompts of one token, whose row here is all padding
         out = self._generate(ids, mask, None, 1, eos_token_id=None, pad_token_id=None)
-        out.past_key_values.reorder_cache(torch.tensor(rows, device=self.device))
         cache: Cache = out.past_key_values
+        cache.reorder_cache(torch.tensor(rows, device=self.device))  # type: ignore[arg-type]
         return cache
 
     def _generate(
@@ -275,8 +277,9 @@ class Generator:
     def _processors(self, draw: "_Draw") -> list[LogitsProcessor]:
         if self.temperature == 0:
             return [draw]
+        heat = [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
         nucleus = [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
-        return [TemperatureLogitsWarper(self.temperature), *nucleus, draw]
+        return [*heat, *nucleus, draw]
 
     def _completion(self, tokens: list[int], logprobs: NDArray[np.float32] | None) -> Completion:
         end = next((position for position, token in enumerate(tokens) if token in self.end_tokens), None)
@@ -299,7 +302,6 @@ class Generator:
 class _Draw(LogitsProcessor):
     """Makes the argmax of the scores the token to take, and keeps what is to be known of each step.
 
-    Where tokens are sampled, it adds Gumbel noise, -log of an exponential variate: a row's own stream, [V] numbers a step.
     `rows` says which rows of the batch the scores are of, [R].
     """
 
@@ -308,29 +310,18 @@ class _Draw(LogitsProcessor):
         self.step = 0
         self.broken = torch.zeros(len(batch), dtype=torch.bool, device=device)  # rows with a logit that is not a number
         self.logprobs = torch.zeros((len(batch), batch[0].limit), device=device) if logprobs else None
-        self.drawn = torch.empty(0)  # the streams' next numbers, [B, steps, V]
-        self.streams: list[torch.Generator] = []
-        for row in batch if sampled else []:
-            word = int(np.random.SeedSequence((row.seed, row.sample)).generate_state(1, np.uint64)[0])
-            self.streams.append(torch.Generator(device).manual_seed(word >> 1))
+        self.keys: torch.Tensor | None = None  # [B]; None where nothing is sampled
+        if sampled:
+            self.keys = torch.tensor([stream_key(row.seed, row.sample) for row in batch], device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.broken[self.rows] |= scores.isnan().any(-1)
-        noisy = scores - self._exponential(scores.shape[1]).log_() if self.streams else scores
+        blocks = Blocks(scores)
+        tokens = scores.argmax(-1) if self.keys is None else blocks.draw(self.keys[self.rows], self.step)
+        self.broken[self.rows] |= scores.gather(1, tokens[:, None])[:, 0].isnan()  # the largest of all, for argmax
         if self.logprobs is not None:
-            taken = scores.gather(-1, noisy.argmax(-1, keepdim=True))[:, 0]
-            self.logprobs[self.rows, self.step] = taken - scores.logsumexp(-1)
+            self.logprobs[self.rows, self.step] = blocks.logprobs(tokens)
         self.step += 1
-        return noisy
-
-    def _exponential(self, vocabulary: int) -> torch.Tensor:
-        """[R, V] of this step, float64: float32 has ties."""
-        ahead = max(1, DRAWN_AHEAD // vocabulary)
-        if self.step % ahead == 0:
-            self.drawn = self.broken.new_empty((len(self.streams), ahead, vocabulary), dtype=torch.float64)
-            for row in self.rows.tolist():
-                self.drawn[row].exponential_(generator=self.streams[row])
-        return self.drawn[self.rows, self.step % ahead]
+        return scores.scatter_(1, tokens[:, None], torch.inf)
 
 
 class _Decoding:
@@ -345,7 +336,7 @@ class _Decoding:
 
     def __init__(self, batch: Sequence[_Row], draw: _Draw, cache: Cache | None, ends: torch.Tensor):
         self.draw, self.ends = draw, ends
-        self.cache: Any = cache  # whose annotations ask for a LongTensor, which no function returns
+        self.cache: Any = grow_in_place(cache)  # whose annotations ask for a LongTensor, which no function returns
         self.ids, self.mask = (each.to(ends.device) for each in _left_padded([row.prompt_ids for row in batch]))
         self.width, self.limit = self.ids.shape[1], batch[0].limit
         self.tokens = torch.full((len(batch), self.limit), PAD, device=ends.device)
@@ -359,7 +350,7 @@ class _Decoding:
     def advance(self, out: Any) -> None:
         """Take over what `generate` has added to the rows that are computed."""
         before = self.ids.shape[1]
-        self.ids, self.cache = out.sequences, out.past_key_values
+        self.ids, self.cache = out.sequences, grow_in_place(out.past_key_values)
         self.mask = torch.nn.functional.pad(self.mask, (0, self.ids.shape[1] - before), value=1)
         self.tokens[self.draw.rows, : self.ids.shape[1] - self.width] = self.ids[:, self.width :]
         self.running = torch.isin(self.ids[:, before:], self.ends).any(-1).logical_not().nonzero()[:, 0]
@@ -373,8 +364,8 @@ class _Decoding:
             self.cache.reorder_cache(self.running)
 
 
-class _HalfEnded(StoppingCriteria):
-    """Stops all rows when half of them have taken an end token."""
+class _SomeEnded(StoppingCriteria):
+    """Stops all rows when one in LEAVING of them has taken an end token."""
 
     def __init__(self, ends: torch.Tensor):
         self.ends = ends
@@ -383,7 +374,7 @@ class _HalfEnded(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
         now = torch.isin(input_ids[:, -1], self.ends)
         self.ended = now if self.ended is None else self.ended | now
-        return (2 * self.ended.sum() >= len(now)).expand(len(now))
+        return (LEAVING * self.ended.sum() >= len(now)).expand(len(now))
 
 
 def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

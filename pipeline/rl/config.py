@@ -235,7 +235,10 @@ class PoolSection(Section):
     """Actors that sample or reward. None of these move a number by more than rounding."""
 
     actors: int | None = Field(
-        default=None, ge=1, description="default: one; samplers on CPUs: as many as there is room for, four at most"
+        default=None,
+        ge=1,
+        description="default: on several GPUs what makes a step shortest; else one, samplers on CPUs as many as there is room "
+        "for, four at most",
     )
     cpus_per_actor: int = Field(default=1, ge=1, description="threads of an actor")
     gpus_per_actor: float | None = Field(

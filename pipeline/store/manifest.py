@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pipeline.errors import StoreError
 from pipeline.store import typed
+from pipeline.store.commit import Record
 from pipeline.store.store import LabelStore, StoredInput
 from pipeline.store.summary import Summary, merge
 
@@ -80,6 +81,7 @@ class Manifest(typed.Document):
         cls,
         store: LabelStore,
         *,
+        records: Sequence[Record] | None = None,
         config: dict[str, Any],
         inputs: Sequence[InputEntry],
         notes: Sequence[str],
@@ -87,8 +89,12 @@ class Manifest(typed.Document):
         versions: Mapping[str, str],
         **more: Any,
     ) -> Self:
-        """Of a store whose every shard is committed: counts, errors and figures of its records. `more`: `command`."""
-        records = list(store.records())
+        """Of a store whose every shard is committed: counts, errors and figures of its records. `more`: `command`.
+
+        Args:
+            records: of the store, where they have been read already.
+        """
+        records = list(store.records()) if records is None else records
         errors: Counter[str] = Counter()
         for record in records:
             errors.update(record.reasons)

@@ -10,7 +10,7 @@ OUTPUT/report.html               what a person looks at
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -261,9 +261,12 @@ class LabelStore:
 
     # Reading
 
-    def sample(self, rows: int, columns: list[str] | None = None) -> pa.Table | None:
-        """About `rows` labels: whole parts, spread evenly over the store, so that siblings stay together; None of none."""
-        parts = [r for r in self.records() if r.labels.rows]
+    def sample(
+        self, rows: int, columns: list[str] | None = None, records: Iterable[Record] | None = None
+    ) -> pa.Table | None:
+        """About `rows` labels: whole parts, spread evenly over the store, so that siblings stay together; None of none.
+        `records` are the store's, where they have been read already."""
+        parts = [r for r in (self.records() if records is None else records) if r.labels.rows]
         if not parts:
             return None
         total = sum(r.labels.rows for r in parts)

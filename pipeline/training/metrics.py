@@ -134,26 +134,48 @@ class Follower:
 
     def __init__(self, uri: str):
         self.uri = uri
-        self._seen: list[bytes] = []
+        self._seen: list[int] = []  # a hash of each line
+        self._last, self._end = b"", 0  # the last of them, and where it ends in the file
         self.step = 0
         self.new()
 
     def new(self) -> list[MetricRow]:
         """The rows since it was last asked. A line that is not whole, or damaged, comes later or never."""
-        try:
-            content = storage.read_bytes(self.uri)
-        except FileNotFoundError:
-            content = b""
-        lines = content[: content.rfind(b"\n") + 1].splitlines()
-        same = next((i for i, (old, new) in enumerate(zip(self._seen, lines, strict=False)) if old != new), None)
-        known = min(len(self._seen), len(lines)) if same is None else same
-        self._seen = lines
+        further = self._read_on()
+        before = 0 if further is None else len(self._seen)
+        content = self._read_whole() if further is None else further
+        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+        hashes = [hash(line) for line in lines]
+        pairs = enumerate(zip(self._seen[before:], hashes, strict=False))
+        known = next((i for i, (old, new) in pairs if old != new), min(len(self._seen) - before, len(lines)))
+        self._seen = self._seen[:before] + hashes
+        self._end = sum(map(len, lines)) + (self._end if before else 0)
+        self._last = lines[-1] if lines else self._last if before else b""
         rows = []
         for line in lines[known:]:
             with contextlib.suppress(ValueError):
                 rows.append({name: math.nan if value is None else value for name, value in json.loads(line).items()})
         self.step = int(rows[-1]["step"]) if rows else self.step
         return rows
+
+    def _read_on(self) -> bytes | None:
+        """What follows the last line that was seen; None where that is not where it was, or was not yet."""
+        begin = self._end - len(self._last)
+        if not self._last:
+            return None
+        try:
+            filesystem, path = storage.locate(self.uri)
+            with filesystem.open_input_file(path) as file:
+                content: bytes = file.read_at(max(0, file.size() - begin), begin)
+        except FileNotFoundError:
+            return None
+        return content.removeprefix(self._last) if content.startswith(self._last) else None
+
+    def _read_whole(self) -> bytes:
+        try:
+            return storage.read_bytes(self.uri)
+        except FileNotFoundError:
+            return b""
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:

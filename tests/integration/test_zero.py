@@ -358,8 +358,9 @@ def work_online(rank: int, world: int, port: int, folder: str, names: Sequence[s
             rows.append(learner.step(part(found, rank, world), totals(found), RATE))
         values = learner.values(part(samples(99), rank, world))
         weights = learner.weights()
-        again = learner.weights()
         assert (weights is None) == (rank > 0)
+        weights = weights and {key: tensor.clone() for key, tensor in weights.items()}
+        again = learner.weights()
         learner.export(f"{folder}/{name}")
         torch.save((rows, values), f"{folder}/{name}-{rank}.pt")
         if weights is not None:

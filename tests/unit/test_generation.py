@@ -326,7 +326,7 @@ def test_ended_rows_leave_the_batch():
     assert [found] == staying.generate([Question([7], samples=32)])
     lengths = sorted(len(each.token_ids) for each in found)
     assert staying.forwarded_tokens == 32 * lengths[-1]
-    assert sum(lengths) <= leaving.forwarded_tokens < 2 * sum(lengths) < staying.forwarded_tokens
+    assert sum(lengths) <= leaving.forwarded_tokens < 4 / 3 * sum(lengths) < staying.forwarded_tokens
 
 
 def test_a_cache_that_cannot_be_gathered_repeats_prompts():
@@ -348,10 +348,3 @@ def test_new_weights_are_used_at_once(model):
             parameter.mul_(1.1)
     after = generator.generate(GROUPS)
     assert after == ready(model).generate(GROUPS) != before
-
-
-def test_numbers_drawn_ahead_are_those_of_single_steps(monkeypatch):
-    model = gpt2()
-    ahead = repeated(model).generate(GROUPS)
-    monkeypatch.setattr("pipeline.models.generation.DRAWN_AHEAD", 1)
-    assert repeated(model).generate(GROUPS) == ahead

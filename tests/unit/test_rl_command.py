@@ -1,6 +1,7 @@
 """`endoreward rl` on what it cannot do: one sentence each, before anything starts, and nothing is written."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,38 @@ def test_what_each_gets_of_the_gpus(gpus: int, device: str, monkeypatch: pytest.
         assert (share.samplers, share.sampler_gpus, share.rewarder_gpus) == (4, 0, 0)
         return
     everyone = share.sampler_gpus + share.rewarder_gpus + share.learner_gpus
-    assert share.samplers == 1 and 0 < everyone <= (gpus or 3)  # a cluster that has shrunk to its head grows
+    assert share.samplers == (2 if gpus == 8 else 1) and 0 < everyone <= (
+        gpus or 3
+    )  # a cluster that has shrunk to its head grows
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "due"),
+    [
+        (1, {}, (1, 1, 1)),  # of 0.3, 0.3 and 0.4
+        (2, {}, (1, 1, 1)),  # a learner, and two halves
+        (3, {}, (1, 1, 1)),
+        (4, {}, (2, 1, 1)),  # 200 + 128 + 384 forwards, where one sampler makes two batches: 400 + 128 + 192
+        (8, {}, (2, 2, 4)),  # 200 + 64 + 96; one rewarder: 200 + 128 + 77
+        (8, {"sampler": {"budget_tokens": 2**20}}, (1, 3, 4)),  # one batch: 200 + 43 + 96, before 200 + 64 + 78
+        (8, {"rl": {"epochs": 8}}, (2, 1, 5)),  # 200 + 128 + 624; one sampler: 400 + 128 + 528
+        (8, {"sampler": {"actors": 5}}, (5, 1, 2)),
+        (8, {"learner": {"workers": 2}}, (2, 4, 2)),
+        (8, {"rewards": {"right": {"kind": "length"}}}, (2, 1, 5)),
+        (8, {"sampler": {"gpus_per_actor": 4}}, (1, 2, 2)),
+        (3, {"learner": {"workers": 3}}, (1, 1, 3)),  # which is refused later, by what does not fit
+    ],
+)
+def test_gpus_go_where_a_step_is_shortest(
+    gpus: int, settings: dict[str, Any], due: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "gpus_of", lambda config: gpus)
+    monkeypatch.setattr(placement, "cpus_of", lambda config: 64)
+    config = RlConfig.model_validate(settings)
+    share = placement.place_actors(config)
+    left = gpus - math.ceil(round(share.actor_gpus, 6)) if gpus > 1 else 1
+    assert (share.samplers, share.rewarders, config.learner.workers or left) == due
+    assert gpus > 1 or share.actor_gpus + share.learner_gpus <= 1
 
 
 def test_prompts_are_of_one_split(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,19 @@ def test_weights_keep_their_value_whatever_the_dtypes(folder: Path) -> None:
         deserialize(serialize({"other": torch.ones(2)}), here)
 
 
+def test_weights_are_read_from_shared_memory_without_a_copy(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    there, here = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
+    with torch.no_grad():
+        there.lm_head.weight.mul_(2)
+    weights = serialize(there.state_dict())
+    for name, (_, content) in weights.items():
+        assert content.ctypes.data == there.state_dict()[name].data_ptr()
+        content.setflags(write=False)  # as arrays out of Ray's object store are
+    deserialize(weights, here)
+    assert all(torch.equal(tensor, there.state_dict()[name]) for name, tensor in here.state_dict().items())
+    assert not [each for each in recwarn if "not writable" in str(each.message)]
+
+
 def test_adapters_in_bfloat16_are_sampled_from_however_little_they_change(folder: Path) -> None:
     """Merged into the weights a change of a thousandth of them would be rounded away."""
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)

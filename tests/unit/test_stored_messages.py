@@ -23,6 +23,7 @@ from pipeline.report.responses import draw_responses
 from pipeline.rewards.derive import relabel, stored_reward
 from pipeline.rewards.labelling import make_label
 from pipeline.store import LABELS, LabelStore, part_uri, problems, read_part
+from pipeline.store.commit import Record
 from pipeline.store.pairs import preference_pairs, preferences_table
 from pipeline.store.schema import FORMER_LABELS, labels_table, read_messages, stored_messages
 from pipeline.tokens import TokenizedTurn
@@ -48,6 +49,19 @@ def finished(store: LabelStore, model: Path) -> LabelStore:
     config = LabelConfig.model_validate({"model": {"name": str(model)}, "output": {"path": store.uri}})
     assert finish_store(store, config, lambda ids: [str(i) for i in ids], None, [], "", quiet=True) == 0
     return store
+
+
+def test_the_end_of_a_run_reads_each_record_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = label_store(tmp_path / "store", model, PAIRS)
+    read, reads = Record.read, []
+
+    def counted(uri: str) -> Record:
+        reads.append(uri)
+        return read(uri)
+
+    monkeypatch.setattr(Record, "read", counted)
+    finished(store, model)
+    assert sorted(reads) == [store.at("records", f"{name}.json") for name in sorted(store.done())] and reads
 
 
 def test_messages_come_back_whole() -> None:

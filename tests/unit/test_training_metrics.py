@@ -363,3 +363,33 @@ def test_a_follower_sees_each_row_once_and_what_is_written_once_more_again(tmp_p
         metrics.truncate(1)
         metrics.append({"step": 2, "loss": 0.25})
         assert follower.new() == [{"step": 2, "loss": 0.25}] and follower.new() == [] and follower.step == 2
+
+
+def test_who_follows_reads_what_is_new_and_the_whole_only_of_another_file(tmp_path: Path, monkeypatch: Any) -> None:
+    uri = str(tmp_path / "metrics.jsonl")
+    whole = []
+
+    def read_bytes(place: str) -> bytes:
+        whole.append(place)
+        return Path(place).read_bytes()
+
+    with MetricsFile(uri) as metrics_file:
+        metrics_file.append({"step": 1, "loss": 1.0})
+        follower = Follower(uri)
+        monkeypatch.setattr(storage, "read_bytes", read_bytes)
+        for step in range(2, 30):
+            metrics_file.append({"step": step, "loss": 1 / step})
+            assert follower.new() == rows(step) and follower.new() == []
+        assert whole == []
+        metrics_file.truncate(12)
+        whole.clear()
+        assert follower.new() == [] and whole == [uri]
+        for step in (13, 14):
+            metrics_file.append({"step": step, "loss": 0.0})
+        assert follower.new() == [{"step": 13, "loss": 0.0}, {"step": 14, "loss": 0.0}] and whole == [uri]
+        metrics_file.truncate(12)
+        for step in range(13, 31):  # longer than what was seen, before it is looked at
+            metrics_file.append({"step": step, "loss": 9.5})
+        assert follower.new() == [{"step": step, "loss": 9.5} for step in range(13, 31)]
+    os.remove(uri)
+    assert follower.new() == []
