@@ -1,6 +1,9 @@
 """Scorer, attention, head, learner, sampler, loading and weights handed over on a CUDA device, against float32 on the CPU: the
 cases of `make gpu`, each a test."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,7 +13,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-from device import cases, correctness, memory  # noqa: E402  by conftest.py
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from device import cases, correctness, memory  # noqa: E402
 
 CASES = [each for family in ("llama", "qwen3", "gemma2", "moe") for each in correctness.cases(family, "cuda", False)]
 CASES += memory.cases("cuda")
