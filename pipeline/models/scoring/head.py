@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+CPU_CHUNK_MB = 24
+"""A larger slice leaves a CPU's caches, and from 32 MiB on the allocator gives each back and faults its pages in anew."""
+
 
 @dataclass
 class HeadScores:
@@ -27,7 +30,7 @@ class Head:
 
     Args:
         model: any Hugging Face causal LM with output embeddings.
-        chunk_mb: largest slice of logits, in MiB of float32.
+        chunk_mb: largest slice of logits, in MiB of float32; of a float32 CPU at most `CPU_CHUNK_MB`.
 
     Raises:
         LookupError: where the model has no output embeddings.
@@ -40,6 +43,8 @@ class Head:
         self.weight: torch.Tensor = layer.weight  # [V, D]
         self.bias: torch.Tensor | None = getattr(layer, "bias", None)  # [V]
         self.reshape = reshape_of(model.config)
+        if self.weight.device.type == "cpu" and self.weight.dtype == torch.float32:
+            chunk_mb = min(chunk_mb, CPU_CHUNK_MB)
         self.rows = max(1, chunk_mb * 2**20 // 4 // self.weight.shape[0])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -59,12 +64,12 @@ class Head:
 def raw_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """[P, D] x [V, D] -> [P, V] in float32 or better, whatever the weights are."""
     if weight.dtype in (torch.float32, torch.float64):
-        logits = hidden.to(weight.dtype) @ weight.T
+        logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight)
     elif weight.is_cuda:
         logits = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
     else:  # a CPU has no such product: widen a part of the matrix at a time
         parts = weight.split(max(1, 2**24 // weight.shape[1]))
-        logits = torch.cat([hidden.float() @ part.float().T for part in parts], dim=1)
+        logits = torch.cat([torch.nn.functional.linear(hidden.float(), part.float()) for part in parts], dim=1)
     return logits if bias is None else logits.add_(bias)
 
 

@@ -35,13 +35,16 @@ from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
 from pipeline.models.scoring.head import Head, concatenate, reduce_logits
 from pipeline.models.scoring.layouts import agree, pack, pad, probe_families, tokens
+from pipeline.models.scoring.products import fast_products
 
 if TYPE_CHECKING:
     from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
 
-Forward = Callable[[list[Family]], torch.Tensor]
+
+IN_CACHE = 2048
+"""Tokens that a CPU forwards at once where the budget allows more (or a family): beyond, activations leave its caches."""
 
 
 class Scorer:
@@ -77,7 +80,7 @@ class Scorer:
     @torch.inference_mode()
     def score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         """Scores of each turn's response tokens, in the order given. Every turn has a prompt and a response token."""
-        with self._attention():
+        with self._attention(), fast_products(self.device):
             return self._score(turns)
 
     def _score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
@@ -106,7 +109,8 @@ class Scorer:
         long = [] if self.rope_limit is None else [f for f in ordered if f.longest >= self.rope_limit]
         rest = [f for f in ordered if f not in long]
         cut = token_batches if self.layout == "packed" else padded_batches
-        together = cut(_singles(rest) if self.layout == "plain" else rest, self.budget_tokens)
+        budget = min(self.budget_tokens, IN_CACHE) if self.device.type == "cpu" else self.budget_tokens
+        together = cut(_singles(rest) if self.layout == "plain" else rest, budget)
         return together + [[single] for single in _singles(long)]
 
     def _shrink(self, members: list[int], batch: list[Family], results: list[Scores | RowError | None]) -> None:
@@ -245,7 +249,7 @@ class Scorer:
         try:
             if layout == "packed":
                 _refuse_unknown_masks(self.model.config.get_text_config())
-            with self._attention():
+            with self._attention(), fast_products(self.device):
                 states = self._packed(probe) if layout == "packed" else torch.cat([self._cached(f) for f in probe])
             return None if agrees(states) else "its logits differ"
         except Exception as error:  # whatever an unknown architecture raises means the same: not this way
