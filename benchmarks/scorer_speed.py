@@ -11,6 +11,7 @@ are installed and need `--model`, a folder with a tokenizer, whose weights are t
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -97,20 +98,20 @@ def padded_work(turns: list[TokenizedTurn], batch: int) -> Work:
 
 @torch.inference_mode()
 def floor_seconds(flops: dict[tuple[int, int], float], onednn: bool) -> float:
-    """CPU seconds of this arithmetic by `linear` in float32, the best of eight, on 2,048 rows or what keeps its result under
-    24 MiB: a larger one is faulted in anew each time, which would make the floor too easy. Attention at their rate."""
+    """CPU seconds of this arithmetic by `linear` in float32, the best of eight at the better of two numbers of rows: 384, and
+    as many (2,048 at most) as keep the result small enough to be recycled. Attention at their rate."""
     seconds = 0.0
     for inputs, outputs in (shape for shape in flops if shape[0]):
-        rows = max(8, min(2048, RECYCLED // 4 // outputs))
-        x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+        weight, rates = torch.randn(outputs, inputs), []
+        for rows in {max(8, min(2048, RECYCLED // 4 // outputs)), 384}:
+            x = torch.randn(rows, inputs)
 
-        def product(x: torch.Tensor = x, weight: torch.Tensor = weight) -> None:
-            with OneDnn():
-                torch.nn.functional.linear(x, weight)
+            def product(x: torch.Tensor = x, weight: torch.Tensor = weight) -> None:
+                with OneDnn() if onednn else contextlib.nullcontext():
+                    torch.nn.functional.linear(x, weight)
 
-        work = product if onednn else (lambda x=x, weight=weight: torch.nn.functional.linear(x, weight))
-        took = min(timed(work)[0] for _ in range(8))
-        seconds += took * flops[inputs, outputs] / (2.0 * rows * inputs * outputs)
+            rates.append(2.0 * rows * inputs * outputs / min(timed(product)[0] for _ in range(8)))
+        seconds += flops[inputs, outputs] / max(rates)
     every = sum(flops.values()) - flops[0, 0]
     return seconds * (1 + flops[0, 0] / every)
 
