@@ -112,12 +112,12 @@ def main() -> None:
             f"{full / one['raised_mb']:.1f}",
         )  # fmt: skip
     CONSOLE.print(shown)
-    verdict(
-        {
-            f"{name} raise the peak by less than {LIMIT_MB} MB ({one['raised_mb']:.0f})": one["raised_mb"] < LIMIT_MB
-            for name, one in found.items()
-        }
-    )
+    claims = {}
+    for name, (responses, length) in SHAPES.items():
+        raised, full = found[name]["raised_mb"], responses * length * options.vocabulary * 4 / MB
+        claims[f"{name} raise the peak by less than {LIMIT_MB} MB ({raised:.0f})"] = raised < LIMIT_MB
+        claims[f"{name}: at most a quarter of the full logits alone, {full:,.0f} MB"] = raised <= full / 4
+    verdict(claims)
 
 
 if __name__ == "__main__":

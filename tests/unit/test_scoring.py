@@ -127,12 +127,16 @@ def test_scores_equal_a_float64_forward(name: str, alpha: float) -> None:
             np.testing.assert_allclose(token_rewards(got.q, got.values), token_rewards(q, values), atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", ["packed", "cached", "plain"])
 @pytest.mark.parametrize("name", ["llama", "gpt_neo", "gemma2", "mixtral"])
-def test_rewards_do_not_depend_on_the_batch(name: str) -> None:
+def test_rewards_do_not_depend_on_the_batch(name: str, layout: str) -> None:
     batch = [turn for seed in range(7) for turn in turns(seed)][:64]
-    together = Scorer(build(name), budget_tokens=10**6).score(batch)
-    alone = Scorer(build(name), budget_tokens=1)
-    for turn, both in zip(batch, together, strict=True):
+    together, alone = Scorer(build(name), budget_tokens=10**6), Scorer(build(name), budget_tokens=1)
+    if layout == "packed" and together.layout != "packed":
+        pytest.skip(f"{name} cannot be packed")
+    together.layout = alone.layout = layout
+    scored = together.score(batch)
+    for turn, both in zip(batch, scored, strict=True):
         [one] = alone.score([turn])
         ours, theirs = token_rewards(one.q, one.values), token_rewards(both.q, both.values)
         assert abs(ours.sum() - theirs.sum()) < 1e-5 * max(1.0, np.abs(ours).sum())

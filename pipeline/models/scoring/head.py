@@ -53,12 +53,14 @@ class Head:
 
     def score(self, hidden: torch.Tensor, taken: torch.Tensor, alpha: float) -> HeadScores:
         """Hidden states [P, D] and the tokens taken after them [P] -> scores, each [P]."""
-        return concatenate(
-            [
-                reduce_logits(self.logits(h), a, alpha)
-                for h, a in zip(hidden.split(self.rows), taken.split(self.rows), strict=True)
-            ]
-        )
+        # Made before the slices: a result that stays would lie where a slice's logits were, and the next slice fits nowhere.
+        dtype, device = torch.promote_types(self.weight.dtype, torch.float32), self.weight.device
+        scores = HeadScores(*(torch.empty(len(hidden), dtype=dtype, device=device) for _ in range(3)))
+        for begin in range(0, len(hidden), self.rows):
+            part = slice(begin, begin + self.rows)
+            reduced = reduce_logits(self.logits(hidden[part]), taken[part], alpha)
+            scores.q[part], scores.values[part], scores.logprobs[part] = reduced.q, reduced.values, reduced.logprobs
+        return scores
 
 
 def raw_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
