@@ -72,8 +72,7 @@ def test_segments_give_what_the_loop_gives(
     ours = attend(given, ROWS[row], window)
     for a, b in zip(ours, due, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    longest = max(prefix + max(lengths, default=0) for _, prefix, lengths in ROWS[row])
-    one = window is not None and window < longest
+    one = window is not None and window < Packing(ROWS[row]).longest
     assert kernel.calls == (1 if one or not any(prefix and sum(lengths) for _, prefix, lengths in ROWS[row]) else 2)
 
 

@@ -45,13 +45,18 @@ class Packing:
     _masks: dict[tuple[int, int, int | None, torch.device], torch.Tensor] = field(default_factory=dict)
     _parts: dict[tuple[int | None, torch.device], tuple[segments.Segments, ...]] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def tokens(self) -> int:
         return sum(prefix + sum(lengths) for _, prefix, lengths in self.families)
 
+    @functools.cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prefix with one of its continuations."""
+        return max(prefix + max(lengths, default=0) for _, prefix, lengths in self.families)
+
     def parts(self, window: int | None, device: torch.device) -> tuple[segments.Segments, ...]:
         """The calls of a kernel for segments that make up this attention; built once a batch."""
-        if window is not None and window >= max(prefix + max(each, default=0) for _, prefix, each in self.families):
+        if window is not None and window >= self.longest:
             window = None
         key = (window, device)
         if key not in self._parts:
