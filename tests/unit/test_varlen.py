@@ -114,8 +114,15 @@ def test_a_merge_by_autograd_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(apart(attend(given, families), due)) < 1e-12
 
 
+def test_a_key_that_many_responses_see_sums_their_gradients_in_float32() -> None:
+    """Shown by the dtype: the CPU sums so by itself, CUDA rounds every sum to the dtype of the total."""
+    gradient = torch.ones(3, 1, dtype=torch.bfloat16)
+    total = varlen._add(None, gradient, torch.zeros(3, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bfloat16))
+    assert total.dtype == torch.float32 and total.tolist() == [[3.0]]
+
+
 def test_bfloat16_is_merged_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As near to float64 as the loop is, gradients included; of a key that many responses see, too."""
+    """As near to float64 as the loop is, gradients included."""
     families: Families = [(0, 20, [6] * 30), (200, 9, [4, 30])]
     given = inputs(families, 8, 4, torch.bfloat16)
     exact = attend([each.detach().double().requires_grad_() for each in given], families)
