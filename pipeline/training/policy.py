@@ -72,6 +72,7 @@ class Policy(nn.Module):
         self.critic = None if critic_seed is None else Critic(self.head.weight, critic_seed)
         self.layout: Layout = "padded"
         self.plain_attention = model.config._attn_implementation
+        self.packed_attention = attention.LOOPED
         self.device = self.head.weight.device  # a partitioned parameter does not say where it is computed
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -81,7 +82,7 @@ class Policy(nn.Module):
                     setattr(module, name, 0.0)
 
     def use_layout(self, layout: Layout) -> None:
-        self.model.set_attn_implementation(attention.NAME if layout == "packed" else self.plain_attention)
+        self.model.set_attn_implementation(self.packed_attention if layout == "packed" else self.plain_attention)
         self.layout = layout
 
     def forward(self, turns: Sequence[TokenizedTurn]) -> Outputs:
@@ -182,11 +183,31 @@ def choose_layout(policy: Policy, call: Callable[..., Outputs], wanted: str) -> 
     except Exception as error:  # whatever an unknown architecture raises means the same: not this way
         why = f"{type(error).__name__}: {error}"
     if why is None:
-        return []
+        return _choose_kernel(policy, lambda: agree(call(probe).logprobs, alone, dtype, slack=5))
     if wanted == "packed":
         raise ConfigError(f"learner.layout = packed does not fit {name} ({why}); leave it at auto")
     policy.use_layout("padded")
     return [f"{name} cannot be packed: rows are padded, and shared prompts computed for each response"]
+
+
+def _choose_kernel(policy: Policy, agrees: Callable[[], bool]) -> list[str]:
+    """Have a packed policy use the device's kernel for segments, where there is one and it agrees. Returns what a person
+    should know."""
+    if not attention.has_kernel(policy.device):
+        return []
+    policy.packed_attention = attention.NAME
+    policy.use_layout("packed")
+    try:
+        with torch.no_grad():
+            why = None if agrees() else "its log-probabilities differ"
+    except Exception as error:  # whatever a kernel raises means the same: not this way
+        why = f"{type(error).__name__}: {error}"
+    notes = attention.refusals(policy.device)
+    if why is None:
+        return notes
+    policy.packed_attention = attention.LOOPED
+    policy.use_layout("packed")
+    return [*notes, f"attention goes over segments one by one, which is slower ({why})"]
 
 
 def _plain_logprobs(policy: Policy, turn: TokenizedTurn) -> torch.Tensor:

@@ -70,6 +70,7 @@ class Scorer:
         self.forwarded_tokens = 0
         self.notes: list[str] = []
         self.plain_attention = model.config._attn_implementation
+        self.packed_attention = attention.LOOPED
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self.rope_limit = rope_limit(model.config.get_text_config())
         self.device = model.get_input_embeddings().weight.device
@@ -203,7 +204,7 @@ class Scorer:
             yield
             return
         own = self.model.config._attn_implementation
-        self.model.set_attn_implementation(self.plain_attention if plain else attention.NAME)
+        self.model.set_attn_implementation(self.plain_attention if plain else self.packed_attention)
         try:
             yield
         finally:
@@ -241,6 +242,14 @@ class Scorer:
                 self.layout = layout
                 break
             log.info("%s: not %s (%s)", self._name, layout, why)
+        if self.layout == "packed" and attention.has_kernel(self.device):
+            # the loop rounds as the plain forward does, another kernel rounds otherwise in every layer
+            self.packed_attention = attention.NAME
+            why = self._try("packed", lambda states: agree(logprobs(states), alone, dtype, slack=5), probe)
+            self.notes += attention.refusals(self.device)
+            if why is not None:
+                self.packed_attention = attention.LOOPED
+                self._note(f"{self._name}: attention goes over segments one by one, which is slower ({why})")
         self.forwarded_tokens = 0
 
     def _try(self, layout: str, agrees: Callable[[torch.Tensor], bool], probe: list[Family]) -> str | None:
