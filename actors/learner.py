@@ -42,9 +42,8 @@ from pipeline.training.objectives.base import Objective, Unit
 if TYPE_CHECKING:
     from pipeline.training.policy import Outputs
 
-NOTHING = TokenizedTurn(
-    np.zeros(1, np.int32), np.zeros(1, np.int32), []
-)  # what a worker without responses forwards, so that all do the same
+NOTHING = TokenizedTurn(np.zeros(1, np.int32), np.zeros(1, np.int32), [])
+"""What a worker without responses forwards, so that all do the same."""
 MAX = "/max"  # ends the name of a metric whose largest value is reported rather than the mean
 
 

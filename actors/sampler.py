@@ -106,10 +106,9 @@ def deserialize(weights: Serialized, model: torch.nn.Module) -> None:
     """Put weights into a model of the same architecture, each in the dtype that it has there: some architectures keep single
     weights in float32. Raises RunError where a name is not the model's."""
     own = dict(model.state_dict(keep_vars=True))
-    for name, (dtype, content) in weights.items():
-        if name not in own:
-            raise RunError(f"the learner sends {name}, which {type(model).__name__} does not have")
-        here = own[name]
-        with warnings.catch_warnings():  # shared memory is read-only, and is only read
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            here.copy_(torch.from_numpy(content).view(dtype).view(here.shape))
+    with warnings.catch_warnings():  # shared memory is read-only, and is only read
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        for name, (dtype, content) in weights.items():
+            if name not in own:
+                raise RunError(f"the learner sends {name}, which {type(model).__name__} does not have")
+            own[name].copy_(torch.from_numpy(content).view(dtype).view(own[name].shape))

@@ -1,6 +1,7 @@
 """Tiny tokenizers and models that tests build: real ones, of the real classes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -59,6 +60,19 @@ def save_model(folder: Path, template: str | None = None, context: int = 256, se
     tok.save_pretrained(folder)
     return folder
 
+
+SMALL: dict[str, Any] = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    initializer_range=0.3,  # logits of several nats: mistakes show
+    pad_token_id=0,
+)
+"""Sizes of a random model of any architecture, with grouped heads."""
 
 WORDS_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 

@@ -44,9 +44,15 @@ class ScorerConfig(Section):
     cpus_per_actor: int | None = Field(
         default=None, ge=1, description="threads of an actor; default: 1 with a GPU, else all of the smallest node"
     )
-    budget_tokens: int = Field(default=16384, ge=1, description="tokens forwarded at once; halved when memory runs out")
+    budget_tokens: int = Field(
+        default=16384,
+        ge=1,
+        description="tokens forwarded at once, on a CPU at most 2,048 of them; halved when memory runs out",
+    )
     head_chunk_mb: int = Field(
-        default=64, ge=1, description="largest slice of [tokens, vocabulary] held, in MiB of float32"
+        default=64,
+        ge=1,
+        description="largest slice of [tokens, vocabulary] held, in MiB of float32; on a CPU 24 at most",
     )
     max_restarts: int = Field(default=10, ge=0, description="how often a dead actor is started again")
     max_task_retries: int = Field(default=3, ge=0, description="how often a shard is tried again when its actor dies")

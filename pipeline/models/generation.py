@@ -214,9 +214,10 @@ class Generator:
         while decoding.room and len(decoding.running):
             decoding.compact()
             criteria = [_SomeEnded(decoding.ends)] if gathers else []
-            room = (
-                1 if gathers and decoding.cache is None else decoding.room
-            )  # then there is a cache, which can grow in place
+            begins = (
+                gathers and decoding.cache is None
+            )  # one token makes the cache, which can grow in place from then on
+            room = 1 if begins else decoding.room
             decoding.advance(
                 self._generate(decoding.ids, decoding.mask, decoding.cache, room, self._processors(draw), criteria)
             )

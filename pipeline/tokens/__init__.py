@@ -17,9 +17,10 @@ from pipeline.tokens.plain import PlainRenderer
 from pipeline.tokens.renderer import Ending, Renderer
 from pipeline.tokens.templates import STAND_IN
 from pipeline.tokens.texts import SPEAKERS, conversation_text, load_rubrics, read_texts
-from pipeline.tokens.turns import UNBOUNDED, Ids, TokenizedTurn
+from pipeline.tokens.turns import NO_IDS, UNBOUNDED, Ids, TokenizedTurn
 
 __all__ = [
+    "NO_IDS",
     "PROBE",
     "SPEAKERS",
     "STAND_IN",

@@ -10,6 +10,7 @@ from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
 
 Ids = NDArray[np.int32]
+NO_IDS: Ids = np.zeros(0, np.int32)
 
 UNBOUNDED = 2**20  # tokens: the length of a context of which nothing is known
 

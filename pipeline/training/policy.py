@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.corrections import correct
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families
-from pipeline.models.scoring.layouts import agree, pack, pad, probe_families, tokens
+from pipeline.models.scoring.layouts import agree, joined, pack, pad, probe_families
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.logprobs import TokenLogprobs
 
@@ -89,7 +89,7 @@ class Policy(nn.Module):
         """The responses in the order given."""
         groups = families(turns, range(len(turns)), WHOLE)
         states = self._packed(groups) if self.layout == "packed" else self._padded(groups)  # [P, D] by family
-        taken = tokens([r for family in groups for r in family.responses])
+        taken = joined([r for family in groups for r in family.responses])
         order = [member for family in groups for member in family.members]
         logprobs, entropies = self.head(states, taken.to(states.device))
         outputs = Outputs(logprobs, entropies, None if self.critic is None else self.critic(states))
@@ -211,7 +211,7 @@ def _choose_kernel(policy: Policy, agrees: Callable[[], bool]) -> list[str]:
 
 
 def _plain_logprobs(policy: Policy, turn: TokenizedTurn) -> torch.Tensor:
-    ids = tokens([turn.prompt_ids, turn.response_ids])[None].to(policy.device)
+    ids = joined([turn.prompt_ids, turn.response_ids])[None].to(policy.device)
     logits = policy.own_logits(ids[:, :-1])[len(turn.prompt_ids) - 1 :]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.log_softmax(1).gather(1, ids[0, len(turn.prompt_ids) :, None])[:, 0]

@@ -47,7 +47,7 @@ from pipeline.rewards.labellers import (
     Verifier,
 )
 from pipeline.store.schema import read_messages
-from pipeline.tokens import STAND_IN, UNBOUNDED, Ids, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
+from pipeline.tokens import NO_IDS, STAND_IN, UNBOUNDED, Ids, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 from pipeline.training.examples import Examples, Integers, LabelPart, Source, read_columns
 
 LIGHT = ["id", "prompt", "response", "reward", "num_prompt_tokens", "truncated", "response_other"]
@@ -64,7 +64,6 @@ REMEDY = (
     "tokenizer of the labels"
 )
 
-NO_IDS = np.zeros(0, np.int32)
 
 Column = NDArray[np.float32]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny import SMALL
 
 from pipeline.errors import RowError
 from pipeline.models.scoring import Scorer
@@ -16,18 +17,7 @@ from pipeline.models.scoring.layouts import pack
 from pipeline.rewards.endogenous import token_rewards
 from pipeline.tokens import TokenizedTurn
 
-VOCABULARY = 97
-SMALL = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    initializer_range=0.3,  # logits of several nats: mistakes show
-    pad_token_id=0,
-)
+VOCABULARY = SMALL["vocab_size"]
 
 
 def build(name: str) -> torch.nn.Module:

@@ -9,6 +9,7 @@ import plain_varlen
 import pytest
 import torch
 import transformers
+from tiny import SMALL
 
 from pipeline.models.scoring import Scorer, attention, varlen
 from pipeline.models.scoring.attention import Packing
@@ -241,24 +242,13 @@ def test_a_kernel_that_runs_out_of_memory_is_tried_again(monkeypatch: pytest.Mon
 
 # Whole models
 
-SIZES = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    initializer_range=0.3,
-    pad_token_id=0,
-)
 MODELS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
-    "llama": lambda: transformers.LlamaConfig(**SIZES),
-    "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=8),
-    "mistral_window": lambda: transformers.MistralConfig(**SIZES, sliding_window=6),
-    "gemma2": lambda: transformers.Gemma2Config(**SIZES, head_dim=8, sliding_window=6, attn_logit_softcapping=2.0),
+    "llama": lambda: transformers.LlamaConfig(**SMALL),
+    "qwen3": lambda: transformers.Qwen3Config(**SMALL, head_dim=8),
+    "mistral_window": lambda: transformers.MistralConfig(**SMALL, sliding_window=6),
+    "gemma2": lambda: transformers.Gemma2Config(**SMALL, head_dim=8, sliding_window=6, attn_logit_softcapping=2.0),
     "gemma3": lambda: transformers.Gemma3TextConfig(
-        **SIZES, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+        **SMALL, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
     ),
 }
 

@@ -11,13 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pipeline.tokens import TokenizedTurn
-
-
-Ids = NDArray[np.int32]
+    from pipeline.tokens import Ids, TokenizedTurn
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +59,7 @@ def _family(prompt: Ids, members: list[int], turns: Sequence[TokenizedTurn]) -> 
 
 
 def _array(ids: Sequence[int] | Ids) -> Ids:
+    """Sampled responses (`pipeline.rl.rollouts.Tokens`) have lists."""
     return np.asarray(ids, np.int32)
 
 

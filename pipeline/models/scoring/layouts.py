@@ -31,10 +31,10 @@ def pack(batch: Sequence[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
             ids.append(response[:-1])
             positions.append(np.arange(prefix, prefix + rest))
             end += rest
-    return tokens(ids), tokens(positions), tokens(chosen), Packing(structure)
+    return joined(ids), joined(positions), joined(chosen), Packing(structure)
 
 
-def tokens(parts: Sequence[Any]) -> torch.Tensor:
+def joined(parts: Sequence[Any]) -> torch.Tensor:
     """Arrays of ids one after another, as torch indexes with them: [T] of int64."""
     return torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.int64)], dtype=np.int64))
 
@@ -52,7 +52,7 @@ def pad(batch: Sequence[Family], whole: bool = False) -> tuple[torch.Tensor, tor
     spans = []
     for row, (prompt, response) in enumerate(rows):
         length = len(prompt) + len(response) - dropped
-        ids[row, :length] = tokens([prompt, response])[:length]
+        ids[row, :length] = joined([prompt, response])[:length]
         mask[row, :length] = 1
         spans.append((len(prompt) - 1, len(prompt) + len(response) - 1))
     return ids, mask, spans

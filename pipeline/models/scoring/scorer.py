@@ -34,14 +34,13 @@ from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
 from pipeline.models.scoring.head import Head, concatenate, reduce_logits
-from pipeline.models.scoring.layouts import agree, pack, pad, probe_families, tokens
+from pipeline.models.scoring.layouts import agree, joined, pack, pad, probe_families
 from pipeline.models.scoring.products import fast_products
 
 if TYPE_CHECKING:
     from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
-
 
 IN_CACHE = 2048
 """Tokens that a CPU forwards at once where the budget allows more (or a family): beyond, activations leave its caches."""
@@ -53,7 +52,7 @@ class Scorer:
     Args:
         model: a Hugging Face causal LM on its device or devices; put in eval mode.
         alpha: temperature of V.
-        budget_tokens: tokens forwarded at once; halved, for good, whenever memory runs out.
+        budget_tokens: tokens forwarded at once, on a CPU `IN_CACHE` at most; halved, for good, whenever memory runs out.
         head_chunk_mb: largest slice of logits held, in MiB of float32.
 
     Attributes:
@@ -127,7 +126,7 @@ class Scorer:
         self._note(f"out of memory: scorer.budget_tokens is now {self.budget_tokens}")
 
     def _score_batch(self, batch: list[Family]) -> list[Scores | RowError]:
-        taken = [tokens([r]) for family in batch for r in family.responses]
+        taken = [joined([r]) for family in batch for r in family.responses]
         lengths = [len(t) for t in taken]
         flat = torch.cat(taken).to(self.device)
         if self.head is not None:
@@ -160,7 +159,7 @@ class Scorer:
         return states[chosen.to(states.device)]
 
     def _cached(self, family: Family) -> torch.Tensor:
-        prompt = tokens([family.prompt_ids])[None]
+        prompt = joined([family.prompt_ids])[None]
         first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config))
         state: torch.Tensor = first.last_hidden_state[:, -1]
         count, width = len(family.responses), max(len(r) for r in family.responses) - 1
@@ -170,7 +169,7 @@ class Scorer:
         cache.batch_repeat_interleave(count)
         ids = torch.zeros((count, width), dtype=torch.long)
         for row, response in enumerate(family.responses):
-            ids[row, : len(response) - 1] = tokens([response[:-1]])
+            ids[row, : len(response) - 1] = joined([response[:-1]])
         positions = torch.arange(prompt.shape[1], prompt.shape[1] + width, device=self.device).expand(count, -1)
         rest = self._trunk(ids, past_key_values=cache, use_cache=True, position_ids=positions).last_hidden_state
         return torch.cat([torch.cat([state, rest[row, : len(r) - 1]]) for row, r in enumerate(family.responses)])
@@ -184,7 +183,7 @@ class Scorer:
         """One response beyond the rope limit, to its last token, on which the scaling depends too; after a short call,
         because dynamic scaling remembers the longest that it has seen."""
         with self._attention(plain=True):
-            self._trunk(tokens([single[0].prompt_ids[:1]])[None], use_cache=False)
+            self._trunk(joined([single[0].prompt_ids[:1]])[None], use_cache=False)
             return self._plain(single, whole=True)
 
     def _own_logits(self, single: Family) -> torch.Tensor:
@@ -216,7 +215,7 @@ class Scorer:
     def _probe(self, head_chunk_mb: int) -> None:
         probe = probe_families(self.model.config.get_text_config())
         singles, dtype = _singles(probe), self.model.dtype
-        taken = [tokens([single.responses[0]]) for single in singles]
+        taken = [joined([single.responses[0]]) for single in singles]
         own = torch.cat(
             [reduce_logits(self._own_logits(f), a, 1.0).logprobs.cpu() for f, a in zip(singles, taken, strict=True)]
         )

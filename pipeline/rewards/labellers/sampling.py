@@ -19,9 +19,7 @@ from pipeline.models.questions import Completion, Question
 from pipeline.rewards.labellers.base import Asking
 from pipeline.rewards.labelling import Prepared, failure, make_label
 from pipeline.store.schema import Failure, Label
-from pipeline.tokens import TokenizedTurn
-
-NO_IDS = np.zeros(0, np.int32)
+from pipeline.tokens import NO_IDS, TokenizedTurn
 
 
 @dataclass(frozen=True)
