@@ -59,7 +59,7 @@ def _family(prompt: Ids, members: list[int], turns: Sequence[TokenizedTurn]) -> 
 
 
 def _array(ids: Sequence[int] | Ids) -> Ids:
-    """Sampled responses (`pipeline.rl.rollouts.Tokens`) have lists."""
+    """Of a learner's responses, which may hold lists."""
     return np.asarray(ids, np.int32)
 
 
