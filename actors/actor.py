@@ -45,6 +45,12 @@ class ActorSpec:
     budget_tokens: int
     check_responses: int  # answered once more alone, to see that batches move nothing
 
+    def limit_threads(self) -> None:
+        """Before the model is loaded; an engine that computes without torch has no need to import it."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+
     def open(self) -> Engine:
         """Load the model. Raises ConfigError."""
         raise NotImplementedError
@@ -77,9 +83,7 @@ class Answered:
 
 class Actor:
     def __init__(self, spec: ActorSpec):
-        import torch
-
-        torch.set_num_threads(spec.threads)
+        spec.limit_threads()
         self.engine = spec.open()
         self.to_check = spec.check_responses
 

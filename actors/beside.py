@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from actors.actor import Actor, ActorSpec, Answered
-from pipeline.apart import Apart, Died
+from pipeline.apart import Apart, Died, reporting
 from pipeline.errors import RunError
 from pipeline.killers import DEATHS, Bisection, killed
 
@@ -15,11 +15,16 @@ DOING = "answering"
 
 
 class ActorBeside:
-    """Answers as `Actor` does. Raises EndorewardError where the model cannot be loaded."""
+    """Answers as `Actor` does. Raises EndorewardError where the model cannot be loaded.
+
+    Attributes:
+        forwarded_tokens: tokens given to the model so far; moves every second while it answers.
+    """
 
     def __init__(self, spec: ActorSpec):
         self.model, self.spec = spec.model.name, pickle.dumps(spec)
         self.beside, self.lived = Apart(), False
+        self.forwarded_tokens = self._before = 0  # before: by processes that have ended
         self._load()
 
     def answer(self, what: str, requests: Sequence[Any]) -> Answered:
@@ -43,10 +48,14 @@ class ActorBeside:
     def _answer(self, requests: Sequence[Any], positions: Sequence[int]) -> Answered:
         if not self.beside.alive:
             self._load()
-        return self.beside.call(_answered, self.spec, [requests[i] for i in positions])
+        return self.beside.call(_answered, self.spec, [requests[i] for i in positions], hear=self._hear)
+
+    def _hear(self, tokens: int) -> None:
+        self.forwarded_tokens = self._before + tokens
 
     def _load(self) -> None:
         """Start the process and load the model there: what ends it now is no request's doing."""
+        self._before = self.forwarded_tokens
         for _ in range(DEATHS):
             try:
                 self.beside.call(_opened, self.spec)
@@ -69,4 +78,6 @@ def _opened(spec: bytes) -> None:
 
 
 def _answered(spec: bytes, requests: Sequence[Any]) -> Answered:
-    return _actor(spec).answer(requests)
+    actor = _actor(spec)
+    with reporting(lambda: actor.engine.forwarded_tokens):
+        return actor.answer(requests)

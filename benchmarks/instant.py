@@ -12,6 +12,9 @@ from pipeline.tokens import TokenizedTurn
 
 @dataclass(frozen=True)
 class InstantSpec(ActorSpec):
+    def limit_threads(self) -> None:
+        """No torch."""
+
     def open(self) -> "Instant":
         return Instant()
 

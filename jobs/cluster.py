@@ -29,14 +29,38 @@ CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, l
 _started_here = False  # whether the Ray that this process has is a local one that `cluster` started
 
 
+READ_CPUS, PREPARE_CPUS, LEFT_CPUS = 0.05, 0.1, 0.25
+"""CPUs of a task that reads and of one that prepares, where an actor's node has no CPU to spare; an actor asks for LEFT_CPUS
+less than it has threads, so that a reader and two that prepare find room beside it: on two CPUs as on a large cluster."""
+PREPARES, MOST_READS = 16, 8  # tasks at once: that prepare, for each actor, and that read, in all
+
+
 @dataclass(frozen=True)
 class Pool:
-    """The actors: how many, and what each asks of the cluster."""
+    """The actors: how many, and what each asks of the cluster. `spare`: whether a node has CPUs beside its actors'."""
 
     min_actors: int
     max_actors: int
     cpus: int
     gpus: int
+    spare: bool = False
+
+    @property
+    def actor_cpus(self) -> float:
+        return self.cpus - LEFT_CPUS
+
+    @property
+    def prepare_cpus(self) -> float:
+        return 1.0 if self.spare else PREPARE_CPUS
+
+    @property
+    def reads(self) -> int:
+        """Tasks that read at once. Few: one that waits for those that prepare keeps its CPUs from them."""
+        return min(self.max_actors, MOST_READS)
+
+    @property
+    def prepares(self) -> int:
+        return self.max_actors * PREPARES
 
 
 @contextlib.contextmanager
@@ -126,6 +150,12 @@ def require_answer(address: str) -> None:
     if tried.returncode == 0:
         return
     line = last_line(Exception(tried.stderr))
+    if "AuthToken" in tried.stderr or "AuthenticationError" in tried.stderr:
+        raise ConfigError(
+            f"the Ray cluster at {address} asks for a token, and the one of this process is missing or another: set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the head's token (on the head ~/.ray/auth_token, or "
+            "what RAY_AUTH_TOKEN_PATH names there)"
+        )
     if (listens and line.startswith("ConnectionError")) or tried.returncode < 0:
         raise RunError(f"{silent} ({line})")
     raise ConfigError(f"cannot reach a Ray cluster at {address}: {line}")
@@ -258,4 +288,19 @@ def pick_pool(config: LabelConfig, device: str) -> Pool:
         most = min(most, room)
     elif room < scorer.min_actors:
         terminal.warn(f"the cluster {short}, or add nodes: the run waits until it has")
-    return Pool(scorer.min_actors, most, cpus, gpus)
+    spare = any(there - cpus * (on_gpus // gpus if gpus else there // cpus) >= 2 for there, on_gpus in nodes)
+    return Pool(scorer.min_actors, most, cpus, gpus, spare)
+
+
+def alive_nodes() -> set[str]:
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def draining_nodes() -> set[str]:
+    """Nodes that are about to go: preempted, or taken away by the autoscaler. Ray has no public name for this yet."""
+    from ray._private.state import state
+
+    asked = getattr(state, "get_draining_nodes", None)
+    return set(asked()) if asked else set()

@@ -18,12 +18,15 @@ Item = TypeVar("Item")
 
 
 class LabelProgress:
-    """Rows done, response tokens per second and time left: a bar on a terminal, a line every ten seconds in a log."""
+    """Rows done, response tokens per second and time left: a bar on a terminal, a line every ten seconds in a log. What is in
+    hand counts as far as the models have come with it."""
 
     def __init__(self, rows: int, done_rows: int, name: str = "label"):
         self.rows, self.done_rows = rows, done_rows
         self.first_rows, self.tokens = done_rows, 0
+        self.forwarded = self.forwarded_by_done = 0
         self.started = self.logged = time.perf_counter()
+        self.running = False
         self.bar = Progress(
             TextColumn(name),
             BarColumn(),
@@ -46,18 +49,41 @@ class LabelProgress:
 
     @property
     def seconds(self) -> float:
+        """Since the first actor was there."""
         return time.perf_counter() - self.started
 
-    def advance(self, rows: int, tokens: int) -> None:
+    def advance(self, rows: int, tokens: int, forwarded: int) -> None:
+        """A shard is done: its rows, their response tokens, and all tokens that a model was given for them."""
+        self.running = True
         self.done_rows += rows
         self.tokens += tokens
-        rate = f"{self.tokens / self.seconds:,.0f} tokens/s" if self.tokens else "no label yet"
-        self.bar.update(self.task, completed=self.done_rows, rate=rate)
+        self.forwarded_by_done += forwarded
+        self._show()
+
+    def look(self, running: int, forwarded: int, state: str) -> None:
+        """How the actors are, and the tokens that their models were given so far."""
+        if running and not self.running:
+            self.running, self.started = True, time.perf_counter()
+        self.forwarded = forwarded
+        self._show(state if not running else "")
+
+    def _show(self, waits: str = "") -> None:
+        ahead = max(0, self.forwarded - self.forwarded_by_done)  # with shards that are not done
+        done = self.done_rows - self.first_rows
+        reached = done + (ahead * done / self.forwarded_by_done if self.forwarded_by_done else 0)
+        reached = min(reached, self.rows - self.first_rows)
+        if done:
+            rate = f"{self.tokens * reached / done / self.seconds:,.0f} tokens/s"
+        else:
+            rate = f"no label yet, {self.forwarded:,} tokens read" if self.forwarded else "no label yet"
+        self.bar.update(self.task, completed=self.first_rows + reached, rate=waits or rate)
         now = time.perf_counter()
-        if not errors.is_terminal and (now - self.logged > LOG_EVERY_S or self.done_rows == self.rows):
-            self.logged = now
-            left = (self.rows - self.done_rows) * self.seconds / max(1, self.done_rows - self.first_rows)
-            errors.print(f"labelled {self.done_rows:,} of {self.rows:,} rows, {rate}, about {left:,.0f} s left")
+        if errors.is_terminal or (now - self.logged < LOG_EVERY_S and self.done_rows < self.rows):
+            return
+        self.logged = now
+        left = (self.rows - self.first_rows - reached) * self.seconds / reached if reached else None
+        when = f"about {left:,.0f} s left" if left is not None else "time left unknown"
+        errors.print(f"labelled {self.done_rows:,} of {self.rows:,} rows, {waits or f'{rate}, {when}'}")
 
 
 class TrainProgress:

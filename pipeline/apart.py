@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ Value = TypeVar("Value")
 STARTED_WITHIN_S = 120.0
 LOOK_S = 1.0  # how often the process is looked at while its answer is waited for
 ENDS_WITHIN_S = 5.0  # once it has closed its socket
+REPORT_S = 1.0
 LEFT_ALONE_S = 5.0  # how long after its time-out a process lives that nobody is left to kill
 MAIN = "import sys; sys.path[:] = sys.argv[2:]; from pipeline.apart import serve; serve(*map(int, sys.argv[1].split()))"
 
@@ -65,12 +66,19 @@ class Apart:
         self._life: Connection | None = None  # a pipe that nothing is written to
         self._owner = 0  # a fork of this process has no share in the one beside it
 
-    def call(self, function: Callable[..., Value], *arguments: Any, timeout_s: float | None = None) -> Value:
+    def call(
+        self,
+        function: Callable[..., Value],
+        *arguments: Any,
+        timeout_s: float | None = None,
+        hear: Callable[[Any], None] = lambda value: None,
+    ) -> Value:
         """`function(*arguments)`, in the process beside this one.
 
         Args:
             function: of a module, found there by its name.
             timeout_s: after which the process is killed; what starting it takes does not count.
+            hear: is called with what the function reports meanwhile (`reporting`).
 
         Raises:
             Died: where the process ended meanwhile.
@@ -80,7 +88,7 @@ class Apart:
         """
         with self._lock:
             self._ensure()
-            value: Value = self._ask((function, arguments, timeout_s), timeout_s)
+            value: Value = self._ask((function, arguments, timeout_s), timeout_s, hear)
             return value
 
     def stop(self) -> None:
@@ -115,13 +123,17 @@ class Apart:
         except (Died, TimedOut) as error:  # before it was given anything
             raise RunError(f"{sys.executable} cannot be started beside this process: {error}") from error
 
-    def _ask(self, asked: Any, timeout_s: float | None) -> Any:
+    def _ask(self, asked: Any, timeout_s: float | None, hear: Callable[[Any], None] = lambda value: None) -> Any:
         assert self._connection is not None
         message = pickle.dumps(asked, pickle.HIGHEST_PROTOCOL)
         try:
             self._connection.send_bytes(message)
-            self._await(timeout_s)
-            raised, value = unpickled(self._connection.recv_bytes())  # ours: written by `serve`
+            raised = None
+            while raised is None:
+                self._await(timeout_s)
+                raised, value = unpickled(self._connection.recv_bytes())  # ours: written by `serve`
+                if raised is None:
+                    hear(value)
         except (EOFError, ConnectionError):
             raise Died(self._stop(ending=True)) from None
         except BaseException:  # else the next call would get this one's answer
@@ -178,6 +190,14 @@ def serve(descriptor: int, life: int) -> None:
     os.set_inheritable(descriptor, False)
     os.set_inheritable(life, False)
     connection = Connection(descriptor)
+    sending = threading.Lock()
+
+    def send(data: bytes) -> None:
+        with sending:
+            connection.send_bytes(data)
+
+    global _to_caller
+    _to_caller = send
     while True:
         try:
             message = connection.recv_bytes()
@@ -193,9 +213,30 @@ def serve(descriptor: int, life: int) -> None:
         except Exception as error:
             signal.setitimer(signal.ITIMER_REAL, 0)
             reply = _pickled_error(error)
-        connection.send_bytes(reply)
+        send(reply)
         if not gc.get_freeze_count():
             gc.freeze()  # what has been loaded by now stays: modules, a tokenizer, a model
+
+
+_to_caller: Callable[[bytes], None] | None = None  # in the process beside: what sends to the one that called
+
+
+@contextlib.contextmanager
+def reporting(figure: Callable[[], Any]) -> Iterator[None]:
+    """In the process beside, while the block runs: `figure()` is what the caller hears, every second."""
+    ended = threading.Event()
+
+    def report() -> None:
+        while _to_caller is not None and not ended.wait(REPORT_S):
+            _to_caller(pickle.dumps((None, figure())))
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reporter.join()
 
 
 def unpickled(data: bytes) -> Any:

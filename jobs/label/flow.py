@@ -1,10 +1,10 @@
-"""The labelling flow: an ordered list of steps on Ray Data, each of which takes a shard and gives a shard.
+"""The labelling flow: shards go through three steps, two on Ray Data and one in a pool of actors.
 
     read        one task per run of bytes: raw rows of each shard asked for
     prepare     normalise and tokenise, in a process beside the task's; a step of its own, so that a file that can only be
                 read from its front keeps many tokenisers busy
-    answer      an autoscaling pool of actors, each with a process beside it that holds the model
-    commit      write the shard's parts and its record
+    label       an actor of the pool (`jobs.label.pool`): the model, in a process beside it, answers, the actor writes the
+                shard's parts and its record while the next shard is being answered
 
 A row that ends the process which works on it is found out and becomes an error row (`pipeline.killers`).
 
@@ -17,19 +17,22 @@ stay together, memory is bounded by the shards in flight.
 import contextlib
 import logging
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from actors.actor import ActorSpec, Answered
+from actors.actor import ActorSpec
 from actors.beside import ActorBeside
-from jobs.cluster import Pool
-from jobs.label.work import Done, Target, Work
+from jobs.cluster import READ_CPUS, Pool
+from jobs.label.pool import LabelPool
+from jobs.label.work import Done, PoolState, Target, Work
 from pipeline.apart import unpickled
 from pipeline.corpus import NumberedRow, Shape, Shard, read_shards
 from pipeline.errors import EndorewardError, RunError
@@ -38,27 +41,37 @@ from pipeline.rewards.labellers.beside import Preparation
 from pipeline.rewards.labelling import Prepared
 from pipeline.store import commit
 
-READ_CPUS, PREPARE_CPUS, COMMIT_CPUS = 0.05, 0.15, 0.05
-"""CPUs of a task. What a read and a preparation ask for has to differ, or Ray makes one task of both."""
-
-TASK_CPUS = READ_CPUS + PREPARE_CPUS + COMMIT_CPUS
-"""An actor asks for this much less than its threads, so that one task of each kind always finds room: on two CPUs with two
-actors as on a large cluster."""
-
 Row = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
 
-def label_shards(work: list[Work], labeller: Labeller, target: Target, spec: ActorSpec, pool: Pool) -> Iterator[Done]:
-    """Run the flow; yields each shard as it is committed, in no order. Raises what a step raised."""
+def label_shards(
+    work: list[Work],
+    labeller: Labeller,
+    target: Target,
+    spec: ActorSpec,
+    pool: Pool,
+    watch: Callable[[PoolState], None] = lambda state: None,
+) -> Iterator[Done]:
+    """Run the flow; yields each shard as it is committed, in no order. Raises what a step raised.
+
+    Args:
+        watch: called every few seconds with how the pool of actors is.
+    """
     with _settings(labeller.config.run.verbose):  # a dataset keeps those that it was made under
-        steps = _steps(work, labeller, target, spec, pool)
-    for row in steps.iter_rows():
-        done = _decode(row)
-        if isinstance(done, EndorewardError):
-            raise done
-        yield done
+        prepared = _prepared(work, labeller, pool)
+    shards = sum(len(each.shards) for each in work)
+    with (
+        warnings.catch_warnings(),
+        LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, shards, watch) as actors,
+    ):
+        # of a limit above the shards that there are, which does no harm
+        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
+        for done in actors.results(lambda: _blocks(prepared)):
+            if isinstance(done, EndorewardError):
+                raise done
+            yield done
 
 
 @contextlib.contextmanager
@@ -77,26 +90,22 @@ def _settings(verbose: bool) -> Iterator[None]:
             context.enable_progress_bars, context.target_max_block_size = before
 
 
-def _steps(work: list[Work], labeller: Labeller, target: Target, spec: ActorSpec, pool: Pool) -> ray.data.Dataset:
-    scorer = labeller.config.scorer
-    tries = scorer.max_task_retries
+def _prepared(work: list[Work], labeller: Labeller, pool: Pool) -> ray.data.Dataset:
+    tries = labeller.config.scorer.max_task_retries
+    reads, prepares = ray.data.TaskPoolStrategy(size=pool.reads), ray.data.TaskPoolStrategy(size=pool.prepares)
     return (
         ray.data.from_items([_encode(each) for each in work], override_num_blocks=min(len(work), 1000))
-        .flat_map(_read, num_cpus=READ_CPUS, max_retries=tries)
-        .map(_prepare, fn_args=(labeller,), num_cpus=PREPARE_CPUS, max_retries=tries)  # type: ignore[arg-type]
-        .map(
-            _Answer,  # type: ignore[arg-type]
-            fn_constructor_args=(spec,),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=pool.min_actors, max_size=pool.max_actors, max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=pool.cpus - TASK_CPUS,
-            num_gpus=pool.gpus,
-            max_restarts=scorer.max_restarts,
-            max_task_retries=tries,
-        )
-        .map(_commit, fn_args=(labeller, target), num_cpus=COMMIT_CPUS, max_retries=tries)  # type: ignore[arg-type]
+        .flat_map(_read, compute=reads, num_cpus=READ_CPUS, max_retries=tries)
+        .map(_prepare, fn_args=(labeller,), compute=prepares, num_cpus=pool.prepare_cpus, max_retries=tries)  # type: ignore[arg-type]
     )
+
+
+def _blocks(prepared: ray.data.Dataset) -> Iterator[Any]:
+    """References to blocks, each of one shard; the shards themselves never come to the driver."""
+    for bundle in prepared.iter_internal_ref_bundles():
+        for entry in bundle.blocks:
+            if entry.metadata.num_rows:
+                yield entry.ref
 
 
 # The steps. Each is a function of a row; an EndorewardError travels on as a row, so that the driver can raise it whole.
@@ -110,32 +119,25 @@ class _Read:
     shape: Shape
 
 
-@dataclass(frozen=True)
-class _Finished:
-    prepared: Prepared
-    answered: Answered
-
-
 def _encode(value: Any) -> Row:
     return {"shard": pickle.dumps(value, pickle.HIGHEST_PROTOCOL)}
 
 
 def _decode(row: Row) -> Any:
-    return unpickled(row["shard"])  # ours: written a stage earlier by `_encode`
+    return unpickled(row["shard"])  # ours: written a step earlier by `_encode`
 
 
-def _passing_errors(step: Callable[[Any], Any], row: Row) -> Row:
-    value = _decode(row)
+def _step(step: Callable[[Any], Any], value: Any) -> Any:
+    """What the step makes of a value, or the error that it raised."""
     if isinstance(value, EndorewardError):
-        return row
+        return value
     try:
-        return _encode(step(value))
+        return step(value)
     except EndorewardError as error:
-        return _encode(error)
+        return error
     except Exception as error:
         log.exception("a step failed")
-        rows = _rows_of(getattr(value, "prepared", value).shard)
-        return _encode(RunError(f"{rows} could not be labelled: {type(error).__name__}: {error}"))
+        return RunError(f"{_rows_of(value.shard)} could not be labelled: {type(error).__name__}: {error}")
 
 
 def _rows_of(shard: Shard) -> str:
@@ -166,36 +168,43 @@ def _prepare(row: Row, labeller: Labeller) -> Row:
         preparation = _preparation(labeller.model.trust_remote_code)
         return preparation.prepare(labeller, read.shard, read.generation, read.rows, read.shape)
 
-    return _passing_errors(step, row)
+    return _encode(_step(step, _decode(row)))
 
 
-class _Answer:
-    def __init__(self, spec: ActorSpec):
+class ShardActor:
+    """Answers a shard's requests and commits what comes of them. Two shards may be in hand at once: one is answered while the
+    other is committed."""
+
+    def __init__(self, spec: ActorSpec, labeller: Labeller, target: Target):
+        self.labeller, self.target = labeller, target
+        self.answering = threading.Lock()
         self.broken: EndorewardError | None = None
         try:
             self.actor = ActorBeside(spec)
-        except EndorewardError as error:  # as a row it reaches the driver whole, from here it would not
+        except EndorewardError as error:  # as an answer it reaches the driver whole
             self.broken = error
         except Exception as error:
             log.exception("loading failed")
             self.broken = RunError(f"{spec.model.name} could not be loaded: {type(error).__name__}: {error}")
 
-    def __call__(self, row: Row) -> Row:
-        if self.broken is not None:
-            return _encode(self.broken)
-        return _passing_errors(self._answered, row)
+    def place(self) -> str | EndorewardError:
+        """The node, once the model is loaded, or why it is not."""
+        return self.broken or ray.get_runtime_context().get_node_id()
 
-    def _answered(self, prepared: Prepared) -> _Finished:
-        return _Finished(prepared, self.actor.answer(_rows_of(prepared.shard), prepared.requests))
+    def forwarded_tokens(self) -> int:
+        """Tokens given to the model so far, also of the shard that is being answered."""
+        return self.actor.forwarded_tokens
 
+    def label(self, block: pa.Table) -> list[Done | EndorewardError]:
+        return [_step(self._labelled, unpickled(each.as_buffer())) for each in block["shard"]]
 
-def _commit(row: Row, labeller: Labeller, target: Target) -> Row:
-    def step(finished: _Finished) -> Done:
-        prepared, answered = finished.prepared, finished.answered
-        labels, failures = labeller.finish(prepared, answered.answers)
-        record = commit(target.store, prepared.shard, target.fingerprint, prepared.generation, labels, failures)
+    def _labelled(self, prepared: Prepared) -> Done:
+        with self.answering:
+            answered = self.actor.answer(_rows_of(prepared.shard), prepared.requests)
+        labels, failures = self.labeller.finish(prepared, answered.answers)
+        record = commit(
+            self.target.store, prepared.shard, self.target.fingerprint, prepared.generation, labels, failures
+        )
         notes = prepared.notes + answered.notes
         counts = prepared.counts
         return Done(record, answered.forwarded_tokens, answered.seconds, answered.layout, answered.check, notes, counts)
-
-    return _passing_errors(step, row)

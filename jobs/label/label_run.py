@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 from actors.actor import ActorSpec
@@ -23,7 +24,7 @@ from jobs import terminal
 from jobs.cluster import Pool, cluster, pick_pool
 from jobs.label.limits import ErrorRate, explained
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
-from jobs.label.work import Target, Work
+from jobs.label.work import PoolState, Target, Work
 from jobs.stores.finalize import Timing, finalize
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
@@ -112,7 +113,9 @@ class LabelRun:
         with (
             terminal.LabelProgress(total, total - todo, self.labeller.name) as progress,
             # closed, so that the flow stops with the loop, whatever ends that
-            contextlib.closing(explained(label_shards(work, self.labeller, target, spec, pool))) as results,
+            contextlib.closing(
+                explained(label_shards(work, self.labeller, target, spec, pool, watch=partial(_watch, progress)))
+            ) as results,
         ):
             for done in results:
                 todo -= done.record.shard.rows
@@ -121,7 +124,7 @@ class LabelRun:
                     if note not in notes:
                         notes.append(note)
                         terminal.warn(note)
-                progress.advance(done.record.shard.rows, done.record.stats.tokens)
+                progress.advance(done.record.shard.rows, done.record.stats.tokens, done.forwarded_tokens)
                 rate.add(done.record)
                 counts.update(done.counts)
         for sentence, count in counts.items():
@@ -133,6 +136,10 @@ class LabelRun:
                 f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on"
             )
         return timing.stop()
+
+
+def _watch(progress: terminal.LabelProgress, state: PoolState) -> None:
+    progress.look(state.running, state.forwarded_tokens, state.sentence())
 
 
 def _pinned(labeller: Labeller) -> Labeller:

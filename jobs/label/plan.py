@@ -1,6 +1,8 @@
 """What there is to label: the input files, the shards of each, and those of them that are not done."""
 
-from collections.abc import Callable, Iterable
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,11 +26,13 @@ from pipeline.corpus import (
 )
 from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels.rules import Guessed, LabelRule, disagree
-from pipeline.errors import ConfigError, InputError, StoreError
+from pipeline.errors import ConfigError, EndorewardError, InputError, StoreError
 from pipeline.evaluation.benchmarks.base import Benchmark
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
 from pipeline.tokens import Renderer
 from pipeline.tokens.sampled import check_samples
+
+PLAN_CPUS, PLANNED_AHEAD = 0.5, 256  # of a task that plans a file; files that are asked for ahead of the one at hand
 
 ShapeOf = Callable[[list[dict[str, Any]], InputConfig, str], Shape]
 
@@ -71,14 +75,14 @@ def plan_inputs(
     """
     planned: list[StoredInput] = []
     new: list[Planned] = []
-    for file in files:
-        stored = store.find_input(file.name) if store is not None else None
-        guessed = stored is not None and isinstance(stored.shape.label, Guessed)
-        untouched = stored and file.stamp and (stored.file.size, stored.file.stamp) == (file.size, file.stamp)
-        if stored is not None and untouched and not guessed:
+    known = [(file, store.find_input(file.name) if store is not None else None) for file in files]
+    plans = plan_files([file for file, stored in known if not _is_as_stored(file, stored)], config)
+    for file, stored in known:
+        if stored is not None and _is_as_stored(file, stored):
             planned.append(StoredInput(file, stored.format, stored.shape, stored.plan))
             continue
-        plan = plan_file(file, config.format, config.shard_rows)
+        guessed = stored is not None and isinstance(stored.shape.label, Guessed)
+        plan = next(plans)
         if plan.rows == 0:
             terminal.warn(f"{file.uri} is empty")
         elif stored is None:
@@ -100,6 +104,51 @@ def plan_inputs(
     require_proof(new)
     _require_one_meaning(planned)
     return planned
+
+
+def _is_as_stored(file: InputFile, stored: StoredInput | None) -> bool:
+    """Whether the store's plan of a file holds: the file is untouched, and what its labels mean was no guess."""
+    if stored is None or not file.stamp or isinstance(stored.shape.label, Guessed):
+        return False
+    return (stored.file.size, stored.file.stamp) == (file.size, file.stamp)
+
+
+def plan_files(files: Sequence[InputFile], config: InputConfig) -> Iterator[FilePlan]:
+    """The plan of each file, in order: read by tasks of the cluster that this process has joined, else one after the other."""
+    ray = sys.modules.get("ray")
+    alone = ray is None or not ray.is_initialized() or len(files) < 2
+    plans: Iterator[FilePlan] = (_plan(each, config) for each in files) if alone else _planned_by_tasks(files, config)
+    return terminal.track(plans, len(files), "planning", "files")
+
+
+def _planned_by_tasks(files: Iterable[InputFile], config: InputConfig) -> Iterator[FilePlan]:
+    import ray
+
+    task: Any = ray.remote(num_cpus=PLAN_CPUS, max_retries=3)(_plan_or_error)
+    asked: deque[Any] = deque()
+    for file in files:
+        asked.append(task.remote(file, config))
+        if len(asked) >= PLANNED_AHEAD:
+            yield _unless_error(ray.get(asked.popleft()))
+    while asked:
+        yield _unless_error(ray.get(asked.popleft()))
+
+
+def _plan(file: InputFile, config: InputConfig) -> FilePlan:
+    return plan_file(file, config.format, config.shard_rows, config.shard_bytes)
+
+
+def _plan_or_error(file: InputFile, config: InputConfig) -> FilePlan | EndorewardError:
+    try:
+        return _plan(file, config)
+    except EndorewardError as error:  # as a value it reaches the driver whole
+        return error
+
+
+def _unless_error(plan: FilePlan | EndorewardError) -> FilePlan:
+    if isinstance(plan, EndorewardError):
+        raise plan
+    return plan
 
 
 def check_sampled(inputs: Iterable[StoredInput], renderer: Renderer) -> None:

@@ -38,3 +38,20 @@ class Target:
 
     store: str
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """How the pool is: actors `wanted`, of which some are `running` and some wait for a node or load their model, shards that
+    wait for an actor, and the tokens that models were given so far, those of shards that are not done among them."""
+
+    wanted: int
+    running: int
+    pending: int
+    nodes: int
+    waiting: int
+    forwarded_tokens: int
+
+    def sentence(self) -> str:
+        parts = [f"{self.wanted} actors wanted, {self.running} running, {self.pending} waiting for a node or loading"]
+        return ", ".join([*parts, f"{self.nodes} nodes"])

@@ -29,6 +29,11 @@ class RunConfig(ClusterConfig):
         description="the job stops when more than this share of the responses is in error; over-length ones do not count "
         "unless all are, nor is anything judged before 100 responses; 1 never stops",
     )
+    wait_for_actors_s: float = Field(
+        default=1800,
+        gt=0,
+        description="seconds after which the job gives up where not one actor could be started: no node has the room",
+    )
 
 
 def unread_of_cluster(run: ClusterConfig) -> Unread:

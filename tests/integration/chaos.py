@@ -15,8 +15,8 @@ import psutil
 import pyarrow.parquet as pq
 
 STEPS = {
-    "actor": ("(_Answer)",),
-    "worker": ("(_read)", "(_prepare)", "(_commit)"),
+    "actor": ("ray::ShardActor",),
+    "worker": ("(_read)", "(_prepare)"),
     "learner": ("RayTrainWorker",),
     "sampler": ("ray::PolicySampler",),
     "rewarder": ("ray::RewardActor",),

@@ -216,7 +216,7 @@ def test_the_pool_grows_and_shrinks(tmp_path: Path) -> None:
         size = 0
         for child in psutil.Process(driver.pid).children(recursive=True):
             try:
-                size += "_Answer" in "".join(child.cmdline()[:1])
+                size += "ray::ShardActor" in "".join(child.cmdline()[:1])
             except psutil.NoSuchProcess:
                 continue
         if size != sizes[-1]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.apart import Apart, Died, TimedOut
+from pipeline.apart import Apart, Died, TimedOut, reporting
 from pipeline.errors import RowError, RunError
 
 HOPELESS = "(a+)+$", "a" * 40 + "b"  # 2^40 ways, without ever letting go of the interpreter's lock
@@ -115,7 +115,7 @@ def test_a_signal_that_is_meant_for_others_does_not_end_it(beside: Apart) -> Non
 @pytest.mark.parametrize("work", ["time.sleep, 60", f"re.search, *{HOPELESS!r}"], ids=["waiting", "never letting go"])
 def test_it_ends_with_what_it_stands_beside(work: str) -> None:
     code = (
-        "import os, re, threading, time; from pipeline.apart import Apart; apart = Apart(); "
+        "import os, re, threading, time; from pipeline.apart import reporting, Apart; apart = Apart(); "
         "print(apart.call(os.getpid), flush=True); "
         f"threading.Thread(target=apart.call, args=({work}), daemon=True).start(); time.sleep(60)"
     )
@@ -140,3 +140,26 @@ def test_modules_that_it_goes_without_and_its_own_variables() -> None:
         beside.call(importlib.import_module, "torch")
     assert beside.call(os.getenv, "BESIDE") == "1" and os.getenv("BESIDE") is None
     beside.stop()
+
+
+def three_figures() -> str:
+    figures = iter((10, 20, 30))
+    ended = threading.Event()
+
+    def figure() -> int:
+        number = next(figures, None)
+        if number is None:
+            ended.set()
+        return number or 30
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.apart.REPORT_S", 0.01)
+        with reporting(figure):
+            assert ended.wait(10)
+    return "done"
+
+
+def test_the_caller_hears_what_is_reported_while_it_waits(beside: Apart) -> None:
+    heard: list[int] = []
+    assert beside.call(three_figures, hear=heard.append) == "done" and heard[:3] == [10, 20, 30]
+    assert beside.call(os.getpid, hear=heard.append) != os.getpid()
