@@ -77,7 +77,13 @@ class InputConfig(Section):
     turns: Literal["last", "all"] = Field(
         default="last", description="score the last assistant turn of a response, or every one (a label each)"
     )
-    shard_rows: int = Field(default=128, ge=1, description="input rows in one unit of commit")
+    shard_rows: int = Field(default=128, ge=1, description="input rows in one unit of commit, at most")
+    shard_bytes: int = Field(
+        default=1 << 19,
+        ge=1,
+        description="bytes of input, as they are unpacked, from which on a unit of commit ends whatever its rows: what a kill "
+        "costs; of Parquet, CSV and Arrow by the mean of the rows about it",
+    )
 
     @model_validator(mode="after")
     def _label_is_read_one_way(self) -> Self:

@@ -60,7 +60,7 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
     choice = Choice(config.input.config, config.input.split) if learnt_from else Choice()
     files = find_files(list(paths), choice, section="input" if learnt_from else None)
     for file in files:
-        plan = plan_file(file, config.input.format, config.input.shard_rows)
+        plan = plan_file(file, config.input.format, config.input.shard_rows, config.input.shard_bytes)
         digest.update(f"{file.name} {plan.digest}\n".encode())
         if not plan.rows:
             continue

@@ -228,12 +228,19 @@ def test_a_very_long_row(write, suffix):
     assert [row for _, row in rows_of(file, plan_file(file))] == rows
 
 
-def test_a_shard_of_json_ends_at_its_bytes_too(write, monkeypatch):
-    monkeypatch.setattr("pipeline.corpus.files.readers.SHARD_BYTES", 1000)
-    file = write("a.jsonl", LINES)
-    plan = plan_file(file, shard_rows=1000)
-    assert len(plan.shards) > 3 and all(shard.length < 1200 for shard in plan.shards)
-    assert rows_of(file, plan) == list(enumerate(ROWS))
+@pytest.mark.parametrize("name", FORMS)
+def test_a_shard_ends_at_its_bytes_too(write, name):
+    file = write(name, FORMS[name])
+    whole, one, some = (plan_file(file, shard_rows=1000, shard_bytes=size) for size in (1 << 40, 1, 1000))
+    assert len(whole.shards) < len(some.shards) < len(one.shards) == len(ROWS)
+    assert all(rows_of(file, plan) == rows_of(file, whole) for plan in (one, some))
+    assert some.digest == whole.digest == one.digest
+
+
+def test_a_shard_of_json_is_little_more_than_its_bytes(write):
+    plan = plan_file(write("a.jsonl", LINES), shard_rows=1000, shard_bytes=1000)
+    assert all(shard.length < 1000 + max(map(len, LINES.splitlines(keepends=True))) for shard in plan.shards)
+    assert all(shard.length >= 1000 for shard in plan.shards[:-1])
 
 
 def test_not_a_number_is_kept_and_duplicates_stay(write):

@@ -66,6 +66,11 @@ def span_at(parquet: pq.ParquetFile, offset: int, length: int) -> Span:
     return _joined([span for span in _groups(parquet) if offset <= span.offset < offset + length])
 
 
+def span_bytes(parquet: pq.ParquetFile, span: Span) -> int:
+    """Bytes of its row groups, unpacked."""
+    return sum(int(parquet.metadata.row_group(group).total_byte_size) for group in span.groups)
+
+
 def _groups(parquet: pq.ParquetFile) -> Iterator[Span]:
     row = 0
     for index in range(parquet.metadata.num_row_groups):

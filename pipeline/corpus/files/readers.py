@@ -13,7 +13,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count, groupby
+from itertools import chain, count, groupby
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ from pipeline.errors import InputError, RowError
 NumberedRow = tuple[int, dict[str, Any] | RowError]
 
 HEAD_ROWS = 20
-SHARD_BYTES = 1 << 26  # a shard of JSON ends here even where it has fewer rows than asked for
+SHARD_BYTES = 1 << 19
 BATCHED = ("arrow", "csv", "tsv")
 BROKEN = (OSError, ValueError, pa.ArrowException)  # what reading a file that is not what it should be raises
 
@@ -63,12 +63,13 @@ class _Draft:
         )
 
 
-def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128) -> FilePlan:
+def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128, shard_bytes: int = SHARD_BYTES) -> FilePlan:
     """Read all of a file once, and say what its shards are.
 
-    `shard_rows` is the most rows of a shard. An empty file has no shards. Raises InputError, before anything is
-    started, where the file breaks off or is not what its format says. A broken line is no error here: `read_shards`
-    gives it as a RowError in its place.
+    `shard_rows` is the most rows of a shard, and the row with which it reaches `shard_bytes` is its last; where a file is read
+    in batches of rows (Parquet, CSV, Arrow) a row counts as the mean one of its row group, or of the first batch. An empty
+    file has no shards. Raises InputError, before anything is started, where the file breaks off or is not what its format
+    says. A broken line is no error here: `read_shards` gives it as a RowError in its place.
     """
     how = file_format(file.name, format)
     plan = _plan_parquet if how.kind == "parquet" else _plan_batches if how.kind in BATCHED else _plan_text
@@ -77,7 +78,7 @@ def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128) -> F
         start = _start(file)
         if wrong := contents.mistaken(file.name, start, how):
             raise InputError(f"{file.uri}: {wrong}")
-        plan(draft, how, shard_rows)
+        plan(draft, how, shard_rows, shard_bytes)
     except BROKEN as error:
         where = f"breaks after {draft.seen} rows" if draft.seen else "cannot be read"
         form = f"{how.kind} in {how.compression}" if how.compression else how.kind
@@ -158,7 +159,7 @@ def _parsed(records: Iterable[text.Record]) -> list[NumberedRow]:
     return rows
 
 
-def _plan_text(draft: _Draft, how: Format, shard_rows: int) -> None:
+def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
     with _records(draft.file, how) as (records, splittable):
         start = rows = offset = length = 0
         digest = hashlib.sha256()
@@ -176,7 +177,7 @@ def _plan_text(draft: _Draft, how: Format, shard_rows: int) -> None:
                 rows += 1
                 if len(draft.head) < HEAD_ROWS:
                     draft.show(_parsed([(row, raw)])[0][1])
-            if rows == shard_rows or length >= SHARD_BYTES:
+            if rows == shard_rows or length >= shard_bytes:
                 close()
                 start, rows, offset, length = draft.seen, 0, offset + length, 0
                 digest = hashlib.sha256()
@@ -219,7 +220,7 @@ def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tu
             yield shard, _parsed(mine)
 
 
-def _plan_parquet(draft: _Draft, how: Format, shard_rows: int) -> None:
+def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
     with _open(draft.file) as source, columnar.open_parquet(source) as parquet:
         footer = columnar.footer(source)
         for span in columnar.spans(parquet, shard_rows):
@@ -230,8 +231,9 @@ def _plan_parquet(draft: _Draft, how: Format, shard_rows: int) -> None:
                     for _, row in columnar.rows_of([batch.slice(0, HEAD_ROWS)], draft.seen):
                         draft.show(row)
                 draft.seen += batch.num_rows
-            for start in range(span.start, span.stop, shard_rows):
-                stop = min(start + shard_rows, span.stop)
+            rows = _rows_within(shard_bytes, columnar.span_bytes(parquet, span), span.stop - span.start, shard_rows)
+            for start in range(span.start, span.stop, rows):
+                stop = min(start + rows, span.stop)
                 draft.close(start, stop, stop - start, digest.hexdigest(), span.offset, span.length)
         draft.total.update(footer)
 
@@ -272,7 +274,7 @@ def _batches(file: InputFile, how: Format) -> Iterator[Iterator[pa.RecordBatch]]
         yield columnar.csv_batches(whole, names, delimiter) if names else iter(())
 
 
-def _plan_batches(draft: _Draft, how: Format, shard_rows: int) -> None:
+def _plan_batches(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
     with _batches(draft.file, how) as all_batches:
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -281,13 +283,30 @@ def _plan_batches(draft: _Draft, how: Format, shard_rows: int) -> None:
                 draft.total.update(_content(how, [batch]))
                 yield batch
 
-        ranges = ((start, start + shard_rows) for start in count(0, shard_rows))
-        for (start, stop), pieces in columnar.cut(batches(), 0, ranges):
+        first, every = _peeked(batches())
+        rows = _rows_within(shard_bytes, first.nbytes, first.num_rows, shard_rows) if first else shard_rows
+        ranges = ((start, start + rows) for start in count(0, rows))
+        for (start, stop), pieces in columnar.cut(every, 0, ranges):
             if len(draft.head) < HEAD_ROWS:
                 for _, row in columnar.rows_of([piece.slice(0, HEAD_ROWS) for piece in pieces], start):
                     draft.show(row)
             draft.seen = stop
             draft.close(start, stop, stop - start, _digest(how, pieces))
+
+
+def _rows_within(most: int, size: int, rows: int, most_rows: int) -> int:
+    """How many rows of a shard hold `most` bytes where `rows` have `size`; one at least, `most_rows` at most."""
+    return max(1, min(most_rows, most * rows // size if size else most_rows))
+
+
+def _peeked(batches: Iterator[pa.RecordBatch]) -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
+    """The first batch that has rows, and all of them."""
+    passed: list[pa.RecordBatch] = []
+    for batch in batches:
+        passed.append(batch)
+        if batch.num_rows:
+            return batch, chain(passed, batches)
+    return None, iter(passed)
 
 
 def _digest(how: Format, pieces: list[pa.RecordBatch]) -> str:
