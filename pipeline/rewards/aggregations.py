@@ -46,7 +46,7 @@ class Aggregation:
     Attributes:
         formula: in words, for tables and pages.
         terms: of every token, [T].
-        combine: NumPy's ufunc that puts the terms of a response together.
+        combine: puts the terms of a response together: a ufunc of NumPy, or what has its `reduce` and `reduceat`.
         by_length: whether the result is divided by H.
         discounts: whether gamma says how much a token weighs; elsewhere it is shown without a discount.
     """
