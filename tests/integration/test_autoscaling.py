@@ -1,0 +1,120 @@
+"""`label` on a cluster that grows and shrinks: Ray's own autoscaler, nodes with a logical GPU, scorers that sleep as long as
+real ones would compute. A node is drained and another killed on the way."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from autoscaled import autoscaled
+from tiny import CHATML, save_model
+
+from pipeline.store import LabelStore, problems
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent
+WORKERS, ROWS, TOKENS_PER_S = 4, 1200, 400.0
+
+
+@pytest.fixture(scope="module")
+def joins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}:{HERE}:{HERE.parent}")
+        with autoscaled(tmp_path_factory.mktemp("cluster"), WORKERS) as environment:
+            yield {**environment, "PYTHONPATH": os.environ["PYTHONPATH"]}
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def nodes(address: str) -> str:
+    """A program that prints the nodes with a GPU that are alive."""
+    return (
+        f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='ERROR'); "
+        "print(*[n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('GPU')])"
+    )
+
+
+def gpu_nodes(joins: dict[str, str]) -> list[str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", nodes(joins["RAY_ADDRESS"])],
+        env={**os.environ, **joins},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return ran.stdout.split()
+
+
+def test_a_cluster_grows_is_used_and_shrinks(joins: dict[str, str], tmp_path: Path) -> None:
+    model, source, log = save_model(tmp_path / "model", CHATML), tmp_path / "a.jsonl", tmp_path / "events.jsonl"
+    with source.open("w") as file:
+        for i in range(ROWS):
+            row = {"prompt": f"question {i} " * 4, "chosen": f"answer {i} " * 6, "rejected": f"no {i} " * 6}
+            file.write(json.dumps(row) + "\n")
+    settings = ["scorer.device=cuda", f"scorer.max_actors={WORKERS}", "scorer.cpus_per_actor=1", "input.shard_rows=10"]
+    command = [sys.executable, HERE / "simulated.py", TOKENS_PER_S, log, "label", "--model", model, "--input", source]
+    command += ["--output", tmp_path / "out", *(part for each in settings for part in ("--set", each))]
+    driver = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env={**os.environ, **joins}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for(lambda: running(log) == WORKERS, 300, driver)
+    first, *_ = gpu_nodes(joins)
+    drain(joins, first)
+    _, err = driver.communicate(timeout=600)
+    assert driver.returncode == 0, err.decode()[-3000:]
+    assert "4 actors wanted" in err.decode()
+    heard = events(log)
+    # every id once
+    progress = LabelStore(str(tmp_path / "out")).progress()
+    assert progress.labels == 2 * ROWS and list(problems(LabelStore(str(tmp_path / "out")))) == []
+    # within a minute of its node's joining an actor scores
+    for count in range(1, WORKERS + 1):
+        joined = next(each["at"] for each in heard if "pool" in each and each["pool"]["nodes"] >= count + 1)
+        scores = next(each["at"] for each in heard if "pool" in each and each["pool"]["running"] >= count)
+        assert scores - joined < 60
+    # as fast as four
+    assert rate(heard) >= 3.5 * TOKENS_PER_S
+    # and back to none
+    wait_for(lambda: not gpu_nodes(joins), 120)
+
+
+def running(log: Path) -> int:
+    states = [each["pool"] for each in events(log) if "pool" in each]
+    return states[-1]["running"] if states else 0
+
+
+def rate(heard: list[dict[str, Any]]) -> float:
+    """Tokens a second while all actors were there and none was taken away."""
+    full = [each["at"] for each in heard if "pool" in each and each["pool"]["running"] == WORKERS]
+    done = [each for each in heard if "rows" in each and full[0] <= each["at"] <= full[-1]]
+    return sum(each["tokens"] for each in done[1:]) / (done[-1]["at"] - done[0]["at"])
+
+
+def drain(joins: dict[str, str], node: str) -> None:
+    """As a preemption announces itself: the node goes in half a minute."""
+    ran = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "ray"), "drain-node", f"--address={joins['RAY_ADDRESS']}", f"--node-id={node}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=a test", "--deadline-remaining-seconds=30",
+        ],
+        env={**os.environ, **joins}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
+def wait_for(condition: Any, seconds: float, driver: "subprocess.Popen[bytes] | None" = None) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        if driver is not None and driver.poll() is not None:
+            raise AssertionError(driver.communicate()[1].decode()[-3000:])
+        assert time.monotonic() < ends, "not in time"
+        time.sleep(1)
