@@ -241,10 +241,10 @@ def _cost(stores: Sequence[LabelStore]) -> Cost:
     timed = [(manifest, manifest.timing) for manifest in manifests if manifest and manifest.timing]
     seconds = forwarded = None
     if len(timed) == len(stores) and all(timing.response_tokens for _, timing in timed):
-        shares = [manifest.summary["tokens"]["response"] / timing.response_tokens for manifest, timing in timed]
+        shares = [manifest.summary.tokens.response / timing.response_tokens for manifest, timing in timed]
         seconds = sum(timing.score_seconds * share for (_, timing), share in zip(timed, shares, strict=True))
         forwarded = round(sum(t.forwarded_tokens * share for (_, t), share in zip(timed, shares, strict=True)))
-    checks = [BatchCheck(**timing.batch_check) for _, timing in timed if timing.batch_check]
+    checks = [BatchCheck(c.responses, c.worst, c.moved) for _, timing in timed if (c := timing.batch_check)]
     first = manifests[0]
     return Cost(
         model=first.config.get("model", {}).get("name", "") if first else "",

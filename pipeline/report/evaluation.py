@@ -41,7 +41,9 @@ def draw_evaluation(results: Results) -> str:
         "evaluation",
         f"{results['benchmark']}: {words(main)}",
         benchmark=results["benchmark"],
-        facts=facts(results, next(iter(fingerprints.values())) if len(fingerprints) == 1 else None),
+        facts=facts(
+            results.get("created") or "", next(iter(fingerprints.values())) if len(fingerprints) == 1 else None
+        ),
         about=findings.about(results),
         tiles=_tiles(results),
         verdict=[findings.verdict(results), " ".join(findings.cut_short(rewards))],
@@ -67,8 +69,9 @@ def draw_evaluation(results: Results) -> str:
         incomplete=_incomplete(rewards),
         inputs=[_input_row(file) for file in results.get("inputs") or []],
         reproduction=Reproduction.of(
-            results,
-            "endoreward evaluate run.toml",
+            results.get("command") or "endoreward evaluate run.toml",
+            results.get("config") or {},
+            results.get("versions") or {},
             "The same fingerprints give the same rewards, and the same seed the same intervals.",
             [f"Fingerprint of {name}: {fingerprint}" for name, fingerprint in fingerprints.items()],
         ),

@@ -71,7 +71,7 @@ def rl_page(
     return page(
         "rl",
         title(run),
-        facts=facts(run, run.get("fingerprint")),
+        facts=facts(run["created"], run.get("fingerprint")),
         sentence=sentence(run),
         tiles=tiles(run, metrics, ("reward", "kl"), _accuracy_tile(results)),
         observations=observations(run, metrics, results),
@@ -351,4 +351,5 @@ def _reproduction(run: Run) -> Reproduction:
         "The same fingerprint asks for the same run. Where rounding differs, as between machines, one token that is sampled "
         "differently makes another run from there on."
     )
-    return Reproduction.of(run, "endoreward rl run.toml", note, fingerprints)
+    command = run.get("command") or "endoreward rl run.toml"
+    return Reproduction.of(command, run["config"], run.get("versions") or {}, note, fingerprints)

@@ -41,7 +41,7 @@ def training_page(run: Run, metrics: list[MetricRow]) -> str:
     return page(
         "training",
         title(run),
-        facts=facts(run, run.get("fingerprint")),
+        facts=facts(run["created"], run.get("fingerprint")),
         sentence=sentence(run),
         tiles=tiles(run, metrics, ("rewards/accuracies", "reward", "loss")),
         observations=observations(run, metrics),
@@ -185,7 +185,8 @@ def _reproduction(run: Run) -> Reproduction:
         if each.get("fingerprint")
     ]
     note = "The same fingerprint gives the same losses: to the last bit on CPUs, but for rounding on GPUs."
-    return Reproduction.of(run, "endoreward train run.toml", note, fingerprints)
+    command = run.get("command") or "endoreward train run.toml"
+    return Reproduction.of(command, run["config"], run.get("versions") or {}, note, fingerprints)
 
 
 def _objective(run: Run) -> tuple[str, str]:

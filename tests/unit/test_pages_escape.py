@@ -41,12 +41,11 @@ def label_page(text: Hostile) -> str:
     labels = labels.set_column(labels.schema.get_field_index("rubric"), "rubric", [[rubric] * 2])
     manifest = test_report.manifest(
         labels,
-        model={"name": text()},
         errors={text(): 1},
         versions={text(): text()},
         command=text(),
-        inputs=[{"name": text()} for _ in range(3)],
-        config={"a": {text(): text()}},
+        inputs=[test_report.input_file(text()) for _ in range(3)],
+        config={"model": {"name": text()}, "a": {text(): text()}},
     )
     return draw_report(manifest, labels, lambda ids: [pieces[i] for i in ids])
 

@@ -61,6 +61,21 @@ def test_what_is_missing_wrong_or_newer_is_said(kind: type[Document], tmp_path: 
         assert kind.REMEDY in str(raised.value) or "update endoreward" in str(raised.value)
 
 
+def test_figures_of_labels_are_held_against_their_kind() -> None:
+    """They were any dict, and a page failed on the key that it lacked."""
+    content = EXAMPLES[Manifest]
+    for change, sentence in (
+        ({"pairs": {"pairs": 8}}, r"m\.json: summary\.pairs\.right: is missing \(and 3 more\); delete it"),
+        (
+            {"reward": content["summary"]["reward"] | {"mean": "1"}},
+            r"m\.json: summary\.reward\.mean: '1': Input should",
+        ),
+        ({"length": {}}, r"m\.json: summary\.length\.reward_length_correlation: is missing"),
+    ):
+        with pytest.raises(StoreError, match=sentence):
+            Manifest.parse(content | {"summary": content["summary"] | change}, "m.json")
+
+
 def test_records_and_inputs_are_held_against_their_kind(tmp_path: Path) -> None:
     uri = str(tmp_path / "document.json")
     for read, name, key, wrong in (
