@@ -83,23 +83,27 @@ def evaluation_page(text: Hostile) -> str:
 
 
 def training_run_page(text: Hostile) -> str:
-    run = test_training_page.full()
-    run |= {"command": text(), "versions": {text(): text()}, "device": text(), "notes": [text()]}
-    run |= {"policy": {"name": text()}, "examples": [[text(), text()]], "figures": {text(): text()}}
-    run["samples"] = [{"prompt": [{"role": text(), "content": text()}], "before": text(), text(): text()}]
-    run["labels"] = [{"path": f"out/{text()}", "reward": {"kind": text()}, "model": text(), "fingerprint": "f"}]
-    run["config"] = run["config"] | {"a": {text(): text()}}
-    return training_page(run, [{"step": 1, "loss": 0.5, text(): 1.0}])
+    run = test_training_page.full(
+        command=text(),
+        versions={text(): text()},
+        device=text(),
+        notes=[text()],
+        policy={"name": text()},
+        examples=[[text(), text()]],
+        labels=[test_training_page.labels(f"out/{text()}", {"kind": text()}, text())],
+    )
+    run.config["tracking"] = {"wandb": text()}
+    samples = [{"prompt": [{"role": text(), "content": text()}], "before": text(), text(): text()}]
+    return training_page(run, [{"step": 1, "loss": 0.5, text(): 1.0}], {text(): text()}, samples)
 
 
 def online_run_page(text: Hostile) -> str:
     relative = {"kind": "relative", "model": text(), "reference": text(), "system_prompt": text()}
     sections = {"rewards": {text(): relative, text(): {}}, "policy": {"name": text()}, "input": {"paths": [text()]}}
-    run = test_rl_page.run(sections=sections)
-    run |= {"command": text(), "versions": {text(): text()}, "device": text(), "notes": [text()]}
-    run["repeated"] = [{"step": 1, "repeated": 2, "why": text()}]
+    made = {"command": text(), "versions": {text(): text()}, "device": text(), "notes": [text()]}
+    run = test_rl_page.run(sections=sections, repeated=[{"step": 1, "repeated": 2, "why": text()}], **made)
     response = {"text": text(), "reward": 1.0, "parts": {text(): 1.0, "b": 2.0}, "tokens": 3}
-    samples = [{"step": 1, "samples": [{"prompt": text(), "responses": [response, response]}]}]
+    samples = [test_rl_page.samples_line(1, text(), response, response)]
     metrics = [{"step": 1, "reward": 1.0, text(): 1.0, "warnings": [text()], "time/learning": 1}]
     return rl_page(run, metrics, test_rl_page.RESULTS, samples)
 
