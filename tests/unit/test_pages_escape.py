@@ -15,7 +15,6 @@ from markupsafe import Markup
 from test_report import Page
 
 import pipeline.report
-from pipeline.report.evaluation import draw_evaluation
 from pipeline.report.labels import draw_report
 from pipeline.report.markup import render
 from pipeline.report.rl import rl_page
@@ -61,7 +60,7 @@ def evaluation_page(text: Hostile) -> str:
     results = test_evaluation_page.full()
     results |= {"benchmark": text(), "about": text(), "notes": [text()], "failed": {text(): text()}}
     results |= {"versions": {text(): text()}, "command": text(), "fingerprints": {text(): text(), "b": text()}}
-    results |= {"inputs": [{"name": text(), "rows": 1}], "config": {"a": {text(): text()}}}
+    results |= {"inputs": [test_report.input_file(text())], "config": {"a": {text(): text()}}}
     first, second = results["rewards"]
     figure = text()
     for reward in (first, second):
@@ -79,7 +78,7 @@ def evaluation_page(text: Hostile) -> str:
     names = {"title": text(), "said": text(), "row_name": text(), "column_name": text()}
     first["matrices"][0] |= names | {"rows": [text() for _ in range(5)], "columns": [text() for _ in range(5)]}
     results["comparisons"][0] |= {"first": first["name"], "second": second["name"], "figure": figure}
-    return draw_evaluation(results)
+    return test_evaluation_page.draw(results)
 
 
 def training_run_page(text: Hostile) -> str:

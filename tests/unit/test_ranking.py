@@ -210,7 +210,7 @@ def test_it_is_a_benchmark(store):
         sum(each) / len(each) for each in right
     ] and figures.sizes.tolist() == [5, 1]
     found = bias(items)
-    assert found is not None and found["pairs"] == 6 and found["accuracy"] == figures.values["accuracy"]
+    assert found is not None and found.pairs == 6 and found.accuracy == figures.values["accuracy"]
 
 
 def test_a_judge_of_pairs_says_which_of_a_ranking_is_better():

@@ -451,16 +451,14 @@ def test_bias_is_that_of_each_aggregation_of_the_same_tokens():
         v, logp = row["token_values"], row["token_logprobs"]
         return sum(0.95**h * (logp[h] + v[h] - 0.95 * (v[h + 1] if h + 1 < len(v) else 0)) for h in range(len(v)))
 
-    assert found["sum"]["accuracy"] == accuracy(lambda row: row["reward"])
-    assert found["mean"]["accuracy"] == accuracy(lambda row: row["token_logprobs"].mean())
-    assert found["discounted_sum, gamma = 0.95"]["accuracy"] == accuracy(discounted)
-    assert len({given["accuracy"] for given in found.values()}) > 1
+    assert found["sum"].accuracy == accuracy(lambda row: row["reward"])
+    assert found["mean"].accuracy == accuracy(lambda row: row["token_logprobs"].mean())
+    assert found["discounted_sum, gamma = 0.95"].accuracy == accuracy(discounted)
+    assert len({given.accuracy for given in found.values()}) > 1
     page = Page(draw_report(manifest(labels), labels, decode))
     assert [text for text in page.text["h3"] if text in found] == list(found)
     first = found["sum"]
-    assert (
-        f"{first['accuracy']:.1%}" in page.text["td"] and first["summary"][0].replace("-", "\u2212") in page.text["p"]
-    )
+    assert f"{first.accuracy:.1%}" in page.text["td"] and first.summary[0].replace("-", "\u2212") in page.text["p"]
 
 
 def test_the_store_s_own_reward_stands_first_and_once():
@@ -470,7 +468,7 @@ def test_the_store_s_own_reward_stands_first_and_once():
     assert [name for name, _ in found] == [
         "discounted_sum, gamma = 0.9", "sum", "mean", "discounted_sum, gamma = 0.95",
     ]  # fmt: skip
-    assert found[0][1]["margin_length_correlation"] == ShardStats.of(labels).summary().length.margin_length_correlation
+    assert found[0][1].margin_length_correlation == ShardStats.of(labels).summary().length.margin_length_correlation
     assert not bias_by_aggregation(table([label("p", None, [1], 1.0)]), stored)
     assert "Bias" not in Page(draw_report(manifest(one := table([label("p", None, [1], 1.0)])), one, decode)).text["h2"]
 
