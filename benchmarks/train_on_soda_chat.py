@@ -47,6 +47,7 @@ from pipeline.models.questions import Completion, Question
 from pipeline.models.scoring import Scorer
 from pipeline.report.training import training_page
 from pipeline.tokens import Renderer, TokenizedTurn
+from pipeline.training.documents import RunManifest
 from pipeline.training.metrics import read_metrics
 
 BEFORE = "before"
@@ -298,15 +299,16 @@ def samples_of(rows: Sequence[HeldOut], measured: Mapping[str, Measured]) -> lis
 
 def write_page(place: Path, run: Path, samples: list[Json], found: Mapping[str, Mapping[str, Estimate]]) -> None:
     """The page of one run, with samples of all."""
-    told = json.loads((run / "manifest.json").read_text())
+    told = RunManifest.read(str(run / "manifest.json"))
     figures = {
         f"{line}, {name}": written(line, found[name][line])
         for line in LINES
         for name in (BEFORE, next(iter(TRAINED)))
         if line in found[name]
     }
-    told |= {"samples": samples, "figures": figures, "notes": [*told["notes"], *PERSON]}
-    place.write_text(training_page(told, read_metrics(str(run / "metrics.jsonl"))), encoding="utf-8")
+    told = told.model_copy(update={"notes": [*told.notes, *PERSON]})
+    drawn = training_page(told, read_metrics(str(run / "metrics.jsonl")), figures, samples)
+    place.write_text(drawn, encoding="utf-8")
 
 
 def main() -> None:

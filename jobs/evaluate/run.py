@@ -54,7 +54,7 @@ from pipeline.rewards.derive import stored_reward
 from pipeline.rewards.labellers import Labeller
 from pipeline.storage import absolute
 from pipeline.store import LabelStore, documents, places
-from pipeline.store.manifest import InputEntry, Manifest
+from pipeline.store.manifest import BatchCheckEntry, InputEntry, Manifest
 
 Json = dict[str, Any]
 
@@ -87,12 +87,12 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     variants = [variant for variant in variants if variant.name not in failed]
     evaluations = evaluated(stores, variants, benchmark)
     costs = [_cost([stores[name] for name in variant.stores]) for variant in variants]
-    results, items = make_results(evaluations, costs, failed, benchmark, config)
-    results["notes"] += notes
+    made = _provenance(stores, command)
+    results, items = make_results(evaluations, costs, failed, benchmark, config, notes=notes, **made)
     _claim(config, [stored.file.name for stored in next(iter(stores.values())).inputs()])
-    _write(config, Results.model_validate(results | _provenance(config, stores, command)), items)
-    if results["failed"]:
-        raise RunError("\n".join(f"{name}: {why}" for name, why in results["failed"].items()))
+    _write(config, results, items)
+    if results.failed:
+        raise RunError("\n".join(f"{name}: {why}" for name, why in results.failed.items()))
     return 0
 
 
@@ -241,25 +241,24 @@ def _cost(stores: Sequence[LabelStore]) -> Cost:
     timed = [(manifest, manifest.timing) for manifest in manifests if manifest and manifest.timing]
     seconds = forwarded = None
     if len(timed) == len(stores) and all(timing.response_tokens for _, timing in timed):
-        shares = [manifest.summary["tokens"]["response"] / timing.response_tokens for manifest, timing in timed]
+        shares = [manifest.summary.tokens.response / timing.response_tokens for manifest, timing in timed]
         seconds = sum(timing.score_seconds * share for (_, timing), share in zip(timed, shares, strict=True))
         forwarded = round(sum(t.forwarded_tokens * share for (_, t), share in zip(timed, shares, strict=True)))
-    checks = [BatchCheck(**timing.batch_check) for _, timing in timed if timing.batch_check]
+    checks = [BatchCheck(c.responses, c.worst, c.moved) for _, timing in timed if (c := timing.batch_check)]
     first = manifests[0]
     return Cost(
         model=first.config.get("model", {}).get("name", "") if first else "",
         notes=list(dict.fromkeys(note for manifest in manifests if manifest for note in manifest.notes)),
         seconds=seconds,
         forwarded_tokens=forwarded,
-        batch_check=asdict(sum(checks, BatchCheck())) if checks else None,
+        batch_check=BatchCheckEntry(**asdict(sum(checks, BatchCheck()))) if checks else None,
     )
 
 
-def _provenance(config: EvaluateConfig, stores: Mapping[str, LabelStore], command: str) -> Json:
+def _provenance(stores: Mapping[str, LabelStore], command: str) -> Json:
     return {
-        "config": config.model_dump(exclude={"run"}),
         "fingerprints": {name: store.fingerprint() for name, store in stores.items()},
-        "inputs": [InputEntry.of(stored).model_dump() for stored in next(iter(stores.values())).inputs()],
+        "inputs": [InputEntry.of(stored) for stored in next(iter(stores.values())).inputs()],
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -273,9 +272,8 @@ def _write(config: EvaluateConfig, results: Results, items: pa.Table) -> None:
     # what was computed before what is drawn of it
     documents.write_bytes(storage.join(output, "items.parquet"), buffer.getvalue().to_pybytes())
     results.write_plain(storage.join(output, "results.json"))
-    content = results.content()
-    documents.write_bytes(storage.join(output, "results.md"), results_markdown(content).encode())
-    _write_page(output, draw_evaluation(content))
+    documents.write_bytes(storage.join(output, "results.md"), results_markdown(results).encode())
+    _write_page(output, draw_evaluation(results))
     first = results.rewards[0]
     names = list(first.values)
     counts = ["items", "incomplete", "truncated", *(["ties"] if first.comparisons else [])]

@@ -89,7 +89,7 @@ class TrainingRun(ABC):
             "run": {
                 "created": record.created,
                 "objective": record.objective,
-                "config": shareable_config(record.content()),
+                "config": shareable_config(record),
             },
         }
 
@@ -201,7 +201,7 @@ def _finish(folder: RunFolder, run: TrainingRun, record: Run, seconds: float) ->
         }
     )
     results = read_results(folder)
-    documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest.content(), metrics, results).encode())
+    documents.write_bytes(folder.at("hf", "README.md"), model_card(manifest, metrics, results).encode())
     draw_run(folder, manifest)
     manifest.create(folder.at("manifest.json"))
     figures = [

@@ -16,7 +16,7 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.report.labels import draw_report
 from pipeline.store import LabelStore, documents
 from pipeline.store.commit import Record
-from pipeline.store.manifest import InputEntry, Manifest, TimingEntry
+from pipeline.store.manifest import BatchCheckEntry, InputEntry, Manifest, TimingEntry
 from pipeline.store.summary import summary_rows
 from pipeline.tokens import Decode, Renderer, pieces
 
@@ -60,7 +60,7 @@ class Timing:
             response_tokens=self.response_tokens,
             forwarded_tokens=self.forwarded_tokens,
             layout=self.layout,
-            batch_check=asdict(self.check) if self.check.responses else None,
+            batch_check=BatchCheckEntry(**asdict(self.check)) if self.check.responses else None,
         )
 
 
@@ -135,7 +135,7 @@ def write_report(
     """
     sample = store.sample(REPORT_ROWS, records=records)
     if sample is not None:
-        documents.write_bytes(store.at("report.html"), draw_report(manifest.content(), sample, decode).encode())
+        documents.write_bytes(store.at("report.html"), draw_report(manifest, sample, decode).encode())
     return sample is not None
 
 

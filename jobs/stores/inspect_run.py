@@ -1,15 +1,16 @@
 """What a training run says of itself: `endoreward status` and `endoreward report` of its directory. Needs no Ray."""
 
 import json
-from typing import Any
 
 from jobs import terminal
 from pipeline import storage
+from pipeline.errors import StoreError
 from pipeline.report.rl import rl_page
 from pipeline.report.training import training_page
 from pipeline.rl.run import RESULTS, SAMPLES
 from pipeline.store import WriterLock, documents, holder_of
-from pipeline.training.documents import RlResults, Run
+from pipeline.store.typed import parse
+from pipeline.training.documents import RlResults, Run, SamplesLine
 from pipeline.training.metrics import read_metrics
 from pipeline.training.run import RunFolder
 
@@ -48,10 +49,9 @@ def redraw_run(folder: RunFolder, run: Run) -> int:
 def draw_run(folder: RunFolder, run: Run) -> None:
     """Write report.html. `run`: its manifest, or its run.json."""
     metrics = read_metrics(folder.at("metrics.jsonl"))
-    if run.kind == "rl":
-        page = rl_page(run.content(), metrics, read_results(folder), read_samples(folder))
-    else:
-        page = training_page(run.content(), metrics)
+    page = (
+        rl_page(run, metrics, read_results(folder), read_samples(folder)) if run.online else training_page(run, metrics)
+    )
     documents.write_bytes(folder.at("report.html"), page.encode())
 
 
@@ -63,7 +63,16 @@ def read_results(folder: RunFolder) -> RlResults | None:
         return None
 
 
-def read_samples(folder: RunFolder) -> list[dict[str, Any]]:
-    """The samples that an online run kept of its measurements."""
+def read_samples(folder: RunFolder) -> list[SamplesLine]:
+    """The samples that an online run kept of its measurements. Raises StoreError for a line that is not of them."""
     uri = folder.at(SAMPLES)
-    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()] if storage.exists(uri) else []
+    lines = storage.read_bytes(uri).splitlines() if storage.exists(uri) else []
+    return [_samples_line(line, f"{uri}: line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _samples_line(line: bytes, where: str) -> SamplesLine:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise StoreError(f"{where} is damaged: {error}; {SamplesLine.REMEDY}") from None
+    return parse(SamplesLine.model_validate, content, where, SamplesLine.REMEDY)

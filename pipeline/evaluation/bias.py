@@ -17,6 +17,7 @@ agree; with one pair an item it is 1, and the interval is Wilson's own. Left out
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.benchmarks.figures import Array
 from pipeline.evaluation.benchmarks.items import Answer, Item
+from pipeline.evaluation.documents import Bias, ControlledAccuracy, Gap, LengthGroup, MarkdownBias, PairAccuracy
 from pipeline.store.summary import Moments, wilson_interval
 
 SMALLEST_BIN = 10  # pairs
@@ -43,8 +45,8 @@ _MARKS = re.compile(
 _BOLD = re.compile(r"\*\*[^\s*](?:[^*\n]*[^\s*])?\*\*")
 
 
-def bias(items: Sequence[Item]) -> dict[str, Any] | None:
-    """The bias section of an evaluation as JSON; None without pairs, and inside it None for what is undefined.
+def bias(items: Sequence[Item]) -> Bias | None:
+    """The bias section of an evaluation; None without pairs, and inside it None for what is undefined.
 
     `length_gap` is accuracy where the chosen response is the longer less accuracy where it is the shorter. `deciles`
     are bins of equal numbers of pairs by length of the chosen less length of the rejected; pairs of one difference
@@ -70,37 +72,35 @@ def bias(items: Sequence[Item]) -> dict[str, Any] | None:
     single = [] if any(item.verdicts is not None for item in items) else [a for item in items for a in _answers(item)]
     reward = np.array([answer.reward for answer in single])
     length = _by_difference(margin, longer, group)
-    markdown = _markdown(margin, chosen_marks, rejected_marks, group)
-    markdown["reward_marks_correlation"] = Moments.of(reward, np.array([marks[id(a)] for a in single])).correlation
-    result: dict[str, Any] = {
-        "pairs": len(pairs),
-        "items": len(items),
-        "ties": int((margin == 0).sum()),
-        **_accuracy(margin > 0, group),
-        "reward_length_correlation": Moments.of(reward, np.array([a.num_tokens for a in single])).correlation,
-        "margin_length_correlation": Moments.of(margin, longer).correlation,
-        "unequal_pairs": length["pairs"],
-        "unequal_ties": length["ties"],
-        "longer_wins": length["wins"],
-        "longer_is_chosen": length["is_chosen"],
-        "chosen_longer": length["above"],
-        "chosen_shorter": length["below"],
-        "same_length": _accuracy((margin > 0)[longer == 0], group[longer == 0]),
-        "length_gap": length["gap"],
-        "deciles": [
-            {"low": int(longer[k].min()), "high": int(longer[k].max()), **_accuracy((margin > 0)[k], group[k])}
-            for k in _bins(longer)
-        ],
-        "length_controlled": controlled_accuracy(margin > 0, longer, group),
-        "markdown": markdown if any(marks.values()) else None,
-    }
-    decided = margin != 0
-    chance = _accuracy((margin > 0)[decided], group[decided])["interval"]
-    return result | {"summary": _sentences(result, chance)}
+    by_marks = Moments.of(reward, np.array([marks[id(a)] for a in single])).correlation
+    over_all, decided = _accuracy(margin > 0, group), margin != 0
+    result = Bias(
+        pairs=len(pairs),
+        items=len(items),
+        ties=int((margin == 0).sum()),
+        accuracy=over_all.accuracy,
+        interval=over_all.interval,
+        reward_length_correlation=Moments.of(reward, np.array([a.num_tokens for a in single])).correlation,
+        margin_length_correlation=Moments.of(margin, longer).correlation,
+        unequal_pairs=length.pairs,
+        unequal_ties=length.ties,
+        longer_wins=length.wins,
+        longer_is_chosen=length.is_chosen,
+        chosen_longer=length.above,
+        chosen_shorter=length.below,
+        same_length=_accuracy((margin > 0)[longer == 0], group[longer == 0]),
+        length_gap=length.gap,
+        deciles=[_length_group(margin[k] > 0, longer[k], group[k]) for k in _bins(longer)],
+        length_controlled=controlled_accuracy(margin > 0, longer, group),
+        markdown=_markdown(margin, chosen_marks, rejected_marks, group, by_marks) if any(marks.values()) else None,
+        summary=[],
+    )
+    chance = _accuracy((margin > 0)[decided], group[decided]).interval
+    return result.model_copy(update={"summary": _sentences(result, chance)})
 
 
-def controlled_accuracy(right: Booleans, longer: Array | Integers, group: Integers) -> dict[str, Any] | None:
-    """Accuracy at equal length: {accuracy, interval} of P(right) = sigmoid(a + b * tanh(d / s)) at d = 0, sigmoid(a).
+def controlled_accuracy(right: Booleans, longer: Array | Integers, group: Integers) -> ControlledAccuracy | None:
+    """Accuracy at equal length: that of P(right) = sigmoid(a + b * tanh(d / s)) at d = 0, sigmoid(a).
 
     d is the length of the chosen less that of the rejected response, [pairs], and s its standard deviation: the idea of
     length-controlled win rates (Dubois et al. 2024, arXiv 2404.04475). The logistic regression is fitted by Newton's
@@ -116,7 +116,7 @@ def controlled_accuracy(right: Booleans, longer: Array | Integers, group: Intege
     coefficients, curvature = _logistic(terms, right)
     half = Z * math.sqrt(np.linalg.inv(curvature)[0, 0] * _design_effect(right, group))
     low, middle, high = (_sigmoid(coefficients[0] + step) for step in (-half, 0.0, half))
-    return {"accuracy": float(middle), "interval": [float(low), float(high)]}
+    return ControlledAccuracy(accuracy=float(middle), interval=[float(low), float(high)])
 
 
 def markdown_marks(text: str) -> int:
@@ -136,43 +136,64 @@ def _answers(item: Item) -> tuple[Answer, ...]:
     return item.chosen + item.rejected + item.others
 
 
-def _by_difference(margin: Array, difference: Integers, group: Integers) -> dict[str, Any]:
-    """What a reward does where the chosen response has more of something, or less; all of shape [pairs]."""
-    unequal, above, below = difference != 0, difference > 0, difference < 0
-    accuracies = [_accuracy((margin > 0)[here], group[here]) for here in (above, below)]
-    return {
-        "pairs": int(unequal.sum()),
-        "ties": int((margin[unequal] == 0).sum()),
-        "wins": _share((np.sign(margin) == np.sign(difference))[unequal]),
-        "is_chosen": _share(above[unequal]),
-        "above": accuracies[0],
-        "below": accuracies[1],
-        "gap": _gap(*accuracies),
-    }
+@dataclass(frozen=True)
+class _ByDifference:
+    """What a reward does where the chosen response has more of something, or less, than the rejected."""
+
+    pairs: int  # that differ
+    ties: int  # of those
+    wins: float | None  # share in which the response with more has the higher reward
+    is_chosen: float | None  # share in which it is the chosen one
+    above: PairAccuracy  # where it is the chosen one
+    below: PairAccuracy
+    gap: Gap | None
 
 
-def _markdown(margin: Array, chosen: Integers, rejected: Integers, group: Integers) -> dict[str, Any]:
+def _by_difference(margin: Array, difference: Integers, group: Integers) -> _ByDifference:
+    """All of shape [pairs]."""
+    unequal, more, less = difference != 0, difference > 0, difference < 0
+    above, below = (_accuracy((margin > 0)[here], group[here]) for here in (more, less))
+    return _ByDifference(
+        pairs=int(unequal.sum()),
+        ties=int((margin[unequal] == 0).sum()),
+        wins=_share((np.sign(margin) == np.sign(difference))[unequal]),
+        is_chosen=_share(more[unequal]),
+        above=above,
+        below=below,
+        gap=_gap(above, below),
+    )
+
+
+def _markdown(
+    margin: Array, chosen: Integers, rejected: Integers, group: Integers, correlation: float | None
+) -> MarkdownBias:
     """What a reward does where one response has more Markdown marks; `chosen`, `rejected`: [pairs], counts of marks."""
     more = _by_difference(margin, chosen - rejected, group)
-    return {
-        "chosen_mean": float(chosen.mean()),
-        "rejected_mean": float(rejected.mean()),
-        "pairs": more["pairs"],
-        "more_marks_win": more["wins"],
-        "more_marks_is_chosen": more["is_chosen"],
-        "accuracy_chosen_more": more["above"]["accuracy"],
-        "accuracy_chosen_fewer": more["below"]["accuracy"],
-        "gap": more["gap"],
-    }
+    return MarkdownBias(
+        chosen_mean=float(chosen.mean()),
+        rejected_mean=float(rejected.mean()),
+        pairs=more.pairs,
+        more_marks_win=more.wins,
+        more_marks_is_chosen=more.is_chosen,
+        accuracy_chosen_more=more.above.accuracy,
+        accuracy_chosen_fewer=more.below.accuracy,
+        gap=more.gap,
+        reward_marks_correlation=correlation,
+    )
 
 
-def _accuracy(right: Booleans, group: Integers) -> dict[str, Any]:
+def _length_group(right: Booleans, longer: Integers, group: Integers) -> LengthGroup:
+    within = _accuracy(right, group)
+    return LengthGroup(low=int(longer.min()), high=int(longer.max()), **dict(within))
+
+
+def _accuracy(right: Booleans, group: Integers) -> PairAccuracy:
     """right, group: [pairs], whether a pair is right and the number of its item."""
     if not len(right):
-        return {"pairs": 0, "accuracy": None, "interval": None}
+        return PairAccuracy(pairs=0, accuracy=None, interval=None)
     effect = _design_effect(right, group)
-    interval = wilson_interval(right.sum() / effect, len(right) / effect)
-    return {"pairs": len(right), "accuracy": _share(right), "interval": list(interval)}
+    low, high = wilson_interval(right.sum() / effect, len(right) / effect)
+    return PairAccuracy(pairs=len(right), accuracy=_share(right), interval=[float(low), float(high)])
 
 
 def _design_effect(right: Booleans, group: Integers) -> float:
@@ -190,14 +211,14 @@ def _design_effect(right: Booleans, group: Integers) -> float:
     return max(1.0, float((sums**2).sum() / (len(right) * share * (1 - share))))
 
 
-def _gap(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any] | None:
+def _gap(first: PairAccuracy, second: PairAccuracy) -> Gap | None:
     """The first accuracy less the second; the interval is Newcombe's (1998, method 10), of both Wilson intervals."""
-    if not first["pairs"] or not second["pairs"]:
+    p, q = first.accuracy, second.accuracy
+    if p is None or q is None or first.interval is None or second.interval is None:
         return None
-    p, (p_low, p_high) = first["accuracy"], first["interval"]
-    q, (q_low, q_high) = second["accuracy"], second["interval"]
+    (p_low, p_high), (q_low, q_high) = first.interval, second.interval
     below, above = math.hypot(p - p_low, q_high - q), math.hypot(p_high - p, q - q_low)
-    return {"difference": p - q, "interval": [p - q - below, p - q + above]}
+    return Gap(difference=p - q, interval=[p - q - below, p - q + above])
 
 
 def _bins(longer: Integers) -> list[Booleans]:
@@ -244,32 +265,32 @@ def _share(true: Booleans) -> float | None:
     return float(true.mean()) if len(true) else None
 
 
-def _sentences(found: dict[str, Any], chance: list[float] | None) -> list[str]:
+def _sentences(figures: Bias, chance: list[float] | None) -> list[str]:
     """One to four sentences for a person; `chance` is the interval of the accuracy over pairs that are no ties."""
     said = []
-    over = f"{found['pairs']:,} pairs" + (f", {found['ties']:,} of them ties," if found["ties"] else "")
-    accuracy = f"The accuracy of {found['accuracy']:.1%} over {over}"
+    over = f"{figures.pairs:,} pairs" + (f", {figures.ties:,} of them ties," if figures.ties else "")
+    accuracy = f"The accuracy of {figures.accuracy:.1%} over {over}"
     if chance is None:
-        return [f"All {found['pairs']:,} pairs are ties: this reward does not tell chosen from rejected."]
+        return [f"All {figures.pairs:,} pairs are ties: this reward does not tell chosen from rejected."]
     if chance[1] < 0.5:
         said.append(f"{accuracy} is below chance: this reward prefers the rejected responses.")
     elif chance[0] <= 0.5:
         said.append(f"{accuracy} is not distinguishable from chance.")
-    return [*said, *_of_length(found), *_of_markdown(found["markdown"])]
+    return [*said, *_of_length(figures), *_of_markdown(figures.markdown)]
 
 
-def _of_length(found: dict[str, Any]) -> list[str]:
-    gap, controlled = found["length_gap"], found["length_controlled"]
-    if not found["unequal_pairs"]:
+def _of_length(figures: Bias) -> list[str]:
+    gap, controlled = figures.length_gap, figures.length_controlled
+    if not figures.unequal_pairs:
         return ["Length bias cannot be seen: the responses of every pair are equally long."]
     if gap is None:
-        never = "shorter" if found["chosen_longer"]["pairs"] else "longer"
+        never = "shorter" if figures.chosen_longer.pairs else "longer"
         return [f"Length bias cannot be told from accuracy: the chosen response is never the {never} one."]
-    low, high = gap["interval"]
-    wins = f"the longer response wins {found['longer_wins']:.1%} of the pairs of unequal length"
-    wins += f" and is the chosen one in {found['longer_is_chosen']:.1%}"
-    right = f"accuracy is {found['chosen_longer']['accuracy']:.1%} where the chosen response is the longer"
-    right += f" and {found['chosen_shorter']['accuracy']:.1%} where it is the shorter"
+    low, high = gap.interval
+    wins = f"the longer response wins {figures.longer_wins:.1%} of the pairs of unequal length"
+    wins += f" and is the chosen one in {figures.longer_is_chosen:.1%}"
+    right = f"accuracy is {figures.chosen_longer.accuracy:.1%} where the chosen response is the longer"
+    right += f" and {figures.chosen_shorter.accuracy:.1%} where it is the shorter"
     if low <= 0 <= high:
         return [f"No length bias is visible: {wins}; {right} (difference {_points(gap)})."]
     favoured = "long" if low > 0 else "short"
@@ -277,28 +298,28 @@ def _of_length(found: dict[str, Any]) -> list[str]:
         f"{wins[0].upper()}{wins[1:]}; {right} (difference {_points(gap)}): this reward favours {favoured} answers."
     ]
     if controlled is not None:
-        low, high = controlled["interval"]
-        chance = ", not distinguishable from chance" if low <= 0.5 <= high and not found["ties"] else ""
+        low, high = controlled.interval
+        chance = ", not distinguishable from chance" if low <= 0.5 <= high and not figures.ties else ""
         said.append(
-            f"At equal length its accuracy would be {controlled['accuracy']:.1%} (95%: {low:.1%} to {high:.1%}){chance};"
-            f" over all pairs it is {found['accuracy']:.1%}."
+            f"At equal length its accuracy would be {controlled.accuracy:.1%} (95%: {low:.1%} to {high:.1%}){chance};"
+            f" over all pairs it is {figures.accuracy:.1%}."
         )
     return said
 
 
-def _of_markdown(found: dict[str, Any] | None) -> list[str]:
+def _of_markdown(figures: MarkdownBias | None) -> list[str]:
     """Nothing unless a bias is visible."""
-    if found is None or found["gap"] is None or found["gap"]["interval"][0] <= 0 <= found["gap"]["interval"][1]:
+    if figures is None or figures.gap is None or figures.gap.interval[0] <= 0 <= figures.gap.interval[1]:
         return []
-    favoured = "more" if found["gap"]["difference"] > 0 else "less"
+    favoured = "more" if figures.gap.difference > 0 else "less"
     return [
-        f"Of the {found['pairs']:,} pairs that differ in Markdown marks, the response with more of them wins"
-        f" {found['more_marks_win']:.1%} and is the chosen one in {found['more_marks_is_chosen']:.1%}"
-        f" (difference in accuracy {_points(found['gap'])}): this reward favours {favoured} Markdown,"
+        f"Of the {figures.pairs:,} pairs that differ in Markdown marks, the response with more of them wins"
+        f" {figures.more_marks_win:.1%} and is the chosen one in {figures.more_marks_is_chosen:.1%}"
+        f" (difference in accuracy {_points(figures.gap)}): this reward favours {favoured} Markdown,"
         " or the length that comes with it."
     ]
 
 
-def _points(gap: dict[str, Any]) -> str:
-    low, high = (100 * value for value in gap["interval"])
-    return f"{100 * gap['difference']:+.1f} points, 95%: {low:+.1f} to {high:+.1f}"
+def _points(gap: Gap) -> str:
+    low, high = (100 * value for value in gap.interval)
+    return f"{100 * gap.difference:+.1f} points, 95%: {low:+.1f} to {high:+.1f}"

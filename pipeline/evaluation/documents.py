@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.store import typed
-from pipeline.store.manifest import InputEntry
+from pipeline.store.manifest import BatchCheckEntry, InputEntry
+
+Interval = list[float]  # 95%: its two ends
 
 
 class EvaluationRun(typed.Document):
@@ -28,7 +30,123 @@ class Incomplete(typed.Entry):
 
     items: int
     reasons: dict[str, int]
-    examples: list[Any]
+    examples: list[str]
+
+
+class SetFigure(typed.Entry):
+    """The main figure of one set of a benchmark alone."""
+
+    items: int
+    value: float
+    interval: Interval
+
+
+class Curve(typed.Entry):
+    """Best-of-n: the mean score of the response that is picked out of `n`, for each of some n."""
+
+    n: list[int]
+    score: list[float]  # of the reward's pick
+    oracle: list[float] | None = None  # of the best
+    random: float | list[float] | None = None
+
+    def line(self, kind: str) -> list[float]:
+        """`score`, `oracle` or `random`, a value for each n; empty where it is not known."""
+        values: float | list[float] | None = getattr(self, kind)
+        if values is None:
+            return []
+        return values if isinstance(values, list) else [values] * len(self.n)
+
+
+class Matrix(typed.Entry):
+    """A table of shares in [0, 1] to be drawn as a heat map; `values[row][column]`, None where there is none."""
+
+    title: str
+    said: str  # a sentence: what a row, a column and a bright cell mean
+    row_name: str
+    column_name: str
+    rows: list[str]
+    columns: list[str]
+    values: list[list[float | None]]
+
+
+class PairAccuracy(typed.Entry):
+    """Over some pairs; without any, the accuracy and its interval are None."""
+
+    pairs: int
+    accuracy: float | None
+    interval: Interval | None
+
+
+class Lengths(typed.Entry):
+    """From `low` to `high` tokens of the chosen response more than of the rejected."""
+
+    low: int
+    high: int
+
+
+class LengthGroup(PairAccuracy, Lengths):  # a document has the fields of the last class first
+    """Pairs of a like difference in length."""
+
+
+class ControlledAccuracy(typed.Entry):
+    """At equal length: `pipeline.evaluation.bias.controlled_accuracy`."""
+
+    accuracy: float
+    interval: Interval
+
+
+class Gap(typed.Entry):
+    """One accuracy less another."""
+
+    difference: float
+    interval: Interval
+
+
+class MarkdownBias(typed.Entry):
+    """What Markdown marks have to do with the reward; over the pairs that differ in them."""
+
+    chosen_mean: float  # marks of a chosen response, over all pairs
+    rejected_mean: float
+    pairs: int
+    more_marks_win: float | None
+    more_marks_is_chosen: float | None
+    accuracy_chosen_more: float | None
+    accuracy_chosen_fewer: float | None
+    gap: Gap | None
+    reward_marks_correlation: float | None
+
+
+class Bias(typed.Entry):
+    """What length and Markdown have to do with the reward (`pipeline.evaluation.bias.bias`)."""
+
+    pairs: int
+    items: int
+    ties: int
+    accuracy: float | None
+    interval: Interval | None
+    reward_length_correlation: float | None
+    margin_length_correlation: float | None
+    unequal_pairs: int
+    unequal_ties: int
+    longer_wins: float | None
+    longer_is_chosen: float | None
+    chosen_longer: PairAccuracy
+    chosen_shorter: PairAccuracy
+    same_length: PairAccuracy
+    length_gap: Gap | None
+    deciles: list[LengthGroup]
+    length_controlled: ControlledAccuracy | None
+    markdown: MarkdownBias | None
+    summary: list[str]
+
+
+class Judgements(typed.Entry):
+    """How a judge did: responses, or for a pairwise judge pairs, that it was asked about, could not be read on, and
+    disagreed with itself on (or saw a tie in; None of a judge of single responses)."""
+
+    asked: int
+    unparsable: int
+    disagree: int | None
 
 
 class RewardEntry(typed.Entry):
@@ -39,8 +157,8 @@ class RewardEntry(typed.Entry):
     about: str
     model: str
     values: dict[str, float | None]
-    intervals: dict[str, list[float]]
-    sets: Any
+    intervals: dict[str, Interval]
+    sets: dict[str, SetFigure]
     items: int
     incomplete: Incomplete
     ties: int
@@ -52,12 +170,25 @@ class RewardEntry(typed.Entry):
     seconds: float | None
     forwarded_tokens: int | None
     seconds_per_thousand_pairs: float | None
-    details: dict[str, Any]
-    matrices: list[dict[str, Any]]
+    details: dict[str, Any]  # the benchmark's own
+    matrices: list[Matrix]
     notes: list[str]
-    bias: dict[str, Any] | None
-    batch_check: dict[str, Any] | None
-    judgements: dict[str, Any] | None
+    bias: Bias | None
+    batch_check: BatchCheckEntry | None
+    judgements: Judgements | None
+
+    @field_validator("details")
+    @classmethod
+    def _with_a_curve(cls, details: dict[str, Any]) -> dict[str, Any]:
+        if "curve" in details:
+            Curve.model_validate(details["curve"])
+        return details
+
+    @property
+    def curve(self) -> Curve | None:
+        """Of the details of best-of-n."""
+        drawn = self.details.get("curve")
+        return None if drawn is None else Curve.model_validate(drawn)
 
 
 class Comparison(typed.Entry):
@@ -67,7 +198,7 @@ class Comparison(typed.Entry):
     second: str
     figure: str
     difference: float
-    interval: list[float]
+    interval: Interval
     p_value: float
     p_holm: float
     items: int
@@ -78,7 +209,7 @@ class Results(typed.Document):
 
     benchmark: str
     about: str
-    chance: Any = None
+    chance: float | None = None  # the main figure of a reward that knows nothing
     rewards: list[RewardEntry]
     failed: dict[str, str] = Field(default_factory=dict)
     comparisons: list[Comparison] = Field(default_factory=list)

@@ -2,7 +2,7 @@
 rewards differ on the same items."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -15,8 +15,10 @@ from pipeline.evaluation.benchmarks.base import Benchmark, item_name
 from pipeline.evaluation.benchmarks.figures import Figures
 from pipeline.evaluation.benchmarks.items import Item
 from pipeline.evaluation.bias import bias
+from pipeline.evaluation.documents import Comparison, Incomplete, Results, RewardEntry
 from pipeline.evaluation.statistics import by_stratum, compare, holm, intervals
 from pipeline.evaluation.stores import Evaluated
+from pipeline.store.manifest import BatchCheckEntry
 
 Json = dict[str, Any]
 MOST_COMPARED = 5  # rewards of which every two are compared
@@ -46,7 +48,7 @@ class Cost:
     notes: Sequence[str]
     seconds: float | None  # of all actors, for all labels; None where a store does not say
     forwarded_tokens: int | None
-    batch_check: Mapping[str, Any] | None
+    batch_check: BatchCheckEntry | None
 
 
 def make_results(
@@ -55,12 +57,18 @@ def make_results(
     stopped: Mapping[str, str],
     benchmark: Benchmark,
     config: EvaluateConfig,
-) -> tuple[Json, pa.Table]:
-    """The document, less what only a job knows of itself, and the rows per item.
+    *,
+    created: str,
+    notes: Sequence[str] = (),
+    **more: Any,
+) -> tuple[Results, pa.Table]:
+    """The document and the rows per item.
 
     Args:
         evaluations, costs: one each for every variant.
         stopped: variants that were not even scored, and why.
+        notes: besides those on the configuration.
+        more: what else only a job knows of itself: `fingerprints`, `inputs`, `versions`, `command`.
 
     A reward without a complete item, or a judge that is mostly unreadable, has no figures: it is in `failed`.
 
@@ -87,53 +95,57 @@ def make_results(
         "rewards": [_entry(each, cost, figures, config) for each, cost, figures in shown],
         "failed": failed,
         "comparisons": _comparisons([(each.variant.name, figures) for each, _, figures in shown], config),
-        "notes": config.reward.warnings(),
+        "notes": [*config.reward.warnings(), *notes],
+        "config": config.model_dump(exclude={"run"}),
+        "created": created,
     }
-    return document, pa.concat_tables([_rows(each, figures) for each, _, figures in shown])
+    return Results.model_validate(document | more), pa.concat_tables(
+        [_rows(each, figures) for each, _, figures in shown]
+    )
 
 
-def _entry(each: Evaluated, cost: Cost, figures: Figures, config: EvaluateConfig) -> Json:
+def _entry(each: Evaluated, cost: Cost, figures: Figures, config: EvaluateConfig) -> RewardEntry:
     resampling = config.evaluate.resamples, config.evaluate.seed
     bounds = intervals(figures, *resampling)
     pairs = sum(len(item.pairs()) for item in each.items) or figures.comparisons
     asked = pairs * each.responses / max(1, sum(map(_responses, each.items)))  # the seconds are of incomplete items too
-    return {
-        "name": each.variant.name,
-        "reward": each.variant.reward,
-        "about": each.variant.about,
-        "model": cost.model,
-        "values": {name: _number(value) for name, value in figures.values.items()},
-        "intervals": {name: list(ends) for name, ends in bounds.items()},
-        "sets": by_stratum(figures, figures.main, *resampling),
-        "items": len(each.items),
-        "incomplete": {
-            "items": each.incomplete.total(),
-            "reasons": dict(each.incomplete.most_common()),
-            "examples": each.examples,
-        },
-        "ties": figures.ties,
-        "comparisons": figures.comparisons,
-        "tie_rule": figures.tie_rule,
-        "responses": each.responses,
-        "truncated": each.truncated,
-        "tokens": each.tokens,
-        "seconds": cost.seconds,
-        "forwarded_tokens": cost.forwarded_tokens,
-        "seconds_per_thousand_pairs": 1000 * cost.seconds / asked if cost.seconds is not None and asked else None,
-        "details": dict(figures.details),
-        "matrices": [asdict(matrix) for matrix in figures.matrices],
-        "notes": [*figures.notes, *cost.notes],
-        "bias": bias(each.items),
-        "batch_check": cost.batch_check,
-        "judgements": each.judgements,
-    }
+    return RewardEntry(
+        name=each.variant.name,
+        reward=each.variant.reward,
+        about=each.variant.about,
+        model=cost.model,
+        values={name: _number(value) for name, value in figures.values.items()},
+        intervals={name: list(ends) for name, ends in bounds.items()},
+        sets=by_stratum(figures, figures.main, *resampling),
+        items=len(each.items),
+        incomplete=Incomplete(
+            items=each.incomplete.total(),
+            reasons=dict(each.incomplete.most_common()),
+            examples=each.examples,
+        ),
+        ties=figures.ties,
+        comparisons=figures.comparisons,
+        tie_rule=figures.tie_rule,
+        responses=each.responses,
+        truncated=each.truncated,
+        tokens=each.tokens,
+        seconds=cost.seconds,
+        forwarded_tokens=cost.forwarded_tokens,
+        seconds_per_thousand_pairs=1000 * cost.seconds / asked if cost.seconds is not None and asked else None,
+        details=dict(figures.details),
+        matrices=list(figures.matrices),
+        notes=[*figures.notes, *cost.notes],
+        bias=bias(each.items),
+        batch_check=cost.batch_check,
+        judgements=each.judgements,
+    )
 
 
 def _responses(item: Item) -> int:
     return len(item.chosen) + len(item.rejected) + len(item.others)
 
 
-def _comparisons(shown: Sequence[tuple[str, Figures]], config: EvaluateConfig) -> list[Json]:
+def _comparisons(shown: Sequence[tuple[str, Figures]], config: EvaluateConfig) -> list[Comparison]:
     """Every two rewards where there are few, else the first against every other. A reward that says the same of every
     item as an earlier one is not compared again."""
     options, main = config.evaluate, shown[0][1].main
@@ -150,16 +162,16 @@ def _comparisons(shown: Sequence[tuple[str, Figures]], config: EvaluateConfig) -
             compared.append((name, other_name, comparison))
     adjusted = holm([comparison.p_value for _, _, comparison in compared])
     return [
-        {
-            "first": first,
-            "second": second,
-            "figure": main,
-            "difference": comparison.difference,
-            "interval": [comparison.low, comparison.high],
-            "p_value": comparison.p_value,
-            "p_holm": p,
-            "items": comparison.items,
-        }
+        Comparison(
+            first=first,
+            second=second,
+            figure=main,
+            difference=comparison.difference,
+            interval=[comparison.low, comparison.high],
+            p_value=comparison.p_value,
+            p_holm=p,
+            items=comparison.items,
+        )
         for (first, second, comparison), p in zip(compared, adjusted, strict=True)
     ]
 
@@ -194,12 +206,12 @@ def _rows(each: Evaluated, figures: Figures) -> pa.Table:
 def _unusable(each: Evaluated, benchmark: Benchmark, most: float) -> str | None:
     """Why a reward has no figures, or None."""
     judged = each.judgements
-    if judged is not None and judged["asked"]:
-        share = (judged["unparsable"] or 0) / judged["asked"]
+    if judged is not None and judged.asked:
+        share = judged.unparsable / judged.asked
         if share > most:
-            of = "pairs" if judged["disagree"] is not None else "responses"
+            of = "pairs" if judged.disagree is not None else "responses"
             return (
-                f"{share:.0%} of {judged['asked']:,} {of} have no judgement in the format asked for, more than "
+                f"{share:.0%} of {judged.asked:,} {of} have no judgement in the format asked for, more than "
                 f"judge.max_unparsable = {most:g}, so no accuracy is given. Take a model that follows instructions, or "
                 "give a prompt and a pattern (judge.*) that fit it"
             )

@@ -11,12 +11,12 @@ whatever the order of the items. Left out: corrections of the percentile interva
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.benchmarks.figures import Array, Figures, stratified_mean
+from pipeline.evaluation.documents import SetFigure
 from pipeline.store.summary import wilson_interval
 
 CHUNK = 1 << 21  # counts drawn at a time: 16 MB, and as much again as float64
@@ -55,8 +55,8 @@ def intervals(figures: Figures, resamples: int, seed: int) -> dict[str, tuple[fl
     }
 
 
-def by_stratum(figures: Figures, name: str, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Figure `name` of each named stratum alone: `items`, `value` and its 95% `interval`. Empty without names."""
+def by_stratum(figures: Figures, name: str, resamples: int, seed: int) -> dict[str, SetFigure]:
+    """Figure `name` of each named stratum alone. Empty without names."""
     if name not in figures.scores:
         return {}
     sets = {}
@@ -72,7 +72,7 @@ def by_stratum(figures: Figures, name: str, resamples: int, seed: int) -> dict[s
         )
         value = stratified_mean(alone.scores[name], alone.strata, alone.weights, alone.sizes)
         interval = list(intervals(alone, resamples, seed)[name])
-        sets[stratum] = {"items": len(here), "value": value, "interval": interval}
+        sets[stratum] = SetFigure(items=len(here), value=value, interval=interval)
     return sets
 
 

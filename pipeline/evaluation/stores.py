@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.corpus.samples import Preference, parse_turn_id
 from pipeline.evaluation.benchmarks.base import Benchmark, item_name
 from pipeline.evaluation.benchmarks.items import Item
+from pipeline.evaluation.documents import Judgements
 from pipeline.evaluation.reading import COLUMNS, PROMPT, LabelRows
 from pipeline.evaluation.variants import Parts, Variant
 from pipeline.rewards.derive import TOKEN_COLUMNS
@@ -35,7 +36,7 @@ class Evaluated:
     responses: int = 0  # that have a reward, those of incomplete items too
     truncated: int = 0
     tokens: int = 0
-    judgements: dict[str, int | None] | None = None
+    judgements: Judgements | None = None
 
 
 @dataclass
@@ -177,14 +178,10 @@ def _with_verdicts(item: Item) -> Item | None:
     return replace(item, verdicts={pair: float(outcome) for pair, outcome in verdicts.items()})
 
 
-def _judgements(
-    variant: Variant, labels: pa.Table, items: Sequence[Item], failed: _Failed
-) -> dict[str, int | None] | None:
-    """How a judge did: responses, or for a pairwise judge pairs, that it was asked about, could not be read on, and
-    disagreed with itself on (or saw a tie in)."""
+def _judgements(variant: Variant, labels: pa.Table, items: Sequence[Item], failed: _Failed) -> Judgements | None:
     unparsable = [response for response, (_, reason) in failed.responses.items() if reason == UNPARSABLE]
     if variant.reward == "judge-pointwise":
-        return {"asked": labels.num_rows + len(unparsable), "unparsable": len(unparsable), "disagree": None}
+        return Judgements(asked=labels.num_rows + len(unparsable), unparsable=len(unparsable), disagree=None)
     if variant.reward != "judge-pairwise":
         return None
     outcomes: list[float] = []
@@ -194,7 +191,7 @@ def _judgements(
         # without preferences a pair stands with both of its responses
         outcomes += read if item.chosen else sorted(read, key=abs)[::2]
     asked = _pairs_asked(labels, unparsable)
-    return {"asked": asked, "unparsable": asked - len(outcomes), "disagree": outcomes.count(0)}
+    return Judgements(asked=asked, unparsable=asked - len(outcomes), disagree=outcomes.count(0))
 
 
 def _pairs_asked(labels: pa.Table, unparsable: Sequence[tuple[str, str | None, Preference | None, int]]) -> int:

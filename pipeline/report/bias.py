@@ -5,7 +5,6 @@ The figures and sentences are those of `pipeline.evaluation.bias`, of several re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +12,13 @@ from markupsafe import Markup
 
 from pipeline.config import RewardConfig
 from pipeline.evaluation.bias import bias
+from pipeline.evaluation.documents import Bias, ControlledAccuracy, PairAccuracy
 from pipeline.evaluation.reading import items_of
 from pipeline.report.markup import minus
 from pipeline.report.page import Cell
 from pipeline.report.shares import draw_by_length, interval_text, share
 from pipeline.rewards.derive import TOKEN_COLUMNS, TokenArrays, aggregations
 
-Bias = dict[str, Any]  # what `pipeline.evaluation.bias.bias` gives
 Pair = tuple[str, str]  # a figure, and what stands under it (empty: nothing)
 
 
@@ -46,7 +45,7 @@ def bias_section(biases: list[tuple[str, Bias]], sentences: list[str]) -> BiasSe
         "Where a reward goes by length, the dots rise or fall."
     )
     figures = [
-        (name, draw_by_length(each["deciles"], name), [minus(sentence) for sentence in each["summary"]])
+        (name, draw_by_length(each.deciles, name), [minus(sentence) for sentence in each.summary])
         for name, each in biases
     ]
     head, cells = bias_columns(biases)
@@ -71,7 +70,7 @@ def bias_by_aggregation(labels: pa.Table, stored: RewardConfig) -> list[tuple[st
         for wanted in aggregations(stored.alpha):
             if named(wanted) not in rewards:
                 rewards[named(wanted)] = tokens.rewards(wanted)
-    biases = [(name, bias(items_of(labels, values))) for name, values in rewards.items()]
+    biases = ((name, bias(items_of(labels, values))) for name, values in rewards.items())
     return [(name, each) for name, each in biases if each]
 
 
@@ -101,30 +100,30 @@ def bias_columns(
 
 
 def _cells(figures: Bias) -> dict[str, Pair]:
-    markdown = figures["markdown"] or {}
+    markdown = figures.markdown
     return {
-        "pairs": (f"{figures['pairs']:,}", ""),
+        "pairs": (f"{figures.pairs:,}", ""),
         "correlation with length": _correlation(figures),
         "accuracy": _share(figures),
-        "at equal length": _share(figures["length_controlled"]),
-        "chosen longer": _share(figures["chosen_longer"]),
-        "chosen shorter": _share(figures["chosen_shorter"]),
-        "longer wins": (share(figures["longer_wins"]), ""),
-        "longer is chosen": (share(figures["longer_is_chosen"]), ""),
-        "more Markdown wins": (share(markdown.get("more_marks_win")), ""),
-        "more Markdown is chosen": (share(markdown.get("more_marks_is_chosen")), ""),
+        "at equal length": _share(figures.length_controlled),
+        "chosen longer": _share(figures.chosen_longer),
+        "chosen shorter": _share(figures.chosen_shorter),
+        "longer wins": (share(figures.longer_wins), ""),
+        "longer is chosen": (share(figures.longer_is_chosen), ""),
+        "more Markdown wins": (share(markdown.more_marks_win if markdown else None), ""),
+        "more Markdown is chosen": (share(markdown.more_marks_is_chosen if markdown else None), ""),
     }
 
 
 def _correlation(figures: Bias) -> Pair:
     """Of a response's reward with its tokens, and under it of the margin with the difference in tokens."""
-    reward, margin = figures["reward_length_correlation"], figures["margin_length_correlation"]
+    reward, margin = figures.reward_length_correlation, figures.margin_length_correlation
     first = share(None) if reward is None else minus(f"{reward:+.2f}")
     return first, "" if margin is None else minus(f"{margin:+.2f} in pairs")
 
 
-def _share(figures: dict[str, Any] | None) -> Pair:
+def _share(figures: Bias | PairAccuracy | ControlledAccuracy | None) -> Pair:
     """An accuracy with its interval under it."""
-    if not figures or figures["accuracy"] is None:
+    if figures is None or figures.accuracy is None:
         return share(None), ""
-    return share(figures["accuracy"]), interval_text(figures["interval"])
+    return share(figures.accuracy), interval_text(figures.interval)

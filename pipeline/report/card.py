@@ -11,11 +11,11 @@ from huggingface_hub import ModelCardData
 
 from pipeline.report import rl, training
 from pipeline.report.page import listed
-from pipeline.report.runs import Run, figure, last_part, policy_name, words
+from pipeline.report.runs import figure, last_part, learning_config, policy_name, words
 from pipeline.report.toml import to_toml
 from pipeline.rl.config import ALGORITHMS
 from pipeline.training.config import ADVANTAGE_OBJECTIVES, OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF
-from pipeline.training.documents import RlResults
+from pipeline.training.documents import RlResults, Run
 from pipeline.training.metrics import EVAL, MetricRow, ends
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -41,20 +41,21 @@ def model_card(run: Run, metrics: list[MetricRow], results: RlResults | None = N
 
     `run` and `metrics`, and `results` of an online run, as for the page.
     """
-    online = rl.is_online(run)
     accuracy = rl.accuracy_rows(results)
-    heading, summary = (rl.title(run), rl.sentence(run)) if online else (training.title(run), training.sentence(run))
+    heading = rl.title(run) if run.online else training.title(run)
+    summary = rl.sentence(run) if run.online else training.sentence(run)
+    names = rl.ordered(metrics) if run.online else training.ordered(metrics)
     blocks = [
         f"---\n{_front_matter(run)}\n---",
         f"# {policy_name(run)}, {without_places(heading)}",
         without_places(summary),
         _loading(),
-        "## Labels" if run.get("labels") else "",
+        "## Labels" if run.labels else "",
         _labels(run),
         "## Accuracy on held-out prompts" if accuracy else "",
         _table(["", "accuracy", "95% interval"], accuracy),
         "## Figures" if metrics else "",
-        _figures(metrics, rl.ordered(metrics) if online else training.ordered(metrics)),
+        _figures(metrics, names),
         _counts(run),
         "## What to know",
         "\n".join(f"- {without_places(text)}" for text in _known(run, metrics, results)),
@@ -66,10 +67,9 @@ def model_card(run: Run, metrics: list[MetricRow], results: RlResults | None = N
 
 
 def hub_name(run: Run) -> str | None:
-    """The policy's name on a model hub; None for a folder of a machine, which is known by its digest (`content`)."""
-    policy = run.get("policy") or {}
-    name = policy.get("name") or (run["config"].get("policy") or {}).get("name") or ""
-    local = "content" in policy or os.path.exists(name)
+    """The policy's name on a model hub; None for a folder of a machine, which is known by its digest."""
+    name = run.policy.name
+    local = "policy.content" in run.description or os.path.exists(name)
     return name if HUB_NAME.fullmatch(name) and not local else None
 
 
@@ -81,17 +81,11 @@ def without_places(text: str) -> str:
 
 
 def _front_matter(run: Run) -> str:
-    rank = (run["config"].get("lora") or {}).get("rank")
-    tags = ["endoreward", _method(run), *(["lora"] if rank else [])]
+    tags = ["endoreward", run.objective, *(["lora"] if learning_config(run).lora.rank else [])]
     card = ModelCardData(
         base_model=hub_name(run), library_name="transformers", pipeline_tag="text-generation", tags=tags
     )
     return card.to_yaml()
-
-
-def _method(run: Run) -> str:
-    """The algorithm of an online run, else the objective."""
-    return str(run["config"]["rl"]["algorithm"] if rl.is_online(run) else run["objective"])
 
 
 def _loading() -> str:
@@ -104,12 +98,9 @@ def _loading() -> str:
 
 def _labels(run: Run) -> str:
     rows = []
-    for store in run.get("labels") or []:
-        reward = ", ".join(
-            f"{name} = {value}" for name, value in (store.get("reward") or {}).items() if value is not None
-        )
-        model = last_part(str(store.get("model") or ""))
-        rows.append([last_part(store["path"]), model, reward, f"`{store.get('fingerprint') or 'unknown'}`"])
+    for store in run.labels:
+        reward = ", ".join(f"{name} = {value}" for name, value in (store.reward or {}).items() if value is not None)
+        rows.append([last_part(store.path), last_part(store.model or ""), reward, f"`{store.fingerprint}`"])
     return _table(["store", "model", "reward", "fingerprint"], rows)
 
 
@@ -124,24 +115,22 @@ def _figures(metrics: list[MetricRow], names: list[str]) -> str:
 
 
 def _counts(run: Run) -> str:
-    rows = [[name, value] for name, value in run.get("examples") or []]
-    rows += [[name.replace("_", " "), value] for name, value in (run.get("figures") or {}).items()]
-    return _table(["", "count or value"], [[str(name), f"{v:,}" if isinstance(v, int) else str(v)] for name, v in rows])
+    rows = [[str(name), f"{value:,}" if isinstance(value, int) else str(value)] for name, value in run.examples]
+    return _table(["", "count or value"], rows)
 
 
 def _known(run: Run, metrics: list[MetricRow], results: RlResults | None) -> list[str]:
-    online = rl.is_online(run)
-    observed = rl.observations(run, metrics, results) if online else training.observations(run, metrics)
-    return [*observed, *map(str, run.get("notes") or []), *(UNSEEN_ONLINE if online else UNSEEN)]
+    observed = rl.observations(run, metrics, results) if run.online else training.observations(run, metrics)
+    return [*observed, *run.notes, *(UNSEEN_ONLINE if run.online else UNSEEN)]
 
 
 def shareable_config(run: Run) -> dict[str, dict[str, Any]]:
     """The sections that this objective or algorithm reads, without those that only say where the run was."""
-    method = _method(run)
+    method = run.objective
     foreign = {*ALGORITHMS, *OBJECTIVES, "pairs", "advantage"} - {method}
     foreign -= {SECTION_OF.get(method, method)}
     foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"advantage"} if method in ADVANTAGE_OBJECTIVES else set()
-    own = {name: fields for name, fields in run["config"].items() if name not in {*foreign, *MACHINE}}
+    own = {name: fields for name, fields in run.config.items() if name not in {*foreign, *MACHINE}}
     shortened: dict[str, dict[str, Any]] = _shortened(own)
     return shortened
 
@@ -155,11 +144,10 @@ def _shortened(value: Any) -> Any:
 
 
 def _made_by(run: Run) -> str:
-    versions = [f"{name} {version}" for name, version in (run.get("versions") or {}).items()]
-    day = str(run.get("created") or "")[:10]
-    fingerprint = f" Fingerprint of the run: `{run['fingerprint']}`." if run.get("fingerprint") else ""
-    origin = f"Made by `endoreward {'rl' if rl.is_online(run) else 'train'} run.toml`{f' on {day}' if day else ''}"
-    return f"{origin}{f' with {listed(versions)}' if versions else ''}.{fingerprint}"
+    made_with = [f"{name} {version}" for name, version in run.versions.items()]
+    origin = f"Made by `endoreward {'rl' if run.online else 'train'} run.toml` on {run.created[:10]}"
+    fingerprint = f"Fingerprint of the run: `{run.fingerprint}`."
+    return f"{origin}{f' with {listed(made_with)}' if made_with else ''}. {fingerprint}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

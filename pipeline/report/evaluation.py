@@ -9,20 +9,21 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from pipeline.evaluation.documents import Comparison, Matrix, Results, RewardEntry
 from pipeline.report import findings
 from pipeline.report.bias import bias_section
-from pipeline.report.findings import SIGNIFICANT, Results, Reward, main_figure, share_figures, words
+from pipeline.report.findings import SIGNIFICANT, main_figure, share_figures, words
 from pipeline.report.markup import compact
 from pipeline.report.page import Cell, Keys, Reproduction, Tile, facts, page
 from pipeline.report.shares import (
     curve_axis,
-    curve_values,
     draw_curve,
     draw_intervals,
     draw_matrices,
     figure_text,
     interval_text,
 )
+from pipeline.store.manifest import InputEntry
 
 MOST_LINES = 60  # of a table that is not folded
 ELSEWHERE = ("curve", "matrix", "missing_domains", "style_gap")  # parts of `details` that are drawn or said in notes
@@ -33,28 +34,27 @@ TableRow = list[Cell]
 
 def draw_evaluation(results: Results) -> str:
     """The page of results.json as text (write it as UTF-8). It has at least one reward with at least one figure."""
-    rewards, main = results["rewards"], main_figure(results)
-    fingerprints = results.get("fingerprints") or {}
+    rewards, main, fingerprints = results.rewards, main_figure(results), results.fingerprints
     columns = findings.cost_columns(rewards)
     set_head, sets = findings.set_rows(results)
     return page(
         "evaluation",
-        f"{results['benchmark']}: {words(main)}",
-        benchmark=results["benchmark"],
-        facts=facts(results, next(iter(fingerprints.values())) if len(fingerprints) == 1 else None),
+        f"{results.benchmark}: {words(main)}",
+        benchmark=results.benchmark,
+        facts=facts(results.created, next(iter(fingerprints.values())) if len(fingerprints) == 1 else None),
         about=findings.about(results),
         tiles=_tiles(results),
         verdict=[findings.verdict(results), " ".join(findings.cut_short(rewards))],
-        failed=[(name, findings.as_sentence(why)) for name, why in (results.get("failed") or {}).items()],
+        failed=[(name, findings.as_sentence(why)) for name, why in results.failed.items()],
         main=words(main),
         intervals=_intervals(results),
-        chance=results.get("chance") is not None,
+        chance=results.chance is not None,
         many=len(rewards) > 1,
         figure_head=["reward", *map(words, findings.figure_names(results))],
         figures=[_figure_row(reward, results) for reward in rewards],
         tie_rules=" ".join(findings.tie_rules(rewards)),
-        how_compared=findings.meaning_of_p(results) if results.get("comparisons") else "",
-        comparisons=[_comparison(each, results) for each in results.get("comparisons") or []],
+        how_compared=findings.meaning_of_p(results) if results.comparisons else "",
+        comparisons=[_comparison(each, results) for each in results.comparisons],
         matrices=_matrices(results),
         set_head=set_head,
         sets=sets,
@@ -62,13 +62,14 @@ def draw_evaluation(results: Results) -> str:
         best_of_n=_best_of_n(results),
         bias=bias_section(findings.biases(results), []),
         cost_head=["reward", *columns],
-        cost=[[r["name"], *(read(r) for read in columns.values())] for r in rewards],
+        cost=[[reward.name, *(read(reward) for read in columns.values())] for reward in rewards],
         notes=findings.notes(results),
         incomplete=_incomplete(rewards),
-        inputs=[_input_row(file) for file in results.get("inputs") or []],
+        inputs=[_input_row(file) for file in results.inputs],
         reproduction=Reproduction.of(
-            results,
-            "endoreward evaluate run.toml",
+            results.command or "endoreward evaluate run.toml",
+            results.config,
+            results.versions,
             "The same fingerprints give the same rewards, and the same seed the same intervals.",
             [f"Fingerprint of {name}: {fingerprint}" for name, fingerprint in fingerprints.items()],
         ),
@@ -76,76 +77,81 @@ def draw_evaluation(results: Results) -> str:
 
 
 def _tiles(results: Results) -> list[Tile]:
-    first, name, chance = results["rewards"][0], main_figure(results), results.get("chance")
+    first, name, chance = results.rewards[0], main_figure(results), results.chance
     as_share = name in share_figures(results)
-    interval = first.get("intervals", {}).get(name)
+    interval = first.intervals.get(name)
     within = f"95%: {interval_text(interval, as_share)}" if interval else ""
     guess = f"chance {figure_text(chance, as_share)}" if chance is not None else ""
-    missing = findings.incomplete_items(first)
-    tiles = [(figure_text(first["values"][name], as_share), f"{words(name)}, {first['name']}", within)]
-    tiles.append((f"{first['items']:,}", "items", f"{missing:,} incomplete" if missing else ""))
-    if first.get("comparisons"):
-        tiles.append((compact(first["comparisons"]), "comparisons", guess))
-    if first.get("tokens"):
-        speed = first.get("seconds_per_thousand_pairs")
+    missing = first.incomplete.items
+    tiles = [(figure_text(first.values[name], as_share), f"{words(name)}, {first.name}", within)]
+    tiles.append((f"{first.items:,}", "items", f"{missing:,} incomplete" if missing else ""))
+    if first.comparisons:
+        tiles.append((compact(first.comparisons), "comparisons", guess))
+    if first.tokens:
+        speed = first.seconds_per_thousand_pairs
         pace = f"{findings.seconds_text(speed)} s per 1,000 pairs" if speed else ""
-        tiles.append((compact(first["tokens"]), "response tokens", pace))
+        tiles.append((compact(first.tokens), "response tokens", pace))
     return tiles
 
 
 def _intervals(results: Results) -> Markup | None:
     """The main figure of every reward that has it, drawn."""
     name = main_figure(results)
-    rows = [(r["name"], r["values"].get(name), r.get("intervals", {}).get(name)) for r in results["rewards"]]
-    rows = [row for row in rows if row[1] is not None]
-    return draw_intervals(rows, results.get("chance"), words(name), name in share_figures(results)) if rows else None
+    rows = [
+        (reward.name, value, reward.intervals.get(name))
+        for reward in results.rewards
+        if (value := reward.values.get(name)) is not None
+    ]
+    return draw_intervals(rows, results.chance, words(name), name in share_figures(results)) if rows else None
 
 
-def _figure_row(reward: Reward, results: Results) -> TableRow:
+def _figure_row(reward: RewardEntry, results: Results) -> TableRow:
     shares, cells = share_figures(results), list[Cell]()
     for name in findings.figure_names(results):
-        within = interval_text(reward.get("intervals", {}).get(name), name in shares)
-        cells.append((figure_text(reward["values"].get(name), name in shares), within))
-    model = str(reward.get("model") or "").rstrip("/").rpartition("/")[2]
-    return [(reward["name"], " · ".join(filter(None, (reward.get("about"), model)))), *cells]
+        within = interval_text(reward.intervals.get(name), name in shares)
+        cells.append((figure_text(reward.values.get(name), name in shares), within))
+    model = reward.model.rstrip("/").rpartition("/")[2]
+    return [(reward.name, " · ".join(filter(None, (reward.about, model)))), *cells]
 
 
-def _comparison(comparison: dict[str, Any], results: Results) -> dict[str, Any]:
+class Compared(NamedTuple):
+    """A comparison as it is read: who is higher (empty: neither), what is said of it, and its figures."""
+
+    first: str
+    second: str
+    winner: str
+    verdict: str
+    cells: Sequence[str]
+
+
+def _comparison(comparison: Comparison, results: Results) -> Compared:
     difference, within = findings.difference(comparison, share_figures(results))
-    winner, verdict = _winner(comparison, results)
-    figures = [words(comparison["figure"]), difference, within]
-    figures += [*map(findings.p_value, (comparison["p_value"], comparison["p_holm"])), f"{comparison['items']:,}"]
-    return {
-        "first": comparison["first"],
-        "second": comparison["second"],
-        "winner": winner,
-        "verdict": verdict,
-        "cells": figures,
-    }
+    figures = [words(comparison.figure), difference, within]
+    figures += [*map(findings.p_value, (comparison.p_value, comparison.p_holm)), f"{comparison.items:,}"]
+    return Compared(comparison.first, comparison.second, *_winner(comparison, results), figures)
 
 
-def _winner(comparison: dict[str, Any], results: Results) -> tuple[str, str]:
+def _winner(comparison: Comparison, results: Results) -> tuple[str, str]:
     """Who is higher (empty: neither), and what is said of it.
 
     Where guessing would do as well as either, a difference makes neither the better.
     """
-    if comparison["p_holm"] >= SIGNIFICANT:
+    if comparison.p_holm >= SIGNIFICANT:
         return "", "no difference can be told"
-    first, second, chance = comparison["first"], comparison["second"], results.get("chance")
-    name = comparison["figure"]
-    ends = [r.get("intervals", {}).get(name) for r in results["rewards"] if r["name"] in (first, second)]
+    first, second, name, chance = comparison.first, comparison.second, comparison.figure, results.chance
+    ends = [reward.intervals.get(name) for reward in results.rewards if reward.name in (first, second)]
     if name == main_figure(results) and chance is not None and all(e and e[0] <= chance <= e[1] for e in ends):
         return "", "differ, both near chance"
-    return (first if comparison["difference"] > 0 else second), " is higher"
+    return (first if comparison.difference > 0 else second), " is higher"
 
 
 def _matrices(results: Results) -> list[tuple[str, str, Markup]]:
     """Title, sentence and drawing for each title; rewards with the same one stand side by side."""
-    by_title: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for reward in results["rewards"]:
-        for matrix in reward.get("matrices") or []:
-            by_title.setdefault(matrix["title"], []).append((reward["name"], matrix))
-    return [(title, matrices[0][1]["said"], draw_matrices(matrices)) for title, matrices in by_title.items()]
+    by_title: dict[str, list[tuple[str, Matrix]]] = {}
+    for reward in results.rewards:
+        for matrix in reward.matrices:
+            by_title.setdefault(matrix.title, []).append((reward.name, matrix))
+    return [(title, matrices[0][1].said, draw_matrices(matrices)) for title, matrices in by_title.items()]
 
 
 class Group(NamedTuple):
@@ -164,14 +170,14 @@ def _groups(results: Results) -> Iterator[Group]:
 
     What is drawn, said in notes, or repeats the figures is left out: it stands elsewhere. So is what lies deeper.
     """
-    rewards = results["rewards"]
+    rewards = results.rewards
     parts = [
-        (r, key, _figures_of(value))
-        for r in rewards
-        for key, value in (r.get("details") or {}).items()
+        (reward, key, _figures_of(value))
+        for reward in rewards
+        for key, value in reward.details.items()
         if key not in ELSEWHERE
     ]
-    new = [(r["name"], key, value) for r, key, value in parts if value and not _repeats(value, r["values"])]
+    new = [(r.name, key, value) for r, key, value in parts if value and not _repeats(value, r.values)]
     lines = []
     for key in dict.fromkeys(key for _, key, _ in new):
         having = [(name, value) for name, each, value in new if each == key]
@@ -210,38 +216,48 @@ def _nested_group(title: str, having: list[tuple[str, dict[str, dict[str, float]
     return Group(title, "nested", list(map(words, measures)), rows_of, wide=True, lines=folded)
 
 
-def _best_of_n(results: Results) -> dict[str, Any] | None:
-    curves = [(r["name"], curve) for r in results["rewards"] if (curve := (r.get("details") or {}).get("curve"))]
+class BestOfN(NamedTuple):
+    """A best-of-n curve for each reward: what the lines are, and (name, chart, no sentences) each."""
+
+    marks: Keys
+    figures: Sequence[tuple[str, Markup, None]]
+
+
+def _best_of_n(results: Results) -> BestOfN | None:
+    curves = [(reward.name, curve) for reward in results.rewards if (curve := reward.curve)]
     if not curves:
         return None
     axis = curve_axis([curve for _, curve in curves])
     marks: Keys = [
         (Markup('<path class="line {}" d="M0 5H14"/>').format(kind), name)
         for kind, name in LINES.items()
-        if any(curve_values(curve, kind) for _, curve in curves)
+        if any(curve.line(kind) for _, curve in curves)
     ]
-    return {"marks": marks, "figures": [(name, draw_curve(curve, name, axis), None) for name, curve in curves]}
+    return BestOfN(marks, [(name, draw_curve(curve, name, axis), None) for name, curve in curves])
 
 
-def _incomplete(rewards: list[Reward]) -> dict[str, Any] | None:
-    """By reward how many items have no reward for which reason, and some of them."""
-    rewards = [r for r in rewards if findings.incomplete_items(r)]
-    if not rewards:
+class IncompleteTable(NamedTuple):
+    """How many items have no reward for which reason, by reward, and some of them."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    examples: str
+
+
+def _incomplete(rewards: list[RewardEntry]) -> IncompleteTable | None:
+    lost = [(reward.name, reward.incomplete) for reward in rewards if reward.incomplete.items]
+    if not lost:
         return None
     reasons = Counter[str]()
-    for reward in rewards:
-        reasons.update(reward["incomplete"].get("reasons") or {})
-    rows = [
-        [reason, *(f"{(r['incomplete'].get('reasons') or {}).get(reason, 0):,}" for r in rewards)]
-        for reason, _ in reasons.most_common()
-    ]
-    examples = list(dict.fromkeys(e for r in rewards for e in r["incomplete"].get("examples") or []))[:6]
-    return {"head": ["reason", *(r["name"] for r in rewards)], "rows": rows, "examples": ", ".join(examples)}
+    for _, each in lost:
+        reasons.update(each.reasons)
+    rows = [[reason, *(f"{each.reasons.get(reason, 0):,}" for _, each in lost)] for reason, _ in reasons.most_common()]
+    examples = list(dict.fromkeys(example for _, each in lost for example in each.examples))[:6]
+    return IncompleteTable(["reason", *(name for name, _ in lost)], rows, ", ".join(examples))
 
 
-def _input_row(file: dict[str, Any]) -> TableRow:
-    rows = f"{file['rows']:,}" if file.get("rows") is not None else ""
-    return [file["name"], rows, str(file.get("sha256") or "")[:16]]
+def _input_row(file: InputEntry) -> TableRow:
+    return [file.name, f"{file.rows:,}", file.sha256[:16]]
 
 
 def _is_number(value: Any) -> bool:

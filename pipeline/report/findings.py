@@ -1,15 +1,14 @@
 """What results.json says, in the words and figures that both the page and results.md have."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from pipeline.evaluation.documents import Bias, Comparison, Judgements, Results, RewardEntry
 from pipeline.report.markup import minus
 from pipeline.report.page import listed
 from pipeline.report.shares import figure_text, interval_text
-
-Results = dict[str, Any]
-Reward = dict[str, Any]  # one of results["rewards"]
+from pipeline.store.manifest import BatchCheckEntry
 
 SIGNIFICANT = 0.05
 MUCH_TRUNCATED = 0.05  # of the responses; above it the page says so at its top
@@ -17,15 +16,14 @@ MUCH_TRUNCATED = 0.05  # of the responses; above it the page says so at its top
 
 def about(results: Results) -> str:
     """What the benchmark asks, as the beginning of a sentence."""
-    text = results.get("about") or ""
-    return text[:1].upper() + text[1:]
+    return results.about[:1].upper() + results.about[1:]
 
 
 def verdict(results: Results) -> str:
     """What the main figure of the first reward means, in one sentence or two."""
-    rewards, chance, name = results["rewards"], results.get("chance"), main_figure(results)
-    intervals = {r["name"]: r.get("intervals", {}).get(name) for r in rewards}
-    first, interval = rewards[0]["name"], intervals[rewards[0]["name"]]
+    rewards, chance, name = results.rewards, results.chance, main_figure(results)
+    intervals = {reward.name: reward.intervals.get(name) for reward in rewards}
+    first, interval = rewards[0].name, intervals[rewards[0].name]
     if interval is None or chance is None:
         return ""
     guess = figure_text(chance, name in share_figures(results))
@@ -41,14 +39,14 @@ def verdict(results: Results) -> str:
             f"Every interval includes chance ({guess}): accuracies near chance say nothing about the rewards, none of "
             "which can be told from a guess."
         )
-    best = max(rewards, key=lambda reward: reward["values"].get(name) or -math.inf)
-    highest = figure_text(best["values"][name], name in share_figures(results))
-    also = "" if best is rewards[0] else f" The highest is {best['name']}, {highest}."
+    best = max(rewards, key=lambda reward: reward.values.get(name) or -math.inf)
+    highest = figure_text(best.values[name], name in share_figures(results))
+    also = "" if best is rewards[0] else f" The highest is {best.name}, {highest}."
     if interval[0] > chance:
         return f"{first} is right more often than chance ({guess}).{also}"
     if interval[1] < chance:
-        ties, comparisons = rewards[0].get("ties", 0), rewards[0].get("comparisons", 0)
-        if comparisons and rewards[0]["values"][name] + ties / comparisons >= chance:
+        value, ties, comparisons = rewards[0].values[name], rewards[0].ties, rewards[0].comparisons
+        if value is not None and comparisons and value + ties / comparisons >= chance:
             tied = f"{ties:,} of {comparisons:,} comparisons are ties, which are not right"
             return f"{first} tells little apart: {tied}.{also}"
         return (
@@ -62,43 +60,43 @@ def verdict(results: Results) -> str:
     return f"{first} cannot be told from chance ({guess}); {listed(others)}."
 
 
-def cut_short(rewards: list[Reward]) -> list[str]:
+def cut_short(rewards: list[RewardEntry]) -> list[str]:
     """Which rewards are of responses of which many were truncated, in a sentence each, or in one for all."""
     sentences = []
     for reward in rewards:
-        share = (reward.get("truncated") or 0) / (reward.get("responses") or 1)
+        share = reward.truncated / (reward.responses or 1)
         if share > MUCH_TRUNCATED:
             read = "length and style are those of what was read"
-            sentences.append((reward["name"], f"{share:.0%} of responses were cut to fit: {read}."))
+            sentences.append((reward.name, f"{share:.0%} of responses were cut to fit: {read}."))
     return same_for_all(sentences, rewards)
 
 
-def tie_rules(rewards: list[Reward]) -> list[str]:
+def tie_rules(rewards: list[RewardEntry]) -> list[str]:
     """How ties count, a sentence for each rule."""
-    return same_for_all([(r["name"], f"ties: {r['tie_rule']}.") for r in rewards if r.get("tie_rule")], rewards)
+    return same_for_all([(r.name, f"ties: {r.tie_rule}.") for r in rewards if r.tie_rule], rewards)
 
 
-def cost_columns(rewards: list[Reward]) -> dict[str, Any]:
+def cost_columns(rewards: list[RewardEntry]) -> dict[str, Callable[[RewardEntry], str]]:
     """Columns of counts by name: how to read each from a reward. Time is left out where none was taken."""
-    columns: dict[str, Any] = {
-        "items": lambda r: f"{r['items']:,}",
-        "incomplete": lambda r: f"{incomplete_items(r):,}",
-        "comparisons": lambda r: f"{r.get('comparisons', 0):,}",
-        "ties": lambda r: f"{r.get('ties', 0):,}",
-        "responses": lambda r: f"{r.get('responses', 0):,}",
-        "truncated": lambda r: f"{r.get('truncated', 0):,}",
-        "response tokens": lambda r: f"{r.get('tokens', 0):,}",
+    columns: dict[str, Callable[[RewardEntry], str]] = {
+        "items": lambda r: f"{r.items:,}",
+        "incomplete": lambda r: f"{r.incomplete.items:,}",
+        "comparisons": lambda r: f"{r.comparisons:,}",
+        "ties": lambda r: f"{r.ties:,}",
+        "responses": lambda r: f"{r.responses:,}",
+        "truncated": lambda r: f"{r.truncated:,}",
+        "response tokens": lambda r: f"{r.tokens:,}",
     }
-    if any(r.get("forwarded_tokens") is not None for r in rewards):
-        columns["tokens forwarded"] = lambda r: _count_text(r.get("forwarded_tokens"))
-    if any(r.get("seconds_per_thousand_pairs") is not None for r in rewards):
-        columns["s per 1,000 pairs"] = lambda r: seconds_text(r.get("seconds_per_thousand_pairs"))
+    if any(r.forwarded_tokens is not None for r in rewards):
+        columns["tokens forwarded"] = lambda r: _count_text(r.forwarded_tokens)
+    if any(r.seconds_per_thousand_pairs is not None for r in rewards):
+        columns["s per 1,000 pairs"] = lambda r: seconds_text(r.seconds_per_thousand_pairs)
     return columns
 
 
 def meaning_of_p(results: Results) -> str:
     """How to read the paired comparisons."""
-    count = len(results["comparisons"])
+    count = len(results.comparisons)
     adjusted = f", and Holm's p is adjusted for the {count} comparisons made here" if count > 1 else ""
     return (
         "Each difference is of the same items under both rewards, so that hard items do not count against either. p is how "
@@ -107,96 +105,92 @@ def meaning_of_p(results: Results) -> str:
     )
 
 
-def difference(comparison: dict[str, Any], shares: set[str]) -> tuple[str, str]:
+def difference(comparison: Comparison, shares: set[str]) -> tuple[str, str]:
     """A difference and its interval, in points of a percent where the figure is a share."""
-    size, digits = (100, 1) if comparison["figure"] in shares else (1, 3)
-    value, *ends = (
-        minus(f"{size * v:+.{digits}f}") for v in (comparison["difference"], *(comparison.get("interval") or []))
-    )
+    size, digits = (100, 1) if comparison.figure in shares else (1, 3)
+    value, *ends = (minus(f"{size * v:+.{digits}f}") for v in (comparison.difference, *comparison.interval))
     return value + (" points" if size == 100 else ""), " to ".join(ends)
 
 
 def set_rows(results: Results) -> tuple[list[str], list[list[Any]]]:
     """Heading, and a row for each set: its name, its items, and for each reward (figure, interval)."""
-    rewards, as_share = results["rewards"], main_figure(results) in share_figures(results)
-    names = list(dict.fromkeys(name for reward in rewards for name in reward.get("sets") or {}))
+    rewards, as_share = results.rewards, main_figure(results) in share_figures(results)
+    names = list(dict.fromkeys(name for reward in rewards for name in reward.sets))
     rows = []
     for name in names:
-        figures = [(reward.get("sets") or {}).get(name) for reward in rewards]
-        items = next(f"{each['items']:,}" for each in figures if each)
+        figures = [reward.sets.get(name) for reward in rewards]
+        items = next(f"{each.items:,}" for each in figures if each)
         cells = [
-            (figure_text(f["value"], as_share), interval_text(f["interval"], as_share)) if f else ("", "")
-            for f in figures
+            (figure_text(f.value, as_share), interval_text(f.interval, as_share)) if f else ("", "") for f in figures
         ]
         rows.append([name, (items, ""), *cells])
-    return ["set", "items", *(reward["name"] for reward in rewards)], rows
+    return ["set", "items", *(reward.name for reward in rewards)], rows
 
 
-def biases(results: Results) -> list[tuple[str, dict[str, Any]]]:
+def biases(results: Results) -> list[tuple[str, Bias]]:
     """(reward, its bias) of those that have one."""
-    return [(r["name"], r["bias"]) for r in results["rewards"] if r.get("bias")]
+    return [(reward.name, reward.bias) for reward in results.rewards if reward.bias]
 
 
 def notes(results: Results) -> list[str]:
     """Notes, what the batch checks found and how judges did; what is the same for all rewards is said once."""
-    rewards, own = results["rewards"], []
+    rewards, own = results.rewards, []
     for reward in rewards:
-        check, judged = reward.get("batch_check"), reward.get("judgements")
-        lines = list(reward.get("notes") or [])
-        if check and check["responses"]:
+        check, judged = reward.batch_check, reward.judgements
+        lines = list(reward.notes)
+        if check and check.responses:
             lines.append(_checked(check))
-        if judged and judged["asked"]:
+        if judged and judged.asked:
             lines.append(_judged(judged))
-        own += [(reward["name"], line) for line in lines]
-    return [as_sentence(note) for note in (*(results.get("notes") or []), *same_for_all(own, rewards))]
+        own += [(reward.name, line) for line in lines]
+    return [as_sentence(note) for note in (*results.notes, *same_for_all(own, rewards))]
 
 
-def _checked(check: dict[str, Any]) -> str:
-    count = f"{check['responses']:,} request{'' if check['responses'] == 1 else 's'} asked once more alone"
-    if check.get("moved"):
-        apart = f"rewards up to {_power(check['worst'])} apart"
-        return f"of {count}, {check['moved']:,} gave another answer than in a batch ({apart})."
-    within = f" within {_power(check['worst'])}" if check["worst"] else ""
+def _checked(check: BatchCheckEntry) -> str:
+    count = f"{check.responses:,} request{'' if check.responses == 1 else 's'} asked once more alone"
+    if check.moved:
+        apart = f"rewards up to {_power(check.worst)} apart"
+        return f"of {count}, {check.moved:,} gave another answer than in a batch ({apart})."
+    within = f" within {_power(check.worst)}" if check.worst else ""
     return f"{count} gave the same answer as in a batch{within}."
 
 
-def _judged(judged: dict[str, Any]) -> str:
-    asked, lost, torn = judged["asked"], judged.get("unparsable", 0), judged.get("disagree")
+def _judged(judged: Judgements) -> str:
+    asked, lost, torn = judged.asked, judged.unparsable, judged.disagree
     what = "responses" if torn is None else "pairs"
     note = f"of {asked:,} {what} {lost:,} could not be judged in the format asked for ({lost / asked:.1%})"
     return f"{note}." if torn is None else f"{note}; in {torn:,} the two orders named no common winner."
 
 
-def incomplete_sentences(rewards: list[Reward]) -> list[str]:
+def incomplete_sentences(rewards: list[RewardEntry]) -> list[str]:
     """How many items count nowhere, and why, of the rewards that have such."""
     sentences = []
     for reward in rewards:
-        if incomplete_items(reward):
-            reasons = reward["incomplete"].get("reasons") or {}
-            counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        if lost := reward.incomplete.items:
+            counts = ", ".join(f"{reason} {count:,}" for reason, count in reward.incomplete.reasons.items())
             within = f" ({counts})" if counts else ""
-            items = "1 item is" if incomplete_items(reward) == 1 else f"{incomplete_items(reward):,} items are"
-            sentences.append((reward["name"], f"{items} incomplete{within}."))
+            items = "1 item is" if lost == 1 else f"{lost:,} items are"
+            sentences.append((reward.name, f"{items} incomplete{within}."))
     return same_for_all(sentences, rewards)
 
 
 def main_figure(results: Results) -> str:
     """The name of the first reward's first figure."""
-    return str(next(iter(results["rewards"][0]["values"])))
+    return next(iter(results.rewards[0].values))
 
 
 def figure_names(results: Results) -> list[str]:
     """Every figure that any reward has, in their order."""
-    return list(dict.fromkeys(name for reward in results["rewards"] for name in reward["values"]))
+    return list(dict.fromkeys(name for reward in results.rewards for name in reward.values))
 
 
 def share_figures(results: Results) -> set[str]:
     """The figures all of whose values and intervals lie in [-1, 1], shares and their differences: read as percentages."""
     shares = set()
     for name in figure_names(results):
-        values = [r["values"].get(name) for r in results["rewards"]]
-        ends = [end for r in results["rewards"] for end in (r.get("intervals", {}).get(name) or [])]
-        if all_shares(values + ends):
+        values = [reward.values.get(name) for reward in results.rewards]
+        ends = [end for reward in results.rewards for end in reward.intervals.get(name, [])]
+        if all_shares([*values, *ends]):
             shares.add(name)
     return shares
 
@@ -206,11 +200,7 @@ def all_shares(values: Iterable[Any]) -> bool:
     return all(value is None or isinstance(value, int) or -1 <= value <= 1 for value in values)
 
 
-def incomplete_items(reward: Reward) -> int:
-    return int((reward.get("incomplete") or {}).get("items", 0))
-
-
-def same_for_all(lines: list[tuple[str, str]], rewards: list[Reward]) -> list[str]:
+def same_for_all(lines: list[tuple[str, str]], rewards: list[RewardEntry]) -> list[str]:
     """Lines of (reward, text) as `reward: text`; what several rewards say is said once, and without names if all do."""
     speakers: dict[str, list[str]] = {}
     for name, text in lines:

@@ -1,8 +1,8 @@
 """results.md: what results.json holds as Markdown, with tables that read well as text."""
 
+from pipeline.evaluation.documents import Results, RewardEntry
 from pipeline.report import findings
 from pipeline.report.bias import bias_columns
-from pipeline.report.findings import Results, Reward
 from pipeline.report.markup import minus
 from pipeline.report.shares import figure_text, interval_text
 
@@ -18,14 +18,14 @@ IN_MARKDOWN = (  # columns of the bias table
 
 def results_markdown(results: Results) -> str:
     """The text of results.md: figures, cost, comparisons, bias and notes, with tables that read well as text."""
-    rewards, names = results["rewards"], findings.figure_names(results)
-    figures = [[reward["name"], *_with_intervals(reward, results)] for reward in rewards]
+    rewards, names = results.rewards, findings.figure_names(results)
+    figures = [[reward.name, *_with_intervals(reward, results)] for reward in rewards]
     columns = findings.cost_columns(rewards)
-    counts = [[reward["name"], *(read(reward) for read in columns.values())] for reward in rewards]
-    failed = [f"- {name}: {findings.as_sentence(why)}" for name, why in (results.get("failed") or {}).items()]
+    counts = [[reward.name, *(read(reward) for read in columns.values())] for reward in rewards]
+    failed = [f"- {name}: {findings.as_sentence(why)}" for name, why in results.failed.items()]
     notes = [*findings.notes(results), *findings.incomplete_sentences(rewards)]
     blocks = [
-        f"# {results['benchmark']}",
+        f"# {results.benchmark}",
         findings.about(results),
         findings.verdict(results),
         " ".join(findings.cut_short(rewards)),
@@ -47,12 +47,12 @@ def _sets(results: Results) -> list[str]:
 
 
 def _comparisons(results: Results) -> list[str]:
-    if not results.get("comparisons"):
+    if not results.comparisons:
         return []
     shares, rows = findings.share_figures(results), []
-    for each in results["comparisons"]:
-        names = [each["first"], each["second"], findings.words(each["figure"])]
-        values = [findings.p_value(each[name]) for name in ("p_value", "p_holm")]
+    for each in results.comparisons:
+        names = [each.first, each.second, findings.words(each.figure)]
+        values = [findings.p_value(p) for p in (each.p_value, each.p_holm)]
         rows.append([*names, *findings.difference(each, shares), *values])
     head = ["first", "second", "figure", "difference", "95%", "p", "p (Holm)"]
     return ["## Comparisons", findings.meaning_of_p(results), _text_table(head, rows, names=3)]
@@ -64,7 +64,7 @@ def _bias(results: Results) -> list[str]:
         return []
     head, cells = bias_columns(biases, IN_MARKDOWN)
     rows = [[name, *map(_cell, row)] for (name, _), row in zip(biases, cells, strict=True)]
-    lines = [f"- {name}: {minus(' '.join(bias['summary']))}" for name, bias in biases]
+    lines = [f"- {name}: {minus(' '.join(bias.summary))}" for name, bias in biases]
     return ["## Bias", _text_table(["reward", *head], rows), "\n".join(lines)]
 
 
@@ -73,11 +73,11 @@ def _cell(pair: tuple[str, str]) -> str:
     return f"{pair[0]} ({pair[1]})" if pair[1] else pair[0]
 
 
-def _with_intervals(reward: Reward, results: Results) -> list[str]:
+def _with_intervals(reward: RewardEntry, results: Results) -> list[str]:
     shares, cells = findings.share_figures(results), []
     for name in findings.figure_names(results):
-        within = interval_text(reward.get("intervals", {}).get(name), name in shares)
-        cells.append(figure_text(reward["values"].get(name), name in shares) + (f" ({within})" if within else ""))
+        within = interval_text(reward.intervals.get(name), name in shares)
+        cells.append(figure_text(reward.values.get(name), name in shares) + (f" ({within})" if within else ""))
     return cells
 
 

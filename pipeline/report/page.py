@@ -5,7 +5,7 @@ Every value in a template is escaped, and the page's own policy forbids scripts 
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -49,10 +49,10 @@ def _style() -> str:
     return files(__package__).joinpath("report.css").read_text(encoding="utf-8")
 
 
-def facts(record: dict[str, Any], fingerprint: str | None = None) -> list[str]:
+def facts(created: str, fingerprint: str | None = None) -> list[str]:
     """The line above the title: when it was made, and the fingerprint's beginning."""
-    created = [str(record["created"])[:16].replace("T", " ")] if record.get("created") else []
-    return created + ([f"fingerprint {fingerprint[:12]}"] if fingerprint else [])
+    beginning = f"fingerprint {fingerprint[:12]}" if fingerprint else ""
+    return list(filter(None, (created[:16].replace("T", " "), beginning)))
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,17 @@ class Reproduction:
     note: str
 
     @classmethod
-    def of(cls, record: dict[str, Any], command: str, note: str, fingerprints: list[str]) -> "Reproduction":
-        """Of a manifest or results.json; `command` is for a record that has none, `fingerprints` are a line each."""
-        versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
-        lines = [line for line in (versions, *fingerprints) if line]
-        return cls(record.get("command") or command, to_toml(record.get("config") or {}), lines, note)
+    def of(
+        cls,
+        command: str,
+        config: Mapping[str, Any],
+        versions: Mapping[str, str],
+        note: str,
+        fingerprints: Sequence[str],
+    ) -> "Reproduction":
+        """Of what a document says of its making; `fingerprints` are a line each."""
+        made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
+        return cls(command, to_toml(config), [line for line in (made_with, *fingerprints) if line], note)
 
 
 def listed(names: list[str]) -> str:

@@ -15,13 +15,13 @@ from pipeline.report import training
 from pipeline.report.markup import esc, minus
 from pipeline.report.page import Cell, Prompt, Reproduction, Tile, facts, listed, page
 from pipeline.report.runs import (
-    Run,
     curves_section,
     ends_table,
     figure,
     last_part,
     policy_name,
     prompt_view,
+    read_config,
     reward_words,
     settings_rows,
     tiles,
@@ -29,7 +29,7 @@ from pipeline.report.runs import (
 from pipeline.report.runs import ordered as ordered_by
 from pipeline.report.shares import Interval, draw_intervals, figure_text, interval_text
 from pipeline.rl.config import ALGORITHMS, RewardSource, RlConfig
-from pipeline.training.documents import RlResults
+from pipeline.training.documents import Repeat, RlResults, Run, SampledResponse, SamplesLine
 from pipeline.training.metrics import MetricRow, ends, finite
 
 FIRST = (
@@ -49,18 +49,13 @@ BAR_WIDTH, BAR_HEIGHT = 720, 30
 SHOWN = 600  # characters of an answer; the others are folded
 
 
-def is_online(run: Run) -> bool:
-    """Whether `run` is one of `rl`, and not of `train`."""
-    return "rl" in run["config"]
-
-
 def rl_page(
-    run: Run, metrics: list[MetricRow], results: RlResults | None = None, samples: Sequence[MetricRow] = ()
+    run: Run, metrics: list[MetricRow], results: RlResults | None = None, samples: Sequence[SamplesLine] = ()
 ) -> str:
-    """The page as text (write it as UTF-8).
+    """The page as text (write it as UTF-8). Raises StoreError where the configuration is one of a newer version.
 
     Args:
-        run: manifest.json: `created` and `config` are needed, all else may be missing.
+        run: its manifest, or run.json of one that is not done.
         metrics: the rows of metrics.jsonl; there may be none.
         results: results.json, where something was measured; accuracies may be missing.
         samples: the lines of samples.jsonl.
@@ -71,7 +66,7 @@ def rl_page(
     return page(
         "rl",
         title(run),
-        facts=facts(run, run.get("fingerprint")),
+        facts=facts(run.created, run.fingerprint),
         sentence=sentence(run),
         tiles=tiles(run, metrics, ("reward", "kl"), _accuracy_tile(results)),
         observations=observations(run, metrics, results),
@@ -83,7 +78,6 @@ def rl_page(
             run,
             metrics,
             [name for name in shown if name in names],
-            [again["step"] for again in run.get("repeated") or []],
             folded=[name for name in names if name not in shown],
         ),
         samples=_samples(samples),
@@ -91,8 +85,8 @@ def rl_page(
         time=_time(metrics),
         ends=ends_table(metrics, names),
         settings=_settings(run, metrics),
-        repeated=[_repeated(again) for again in run.get("repeated") or []],
-        notes=run.get("notes") or [],
+        repeated=[_repeated(again) for again in run.repeated],
+        notes=run.notes,
         reproduction=_reproduction(run),
     )
 
@@ -109,8 +103,7 @@ def sentence(run: Run) -> str:
     config = _config(run)
     rank, rl = config.lora.rank, config.rl
     what = f"A LoRA adapter of rank {rank} on {policy_name(run)}" if rank else f"All weights of {policy_name(run)}"
-    steps = run.get("steps")
-    length = f" for {steps:,} step{'' if steps == 1 else 's'}" if steps else ""
+    length = f" for {run.steps:,} step{'' if run.steps == 1 else 's'}" if run.steps else ""
     size = f" of {rl.batch_size:,} prompts, {_count(rl.group_size, 'response')} to each," if length else ""
     replayed = f" on the samples of {last_part(rl.replay)}" if rl.replay else ""
     rewards = [f"{_weight(source)}{source_words(config, source)}" for source in config.rewards.values()]
@@ -121,7 +114,7 @@ def source_words(config: RlConfig, source: RewardSource) -> str:
     """What one of the rewards is."""
     model = last_part(source.model or config.reward_model.name)
     what = {
-        "endogenous": reward_words({"reward": config.reward.model_dump(), "model": model}),
+        "endogenous": reward_words(config.reward.model_dump(), model),
         "relative": f"log π of {model or 'the reward model'} relative to {last_part(source.reference)}",
         "maths": "whether the final answer is right",
         "function": f"the function {source.function.rpartition(':')[2]}",
@@ -159,7 +152,7 @@ def accuracy_rows(results: RlResults | None) -> list[list[str]]:
 
 
 def _config(run: Run) -> RlConfig:
-    return RlConfig.model_validate(run["config"])
+    return read_config(run, RlConfig)
 
 
 def _algorithm(run: Run) -> tuple[str, str]:
@@ -276,32 +269,31 @@ class Samples(NamedTuple):
     sides: list[tuple[str, list[Answer]]]  # the step, its answers
 
 
-def _samples(lines: Sequence[MetricRow]) -> list[Samples]:
+def _samples(lines: Sequence[SamplesLine]) -> list[Samples]:
     """The first, a middle and the last evaluation, by prompt."""
-    by_step = {line["step"]: line["samples"] for line in lines}  # a step that was done again counts once
+    by_step = {line.step: line.samples for line in lines}  # a step that was done again counts once
     steps = sorted(by_step)
     chosen = sorted({steps[0], steps[(len(steps) - 1) // 2], steps[-1]}) if steps else []
     cards: dict[str, Samples] = {}
     for step in chosen:
         for sample in by_step[step]:
-            prompt = str(sample["prompt"])
-            card = cards.setdefault(prompt, Samples(prompt_view(prompt), []))
-            card.sides.append((f"{step:,}", _answers(sample["responses"])))
+            card = cards.setdefault(sample.prompt, Samples(prompt_view(sample.prompt), []))
+            card.sides.append((f"{step:,}", _answers(sample.responses)))
     return list(cards.values())
 
 
-def _answers(responses: Sequence[MetricRow]) -> list[Answer]:
+def _answers(responses: Sequence[SampledResponse]) -> list[Answer]:
     names = ["best", "worst"] if len(responses) == 2 else [""] * len(responses)
     return [_answer(name, response) for name, response in zip(names, responses, strict=True)]
 
 
-def _answer(name: str, response: MetricRow) -> Answer:
-    verdict = {True: "right", False: "wrong"}.get(response.get("right"), "")  # type: ignore[arg-type]
-    cut = "" if response.get("finished", True) else "cut off"
-    parts = [verdict, f"reward {_short(response['reward'])}", _count(response["tokens"], "token"), cut]
-    rewards = response.get("parts") or {}
+def _answer(name: str, response: SampledResponse) -> Answer:
+    verdict = {True: "right", False: "wrong", None: ""}[response.right]
+    cut = "" if response.finished else "cut off"
+    parts = [verdict, f"reward {_short(response.reward)}", _count(response.tokens, "token"), cut]
+    rewards = response.parts
     by_source = ", ".join(f"{source} {_short(value)}" for source, value in rewards.items()) if len(rewards) > 1 else ""
-    return Answer(name, ", ".join(filter(None, parts)), by_source, str(response["text"]))
+    return Answer(name, ", ".join(filter(None, parts)), by_source, response.text)
 
 
 def _short(value: float) -> str:
@@ -326,9 +318,9 @@ def _settings(run: Run, metrics: list[MetricRow]) -> list[tuple[str, str]]:
         ["Penalty of a response cut off", config.rewarding.missing_eos_penalty or None],
         ["Samples of", last_part(rl.replay) if rl.replay else None],
     ]
-    batch = [
-        ["Prompts", run.get("prompts")],
-        ["Held-out prompts", run.get("held_out") or None],
+    batch: list[list[Any]] = [
+        ["Prompts", run.prompts],
+        ["Held-out prompts", run.held_out or None],
         ["Prompts of a step", rl.batch_size],
         ["Responses to a prompt", rl.group_size],
         ["Longest response, tokens", rl.max_new_tokens],
@@ -339,16 +331,16 @@ def _settings(run: Run, metrics: list[MetricRow]) -> list[tuple[str, str]]:
     return settings_rows(run, metrics, method, batch, pools)
 
 
-def _repeated(again: dict[str, Any]) -> tuple[str, str]:
+def _repeated(again: Repeat) -> tuple[str, str]:
     """After which step the run went on from a checkpoint, and what was done twice."""
-    why = f": {again['why']}" if again.get("why") else ""
-    return f"{again['step']:,}", f"{_count(again['repeated'], 'step')} done twice{why}."
+    why = f": {again.why}" if again.why else ""
+    return f"{again.step:,}", f"{_count(again.repeated, 'step')} done twice{why}."
 
 
 def _reproduction(run: Run) -> Reproduction:
-    fingerprints = [f"Fingerprint {run['fingerprint']}"] if run.get("fingerprint") else []
     note = (
         "The same fingerprint asks for the same run. Where rounding differs, as between machines, one token that is sampled "
         "differently makes another run from there on."
     )
-    return Reproduction.of(run, "endoreward rl run.toml", note, fingerprints)
+    command = run.command or "endoreward rl run.toml"
+    return Reproduction.of(command, run.config, run.versions, note, [f"Fingerprint {run.fingerprint}"])

@@ -1,11 +1,11 @@
 """What the pages of both kinds of run have: the names of metrics, large figures, where curves start and end, curves.
 
-A run is its manifest (run.json), its metrics the rows of metrics.jsonl. Left out: anything that needs a model.
+A run is its manifest or its run.json, its metrics the rows of metrics.jsonl. Left out: anything that needs a model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 from pydantic import ValidationError
@@ -15,9 +15,13 @@ from pipeline.report.bias import named
 from pipeline.report.curves import Curve, Points, beyond, draw_curves, value_text
 from pipeline.report.markup import compact, minus
 from pipeline.report.page import Keys, Prompt, Tile
+from pipeline.rl.config import RlConfig
+from pipeline.store.typed import parse
+from pipeline.training.config import LearningConfig, TrainConfig
+from pipeline.training.documents import Run
 from pipeline.training.metrics import EVAL, MetricRow, end_size, ends, finite, numbers
 
-Run = dict[str, Any]
+Config = TypeVar("Config", bound=LearningConfig)
 Figure = tuple[str, Markup, str]  # a heading, a chart, and a note under it
 
 WORDS = {
@@ -50,15 +54,28 @@ EXACT = ("learning_rate",)  # known for each step: nothing to smooth, and no sta
 COUNTERS = ("epoch", "num_tokens")  # they only rise: the table and the tiles say how far
 
 
+def read_config(run: Run, kind: type[Config]) -> Config:
+    """How the run was told. Raises StoreError where a newer version knows more settings than this one."""
+    return parse(kind.model_validate, run.config, "run.json: config", "update endoreward")
+
+
+def learning_config(run: Run) -> LearningConfig:
+    """`read_config`, of either kind of run."""
+    return read_config(run, RlConfig) if run.online else read_config(run, TrainConfig)
+
+
 def policy_name(run: Run) -> str:
     """What was trained, by the last part of its name."""
-    names = ((section.get("policy") or {}).get("name") for section in (run, run["config"]))
-    return last_part(next(filter(None, names), "")) or "a language model"
+    return last_part(run.policy.name) or "a language model"
 
 
-def reward_words(labels: dict[str, Any]) -> str:
-    """What reward a label store holds, and whose: `the endogenous reward (mean) of tiny-chat`."""
-    reward = labels.get("reward") or {}
+def reward_words(reward: Mapping[str, Any] | None, model: str | None) -> str:
+    """What reward a label store holds, and whose: `the endogenous reward (mean) of tiny-chat`.
+
+    Args:
+        reward: settings of ours, or the kind of another.
+    """
+    reward = reward or {}
     what = "a reward"
     if "aggregation" in reward:
         try:
@@ -68,7 +85,7 @@ def reward_words(labels: dict[str, Any]) -> str:
             what = f"the endogenous reward ({reward['aggregation']})"
     elif kind := reward.get("kind") or reward.get("name"):
         what = f"the reward {kind}"
-    return f"{what} of {last_part(str(labels['model']))}" if labels.get("model") else what
+    return f"{what} of {last_part(model)}" if model else what
 
 
 def last_part(place: str) -> str:
@@ -103,11 +120,6 @@ def ordered(metrics: list[MetricRow], first: tuple[str, ...]) -> list[str]:
     return [name for name in (*first, *others, *LAST) if name in measured]
 
 
-def optimizer(run: Run) -> dict[str, Any]:
-    """The section that holds the settings of the optimiser, of either kind of run."""
-    return run["config"].get("train") or run["config"].get("rl") or {}
-
-
 def tiles(run: Run, metrics: list[MetricRow], names: Iterable[str], first: Iterable[Tile] = ()) -> list[Tile]:
     """Large figures: `first`, then of `names` until there are two, then what it took."""
     shown = list(first)
@@ -117,17 +129,16 @@ def tiles(run: Run, metrics: list[MetricRow], names: Iterable[str], first: Itera
         if known and len(shown) < 2:
             what = f"{words(name)}, kept prompts" if held_out else words(name)
             shown.append((figure(name, known[1]), what, f"{figure(name, known[0])} at the start"))
-    steps = metrics[-1]["step"] if metrics else run.get("steps")
+    steps = metrics[-1]["step"] if metrics else run.steps
     if steps:
         epochs = finite(metrics, "epoch")
         shown.append((f"{steps:,}", "steps", f"{epochs[-1][1]:.3g} epochs" if epochs else ""))
     if tokens := _tokens(run, metrics):
-        seconds = run.get("seconds")
         pace = ends(metrics, "tokens_per_second")
-        speed = f"{pace[1]:,.0f} a second" if pace else f"{tokens / seconds:,.0f} a second" if seconds else ""
-        shown.append((compact(tokens), "tokens", speed))
-    if run.get("seconds"):
-        shown.append((duration(run["seconds"]), "time", str(run.get("device") or "")))
+        rate = pace[1] if pace else tokens / run.seconds if run.seconds else None
+        shown.append((compact(tokens), "tokens", "" if rate is None else f"{rate:,.0f} a second"))
+    if run.seconds:
+        shown.append((duration(run.seconds), "time", run.device))
     return shown
 
 
@@ -174,10 +185,11 @@ class CurvesSection:
 
 
 def curves_section(
-    run: Run, metrics: list[MetricRow], names: list[str], resumed_at: list[int], folded: Sequence[str] = ()
+    run: Run, metrics: list[MetricRow], names: list[str], folded: Sequence[str] = ()
 ) -> CurvesSection | None:
     """A chart for each of `names`; those of `folded` are there for who asks for them. None without any."""
-    resumed = [step for step in resumed_at if step <= max((row["step"] for row in metrics), default=0)]
+    last = max((row["step"] for row in metrics), default=0)
+    resumed = [again.step for again in run.repeated if again.step <= last]
     drawn, others = (_charts(run, metrics, list(of), resumed) for of in (names, folded))
     if not drawn and not others:
         return None
@@ -223,7 +235,7 @@ def _chart(run: Run, metrics: list[MetricRow], names: list[str], last: int, resu
     what = words(names[0]).removesuffix(" of chosen").removesuffix(", chosen") if len(names) > 1 else words(names[0])
     what = what[:1].upper() + what[1:]
     of_pairs = names[0].endswith("accuracies")
-    limit = optimizer(run).get("max_grad_norm") if names == ["grad_norm"] else None
+    limit = learning_config(run).optimizer.max_grad_norm if names == ["grad_norm"] else None
     guide = 0.5 if of_pairs else limit or None
     outside = beyond(curves, share)
     notes = [f"Broken line: {'chance' if of_pairs else 'where it is clipped'}."] if guide is not None else []
@@ -248,19 +260,19 @@ def settings_rows(
     run: Run, metrics: list[MetricRow], method: list[list[Any]], batch: list[list[Any]], others: list[list[Any]]
 ) -> list[tuple[str, str]]:
     """Settings by name; `method`, `batch` and `others` are rows (name, value), those of None are left out."""
-    training, lora, learner = optimizer(run), *(run["config"].get(name) or {} for name in ("lora", "learner"))
+    config = learning_config(run)
     rates = [value for _, value in finite(metrics, "learning_rate")]
     rows = [
         ["Policy", policy_name(run)],
         *method,
-        ["Trained", f"LoRA, rank {lora['rank']}" if lora.get("rank") else "all weights"],
+        ["Trained", f"LoRA, rank {config.lora.rank}" if config.lora.rank else "all weights"],
         *batch,
-        ["Highest learning rate", max(rates) if rates else training.get("learning_rate")],
-        ["Schedule", training.get("schedule")],
-        ["Seed", training.get("seed")],
-        ["Workers", learner.get("workers")],
-        ["ZeRO stage", learner.get("zero_stage")],
-        ["Device", run.get("device")],
+        ["Highest learning rate", max(rates) if rates else config.optimizer.learning_rate],
+        ["Schedule", config.optimizer.schedule],
+        ["Seed", config.optimizer.seed],
+        ["Workers", config.learner.workers],
+        ["ZeRO stage", config.learner.zero_stage],
+        ["Device", run.device or None],
         *others,
     ]
     return readable([row for row in rows if row[1] is not None])
@@ -288,7 +300,7 @@ def _value(value: Any) -> str:
 
 def _tokens(run: Run, metrics: list[MetricRow]) -> int:
     counted = finite(metrics, "num_tokens")
-    return int(run.get("tokens") or (counted[-1][1] if counted else 0))
+    return int(run.tokens or (counted[-1][1] if counted else 0))
 
 
 def duration(seconds: float) -> str:

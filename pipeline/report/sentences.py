@@ -1,7 +1,6 @@
 """What the figures mean, in sentences that depend on them."""
 
-from typing import Any
-
+from pipeline.config import RewardConfig
 from pipeline.report.markup import minus
 from pipeline.store.summary import Summary, plain, signed, wilson_interval
 
@@ -13,31 +12,31 @@ def reward_sentence(summary: Summary) -> str:
 
     Needs a label.
     """
-    pairs, reward = summary["pairs"], summary["reward"]
+    pairs = summary.pairs
     if not pairs:
-        mean, std = minus(signed(reward["mean"])), plain(reward["std"])
-        return f"The mean reward is {mean}, with a standard deviation of {std}."
-    low, high = wilson_interval(pairs["right"], pairs["pairs"])
-    text = f"The reward prefers the chosen response in {pairs['right']:,} of {pairs['pairs']:,} pairs"
+        mean, std, _, _ = summary.reward.known()
+        return f"The mean reward is {minus(signed(mean))}, with a standard deviation of {plain(std)}."
+    low, high = wilson_interval(pairs.right, pairs.pairs)
+    text = f"The reward prefers the chosen response in {pairs.right:,} of {pairs.pairs:,} pairs"
     if low > 0.5:
         text += ", more often than chance would"
     elif high < 0.5:
         text += ", less often than chance would: look for swapped columns, or at what length does below"
     else:
         text += ", which chance alone might do"
-    ties = f" {pairs['ties']:,} pairs are ties and count as not right." if pairs["ties"] else ""
-    mean, std = minus(signed(pairs["margin"]["mean"])), plain(pairs["margin"]["std"])
-    return f"{text}.{ties} The mean margin is {mean}, with a standard deviation of {std}."
+    ties = f" {pairs.ties:,} pairs are ties and count as not right." if pairs.ties else ""
+    margin = minus(signed(pairs.margin.mean))
+    return f"{text}.{ties} The mean margin is {margin}, with a standard deviation of {plain(pairs.margin.std)}."
 
 
-def length_sentence(summary: Summary, reward: dict[str, Any] | None) -> str:
+def length_sentence(summary: Summary, reward: RewardConfig | None) -> str:
     """How far the reward follows the length of the response, and why.
 
     Args:
         summary: of the whole store.
-        reward: the section `reward` of its configuration; None for a reward of another kind, whose reasons are its own.
+        reward: that the store was made with; None for a reward of another kind, whose reasons are its own.
     """
-    r, count = summary["length"]["reward_length_correlation"], summary["labels"]
+    r, count = summary.length.reward_length_correlation, summary.labels
     if r is None:
         return "Length and reward do not vary together here: at least one of them is the same for every label."
     figure = minus(f"(r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{r:+.2f})")
@@ -52,13 +51,13 @@ def length_sentence(summary: Summary, reward: dict[str, Any] | None) -> str:
 
 def pairs_by_length_sentence(summary: Summary) -> str:
     """Whether length decides the pairs. Empty where no pair has responses of unequal length."""
-    length = summary["length"]
-    wins, chosen = length["longer_wins"], length["chosen_longer"]
-    if wins is None:
+    length = summary.length
+    wins, chosen = length.longer_wins, length.chosen_longer
+    if wins is None or chosen is None:
         return ""
     text = f"Of two responses to one prompt the longer gets the higher reward in {wins:.0%} of the pairs"
     text += f"; it is the chosen one in {chosen:.0%}."
-    longer, shorter = length["accuracy_chosen_longer"], length["accuracy_chosen_shorter"]
+    longer, shorter = length.accuracy_chosen_longer, length.accuracy_chosen_shorter
     if longer is None or shorter is None:
         return text
     joint = "but" if abs(longer - shorter) >= 0.1 else "and"
@@ -68,8 +67,8 @@ def pairs_by_length_sentence(summary: Summary) -> str:
     )
 
 
-def _reason(r: float, reward: dict[str, Any]) -> str:
-    aggregation, gamma = reward.get("aggregation", "sum"), reward.get("gamma", 1.0)
+def _reason(r: float, reward: RewardConfig) -> str:
+    aggregation, gamma = reward.aggregation, reward.gamma
     if aggregation == "mean":
         if r < 0:
             return "mean does not count tokens, so the later tokens of long answers are the less likely ones."

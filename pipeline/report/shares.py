@@ -5,18 +5,17 @@ in the cells, so that nothing depends on colour alone.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from markupsafe import Markup
 
+from pipeline.evaluation.documents import Curve, LengthGroup, Matrix
 from pipeline.report.charts import Axis, Frame
 from pipeline.report.markup import esc, minus, render
 from pipeline.store.summary import plain
 
 Interval = tuple[float, float] | list[float]
-Matrix = dict[str, Any]  # a `pipeline.evaluation.benchmarks.figures.Matrix` as a dict
 
 SMALL = Frame(width=340, height=236, left=46, right=12, top=30, bottom=46)
 ROW = 46  # height of one line of `draw_intervals`
@@ -40,7 +39,7 @@ def interval_text(interval: Interval | None, as_share: bool = True) -> str:
 
 
 def draw_intervals(
-    rows: list[tuple[str, float, Interval | None]], chance: float | None, name: str, as_share: bool = True
+    rows: Sequence[tuple[str, float, Interval | None]], chance: float | None, name: str, as_share: bool = True
 ) -> Markup:
     """Chart: a line for each row (name, figure, interval; at least one), in the order given.
 
@@ -82,50 +81,49 @@ def draw_intervals(
     return frame.draw(description, parts)
 
 
-def draw_by_length(deciles: list[dict[str, Any]], name: str) -> Markup:
+def draw_by_length(groups: Sequence[LengthGroup], name: str) -> Markup:
     """Chart: accuracy by the difference in length, a dot for each group of pairs; the groups are equally wide.
 
     A dot's area is in proportion to its pairs: `DOT` is the radius of a tenth of them, `LEAST_DOT` the smallest.
 
     Args:
-        deciles: `low`, `high` (tokens of the chosen less those of the rejected), `pairs`, `accuracy`, `interval`.
+        groups: at least one, in the order of their lengths.
         name: whose accuracy.
     """
-    y_axis, edges = Axis(0, 100, 25, "%"), Axis(0, len(deciles), 1)
+    y_axis, edges = Axis(0, 100, 25, "%"), Axis(0, len(groups), 1)
     x, y = edges.scale(SMALL.left, SMALL.end), y_axis.scale(SMALL.floor, SMALL.top)
     parts = [SMALL.rows(y_axis, y), f'<path class="chance" d="M{SMALL.left} {y(50):.1f}H{SMALL.end}"/>']
-    bounds = [group["low"] for group in deciles] + [deciles[-1]["high"]]
+    bounds = [group.low for group in groups] + [groups[-1].high]
     for i in range(0, len(bounds), max(1, len(bounds) // 5)):
         parts.append(f'<path class="grid" d="M{x(i):.1f} {SMALL.floor}v4"/>')
         text = minus(f"{bounds[i]:,.0f}")
         parts.append(f'<text class="tick" x="{x(i):.1f}" y="{SMALL.floor + 18}" text-anchor="middle">{text}</text>')
-    pairs = sum(group["pairs"] for group in deciles)
-    for i, group in enumerate(deciles):
-        if group["accuracy"] is None:
+    pairs = sum(group.pairs for group in groups)
+    for i, group in enumerate(groups):
+        if group.accuracy is None:
             continue
-        at, radius = x(i + 0.5), max(DOT * math.sqrt(10 * group["pairs"] / pairs), LEAST_DOT)
-        if group["interval"]:
-            low, high = (y(100 * end) for end in group["interval"])
+        at, radius = x(i + 0.5), max(DOT * math.sqrt(10 * group.pairs / pairs), LEAST_DOT)
+        if group.interval:
+            low, high = (y(100 * end) for end in group.interval)
             parts.append(f'<path class="whisker" d="M{at:.1f} {low:.1f}V{high:.1f}"/>')
-        tooltip = minus(f"{group['low']:,.0f} to {group['high']:,.0f} tokens: ")
-        tooltip += f"{share(group['accuracy'])} of {group['pairs']:,} pairs ({interval_text(group['interval'])})"
+        tooltip = minus(f"{group.low:,.0f} to {group.high:,.0f} tokens: ")
+        tooltip += f"{share(group.accuracy)} of {group.pairs:,} pairs ({interval_text(group.interval)})"
         parts.append(
-            f'<circle class="dot" cx="{at:.1f}" cy="{y(100 * group["accuracy"]):.1f}" r="{radius:.2f}">'
+            f'<circle class="dot" cx="{at:.1f}" cy="{y(100 * group.accuracy):.1f}" r="{radius:.2f}">'
             f"<title>{tooltip}</title></circle>"
         )
     parts.append(SMALL.names("chosen less rejected, tokens", ""))
     return SMALL.draw(f"Accuracy of {name} by the chosen response's length less the rejected one's.", parts)
 
 
-def draw_curve(curve: dict[str, Any], name: str, axis: Axis) -> Markup:
+def draw_curve(curve: Curve, name: str, axis: Axis) -> Markup:
     """Chart: the mean score of the best of n responses by the reward, beside the best there is and a random one.
 
     Args:
-        curve: `n`, `score` and, where known, `oracle` (lists) and `random` (a number or a list).
         name: whose choice.
         axis: of the scores, the same for all rewards that are compared.
     """
-    counts = curve["n"]
+    counts = curve.n
     steps = Axis(0, max(len(counts) - 1, 1), 1)
     x, y = steps.scale(SMALL.left + 8, SMALL.end - 8), axis.scale(SMALL.floor, SMALL.top)
     size = 100 if axis.unit else 1
@@ -133,11 +131,10 @@ def draw_curve(curve: dict[str, Any], name: str, axis: Axis) -> Markup:
     for i, count in enumerate(counts):
         parts.append(f'<text class="tick" x="{x(i):.1f}" y="{SMALL.floor + 18}" text-anchor="middle">{count:,}</text>')
     for kind in ("random", "oracle", "score"):
-        values = curve_values(curve, kind)
-        if values:
+        if values := curve.line(kind):
             points = "L".join(f"{x(i):.1f} {y(size * value):.1f}" for i, value in enumerate(values))
             parts.append(f'<path class="line {kind}" d="M{points}"/>')
-    for i, value in enumerate(curve["score"]):
+    for i, value in enumerate(curve.score):
         tooltip = f"best of {counts[i]:,}: {figure_text(value, bool(axis.unit))}"
         parts.append(
             f'<circle class="dot" cx="{x(i):.1f}" cy="{y(size * value):.1f}" r="4"><title>{tooltip}</title></circle>'
@@ -146,19 +143,9 @@ def draw_curve(curve: dict[str, Any], name: str, axis: Axis) -> Markup:
     return SMALL.draw(f"Score of the best of n responses by {name}.", parts)
 
 
-def curve_values(curve: dict[str, Any], kind: str) -> list[float]:
-    """One line of a best-of-n curve, a value for each n; empty where it is not known."""
-    values = curve.get(kind)
-    if values is None:
-        return []
-    return list(values) if isinstance(values, list | tuple) else [values] * len(curve["n"])
-
-
-def curve_axis(curves: list[dict[str, Any]]) -> Axis:
+def curve_axis(curves: Sequence[Curve]) -> Axis:
     """An axis that holds every line of `curves`; in percent where all values are shares."""
-    values = np.array(
-        [v for curve in curves for kind in ("score", "oracle", "random") for v in curve_values(curve, kind)]
-    )
+    values = np.array([v for curve in curves for kind in ("score", "oracle", "random") for v in curve.line(kind)])
     if values.min() < 0 or values.max() > 1:
         return Axis.framing(values, 4)
     axis = Axis.framing(100 * values, 4)
@@ -173,7 +160,7 @@ def draw_matrices(matrices: list[tuple[str, Matrix]]) -> Markup:
     Args:
         matrices: of each reward its name and its matrix; at least one.
     """
-    values = [v for _, matrix in matrices for row in matrix["values"] for v in row if v is not None]
+    values = [v for _, matrix in matrices for row in matrix.values for v in row if v is not None]
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
 
     def opacity(value: float) -> str:
@@ -189,5 +176,5 @@ def _heat_rows(matrix: Matrix, opacity: Callable[[float], str]) -> list[tuple[st
     """Each row's name and its cells: a share, and how opaque its ground is (empty where there is no value)."""
     return [
         (name, [(share(v), "" if v is None else opacity(v)) for v in values])
-        for name, values in zip(matrix["rows"], matrix["values"], strict=True)
+        for name, values in zip(matrix.rows, matrix.values, strict=True)
     ]

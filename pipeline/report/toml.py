@@ -2,18 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def to_toml(config: dict[str, Any]) -> str:
+def to_toml(config: Mapping[str, Any]) -> str:
     """A configuration of sections as TOML; fields that are None are left out, because TOML has no word for them."""
     return "\n\n".join(_sections(config, ""))
 
 
-def _sections(config: dict[str, Any], within: str) -> Iterator[str]:
+def _sections(config: Mapping[str, Any], within: str) -> Iterator[str]:
     for name, fields in config.items():
         if isinstance(fields, dict):
             path = within + (name if BARE_KEY.fullmatch(name) else _value(name))

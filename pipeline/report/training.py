@@ -4,17 +4,18 @@ It shows what run.json and metrics.jsonl hold. Left out: anything that needs a m
 benchmark is the page of an evaluation.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.page import Reproduction, facts, listed, page
 from pipeline.report.runs import (
-    Run,
     curves_section,
     ends_table,
     last_part,
-    optimizer,
+    learning_config,
     policy_name,
     prompt_view,
+    read_config,
     readable,
     reward_words,
     settings_rows,
@@ -22,7 +23,8 @@ from pipeline.report.runs import (
 )
 from pipeline.report.runs import ordered as ordered_by
 from pipeline.store.summary import plain
-from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF
+from pipeline.training.config import OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF, TrainConfig
+from pipeline.training.documents import Run
 from pipeline.training.metrics import EVAL, MetricRow, ends, finite
 
 FIRST = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "reward", "kl")
@@ -30,53 +32,56 @@ CLIPPED = 0.5  # share of the steps whose gradient was clipped that is worth a w
 GAP = 0.1  # accuracy in training above that on kept prompts that is worth a word
 
 
-def training_page(run: Run, metrics: list[MetricRow]) -> str:
-    """The page as text (write it as UTF-8).
+def training_page(
+    run: Run,
+    metrics: list[MetricRow],
+    figures: Mapping[str, Any] | None = None,
+    samples: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page as text (write it as UTF-8). Raises StoreError where the configuration is one of a newer version.
 
     Args:
-        run: run.json: `created`, `config` and `objective` are needed, all else may be missing.
+        run: its manifest, or run.json of one that is not done.
         metrics: the rows of metrics.jsonl; there may be none.
+        figures: by name, what else was measured of the policy.
+        samples: `prompt` (a text or messages), and answers to it by who gave them.
     """
     names = ordered(metrics)
     return page(
         "training",
         title(run),
-        facts=facts(run, run.get("fingerprint")),
+        facts=facts(run.created, run.fingerprint),
         sentence=sentence(run),
         tiles=tiles(run, metrics, ("rewards/accuracies", "reward", "loss")),
         observations=observations(run, metrics),
         ends=ends_table(metrics, names),
-        curves=curves_section(run, metrics, names, run.get("resumed_at") or []),
-        figures=readable((name.replace("_", " "), value) for name, value in (run.get("figures") or {}).items()),
+        curves=curves_section(run, metrics, names),
+        figures=readable((name.replace("_", " "), value) for name, value in (figures or {}).items()),
         settings=_settings(run, metrics),
-        examples=readable(run.get("examples") or []),
-        labels=[
-            (each["path"], reward_words(each), str(each.get("fingerprint") or "")[:12])
-            for each in run.get("labels") or []
-        ],
-        notes=run.get("notes") or [],
-        samples=[_sample(sample) for sample in run.get("samples") or []],
+        examples=readable(run.examples),
+        labels=[(each.path, reward_words(each.reward, each.model), each.fingerprint[:12]) for each in run.labels],
+        notes=run.notes,
+        samples=[_sample(sample) for sample in samples],
         reproduction=_reproduction(run),
     )
 
 
 def title(run: Run) -> str:
     """`DPO on hh-labels`."""
-    names = [last_part(each["path"]) for each in run.get("labels") or []]
+    names = [last_part(each.path) for each in run.labels]
     names = [f"{len(names)} label stores"] if len(names) > 3 else names
     return f"{_objective(run)[0]} on {listed(names) if names else 'labels'}"
 
 
 def sentence(run: Run) -> str:
     """What was trained, how and on what."""
-    config = run["config"]
-    train, rank = config.get("train") or {}, (config.get("lora") or {}).get("rank")
+    config = read_config(run, TrainConfig)
+    rank = config.lora.rank
     what = f"A LoRA adapter of rank {rank} on {policy_name(run)}" if rank else f"All weights of {policy_name(run)}"
-    length = f" for {run['steps']:,} step{'' if run['steps'] == 1 else 's'}" if run.get("steps") else ""
-    batch = train.get("batch_size")
-    unit = "pairs" if run["objective"] in PAIR_OBJECTIVES else "prompts"
-    size = f" of {batch:,} {unit}" if batch and length else ""
-    rewards = list(dict.fromkeys(reward_words(each) for each in run.get("labels") or []))
+    length = f" for {run.steps:,} step{'' if run.steps == 1 else 's'}" if run.steps else ""
+    unit = "pairs" if run.objective in PAIR_OBJECTIVES else "prompts"
+    size = f" of {config.train.batch_size:,} {unit}" if length else ""
+    rewards = list(dict.fromkeys(reward_words(each.reward, each.model) for each in run.labels))
     by = f". The labels hold {listed(rewards)}" if rewards else ""
     return f"{what}, trained{length}{size} by {_objective(run)[1]}{by}."
 
@@ -87,9 +92,8 @@ def ordered(metrics: list[MetricRow]) -> list[str]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """The settings of the run's objective, by name; none for an objective that has none."""
-    objective = run["objective"]
-    return run["config"].get(SECTION_OF.get(objective, objective)) or {}
+    """The settings of the run's objective, by name and in the document's order; none for an objective that has none."""
+    return run.config.get(SECTION_OF.get(run.objective, run.objective)) or {}
 
 
 def observations(run: Run, metrics: list[MetricRow]) -> list[str]:
@@ -106,8 +110,8 @@ def observations(run: Run, metrics: list[MetricRow]) -> list[str]:
 
 
 def _unfinished(run: Run, metrics: list[MetricRow]) -> str:
-    if metrics and metrics[-1]["step"] < (run.get("steps") or 0):
-        return f"The run is not finished: this is step {metrics[-1]['step']:,} of {run['steps']:,}."
+    if metrics and metrics[-1]["step"] < run.steps:
+        return f"The run is not finished: this is step {metrics[-1]['step']:,} of {run.steps:,}."
     return ""
 
 
@@ -122,7 +126,7 @@ def _not_finite(metrics: list[MetricRow]) -> str:
 
 def _both_below_zero(run: Run, metrics: list[MetricRow]) -> str:
     chosen, rejected = ends(metrics, "rewards/chosen"), ends(metrics, "rewards/rejected")
-    if not chosen or not rejected or run["objective"] not in ("dpo", "ipo"):
+    if not chosen or not rejected or run.objective not in ("dpo", "ipo"):
         return ""
     if not (rejected[1] < chosen[1] < 0 and chosen[1] < chosen[0]):
         return ""
@@ -157,7 +161,7 @@ def _past_its_best(metrics: list[MetricRow]) -> str:
 
 
 def _clipped(run: Run, metrics: list[MetricRow]) -> str:
-    limit, norms = optimizer(run).get("max_grad_norm"), finite(metrics, "grad_norm")
+    limit, norms = learning_config(run).optimizer.max_grad_norm, finite(metrics, "grad_norm")
     clipped = sum(norm > limit for _, norm in norms) / len(norms) if limit and norms else 0.0
     if clipped <= CLIPPED:
         return ""
@@ -166,27 +170,24 @@ def _clipped(run: Run, metrics: list[MetricRow]) -> str:
 
 def _settings(run: Run, metrics: list[MetricRow]) -> list[tuple[str, str]]:
     rows: list[list[Any]] = [["Objective", _objective(run)[0]]]
-    rows += [[f"{run['objective']}, {name.replace('_', ' ')}", value] for name, value in settings(run).items()]
-    resumed = run.get("resumed_at")
-    again = [["Started again after step", listed([f"{step:,}" for step in resumed]) if resumed else None]]
-    return settings_rows(run, metrics, rows, [["Batch size", optimizer(run).get("batch_size")]], again)
+    rows += [[f"{run.objective}, {name.replace('_', ' ')}", value] for name, value in settings(run).items()]
+    resumed = [f"{again.step:,}" for again in run.repeated]
+    again = [["Started again after step", listed(resumed) if resumed else None]]
+    batch = [["Batch size", read_config(run, TrainConfig).train.batch_size]]
+    return settings_rows(run, metrics, rows, batch, again)
 
 
-def _sample(sample: dict[str, Any]) -> dict[str, Any]:
+def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     answers = [(when, text) for when, text in sample.items() if when != "prompt" and text is not None]
     return {"prompt": prompt_view(sample.get("prompt")), "answers": answers}
 
 
 def _reproduction(run: Run) -> Reproduction:
-    fingerprints = [f"Fingerprint {run['fingerprint']}"] if run.get("fingerprint") else []
-    fingerprints += [
-        f"Fingerprint of {last_part(each['path'])}: {each['fingerprint']}"
-        for each in run.get("labels") or []
-        if each.get("fingerprint")
-    ]
+    fingerprints = [f"Fingerprint {run.fingerprint}"]
+    fingerprints += [f"Fingerprint of {last_part(each.path)}: {each.fingerprint}" for each in run.labels]
     note = "The same fingerprint gives the same losses: to the last bit on CPUs, but for rounding on GPUs."
-    return Reproduction.of(run, "endoreward train run.toml", note, fingerprints)
+    return Reproduction.of(run.command or "endoreward train run.toml", run.config, run.versions, note, fingerprints)
 
 
 def _objective(run: Run) -> tuple[str, str]:
-    return OBJECTIVES.get(run["objective"], (run["objective"], run["objective"]))
+    return OBJECTIVES.get(run.objective, (run.objective, run.objective))

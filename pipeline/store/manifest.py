@@ -46,6 +46,14 @@ class Counts(typed.Entry):
     shards: int
 
 
+class BatchCheckEntry(typed.Entry):
+    """Some requests answered within their batch and once more alone (`actors.actor.BatchCheck`)."""
+
+    responses: int
+    worst: float  # largest difference in reward; for texts, 1 where they differ
+    moved: int = 0
+
+
 class TimingEntry(typed.Entry):
     """What the run cost that finished the store; `jobs.stores.finalize.Timing` measures it."""
 
@@ -56,7 +64,7 @@ class TimingEntry(typed.Entry):
     response_tokens: int
     forwarded_tokens: int
     layout: str
-    batch_check: dict[str, Any] | None = None
+    batch_check: BatchCheckEntry | None = None
 
 
 class Manifest(typed.Document):

@@ -19,9 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.ranking import ranked_pairs, ranked_rows
+from pipeline.store import typed
 from pipeline.store.turns import last_turns
-
-Summary = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,42 +181,126 @@ class ShardStats:
         }
         return asdict(self) | {"rubrics": rubrics}
 
-    def summary(self) -> Summary:
-        """The figures of these labels as a plain dict; what is undefined is None.
-
-        Rewards under different rubrics are different rewards: where there are several, `rubrics` holds the figures that
-        can be compared, and the others mix them.
-        """
+    def summary(self) -> "Summary":
+        """The figures of these labels."""
         whole = sum(self.rubrics.values(), RubricStats())
         labels, pairs, margin = whole.labels, whole.pairs, whole.margin
         longer, shorter = whole.chosen_longer, whole.chosen_shorter
         unequal = longer.pairs + shorter.pairs
-        margins = {"mean": margin.mean_x, "std": margin.std_x}
         known = {"chosen": whole.chosen, "rejected": whole.rejected}
-        return {
-            "labels": labels.count,
-            "truncated": self.truncated,
-            "tokens": {"response": self.tokens, "prompt": self.prompt_tokens},
-            "reward": _spread(labels),
-            "preferences": {kind: {"labels": m.count} | _spread(m) for kind, m in known.items() if m.count} or None,
-            "pairs": _outcome(pairs) | {"margin": margins} if pairs.pairs else None,
-            "length": {
-                "reward_length_correlation": labels.correlation,
-                "margin_length_correlation": margin.correlation,
-                "chosen_tokens_mean": whole.chosen.mean_y if whole.chosen.count else None,
-                "rejected_tokens_mean": whole.rejected.mean_y if whole.rejected.count else None,
-                "longer_wins": _share(longer.right + shorter.pairs - shorter.right - shorter.ties, unequal),
-                "chosen_longer": _share(longer.pairs, unequal),
-                "accuracy_chosen_longer": longer.accuracy,
-                "accuracy_chosen_shorter": shorter.accuracy,
-            },
-            "rubrics": {
-                name: {"labels": group.labels.count, "reward": _spread(group.labels)} | _outcome(group.pairs)
-                for name, group in self.rubrics.items()
-            }
-            if any(self.rubrics)
-            else None,
+        rubrics = {
+            name: RubricFigures(labels=g.labels.count, reward=Spread(**_spread(g.labels)), **_outcome(g.pairs))
+            for name, g in self.rubrics.items()
         }
+        return Summary(
+            labels=labels.count,
+            truncated=self.truncated,
+            tokens=TokenCounts(response=self.tokens, prompt=self.prompt_tokens),
+            reward=Spread(**_spread(labels)),
+            preferences={kind: KindFigures(labels=m.count, **_spread(m)) for kind, m in known.items() if m.count}
+            or None,
+            pairs=PairFigures(**_outcome(pairs), margin=Margin(mean=margin.mean_x, std=margin.std_x or 0.0))
+            if pairs.pairs
+            else None,
+            length=LengthFigures(
+                reward_length_correlation=labels.correlation,
+                margin_length_correlation=margin.correlation,
+                chosen_tokens_mean=whole.chosen.mean_y if whole.chosen.count else None,
+                rejected_tokens_mean=whole.rejected.mean_y if whole.rejected.count else None,
+                longer_wins=_share(longer.right + shorter.pairs - shorter.right - shorter.ties, unequal),
+                chosen_longer=_share(longer.pairs, unequal),
+                accuracy_chosen_longer=longer.accuracy,
+                accuracy_chosen_shorter=shorter.accuracy,
+            ),
+            rubrics=rubrics if any(rubrics) else None,
+        )
+
+
+class TokenCounts(typed.Entry):
+    """Tokens of all labels; a prompt counts once for each of its labels."""
+
+    response: int
+    prompt: int
+
+
+class Spread(typed.Entry):
+    """Of rewards: population standard deviation and range. All are None where there is no label."""
+
+    mean: float | None
+    std: float | None
+    min: float | None
+    max: float | None
+
+    def known(self) -> tuple[float, float, float, float]:
+        """mean, std, min, max, of at least one label."""
+        assert self.mean is not None and self.std is not None and self.min is not None and self.max is not None
+        return self.mean, self.std, self.min, self.max
+
+
+class Outcome(typed.Entry):
+    """How pairs came out; a tie is not right. Without pairs the accuracy is None."""
+
+    pairs: int
+    right: int
+    ties: int
+    accuracy: float | None
+
+
+class Margin(typed.Entry):
+    """Of pairs: reward of the chosen less reward of the rejected."""
+
+    mean: float
+    std: float
+
+
+class PairFigures(Outcome):
+    margin: Margin
+
+
+class Labelled(typed.Entry):
+    labels: int
+
+
+class RewardFigures(Labelled):
+    reward: Spread
+
+
+class KindFigures(Spread, Labelled):  # a document has the fields of the last class first
+    """The rewards of the chosen, or of the rejected."""
+
+
+class RubricFigures(Outcome, RewardFigures):
+    """The labels under one rubric."""
+
+
+class LengthFigures(typed.Entry):
+    """What lengths in tokens have to do with rewards, over labels and over pairs; None where it is undefined."""
+
+    reward_length_correlation: float | None
+    margin_length_correlation: float | None
+    chosen_tokens_mean: float | None
+    rejected_tokens_mean: float | None
+    longer_wins: float | None  # shares of the pairs of unequal length
+    chosen_longer: float | None
+    accuracy_chosen_longer: float | None
+    accuracy_chosen_shorter: float | None
+
+
+class Summary(typed.Entry):
+    """The figures of a store's labels, as its manifest has them.
+
+    Rewards under different rubrics are different rewards: where there are several, `rubrics` holds the figures that can be
+    compared, and the others mix them.
+    """
+
+    labels: int
+    truncated: int
+    tokens: TokenCounts
+    reward: Spread
+    preferences: dict[str, KindFigures] | None  # by chosen and rejected, those that there are
+    pairs: PairFigures | None
+    length: LengthFigures
+    rubrics: dict[str, RubricFigures] | None  # "" where no rubric was used; None where none was anywhere
 
 
 def merge(stats: Iterable[ShardStats]) -> ShardStats:
@@ -259,50 +342,49 @@ def wilson_interval(right: float, trials: float) -> tuple[float, float]:
 
 def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     """The table that a terminal and the report show: (name, value) with figures that are undefined left out."""
-    labels, tokens, pairs, length = (summary[key] for key in ("labels", "tokens", "pairs", "length"))
+    labels, tokens, pairs, length = summary.labels, summary.tokens, summary.pairs, summary.length
     rows = [("Labels", f"{labels:,}")]
     if not labels:
         return rows
     rows += [
-        ("Truncated", _of(summary["truncated"], labels)),
-        ("Response tokens", f"{tokens['response']:,} ({tokens['response'] / labels:,.1f} a label)"),
-        ("Prompt tokens", f"{tokens['prompt']:,} ({tokens['prompt'] / labels:,.1f} a label)"),
-        ("Reward", _spread_text(summary["reward"])),
+        ("Truncated", _of(summary.truncated, labels)),
+        ("Response tokens", f"{tokens.response:,} ({tokens.response / labels:,.1f} a label)"),
+        ("Prompt tokens", f"{tokens.prompt:,} ({tokens.prompt / labels:,.1f} a label)"),
+        ("Reward", _spread_text(summary.reward)),
     ]
-    for kind, spread in (summary["preferences"] or {}).items():
+    mean_tokens = {"chosen": length.chosen_tokens_mean, "rejected": length.rejected_tokens_mean}
+    for kind, spread in (summary.preferences or {}).items():
         rows += [
             (f"Reward of {kind}", _spread_text(spread)),
-            (f"Tokens of {kind}", f"{length[f'{kind}_tokens_mean']:,.1f} a label"),
+            (f"Tokens of {kind}", f"{mean_tokens[kind]:,.1f} a label"),
         ]
     if pairs:
         rows += [
-            ("Pairs", f"{pairs['pairs']:,}"),
+            ("Pairs", f"{pairs.pairs:,}"),
             ("Accuracy", accuracy_text(pairs)),
-            ("Ties", _of(pairs["ties"], pairs["pairs"])),
-            ("Margin", f"{signed(pairs['margin']['mean'])} ± {plain(pairs['margin']['std'])}"),
+            ("Ties", _of(pairs.ties, pairs.pairs)),
+            ("Margin", f"{signed(pairs.margin.mean)} ± {plain(pairs.margin.std)}"),
         ]
-    if length["reward_length_correlation"] is not None:
-        rows.append(("Correlation of reward and length", f"{length['reward_length_correlation']:+.2f}"))
-    if length["margin_length_correlation"] is not None:
-        rows.append(("Correlation within pairs", f"{length['margin_length_correlation']:+.2f}"))
-    for name, key in (
-        ("Longer response wins", "longer_wins"),
-        ("Chosen is the longer", "chosen_longer"),
-        ("Accuracy, chosen longer", "accuracy_chosen_longer"),
-        ("Accuracy, chosen shorter", "accuracy_chosen_shorter"),
+    for name, figure, form in (
+        ("Correlation of reward and length", length.reward_length_correlation, "+.2f"),
+        ("Correlation within pairs", length.margin_length_correlation, "+.2f"),
+        ("Longer response wins", length.longer_wins, ".1%"),
+        ("Chosen is the longer", length.chosen_longer, ".1%"),
+        ("Accuracy, chosen longer", length.accuracy_chosen_longer, ".1%"),
+        ("Accuracy, chosen shorter", length.accuracy_chosen_shorter, ".1%"),
     ):
-        if length[key] is not None:
-            rows.append((name, f"{length[key]:.1%}"))
-    for name, group in (summary["rubrics"] or {}).items():
-        value = accuracy_text(group) if group["pairs"] else _spread_text(group["reward"])
-        rows.append((f"{'Accuracy' if group['pairs'] else 'Reward'}, rubric {name or 'none'}", value))
+        if figure is not None:
+            rows.append((name, format(figure, form)))
+    for name, group in (summary.rubrics or {}).items():
+        value = accuracy_text(group) if group.pairs else _spread_text(group.reward)
+        rows.append((f"{'Accuracy' if group.pairs else 'Reward'}, rubric {name or 'none'}", value))
     return rows
 
 
-def accuracy_text(counts: dict[str, Any]) -> str:
-    """`61.0% (95%: 56.1% to 65.7%)` of a dict with pairs (at least one) and right."""
-    low, high = wilson_interval(counts["right"], counts["pairs"])
-    return f"{counts['right'] / counts['pairs']:.1%} (95%: {low:.1%} to {high:.1%})"
+def accuracy_text(counts: Outcome) -> str:
+    """`61.0% (95%: 56.1% to 65.7%)`, of at least one pair."""
+    low, high = wilson_interval(counts.right, counts.pairs)
+    return f"{counts.right / counts.pairs:.1%} (95%: {low:.1%} to {high:.1%})"
 
 
 def plain(value: float) -> str:
@@ -336,5 +418,6 @@ def _spread(moments: Moments) -> dict[str, float | None]:
     return {"mean": moments.mean_x, "std": moments.std_x, "min": moments.min_x, "max": moments.max_x}
 
 
-def _spread_text(spread: dict[str, float]) -> str:
-    return f"{signed(spread['mean'])} ± {plain(spread['std'])} ({signed(spread['min'])} to {signed(spread['max'])})"
+def _spread_text(spread: Spread) -> str:
+    mean, std, low, high = spread.known()
+    return f"{signed(mean)} ± {plain(std)} ({signed(low)} to {signed(high)})"

@@ -1,6 +1,6 @@
 """The documents of a training run's directory, `train`'s and `rl`'s: what it is, and what it says when it is done."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -23,6 +23,15 @@ class LabelsEntry(typed.Entry):
     model: str | None = None
 
 
+class Repeat(typed.Entry):
+    """A start of an online run after a kill: `repeated` steps that were done after `step`, the last checkpoint's, are done
+    once more."""
+
+    step: int
+    repeated: int
+    why: str = ""
+
+
 class Run(typed.Document):
     """`run.json`: written when a run begins. What decides its bits is `description`, and `fingerprint` is of that."""
 
@@ -40,19 +49,19 @@ class Run(typed.Document):
     device: str = ""
     notes: list[str] = Field(default_factory=list)
     labels: list[LabelsEntry] = Field(default_factory=list)
-    examples: list[Any] = Field(default_factory=list)  # of `train`: rows of the table of what the labels gave
+    examples: list[list[Any]] = Field(default_factory=list)  # of `train`: what the labels gave, (name, count) each
     reward_model: PolicyEntry | None = None  # of `rl`, as are the following two: counts of prompts
     prompts: int | None = None
     held_out: int | None = None
+    seconds: float | None = None  # of the start that finished it; this and what follows is known of a run that is done
+    tokens: int | float | None = None  # learnt from
+    repeated: list[Repeat] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
 
-
-class Repeat(typed.Entry):
-    """A start of an online run after a kill: `repeated` steps that were done after `step`, the last checkpoint's, are done
-    once more."""
-
-    step: int
-    repeated: int
-    why: str = ""
+    @property
+    def online(self) -> bool:
+        """Whether it is one of `rl`, and not of `train`."""
+        return self.kind == "rl"
 
 
 class Repeats(typed.Document):
@@ -105,11 +114,36 @@ class CheckpointState(typed.Document):
 class RunManifest(Run):
     """`manifest.json`: what the run was, and what it came to; a run that has one is done."""
 
-    seconds: float  # of the start that finished it
-    tokens: int | float  # learnt from
+    seconds: float
+    tokens: int | float
     last: dict[str, Any]  # row of metrics
-    repeated: list[Repeat] = Field(default_factory=list)
-    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class SampledResponse(typed.Entry):
+    """One response to a prompt of a measurement; `parts` is the reward of each source."""
+
+    text: str
+    reward: float
+    parts: dict[str, float] = Field(default_factory=dict)
+    tokens: int
+    finished: bool = True  # not cut off
+    right: bool | None = None  # None where that is not known
+
+
+class PromptSamples(typed.Entry):
+    """The responses of highest and lowest reward, or the only one."""
+
+    prompt: str
+    responses: list[SampledResponse]
+
+
+class SamplesLine(typed.Entry):
+    """A line of `samples.jsonl` of an online run: samples of the measurement after `step`."""
+
+    REMEDY: ClassVar[str] = "put it back from a copy, or delete it: the page is drawn without it"
+
+    step: int
+    samples: list[PromptSamples]
 
 
 class RlResults(typed.Document):

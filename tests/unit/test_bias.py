@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.evaluation.bias import _bins, _design_effect, bias, controlled_accuracy, markdown_marks
+from pipeline.evaluation.documents import Bias, PairAccuracy
 from pipeline.store.summary import wilson_interval
 
 
@@ -40,18 +41,18 @@ def test_by_hand():
         item(4, [], [], [(9.0, 900)]),
     ]
     found = bias(items)
-    assert (found["pairs"], found["items"], found["ties"], found["accuracy"]) == (4, 3, 1, 0.5)
-    assert (found["unequal_pairs"], found["unequal_ties"]) == (3, 1)
-    assert found["longer_wins"] == pytest.approx(2 / 3)
-    assert found["longer_is_chosen"] == pytest.approx(1 / 3)
-    assert found["chosen_longer"] == {"pairs": 1, "accuracy": 1.0, "interval": list(wilson_interval(1, 1))}
-    assert found["chosen_shorter"] == {"pairs": 2, "accuracy": 0.0, "interval": list(wilson_interval(0, 2))}
-    assert found["same_length"]["pairs"] == 1 and found["same_length"]["accuracy"] == 1.0
+    assert (found.pairs, found.items, found.ties, found.accuracy) == (4, 3, 1, 0.5)
+    assert (found.unequal_pairs, found.unequal_ties) == (3, 1)
+    assert found.longer_wins == pytest.approx(2 / 3)
+    assert found.longer_is_chosen == pytest.approx(1 / 3)
+    assert found.chosen_longer == PairAccuracy(pairs=1, accuracy=1.0, interval=list(wilson_interval(1, 1)))
+    assert found.chosen_shorter == PairAccuracy(pairs=2, accuracy=0.0, interval=list(wilson_interval(0, 2)))
+    assert found.same_length.pairs == 1 and found.same_length.accuracy == 1.0
     rewards, lengths = [2, 1, 3, 1, 1, 4, 0], [10, 4, 12, 5, 9, 7, 7]
-    assert found["reward_length_correlation"] == pytest.approx(np.corrcoef(rewards, lengths)[0, 1])
-    assert found["margin_length_correlation"] == pytest.approx(np.corrcoef([1, -1, 0, 4], [6, -2, -4, 0])[0, 1])
-    assert [(d["low"], d["high"], d["pairs"], d["accuracy"]) for d in found["deciles"]] == [(-4, 6, 4, 0.5)]
-    assert found["markdown"] is None
+    assert found.reward_length_correlation == pytest.approx(np.corrcoef(rewards, lengths)[0, 1])
+    assert found.margin_length_correlation == pytest.approx(np.corrcoef([1, -1, 0, 4], [6, -2, -4, 0])[0, 1])
+    assert [(d.low, d.high, d.pairs, d.accuracy) for d in found.deciles] == [(-4, 6, 4, 0.5)]
+    assert found.markdown is None
     assert bias(items[3:]) is None
     assert bias([]) is None
 
@@ -66,37 +67,35 @@ def test_everything_is_json_and_undefined_is_none():
     ]
     for items in cases:
         found = bias(items)
-        assert json.loads(json.dumps(found, allow_nan=False)) == found
-        assert 1 <= len(found["summary"]) <= 4
+        assert Bias.model_validate(json.loads(json.dumps(found.model_dump(), allow_nan=False))) == found
+        assert 1 <= len(found.summary) <= 4
     one = bias(cases[0])
-    assert (
-        one["longer_wins"] is one["longer_is_chosen"] is one["length_gap"] is one["reward_length_correlation"] is None
-    )
-    assert one["chosen_longer"] == {"pairs": 0, "accuracy": None, "interval": None}
-    assert bias(cases[2])["length_controlled"] is None  # every chosen is 6 longer: nothing is known of equal lengths
+    assert one.longer_wins is one.longer_is_chosen is one.length_gap is one.reward_length_correlation is None
+    assert one.chosen_longer == PairAccuracy(pairs=0, accuracy=None, interval=None)
+    assert bias(cases[2]).length_controlled is None  # every chosen is 6 longer: nothing is known of equal lengths
 
 
 def test_a_reward_that_is_minus_length():
     rng = np.random.default_rng(1)
     pairs = [rng.choice(np.arange(1, 300), 2, replace=False).tolist() for _ in range(400)]
     found = bias([item(k, [(-float(a), a)], [(-float(b), b)]) for k, (a, b) in enumerate(pairs)])
-    assert found["longer_wins"] == 0
-    assert found["reward_length_correlation"] == pytest.approx(-1)
-    assert found["margin_length_correlation"] == pytest.approx(-1)
-    assert found["length_gap"]["difference"] == -1
-    assert [d["accuracy"] for d in found["deciles"]][::9] == [1.0, 0.0]
-    assert "favours short answers" in " ".join(found["summary"])
-    low, high = found["length_controlled"]["interval"]
+    assert found.longer_wins == 0
+    assert found.reward_length_correlation == pytest.approx(-1)
+    assert found.margin_length_correlation == pytest.approx(-1)
+    assert found.length_gap.difference == -1
+    assert [d.accuracy for d in found.deciles][::9] == [1.0, 0.0]
+    assert "favours short answers" in " ".join(found.summary)
+    low, high = found.length_controlled.interval
     assert low < 0.5 < high
 
 
 def test_a_judge_has_verdicts_and_no_rewards():
     verdicts = {(0, 0): 1.0, (0, 1): 0.0, (1, 0): -1.0, (1, 1): 1.0}
     found = bias([item(0, [(5.0, 8), (0.0, 3)], [(5.0, 4), (1.0, 2)], verdicts=verdicts)])
-    assert (found["pairs"], found["ties"], found["accuracy"]) == (4, 1, 0.5)
-    assert found["reward_length_correlation"] is None
-    assert found["longer_wins"] == pytest.approx(3 / 4)
-    assert found["margin_length_correlation"] == pytest.approx(np.corrcoef([1, 0, -1, 1], [4, 6, -1, 1])[0, 1])
+    assert (found.pairs, found.ties, found.accuracy) == (4, 1, 0.5)
+    assert found.reward_length_correlation is None
+    assert found.longer_wins == pytest.approx(3 / 4)
+    assert found.margin_length_correlation == pytest.approx(np.corrcoef([1, 0, -1, 1], [4, 6, -1, 1])[0, 1])
 
 
 @pytest.mark.parametrize("sizes", [[1] * 200, [40, 3, 60, 2, 1, 30, 5, 59], [5, 5], [3], [195, 1, 1, 1, 1, 1], [1] * 9])
@@ -127,7 +126,7 @@ def test_the_logistic_fit_is_scipys():
 
         fit = optimize.minimize(loss, np.zeros(2), method="BFGS", options={"gtol": 1e-8})
         found = controlled_accuracy(right, longer, np.arange(n))
-        assert found["accuracy"] == pytest.approx(1 / (1 + np.exp(-fit.x[0])), abs=1e-6)
+        assert found.accuracy == pytest.approx(1 / (1 + np.exp(-fit.x[0])), abs=1e-6)
         effect = _design_effect(right, np.arange(n))
         assert effect == pytest.approx(1)
         z = fit.x[0] + fit.x[1] * x
@@ -135,7 +134,7 @@ def test_the_logistic_fit_is_scipys():
         curvature = np.array([[weight.sum(), weight @ x], [weight @ x, weight @ x**2]]) + 0.01 * np.eye(2)
         half = 1.959964 * np.linalg.inv(curvature)[0, 0] ** 0.5
         ends = 1 / (1 + np.exp(-(fit.x[0] + np.array([-half, half]))))
-        assert found["interval"] == pytest.approx(ends.tolist(), abs=1e-4)
+        assert found.interval == pytest.approx(ends.tolist(), abs=1e-4)
 
 
 def test_a_known_model_is_recovered():
@@ -145,8 +144,8 @@ def test_a_known_model_is_recovered():
     right = rng.random(20_000) < 1 / (1 + np.exp(-(0.4 + 1.5 * np.tanh(longer / longer.std()))))
     truth = 1 / (1 + np.exp(-0.4))
     found = controlled_accuracy(right, longer, np.arange(20_000))
-    low, high = found["interval"]
-    assert found["accuracy"] == pytest.approx(truth, abs=0.02)
+    low, high = found.interval
+    assert found.accuracy == pytest.approx(truth, abs=0.02)
     assert low < truth < high and high - low < 0.04
     assert right.mean() > truth + 0.1
 
@@ -157,7 +156,7 @@ def test_intervals_of_the_controlled_accuracy_cover_the_truth():
     for _ in range(200):
         longer = rng.normal(30, 60, 150)
         right = rng.random(150) < 1 / (1 + np.exp(-(0.8 + np.tanh(longer / 60))))
-        low, high = controlled_accuracy(right, longer, np.arange(150))["interval"]
+        low, high = controlled_accuracy(right, longer, np.arange(150)).interval
         covered += low <= truth <= high
     assert 180 <= covered <= 198
 
@@ -165,18 +164,18 @@ def test_intervals_of_the_controlled_accuracy_cover_the_truth():
 def test_equal_lengths_need_no_control():
     right = np.arange(400) < 300
     found = controlled_accuracy(right, np.zeros(400), np.arange(400))
-    assert found["accuracy"] == pytest.approx(0.75, abs=1e-4)
-    assert found["interval"] == pytest.approx(wilson_interval(300, 400), abs=2e-3)
+    assert found.accuracy == pytest.approx(0.75, abs=1e-4)
+    assert found.interval == pytest.approx(wilson_interval(300, 400), abs=2e-3)
 
 
 def test_separation_has_a_finite_fit():
     """Length decides alone; and all pairs right, where the ridge leaves the accuracy a little below 1."""
     longer = np.array([-3.0, -2, -1, 1, 2, 3] * 10)
     by_length = controlled_accuracy(longer > 0, longer, np.arange(60))
-    assert by_length["accuracy"] == pytest.approx(0.5, abs=1e-6)
+    assert by_length.accuracy == pytest.approx(0.5, abs=1e-6)
     everything = controlled_accuracy(np.ones(60, bool), longer, np.arange(60))
-    assert 0.99 < everything["accuracy"] < 1
-    assert everything["interval"][0] < 0.99
+    assert 0.99 < everything.accuracy < 1
+    assert everything.interval[0] < 0.99
 
 
 def test_pairs_of_one_item_that_agree_count_as_one():
@@ -186,12 +185,12 @@ def test_pairs_of_one_item_that_agree_count_as_one():
     assert _design_effect(np.ones(36, bool), group) == 9
     assert _design_effect(right, np.zeros(36)) == 36
     assert _design_effect(np.arange(36) % 2 > 0, np.repeat(np.arange(18), 2)) == 1  # pairs that disagree narrow nothing
-    low, high = np.array([controlled_accuracy(right, np.zeros(36), g)["interval"] for g in (group, np.arange(36))]).T
+    low, high = np.array([controlled_accuracy(right, np.zeros(36), g).interval for g in (group, np.arange(36))]).T
     widths = np.log(high / (1 - high)) - np.log(low / (1 - low))
     assert widths[0] == pytest.approx(3 * widths[1])
     found = bias([item(k, [(float(k != 1), 5)] * 3, [(0.5, 4)] * 3) for k in range(4)])
-    assert found["pairs"] == 36
-    assert found["interval"] == pytest.approx(list(wilson_interval(3, 4)))
+    assert found.pairs == 36
+    assert found.interval == pytest.approx(list(wilson_interval(3, 4)))
 
 
 def test_the_design_effect_is_that_of_resampling_items():
@@ -218,19 +217,19 @@ def test_the_design_effect_is_that_of_resampling_items():
 )
 def test_the_summary_says_what_was_put_in(signal, by_length, p_longer, said, number):
     found = bias(noisy(np.random.default_rng(9), 600, signal, by_length, p_longer))
-    assert said in " ".join(found["summary"])
-    assert len(found["summary"]) == number
+    assert said in " ".join(found.summary)
+    assert len(found.summary) == number
 
 
 def test_a_reward_without_bias_is_seldom_called_biased():
     rng = np.random.default_rng(7)
-    said = [" ".join(bias(noisy(rng, 100, 0.8, 0.0, 0.7))["summary"]) for _ in range(100)]
+    said = [" ".join(bias(noisy(rng, 100, 0.8, 0.0, 0.7)).summary) for _ in range(100)]
     assert sum("favours" in text for text in said) <= 11
 
 
 def test_the_summary_where_nothing_can_be_said():
     def said(*items: Item) -> str:
-        return " ".join(bias(items)["summary"])
+        return " ".join(bias(items).summary)
 
     assert "All 1 pairs are ties" in said(item(0, [(1.0, 2)], [(1.0, 3)]))
     assert "equally long" in said(item(0, [(1.0, 2)], [(0.0, 2)]))
@@ -278,7 +277,7 @@ def test_markdown_by_hand():
         item(2, [(3.0, 5, "a")], [(1.0, 5, "- a")]),  # fewer, right
         item(3, [(3.0, 5, "a")], [(1.0, 5, "a")]),
     ]
-    found = bias(items)["markdown"]
+    found = bias(items).markdown.model_dump()
     rewards, marks = [2, 1, 0, 1, 3, 1, 3, 1], [2, 0, 0, 1, 0, 1, 0, 0]
     gap = found.pop("gap")
     assert gap["difference"] == 0.5
@@ -301,15 +300,15 @@ def test_a_reward_that_counts_marks_is_found_out():
         texts = ["- a\n" * int(count) for count in rng.choice(9, 2, replace=False)]
         items.append(item(number, *([(float(len(text)), 20, text)] for text in texts)))
     found = bias(items)
-    assert found["markdown"]["more_marks_win"] == 1
-    assert found["markdown"]["reward_marks_correlation"] == pytest.approx(1)
-    assert "favours more Markdown" in found["summary"][-1]
+    assert found.markdown.more_marks_win == 1
+    assert found.markdown.reward_marks_correlation == pytest.approx(1)
+    assert "favours more Markdown" in found.summary[-1]
 
 
 def test_newcombes_interval_of_the_gap():
     """His table II (1998, method 10): 56/70 less 48/80 is 0.2000, 0.0524 to 0.3339."""
     items = [item(k, [(float(k < 56), 9)], [(0.5, 3)]) for k in range(70)]
     items += [item(70 + k, [(float(k < 48), 3)], [(0.5, 9)]) for k in range(80)]
-    gap = bias(items)["length_gap"]
-    assert gap["difference"] == pytest.approx(0.2)
-    assert gap["interval"] == pytest.approx([0.0524, 0.3339], abs=1e-4)
+    gap = bias(items).length_gap
+    assert gap.difference == pytest.approx(0.2)
+    assert gap.interval == pytest.approx([0.0524, 0.3339], abs=1e-4)

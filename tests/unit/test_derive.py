@@ -164,9 +164,9 @@ def test_outcomes_of_parts_merge_to_what_the_summary_of_all_says() -> None:
     for config, *found in zip(wanted, *parts, strict=True):
         merged = sum(found, Outcome())
         said = ShardStats.of(labelled(config)).summary()
-        assert merged.pairs.right == said["pairs"]["right"] and merged.pairs.pairs == said["pairs"]["pairs"] == 4
-        assert merged.margin.mean_x == pytest.approx(said["pairs"]["margin"]["mean"], rel=1e-9)
-        assert merged.labels.correlation == pytest.approx(said["length"]["reward_length_correlation"], rel=1e-9)
+        assert said.pairs and merged.pairs.right == said.pairs.right and merged.pairs.pairs == said.pairs.pairs == 4
+        assert merged.margin.mean_x == pytest.approx(said.pairs.margin.mean, rel=1e-9)
+        assert merged.labels.correlation == pytest.approx(said.length.reward_length_correlation, rel=1e-9)
 
 
 # Pairs

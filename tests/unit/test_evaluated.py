@@ -15,6 +15,7 @@ from pipeline.corpus.samples import TurnName, parse_turn_id, turn_id
 from pipeline.errors import ConfigError
 from pipeline.evaluation.benchmarks import find_benchmark
 from pipeline.evaluation.benchmarks.items import Answer, Item
+from pipeline.evaluation.documents import Judgements
 from pipeline.evaluation.results import Cost, make_results
 from pipeline.evaluation.stores import Evaluated, _with_verdicts, evaluated
 from pipeline.evaluation.variants import variants_of
@@ -163,7 +164,7 @@ def test_a_pairwise_judge_is_counted_in_pairs(tmp_path: Path) -> None:
     ]  # fmt: skip
     failures = [failure("a:2:chosen:1:0", "a:2", "unparsable_judgement")]
     found = read({"judge-pairwise": stored(tmp_path, (labels, failures))}, "judge-pairwise")["judge-pairwise"]
-    assert found.judgements == {"asked": 4, "unparsable": 1, "disagree": 1}
+    assert found.judgements == Judgements(asked=4, unparsable=1, disagree=1)
     assert [item.margins() for item in found.items] == [[[1.0]], [[0.0]]]
     assert found.incomplete == {"unparsable_judgement": 1}
 
@@ -176,7 +177,7 @@ def test_an_unreadable_pair_makes_its_item_incomplete(tmp_path: Path) -> None:
     ]  # fmt: skip
     found = read({"judge-pairwise": stored(tmp_path, (labels, []))}, "judge-pairwise")["judge-pairwise"]
     assert not found.items and found.incomplete == {"unparsable_judgement": 1}
-    assert found.judgements == {"asked": 4, "unparsable": 1, "disagree": 0}
+    assert found.judgements == Judgements(asked=4, unparsable=1, disagree=0)
 
 
 def test_a_column_called_verdicts_is_the_rows_own(tmp_path: Path) -> None:
@@ -194,13 +195,19 @@ def test_a_reward_that_fails_leaves_the_others_their_figures(tmp_path: Path) -> 
     config = configured("endogenous", "judge-pointwise")
     found = evaluated({"endogenous": good, "judge-pointwise": mute}, variants_of(config, RewardConfig()), PAIRS)
     results, items = make_results(
-        found, [Cost("m", [], 2.0, 10, None)] * len(found), {"verifier": "stopped"}, PAIRS, config
+        found,
+        [Cost("m", [], 2.0, 10, None)] * len(found),
+        {"verifier": "stopped"},
+        PAIRS,
+        config,
+        created="2026-01-01",
+        notes=["a note"],
     )
-    assert [entry["name"] for entry in results["rewards"]] == [each.variant.name for each in found[:3]]
-    assert list(results["failed"]) == ["verifier", "judge-pointwise"]
-    assert "100% of 2 responses have no judgement" in results["failed"]["judge-pointwise"]
-    assert results["accuracy"] == 1.0 and items.num_rows == 3
-    assert results["rewards"][0]["seconds_per_thousand_pairs"] == pytest.approx(2000)
+    assert [entry.name for entry in results.rewards] == [each.variant.name for each in found[:3]]
+    assert list(results.failed) == ["verifier", "judge-pointwise"]
+    assert "100% of 2 responses have no judgement" in results.failed["judge-pointwise"]
+    assert results.content()["accuracy"] == 1.0 and results.notes == ["a note"] and items.num_rows == 3
+    assert results.rewards[0].seconds_per_thousand_pairs == pytest.approx(2000)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,9 @@ def test_from_a_file_to_results(tmp_path: Path, name: str) -> None:
     commit(str(tmp_path / "store"), shard, "f", 0, labels, failures)
     store = LabelStore(str(tmp_path / "store"))
     found = evaluated({"endogenous": store}, variants_of(config, RewardConfig()), KTO)
-    results, _ = make_results(found, [Cost("m", [], None, None, None)] * len(found), {}, KTO, config)
+    costs = [Cost("m", [], None, None, None)] * len(found)
+    document, _ = make_results(found, costs, {}, KTO, config, created="2026-01-01")
+    results = document.content()
     rewards = {int(each.prompt_id.partition(":")[2]): each.reward for each in labels}
     groups = [
         [[rewards[n] for n in range(p, 12, 4) if (n % 3 == 0) is label] for label in (True, False)] for p in range(4)

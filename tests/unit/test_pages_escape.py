@@ -15,7 +15,6 @@ from markupsafe import Markup
 from test_report import Page
 
 import pipeline.report
-from pipeline.report.evaluation import draw_evaluation
 from pipeline.report.labels import draw_report
 from pipeline.report.markup import render
 from pipeline.report.rl import rl_page
@@ -41,12 +40,11 @@ def label_page(text: Hostile) -> str:
     labels = labels.set_column(labels.schema.get_field_index("rubric"), "rubric", [[rubric] * 2])
     manifest = test_report.manifest(
         labels,
-        model={"name": text()},
         errors={text(): 1},
         versions={text(): text()},
         command=text(),
-        inputs=[{"name": text()} for _ in range(3)],
-        config={"a": {text(): text()}},
+        inputs=[test_report.input_file(text()) for _ in range(3)],
+        config={"model": {"name": text()}, "a": {text(): text()}},
     )
     return draw_report(manifest, labels, lambda ids: [pieces[i] for i in ids])
 
@@ -62,7 +60,7 @@ def evaluation_page(text: Hostile) -> str:
     results = test_evaluation_page.full()
     results |= {"benchmark": text(), "about": text(), "notes": [text()], "failed": {text(): text()}}
     results |= {"versions": {text(): text()}, "command": text(), "fingerprints": {text(): text(), "b": text()}}
-    results |= {"inputs": [{"name": text(), "rows": 1}], "config": {"a": {text(): text()}}}
+    results |= {"inputs": [test_report.input_file(text())], "config": {"a": {text(): text()}}}
     first, second = results["rewards"]
     figure = text()
     for reward in (first, second):
@@ -80,27 +78,31 @@ def evaluation_page(text: Hostile) -> str:
     names = {"title": text(), "said": text(), "row_name": text(), "column_name": text()}
     first["matrices"][0] |= names | {"rows": [text() for _ in range(5)], "columns": [text() for _ in range(5)]}
     results["comparisons"][0] |= {"first": first["name"], "second": second["name"], "figure": figure}
-    return draw_evaluation(results)
+    return test_evaluation_page.draw(results)
 
 
 def training_run_page(text: Hostile) -> str:
-    run = test_training_page.full()
-    run |= {"command": text(), "versions": {text(): text()}, "device": text(), "notes": [text()]}
-    run |= {"policy": {"name": text()}, "examples": [[text(), text()]], "figures": {text(): text()}}
-    run["samples"] = [{"prompt": [{"role": text(), "content": text()}], "before": text(), text(): text()}]
-    run["labels"] = [{"path": f"out/{text()}", "reward": {"kind": text()}, "model": text(), "fingerprint": "f"}]
-    run["config"] = run["config"] | {"a": {text(): text()}}
-    return training_page(run, [{"step": 1, "loss": 0.5, text(): 1.0}])
+    run = test_training_page.full(
+        command=text(),
+        versions={text(): text()},
+        device=text(),
+        notes=[text()],
+        policy={"name": text()},
+        examples=[[text(), text()]],
+        labels=[test_training_page.labels(f"out/{text()}", {"kind": text()}, text())],
+    )
+    run.config["tracking"] = {"wandb": text()}
+    samples = [{"prompt": [{"role": text(), "content": text()}], "before": text(), text(): text()}]
+    return training_page(run, [{"step": 1, "loss": 0.5, text(): 1.0}], {text(): text()}, samples)
 
 
 def online_run_page(text: Hostile) -> str:
     relative = {"kind": "relative", "model": text(), "reference": text(), "system_prompt": text()}
     sections = {"rewards": {text(): relative, text(): {}}, "policy": {"name": text()}, "input": {"paths": [text()]}}
-    run = test_rl_page.run(sections=sections)
-    run |= {"command": text(), "versions": {text(): text()}, "device": text(), "notes": [text()]}
-    run["repeated"] = [{"step": 1, "repeated": 2, "why": text()}]
+    made = {"command": text(), "versions": {text(): text()}, "device": text(), "notes": [text()]}
+    run = test_rl_page.run(sections=sections, repeated=[{"step": 1, "repeated": 2, "why": text()}], **made)
     response = {"text": text(), "reward": 1.0, "parts": {text(): 1.0, "b": 2.0}, "tokens": 3}
-    samples = [{"step": 1, "samples": [{"prompt": text(), "responses": [response, response]}]}]
+    samples = [test_rl_page.samples_line(1, text(), response, response)]
     metrics = [{"step": 1, "reward": 1.0, text(): 1.0, "warnings": [text()], "time/learning": 1}]
     return rl_page(run, metrics, test_rl_page.RESULTS, samples)
 

@@ -93,8 +93,8 @@ def test_pairs_are_all_that_differ_by_more_than_the_margin(prompts, margin, rank
         True
     }
     margins = [labels[i].reward - labels[j].reward for i, j in found]
-    pairs = ShardStats.of(table).summary()["pairs"]
-    assert (pairs["pairs"], pairs["right"], pairs["ties"]) == (
+    pairs = ShardStats.of(table).summary().pairs
+    assert (pairs.pairs, pairs.right, pairs.ties) == (
         len(due), sum(m > 0 for m in margins), margins.count(0)
     ) if due else pairs is None  # fmt: skip
     assert sorted(margin for item in items_of(table) for *_, margin in item.pairs()) == sorted(margins)
@@ -191,11 +191,11 @@ def test_its_fingerprint_says_so_and_others_stay(store):
 
 def test_its_accuracy_is_of_these_pairs(store):
     reward = rewards(store)
-    found = sum((record.stats for record in store.records()), ShardStats()).summary()["pairs"]
+    found = sum((record.stats for record in store.records()), ShardStats()).summary().pairs
     sides = [ids(row, better, worse) for row, better, worse in PAIRS]
-    assert found["pairs"] == len(PAIRS) and found["right"] == sum(reward[a] > reward[b] for a, b in sides)
+    assert found.pairs == len(PAIRS) and found.right == sum(reward[a] > reward[b] for a, b in sides)
     swept = [outcomes(part, RewardConfig(), [RewardConfig()])[0] for part in of_store(store)]
-    assert (sum(each.pairs.pairs for each in swept), sum(each.pairs.right for each in swept)) == (6, found["right"])
+    assert (sum(each.pairs.pairs for each in swept), sum(each.pairs.right for each in swept)) == (6, found.right)
 
 
 def test_it_is_a_benchmark(store):
@@ -210,7 +210,7 @@ def test_it_is_a_benchmark(store):
         sum(each) / len(each) for each in right
     ] and figures.sizes.tolist() == [5, 1]
     found = bias(items)
-    assert found is not None and found["pairs"] == 6 and found["accuracy"] == figures.values["accuracy"]
+    assert found is not None and found.pairs == 6 and found.accuracy == figures.values["accuracy"]
 
 
 def test_a_judge_of_pairs_says_which_of_a_ranking_is_better():

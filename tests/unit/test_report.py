@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import LabelConfig, RewardConfig
+from pipeline.errors import StoreError
 from pipeline.report.bias import bias_by_aggregation
 from pipeline.report.charts import (
     FRAME,
@@ -28,7 +29,8 @@ from pipeline.report.markup import compact, esc
 from pipeline.report.responses import HEAD, TAIL, choose_cards
 from pipeline.report.sentences import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.report.toml import to_toml
-from pipeline.store.summary import ShardStats
+from pipeline.store.manifest import Manifest
+from pipeline.store.summary import LengthFigures, Margin, PairFigures, ShardStats, Spread, Summary
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 SCHEMA = pa.schema(
@@ -94,19 +96,26 @@ def decode(ids: list[int]) -> list[str]:
     return [f" w{i}" for i in ids]
 
 
-def manifest(labels: pa.Table, **others: Any) -> dict[str, Any]:
+def input_file(name: str) -> dict[str, Any]:
+    return {"name": name, "rows": 40, "sha256": "a7d67f22" * 8, "shape": "preference"}
+
+
+def manifest(labels: pa.Table, **others: Any) -> Manifest:
     config = LabelConfig.model_validate({"model": {"name": "/models/tiny-chat"}, "input": {"paths": ["a.jsonl"]}})
-    return {
+    timing = {"seconds": 2.0, "score_seconds": 1.5, "tokens_per_second": 1234.5, "tokens_per_second_scoring": 1646.0}
+    content = {
         "fingerprint": "0123456789abcdef",
-        "config": config.model_dump(),
-        "inputs": [{"name": "a.jsonl", "rows": 40, "shape": "preference"}],
-        "summary": ShardStats.of(labels).summary(),
-        "errors": {},
-        "counts": {"rows": 40, "labels": labels.num_rows},
-        "timing": {"seconds": 2.0, "tokens_per_second": 1234.5},
-        "versions": {"endoreward": "0.1.0"},
         "created": "2025-06-30T12:34:56+00:00",
-    } | others
+        "config": config.model_dump(),
+        "inputs": [input_file("a.jsonl")],
+        "counts": {"rows": 40, "responses": 40, "labels": labels.num_rows, "errors": 0, "shards": 1},
+        "errors": {},
+        "summary": ShardStats.of(labels).summary(),
+        "notes": [],
+        "timing": timing | {"response_tokens": 2469, "forwarded_tokens": 3000, "layout": "packed"},
+        "versions": {"endoreward": "0.1.0"},
+    }
+    return Manifest.parse(content | others, "manifest.json")
 
 
 class Page(HTMLParser):
@@ -185,7 +194,7 @@ def test_text_from_data_is_never_markup():
         fingerprint=evil,
         created=evil,
         command=evil,
-        inputs=[{"name": evil, "rows": 1, "shape": evil}],
+        inputs=[input_file(evil) | {"shape": evil}],
         config={"model": {"name": evil}, "reward": {"aggregation": "mean"}, "input": {"paths": [evil]}},
     )
     html = draw_report(given, labels, lambda ids: [pieces[i] for i in ids])
@@ -266,9 +275,18 @@ def test_no_label():
     assert page.text["h2"] == ["Errors", "Reproduce"]
 
 
-def test_only_the_summary_is_needed_of_the_manifest():
+def test_nothing_is_needed_of_the_configuration_and_the_inputs():
     labels = pairs(3)
-    assert Page(draw_report({"summary": ShardStats.of(labels).summary()}, labels, decode)).text["h2"][-1] == "Reproduce"
+    bare = manifest(labels, config={}, inputs=[], timing=None, versions={})
+    page = Page(draw_report(bare, labels, decode))
+    assert page.text["h1"] == ["Rewards inside a language model"] and page.text["h2"][-1] == "Reproduce"
+
+
+def test_a_reward_of_a_newer_version_is_said():
+    labels = table([label("p", None, [1], 1.0)])
+    newer = manifest(labels, config={"reward": {"aggregation": "softmin"}})
+    with pytest.raises(StoreError, match=r"config\.reward: aggregation: 'softmin': .*; update endoreward"):
+        draw_report(newer, labels, decode)
 
 
 def test_a_sample_is_called_a_sample():
@@ -315,9 +333,9 @@ def test_scatter_draws_a_bounded_number_of_points_and_owns_up_to_the_rest():
     assert beyond and int(beyond[1].replace(",", "")) >= 7
 
 
-def summary_with(r: float | None, labels: int = 1000, **length: float) -> dict[str, Any]:
-    unknown = dict.fromkeys(("longer_wins", "chosen_longer", "accuracy_chosen_longer", "accuracy_chosen_shorter"))
-    return {"labels": labels, "length": unknown | {"reward_length_correlation": r} | length}
+def summary_with(r: float | None, labels: int = 1000, **length: float) -> Summary:
+    figures = dict.fromkeys(LengthFigures.model_fields) | {"reward_length_correlation": r} | length
+    return ShardStats().summary().model_copy(update={"labels": labels, "length": LengthFigures(**figures)})
 
 
 @pytest.mark.parametrize(
@@ -336,12 +354,12 @@ def summary_with(r: float | None, labels: int = 1000, **length: float) -> dict[s
     ],
 )
 def test_length_sentence_depends_on_the_figures(r, reward, said):
-    assert re.search(said, length_sentence(summary_with(r), reward))
+    assert re.search(said, length_sentence(summary_with(r), RewardConfig(**reward)))
 
 
 def test_few_labels_say_nothing_of_length():
-    assert length_sentence(summary_with(-0.8, labels=5), {}).startswith("No relation")
-    assert length_sentence(summary_with(-0.8, labels=50), {}).startswith("Longer answers")
+    assert length_sentence(summary_with(-0.8, labels=5), RewardConfig()).startswith("No relation")
+    assert length_sentence(summary_with(-0.8, labels=50), RewardConfig()).startswith("Longer answers")
 
 
 def test_pairs_by_length_sentence():
@@ -353,16 +371,17 @@ def test_pairs_by_length_sentence():
 
 @pytest.mark.parametrize(("right", "said"), [(90, "more often than"), (50, "chance alone might"), (10, "less often")])
 def test_reward_sentence_depends_on_the_interval(right, said):
-    reward = {"mean": -1.5, "std": 2.0, "min": -4.0, "max": 1.0}
-    counts = {"pairs": 100, "right": right, "ties": 2, "accuracy": right / 100, "margin": {"mean": -1.0, "std": 2.0}}
-    assert said in reward_sentence({"pairs": counts, "reward": reward})
-    assert "2 pairs are ties" in reward_sentence({"pairs": counts, "reward": reward})
-    assert "mean reward" in reward_sentence({"pairs": None, "reward": reward})
+    counts = PairFigures(pairs=100, right=right, ties=2, accuracy=right / 100, margin=Margin(mean=-1.0, std=2.0))
+    reward = Spread(mean=-1.5, std=2.0, min=-4.0, max=1.0)
+    summary = ShardStats().summary().model_copy(update={"labels": 200, "reward": reward, "pairs": counts})
+    assert said in reward_sentence(summary)
+    assert "2 pairs are ties" in reward_sentence(summary)
+    assert "mean reward is \N{MINUS SIGN}1.5" in reward_sentence(summary.model_copy(update={"pairs": None}))
 
 
 def test_formula_is_the_aggregation_in_use():
     def lines(**reward: Any) -> list[str]:
-        return re.findall("<p>(.*?)</p>", formula(reward))
+        return re.findall("<p>(.*?)</p>", formula(RewardConfig(**reward)))
 
     assert len(lines(aggregation="mean")) == 2
     assert "V" not in lines(aggregation="sum")[0]
@@ -432,16 +451,14 @@ def test_bias_is_that_of_each_aggregation_of_the_same_tokens():
         v, logp = row["token_values"], row["token_logprobs"]
         return sum(0.95**h * (logp[h] + v[h] - 0.95 * (v[h + 1] if h + 1 < len(v) else 0)) for h in range(len(v)))
 
-    assert found["sum"]["accuracy"] == accuracy(lambda row: row["reward"])
-    assert found["mean"]["accuracy"] == accuracy(lambda row: row["token_logprobs"].mean())
-    assert found["discounted_sum, gamma = 0.95"]["accuracy"] == accuracy(discounted)
-    assert len({given["accuracy"] for given in found.values()}) > 1
+    assert found["sum"].accuracy == accuracy(lambda row: row["reward"])
+    assert found["mean"].accuracy == accuracy(lambda row: row["token_logprobs"].mean())
+    assert found["discounted_sum, gamma = 0.95"].accuracy == accuracy(discounted)
+    assert len({given.accuracy for given in found.values()}) > 1
     page = Page(draw_report(manifest(labels), labels, decode))
     assert [text for text in page.text["h3"] if text in found] == list(found)
     first = found["sum"]
-    assert (
-        f"{first['accuracy']:.1%}" in page.text["td"] and first["summary"][0].replace("-", "\u2212") in page.text["p"]
-    )
+    assert f"{first.accuracy:.1%}" in page.text["td"] and first.summary[0].replace("-", "\u2212") in page.text["p"]
 
 
 def test_the_store_s_own_reward_stands_first_and_once():
@@ -451,10 +468,7 @@ def test_the_store_s_own_reward_stands_first_and_once():
     assert [name for name, _ in found] == [
         "discounted_sum, gamma = 0.9", "sum", "mean", "discounted_sum, gamma = 0.95",
     ]  # fmt: skip
-    assert (
-        found[0][1]["margin_length_correlation"]
-        == ShardStats.of(labels).summary()["length"]["margin_length_correlation"]
-    )
+    assert found[0][1].margin_length_correlation == ShardStats.of(labels).summary().length.margin_length_correlation
     assert not bias_by_aggregation(table([label("p", None, [1], 1.0)]), stored)
     assert "Bias" not in Page(draw_report(manifest(one := table([label("p", None, [1], 1.0)])), one, decode)).text["h2"]
 

@@ -1,5 +1,6 @@
 """The page and the card of an online run, as a parser, a browser and arithmetic see them; its line on a terminal."""
 
+import json
 import re
 import tomllib
 from typing import Any
@@ -11,12 +12,14 @@ from test_report import Page, in_browser, needs_chromium
 from test_training_page import charts
 
 from jobs.__main__ import main
+from jobs.stores.inspect_run import read_samples
 from jobs.terminal import TrainProgress, errors, figures_of
+from pipeline.errors import StoreError
 from pipeline.report.card import model_card
 from pipeline.report.rl import SHOWN, observations, rl_page, sentence, title
 from pipeline.rl.config import ALGORITHMS, RlConfig
 from pipeline.store import documents
-from pipeline.training.documents import RlResults
+from pipeline.training.documents import RlResults, Run, RunManifest, SamplesLine
 from pipeline.training.metrics import MetricsFile
 from pipeline.training.run import RunFolder
 
@@ -32,7 +35,8 @@ RESULTS = RlResults(
 )
 
 
-def run(algorithm: str = "grpo", sections: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
+def described(algorithm: str = "grpo", sections: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What every run.json has."""
     config = {
         "rl": {"algorithm": algorithm, "max_steps": 40},
         "input": {"paths": ["/data/sums.jsonl"]},
@@ -42,26 +46,38 @@ def run(algorithm: str = "grpo", sections: dict[str, Any] | None = None, **other
         "output": {"path": "s3://secret-bucket/run"},
     }
     made = RlConfig.model_validate(config | (sections or {}))
-    return {"created": "2025-11-23T17:40:00+00:00", "config": made.model_dump(mode="json")} | others
+    return {
+        "created": "2025-11-23T17:40:00+00:00",
+        "kind": "rl",
+        "objective": algorithm,
+        "config": made.model_dump(mode="json"),
+        "description": {},
+        "fingerprint": "ab12" * 16,
+        "policy": {"name": made.policy.name},
+        "steps": 40,
+    }
 
 
-def full() -> dict[str, Any]:
-    return run(
-        kind="rl",
-        objective="grpo",
-        command="endoreward rl run.toml",
-        fingerprint="ab12" * 16,
-        versions={"endoreward": "0.3.0"},
-        policy={"name": "org/tiny-chat"},
-        prompts=7473,
-        held_out=2000,
-        steps=40,
-        notes=["3 prompts were too long."],
-        seconds=4000.0,
-        tokens=123456,
-        device="1 x cpu, float32",
-        repeated=[{"step": 20, "repeated": 7, "why": "workers were killed"}],
-    )
+def run(algorithm: str = "grpo", sections: dict[str, Any] | None = None, **others: Any) -> Run:
+    return Run.parse(described(algorithm, sections) | others, "run.json")
+
+
+FULL = described() | {
+    "command": "endoreward rl run.toml",
+    "versions": {"endoreward": "0.3.0"},
+    "prompts": 7473,
+    "held_out": 2000,
+    "notes": ["3 prompts were too long."],
+    "seconds": 4000.0,
+    "tokens": 123456,
+    "last": {"step": 40},
+    "device": "1 x cpu, float32",
+    "repeated": [{"step": 20, "repeated": 7, "why": "workers were killed"}],
+}
+
+
+def full() -> RunManifest:
+    return RunManifest.parse(FULL, "manifest.json")
 
 
 def rows(count: int, every: int = 10) -> list[dict[str, Any]]:
@@ -85,9 +101,13 @@ def rows(count: int, every: int = 10) -> list[dict[str, Any]]:
     return found
 
 
-def line(step: int, text: str, prompt: str = "2 + 2?", **others: Any) -> dict[str, Any]:
-    response = {"text": text, "reward": -0.5, "parts": {"endogenous": -0.25, "a b": -0.5}, "tokens": 9} | others
-    return {"step": step, "samples": [{"prompt": prompt, "responses": [{"finished": True, "right": None} | response]}]}
+def samples_line(step: int, prompt: str, *responses: dict[str, Any]) -> SamplesLine:
+    return SamplesLine.model_validate({"step": step, "samples": [{"prompt": prompt, "responses": list(responses)}]})
+
+
+def line(step: int, text: str, prompt: str = "2 + 2?", **others: Any) -> SamplesLine:
+    response = {"text": text, "reward": -0.5, "parts": {"endogenous": -0.25, "a b": -0.5}, "tokens": 9}
+    return samples_line(step, prompt, {"finished": True, "right": None} | response | others)
 
 
 def test_page_has_every_part_in_order_and_loads_nothing() -> None:
@@ -105,7 +125,7 @@ def test_page_has_every_part_in_order_and_loads_nothing() -> None:
     assert any("7 steps done twice: workers were killed." in text for text in page.text["li"])
     assert {"7,473", f"0.01 {TIMES} k1, taken off the reward"} <= set(page.text["td"])
     given = tomllib.loads(page.text["code"][-1])
-    assert RlConfig.model_validate(given).model_dump(mode="json") == full()["config"]
+    assert RlConfig.model_validate(given).model_dump(mode="json") == full().config
 
 
 def test_accuracy_before_and_after_with_intervals() -> None:
@@ -166,6 +186,20 @@ def test_samples_lie_side_by_side() -> None:
     assert any(text.endswith("cut off") for text in folded.text["h4"])
 
 
+def test_a_line_of_samples_that_is_none_is_said(tmp_path: Any) -> None:
+    folder, half = RunFolder(str(tmp_path)), line(1, "half a pair \ud83d").model_dump()
+    written = json.dumps(half, ensure_ascii=False).encode(errors="backslashreplace")
+    (tmp_path / "samples.jsonl").write_bytes(written + b"\n")
+    assert read_samples(folder)[0].samples[0].responses[0].text == "half a pair \ud83d"
+    for second, said in (
+        (b'{"step": 2', r"line 2 is damaged: .*; put it back"),
+        (b'{"step": 2, "samples": [{"prompt": "p"}]}', r"line 2: samples\.0\.responses: is missing; put it back"),
+    ):
+        (tmp_path / "samples.jsonl").write_bytes(written + b"\n" + second)
+        with pytest.raises(StoreError, match=said):
+            read_samples(folder)
+
+
 def test_text_from_data_is_never_markup() -> None:
     evil = "</style><script>alert(1)</script>\"'&"
     sections = {
@@ -176,10 +210,11 @@ def test_text_from_data_is_never_markup() -> None:
         "input": {"paths": [evil]},
         "policy": {"name": evil},
     }
-    given = run(sections=sections, command=evil, fingerprint=evil, versions={evil: evil}, device=evil, notes=[evil])
-    given["repeated"] = [{"step": 1, "repeated": 2, "why": evil}]
+    again = [{"step": 1, "repeated": 2, "why": evil}]
+    made = {"command": evil, "fingerprint": evil, "versions": {evil: evil}, "device": evil}
+    given = run(sections=sections, notes=[evil], repeated=again, **made)
     response = {"text": evil * 99, "reward": 1.0, "parts": {evil: 1.0, "b": 2.0}, "tokens": 3, "finished": True}
-    samples = [{"step": 1, "samples": [{"prompt": evil, "responses": [response, response | {"right": False}]}]}]
+    samples = [samples_line(1, evil, response, response | {"right": False})]
     measured = [
         {
             "step": 1,
@@ -233,7 +268,7 @@ def test_the_card_says_what_was_done_and_names_no_place() -> None:
     assert not {"jane", "secret-bucket", "/data"} & set(re.findall(r"jane|secret-bucket|/data", text))
     given = tomllib.loads(re.search(r"```toml\n(.*?)\n```", text, re.DOTALL)[1])  # type: ignore[index]
     assert {name for name in given if name in ALGORITHMS} == {"grpo"}
-    assert RlConfig.model_validate(given).rewards == RlConfig.model_validate(full()["config"]).rewards
+    assert RlConfig.model_validate(given).rewards == RlConfig.model_validate(full().config).rewards
     assert "## Accuracy" not in model_card(full(), rows(40))
 
 
@@ -264,7 +299,7 @@ def test_page_in_a_browser(tmp_path: Any) -> None:
 
 def test_a_run_that_stopped_has_a_page_so_far(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder(str(tmp_path))
-    documents.create(folder.at("run.json"), {**full(), "description": {}})
+    documents.create(folder.at("run.json"), FULL)
     assert main(["report", str(tmp_path)]) == 0  # killed before its first step
     with MetricsFile(folder.at("metrics.jsonl")) as metrics:
         metrics.append({"step": 1, "num_tokens": 64, "reward": 1.5})

@@ -222,10 +222,10 @@ def test_each_stratum_alone_is_its_mean_and_its_interval():
     strata = np.repeat([0, 1, 2], [30, 20, 10])
     told = replace(figures({"accuracy": scores}, strata, np.full(3, 1 / 3)), strata_names=["chat", "code", "math"])
     found = by_stratum(told, "accuracy", 2000, 0)
-    assert list(found) == ["chat", "code", "math"] and [f["items"] for f in found.values()] == [30, 20, 10]
+    assert list(found) == ["chat", "code", "math"] and [f.items for f in found.values()] == [30, 20, 10]
     for number, each in enumerate(found.values()):
         mean = scores[strata == number].mean()
-        assert each["value"] == pytest.approx(mean)
-        half = 1.96 * np.sqrt(mean * (1 - mean) / each["items"])
-        assert each["interval"] == pytest.approx([mean - half, mean + half], abs=0.06)
+        assert each.value == pytest.approx(mean)
+        half = 1.96 * np.sqrt(mean * (1 - mean) / each.items)
+        assert each.interval == pytest.approx([mean - half, mean + half], abs=0.06)
     assert by_stratum(replace(told, strata_names=()), "accuracy", 200, 0) == {}

@@ -75,7 +75,7 @@ def split(rng: np.random.Generator, rows: list[dict[str, Any]], shards: int) -> 
 def test_merged_shards_equal_numpy_on_all_labels(seed, rubrics, level):
     rng = np.random.default_rng(seed)
     rows = random_rows(rng, 25, rubrics, level)
-    found = merge(ShardStats.of(table(shard)) for shard in split(rng, rows, 9)).summary()
+    found = merge(ShardStats.of(table(shard)) for shard in split(rng, rows, 9)).summary().model_dump()
 
     def near(value: float) -> Any:
         return pytest.approx(value, rel=1e-12)
@@ -132,10 +132,11 @@ def test_any_grouping_of_shards_gives_the_same_counts_and_nearly_the_same_figure
     stats = [ShardStats.of(table(rows)) for rows in split(rng, random_rows(rng, 40), 8)]
     whole = merge(stats)
     assert merge(stats) == whole  # the same order: the same bits
-    grouped = merge([merge(stats[:3]), merge([]), merge(stats[3:])]).summary()
-    assert grouped["pairs"]["right"] == whole.summary()["pairs"]["right"]
-    assert grouped["pairs"]["margin"] == pytest.approx(whole.summary()["pairs"]["margin"], rel=1e-12)
-    assert grouped["reward"] == pytest.approx(whole.summary()["reward"], rel=1e-12)
+    grouped = merge([merge(stats[:3]), merge([]), merge(stats[3:])]).summary().model_dump()
+    expected = whole.summary().model_dump()
+    assert grouped["pairs"]["right"] == expected["pairs"]["right"]
+    assert grouped["pairs"]["margin"] == pytest.approx(expected["pairs"]["margin"], rel=1e-12)
+    assert grouped["reward"] == pytest.approx(expected["reward"], rel=1e-12)
 
 
 def test_statistics_do_not_depend_on_the_order_of_rows():
@@ -160,22 +161,22 @@ def test_many_merges_keep_a_small_spread_on_a_high_level():
 
 def test_no_label():
     summary = merge([ShardStats.of(table([]))]).summary()
-    assert (summary["labels"], summary["pairs"], summary["preferences"], summary["rubrics"]) == (0, None, None, None)
-    assert summary["reward"] == {"mean": None, "std": None, "min": None, "max": None}
-    assert set(summary["length"].values()) == {None}
+    assert (summary.labels, summary.pairs, summary.preferences, summary.rubrics) == (0, None, None, None)
+    assert summary.reward.model_dump() == {"mean": None, "std": None, "min": None, "max": None}
+    assert set(summary.length.model_dump().values()) == {None}
     assert summary_rows(summary) == [("Labels", "0")]
-    json.dumps(summary, allow_nan=False)
+    json.dumps(summary.model_dump(), allow_nan=False)
 
 
 def test_what_is_undefined_is_none():
     one = ShardStats.of(table([label("p", None, -2.5)])).summary()
-    assert one["reward"] == {"mean": -2.5, "std": 0.0, "min": -2.5, "max": -2.5}
-    assert one["length"]["reward_length_correlation"] is None
+    assert one.reward.model_dump() == {"mean": -2.5, "std": 0.0, "min": -2.5, "max": -2.5}
+    assert one.length.reward_length_correlation is None
     same = [label(f"p{i}", "chosen", 0.1, i + 1) for i in range(7)]  # 0.1 seven times has a mean that is not 0.1
-    assert ShardStats.of(table(same)).summary()["length"]["reward_length_correlation"] is None
+    assert ShardStats.of(table(same)).summary().length.reward_length_correlation is None
     even = ShardStats.of(table([label("p", "chosen", 1.0), label("p", "rejected", 1.0)])).summary()
-    assert even["pairs"]["ties"] == 1 and even["pairs"]["accuracy"] == 0.0
-    assert even["length"]["longer_wins"] is None
+    assert even.pairs and even.pairs.ties == 1 and even.pairs.accuracy == 0.0
+    assert even.length.longer_wins is None
 
 
 def test_wilson_interval():

@@ -11,11 +11,13 @@ from huggingface_hub import ModelCard
 
 from pipeline.report.card import hub_name, model_card, without_places
 from pipeline.training.config import OBJECTIVES, TrainConfig
+from pipeline.training.documents import Run, RunManifest
 
 PLACES = ("/home/jane/models/tiny-chat", "/data/labels/hh", "s3://secret-bucket/runs/dpo", "/etc/ds.json")
 
 
-def run(objective: str = "dpo", policy: str = "org/tiny-chat", **others: Any) -> dict[str, Any]:
+def described(objective: str = "dpo", policy: str = "org/tiny-chat") -> dict[str, Any]:
+    """What every run.json has."""
     config = TrainConfig.model_validate(
         {
             "train": {"labels": ["/data/labels/hh"], "objective": objective},
@@ -26,12 +28,19 @@ def run(objective: str = "dpo", policy: str = "org/tiny-chat", **others: Any) ->
     )
     return {
         "created": "2025-11-23T17:40:00+00:00",
-        "command": "endoreward train --output s3://secret-bucket/runs/dpo",
-        "config": config.model_dump(),
-        "fingerprint": "ab12" * 16,
-        "versions": {"endoreward": "0.2.0", "torch": "2.13.0"},
         "objective": objective,
+        "config": config.model_dump(),
+        "description": {},
+        "fingerprint": "ab12" * 16,
         "policy": {"name": policy},
+        "steps": 20,
+    }
+
+
+def run(objective: str = "dpo", policy: str = "org/tiny-chat", **others: Any) -> RunManifest:
+    content = described(objective, policy) | {
+        "command": "endoreward train --output s3://secret-bucket/runs/dpo",
+        "versions": {"endoreward": "0.2.0", "torch": "2.13.0"},
         "labels": [
             {
                 "path": "/data/labels/hh",
@@ -42,8 +51,11 @@ def run(objective: str = "dpo", policy: str = "org/tiny-chat", **others: Any) ->
         ],
         "examples": [["pairs", 11200]],
         "notes": ["2 rows were dropped; see /data/labels/hh/errors, or s3://secret-bucket/runs/dpo."],
-        "figures": {"held_out_accuracy": 0.625},
-    } | others
+        "seconds": 10.0,
+        "tokens": 100,
+        "last": METRICS[-1],
+    }
+    return RunManifest.parse(content | others, "manifest.json")
 
 
 METRICS = [
@@ -91,8 +103,8 @@ def test_a_folder_that_looks_like_a_hub_s_name(tmp_path: Path, monkeypatch: pyte
     assert hub_name(run(policy="models/tiny")) == "models/tiny"
     Path("models/tiny").mkdir(parents=True)
     assert hub_name(run(policy="models/tiny")) is None
-    elsewhere = {"policy": {"name": "org/tiny", "content": "ab12"}}  # known by its digest: a folder of some machine
-    assert hub_name(run() | elsewhere) is None
+    digest = {"policy.content": "ab12"}  # known by it: a folder of some machine
+    assert hub_name(run(policy="org/tiny", description=digest)) is None
 
 
 def test_the_card_says_what_was_done() -> None:
@@ -107,10 +119,10 @@ def test_the_card_says_what_was_done() -> None:
 def test_configuration_is_what_the_objective_read(objective: str) -> None:
     settled = run(objective)
     for name in ("dpo", "ipo"):  # a run writes down what beta came to
-        settled["config"][name]["beta"] = 0.1
+        settled.config[name]["beta"] = 0.1
     given = tomllib.loads(re.search(r"```toml\n(.*?)\n```", model_card(settled, []), re.DOTALL)[1])
     config = TrainConfig.model_validate(given)
-    expected = TrainConfig.model_validate(run(objective)["config"])
+    expected = TrainConfig.model_validate(run(objective).config)
     assert config.train.model_copy(update={"labels": []}) == expected.train.model_copy(update={"labels": []})
     assert config.train.labels == ["hh"] and not {"output", "run", "tracking"} & given.keys()
     own = {"rwr": "awr"}.get(objective, objective)
@@ -120,8 +132,7 @@ def test_configuration_is_what_the_objective_read(objective: str) -> None:
 
 
 def test_only_what_is_always_there_is_needed() -> None:
-    bare = {name: run()[name] for name in ("created", "config", "objective")}
-    card = ModelCard(model_card(bare, []))
+    card = ModelCard(model_card(Run.parse(described(), "run.json"), []))
     assert card.data.base_model == "org/tiny-chat" and "## Labels" not in card.text and "## Figures" not in card.text
 
 

@@ -10,43 +10,60 @@ import numpy as np
 import pytest
 from test_report import Page, in_browser, needs_chromium
 
+from pipeline.errors import StoreError
 from pipeline.report.curves import COLUMNS, TOUCHES, Curve, beyond, draw_curves, smoothed, thinned
 from pipeline.report.page import standalone_charts
 from pipeline.report.runs import duration, last_part, reward_words
 from pipeline.report.shares import SMALL
 from pipeline.report.training import observations, sentence, title, training_page
 from pipeline.training.config import OBJECTIVES, TrainConfig
+from pipeline.training.documents import Run, RunManifest
 
 MINUS = "\N{MINUS SIGN}"
 
 
-def run(**others: Any) -> dict[str, Any]:
-    objective = others.get("objective", "dpo")
+FIGURES = {"held_out_accuracy": 0.625}
+SAMPLES = [{"prompt": "What is 12 + 30?", "before": "32", "after": "42"}]
+
+
+def described(objective: str = "dpo") -> dict[str, Any]:
+    """What every run.json has."""
     config = TrainConfig.model_validate({"train": {"labels": ["out/hh"], "objective": objective}})
     return {
         "created": "2025-11-23T17:40:00+00:00",
-        "config": config.model_dump(exclude={"run"}),
         "objective": objective,
-    } | others
+        "config": config.model_dump(exclude={"run"}),
+        "description": {},
+        "fingerprint": "ab12" * 16,
+        "policy": {"name": config.policy.name},
+        "steps": 1,
+    }
 
 
-def full() -> dict[str, Any]:
-    return run(
-        command="endoreward train run.toml",
-        fingerprint="ab12" * 16,
-        versions={"endoreward": "0.2.0"},
-        policy={"name": "org/tiny-chat"},
-        labels=[{"path": "out/hh", "fingerprint": "ff00" * 16, "reward": {"aggregation": "mean"}, "model": "org/base"}],
-        examples=[["pairs", 11200], ["dropped: no margin", 740]],
-        steps=40,
-        notes=["3 prompts gave no pair."],
-        figures={"held_out_accuracy": 0.625},
-        resumed_at=[20],
-        seconds=4321.0,
-        tokens=123456,
-        device="cpu",
-        samples=[{"prompt": "What is 12 + 30?", "before": "32", "after": "42"}],
-    )
+def run(objective: str = "dpo", **others: Any) -> Run:
+    return Run.parse(described(objective) | others, "run.json")
+
+
+def full(**others: Any) -> RunManifest:
+    content = described() | {
+        "command": "endoreward train run.toml",
+        "versions": {"endoreward": "0.2.0"},
+        "policy": {"name": "org/tiny-chat"},
+        "labels": [labels("out/hh", {"aggregation": "mean"}, "org/base")],
+        "examples": [["pairs", 11200], ["dropped: no margin", 740]],
+        "steps": 40,
+        "notes": ["3 prompts gave no pair."],
+        "repeated": [{"step": 20, "repeated": 3}],
+        "seconds": 4321.0,
+        "tokens": 123456,
+        "last": {"step": 40},
+        "device": "cpu",
+    }
+    return RunManifest.parse(content | others, "manifest.json")
+
+
+def labels(path: str, reward: dict[str, Any] | None = None, model: str | None = None) -> dict[str, Any]:
+    return {"path": path, "fingerprint": "ff00" * 16, "reward": reward, "model": model}
 
 
 def rows(count: int, evaluated: int = 0, seed: int = 0) -> list[dict[str, Any]]:
@@ -75,7 +92,7 @@ def charts(html: str) -> dict[str, str]:
 
 
 def test_page_has_every_part_in_order_and_loads_nothing() -> None:
-    html = training_page(full(), rows(40, evaluated=10))
+    html = training_page(full(), rows(40, evaluated=10), FIGURES, SAMPLES)
     page = Page(html)
     assert page.text["h1"] == ["DPO on hh"] == page.text["title"][:1]
     assert page.text["h2"] == [
@@ -91,9 +108,7 @@ def test_page_has_every_part_in_order_and_loads_nothing() -> None:
         "All weights of tiny-chat, trained for 40 steps of 16 pairs by direct preference optimization"
     )
     assert "the endogenous reward (mean) of base" in said and said in page.text["p"]
-    assert (
-        TrainConfig.model_validate(tomllib.loads(page.text["code"][-1])).model_dump(exclude={"run"}) == full()["config"]
-    )
+    assert TrainConfig.model_validate(tomllib.loads(page.text["code"][-1])).model_dump(exclude={"run"}) == full().config
 
 
 def test_there_is_a_chart_for_whatever_was_measured() -> None:
@@ -186,13 +201,13 @@ def test_start_and_end_are_means_of_what_was_measured() -> None:
 
 def test_text_from_data_is_never_markup() -> None:
     evil = "</style><script>alert(1)</script>\"'&"
-    given = full() | {
-        "command": evil, "fingerprint": evil, "versions": {evil: evil}, "policy": {"name": evil}, "device": evil,
-        "labels": [{"path": evil, "fingerprint": evil, "reward": {"aggregation": evil}, "model": evil}],
-        "examples": [[evil, evil]], "notes": [evil], "figures": {evil: evil}, "created": evil,
-        "samples": [{"prompt": evil, "before": evil, "after": evil}, {"prompt": [{"role": evil, "content": evil * 99}]}],
-    }  # fmt: skip
-    html = training_page(given, [{"step": 1, "loss": 0.5, evil: 1.0, f"{evil}/chosen": 1.0, f"{evil}/rejected": 2.0}])
+    given = full(
+        command=evil, fingerprint=evil, versions={evil: evil}, policy={"name": evil}, device=evil, created=evil,
+        labels=[labels(evil, {"aggregation": evil}, evil) | {"fingerprint": evil}], examples=[[evil, evil]], notes=[evil],
+    )  # fmt: skip
+    samples = [{"prompt": evil, "before": evil, "after": evil}, {"prompt": [{"role": evil, "content": evil * 99}]}]
+    metrics = [{"step": 1, "loss": 0.5, evil: 1.0, f"{evil}/chosen": 1.0, f"{evil}/rejected": 2.0}]
+    html = training_page(given, metrics, {evil: evil}, samples)
     page = Page(html)
     assert not page.having("script") and "alert(1)" in html and len(page.having("style")) == 1
     assert all("on" not in {name[:2] for name in attributes} for _, attributes in page.elements)
@@ -203,6 +218,12 @@ def test_only_what_is_always_there_is_needed(objective: str) -> None:
     page = Page(training_page(run(objective=objective), []))
     assert "No step was taken." in page.text["p"] and page.text["h2"] == ["Settings", "Reproduce"]
     assert title(run(objective=objective)).endswith(" on labels")
+
+
+def test_a_setting_of_a_newer_version_is_said() -> None:
+    newer = run(config=described()["config"] | {"dpo": {"beta": 0.1, "reweighted": True}})
+    with pytest.raises(StoreError, match=r"config: dpo\.reweighted: True: .*; update endoreward"):
+        training_page(newer, [])
 
 
 def test_values_that_are_not_finite_are_owned_up_to() -> None:
@@ -243,11 +264,12 @@ def test_names_of_things() -> None:
     assert [last_part(p) for p in ("s3://b/labels/hh?x=1/2", "/a/b/", "org/name", "", "/m/tiny/model")] == [
         "hh", "b", "name", "", "tiny/model",
     ]  # fmt: skip
-    assert title(run(labels=[{"path": "a/x"}, {"path": "b/y"}], objective="simpo")) == "SimPO on x and y"
-    assert title(run(labels=[{"path": str(i)} for i in range(5)])) == "DPO on 5 label stores"
-    assert reward_words({"path": "x", "reward": {"kind": "judge"}, "model": "/m/j"}) == "the reward judge of j"
+    assert title(run("simpo", labels=[labels("a/x"), labels("b/y")])) == "SimPO on x and y"
+    assert title(run(labels=[labels(str(i)) for i in range(5)])) == "DPO on 5 label stores"
+    assert reward_words({"kind": "judge"}, "/m/j") == "the reward judge of j"
     discounted = {"aggregation": "discounted_sum", "gamma": 0.9}
-    assert reward_words({"path": "x", "reward": discounted}) == "the endogenous reward (discounted_sum, gamma = 0.9)"
+    assert reward_words(discounted, None) == "the endogenous reward (discounted_sum, gamma = 0.9)"
+    assert reward_words(None, None) == "a reward"
     assert [duration(s).replace("\N{NO-BREAK SPACE}", " ") for s in (45, 720, 11100)] == ["45 s", "12 min", "3 h 05"]
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_evaluation_page
 
 from jobs.sample.run import SamplesSummary
 from jobs.stores.inspect_store import status
 from pipeline.errors import StoreError
-from pipeline.evaluation.documents import EvaluationRun
+from pipeline.evaluation.documents import Bias, EvaluationRun, Results, RewardEntry
 from pipeline.store import LabelStore, Record, StoredInput, documents, fingerprint
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import StoreRun
@@ -59,6 +60,43 @@ def test_what_is_missing_wrong_or_newer_is_said(kind: type[Document], tmp_path: 
         with pytest.raises(StoreError, match=sentence) as raised:
             kind.read(uri)
         assert kind.REMEDY in str(raised.value) or "update endoreward" in str(raised.value)
+
+
+def test_figures_of_labels_are_held_against_their_kind() -> None:
+    """They were any dict, and a page failed on the key that it lacked."""
+    content = EXAMPLES[Manifest]
+    for change, sentence in (
+        ({"pairs": {"pairs": 8}}, r"m\.json: summary\.pairs\.right: is missing \(and 3 more\); delete it"),
+        (
+            {"reward": content["summary"]["reward"] | {"mean": "1"}},
+            r"m\.json: summary\.reward\.mean: '1': Input should",
+        ),
+        ({"length": {}}, r"m\.json: summary\.length\.reward_length_correlation: is missing"),
+    ):
+        with pytest.raises(StoreError, match=sentence):
+            Manifest.parse(content | {"summary": content["summary"] | change}, "m.json")
+
+
+def test_figures_of_an_evaluation_are_held_against_their_kind(tmp_path: Path) -> None:
+    """Curves, groups by length, checks and sets were any dict."""
+    place, content = tmp_path / "results.json", test_evaluation_page.full()
+    results = Results.parse(content, "results.json")
+    results.write_plain(str(place))
+    again = json.loads(place.read_text())
+    assert again == content | {"version": 1} and list(again["rewards"][0]) == list(RewardEntry.model_fields)
+    assert list(again["rewards"][0]["bias"]) == list(Bias.model_fields)
+    assert list(again["rewards"][0]["bias"]["deciles"][0]) == ["low", "high", "pairs", "accuracy", "interval"]
+    assert results.rewards[0].curve and results.rewards[0].curve.line("random") == [0.3] * 3
+    for wrong, sentence in (
+        ({"bias": {**content["rewards"][0]["bias"], "deciles": [{"low": 1.5}]}}, r"bias\.deciles\.0\.low: 1\.5: Input"),
+        ({"sets": {"chat": {"items": 1}}}, r"sets\.chat\.value: is missing \(and 1 more\)"),
+        ({"batch_check": {"responses": 8}}, r"batch_check\.worst: is missing"),
+        ({"details": {"curve": {"n": 4}}}, r"details\.n: 4: Input should be a valid list"),
+        ({"matrices": [{"title": "a"}]}, r"matrices\.0\.said: is missing"),
+    ):
+        rewards = [content["rewards"][0] | wrong]
+        with pytest.raises(StoreError, match=rf"r\.json: rewards\.0\.{sentence}"):
+            Results.parse(content | {"rewards": rewards}, "r.json")
 
 
 def test_records_and_inputs_are_held_against_their_kind(tmp_path: Path) -> None:

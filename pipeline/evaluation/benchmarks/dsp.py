@@ -14,8 +14,9 @@ from pipeline.config import EvaluateConfig
 from pipeline.corpus import Choice
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.benchmarks.base import Benchmark, listed
-from pipeline.evaluation.benchmarks.figures import Array, Figures, Matrix
+from pipeline.evaluation.benchmarks.figures import Array, Figures
 from pipeline.evaluation.benchmarks.items import Item
+from pipeline.evaluation.documents import Matrix
 
 FILE = "domain_specific_preference"
 RUBRICS = "examples/dsp-rubrics.toml"
@@ -138,8 +139,8 @@ def _matrix(rubrics: Sequence[str], domains: Sequence[str], values: list[list[fl
         "rubric favours it.",
         row_name="rubric",
         column_name="domain of the answer",
-        rows=rubrics,
-        columns=domains,
+        rows=list(rubrics),
+        columns=list(domains),
         values=values,
     )
 

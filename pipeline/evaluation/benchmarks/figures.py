@@ -7,20 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.documents import Matrix
+
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A table of shares in [0, 1] to be drawn as a heat map; `values[row][column]`, None where there is none."""
-
-    title: str
-    said: str  # a sentence: what a row, a column and a bright cell mean
-    row_name: str
-    column_name: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True)

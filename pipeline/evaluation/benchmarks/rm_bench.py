@@ -15,8 +15,9 @@ from pipeline.corpus import Shape
 from pipeline.corpus.columns import RawRow
 from pipeline.errors import InputError
 from pipeline.evaluation.benchmarks.base import Benchmark, count_ties, item_name, listed, strata_of
-from pipeline.evaluation.benchmarks.figures import Array, Figures, Matrix
+from pipeline.evaluation.benchmarks.figures import Array, Figures
 from pipeline.evaluation.benchmarks.items import Item
+from pipeline.evaluation.documents import Matrix
 
 PARTS = {
     "chat": "chat", "math": "math", "code": "code", "safety-refuse": "safety", "safety-response": "safety",
@@ -142,8 +143,8 @@ def _matrix(values: Array) -> Matrix:
         "over domains. Above the diagonal the rejected response has the fancier style: there a love of style costs.",
         row_name="chosen",
         column_name="rejected",
-        rows=STYLES,
-        columns=STYLES,
+        rows=list(STYLES),
+        columns=list(STYLES),
         values=values.tolist(),
     )
 
