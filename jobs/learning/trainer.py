@@ -12,9 +12,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from jobs import terminal
-from jobs.cluster import joins_cluster
+from jobs.cluster import joins_cluster, placed, usable
 from pipeline import storage
-from pipeline.config import ModelConfig
+from pipeline.config import ClusterConfig, ModelConfig
 from pipeline.errors import ConfigError, RunError, StoreError, last_line
 from pipeline.models.loading import load_settings
 from pipeline.training.config import LearningConfig
@@ -58,22 +58,18 @@ def position_notes(config: LearningConfig, settings: Any, longest: int) -> list[
 
 
 def gpus_of(config: LearningConfig) -> int:
-    """GPUs that there are now. Call it connected where the run joins a cluster."""
+    """GPUs that there are now for this run. Call it connected where the run joins a cluster."""
     if joins_cluster(config.run):
-        import ray
-
-        return int(ray.cluster_resources().get("GPU", 0))
+        return int(usable(config.run, "GPU"))
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def cpus_of(config: LearningConfig) -> int:
-    """CPUs that there are now. Call it connected where the run joins a cluster."""
+    """CPUs that there are now for this run. Call it connected where the run joins a cluster."""
     if joins_cluster(config.run):
-        import ray
-
-        return int(ray.cluster_resources().get("CPU", 0))
+        return int(usable(config.run, "CPU"))
     return config.run.num_cpus or os.cpu_count() or 1
 
 
@@ -99,20 +95,23 @@ def pick_workers(config: LearningConfig, spare_gpus: int = 0) -> tuple[str, int]
     return device, workers
 
 
-def warn_of_room(who: str, cpus: int, gpus: float, remedy: str) -> None:
+def warn_of_room(run: ClusterConfig, who: str, cpus: int, gpus: float, remedy: str) -> None:
     """A cluster may grow or get free: what the run reserves is waited for. Call it connected.
 
     Args:
+        run: says on which nodes.
         who: what needs `cpus` and `gpus`, such as "2 workers".
         remedy: what would make it less, such as "lower learner.workers".
     """
     import ray
 
     free = ray.available_resources()
-    if free.get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
+    free_cpus, free_gpus = (min(free.get(resource, 0.0), usable(run, resource)) for resource in ("CPU", "GPU"))
+    if free_cpus < cpus or free_gpus < gpus:
+        nodes = f" on nodes with {run.label_selector}" if run.label_selector else ""
         terminal.warn(
-            f"{who} need {cpus} CPUs and {gpus:g} GPUs, and the cluster has {free.get('CPU', 0):g} and "
-            f"{free.get('GPU', 0):g} free: the run waits until it has; {remedy}, or add nodes"
+            f"{who} need {cpus} CPUs and {gpus:g} GPUs, and the cluster has {free_cpus:g} and {free_gpus:g} free{nodes}: the "
+            f"run waits until it has; {remedy}, or add nodes"
         )
 
 
@@ -140,7 +139,7 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
         train_loop_config={"recipe": recipe},
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=COLLECTIVE_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
+            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources, **placed(config.run)
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
