@@ -25,6 +25,7 @@ from jobs.label.limits import ErrorRate, explained
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
 from jobs.label.work import Target, Work
 from jobs.stores.finalize import Timing, finalize
+from jobs.stores.metrics import RunMetrics
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import RunError
@@ -111,6 +112,7 @@ class LabelRun:
         spec = _spec(self.labeller, self.device, pool)
         with (
             terminal.LabelProgress(total, total - todo, self.labeller.name) as progress,
+            RunMetrics(self.store.uri, todo) as metrics,
             # closed, so that the flow stops with the loop, whatever ends that
             contextlib.closing(explained(label_shards(work, self.labeller, target, spec, pool))) as results,
         ):
@@ -122,6 +124,7 @@ class LabelRun:
                         notes.append(note)
                         terminal.warn(note)
                 progress.advance(done.record.shard.rows, done.record.stats.tokens)
+                metrics.add(done.record, done.forwarded_tokens, done.score_seconds)
                 rate.add(done.record)
                 counts.update(done.counts)
         for sentence, count in counts.items():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import terminal
 from jobs.cluster import joins_cluster, placed, usable
+from jobs.stores.metrics import StepMetrics
 from pipeline import storage
 from pipeline.config import ClusterConfig, ModelConfig
 from pipeline.errors import ConfigError, RunError, StoreError, last_line
@@ -216,21 +217,25 @@ def learner_versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _watched(folder: RunFolder, steps: int) -> Iterator[None]:
-    """Shows what the workers write of their steps, for as long as the block runs."""
+    """Shows what the workers write of their steps, on the terminal and to Prometheus, for as long as the block runs."""
     ended = threading.Event()
 
-    def watch(progress: terminal.TrainProgress) -> None:
+    def watch(progress: terminal.TrainProgress, metrics: StepMetrics) -> None:
         while True:
             over = ended.wait(POLL_S if storage.is_local(folder.uri) else 5 * POLL_S)
             with contextlib.suppress(StoreError, OSError):
                 for row in rows.new():
                     progress.update(row)
+                    metrics.update(row)
             if over:
                 return
 
     rows = Follower(folder.at("metrics.jsonl"))
-    with terminal.TrainProgress(steps, rows.step) as progress:
-        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
+    with (
+        terminal.TrainProgress(steps, rows.step) as progress,
+        StepMetrics(folder.uri, steps, rows.step) as metrics,
+    ):
+        watcher = threading.Thread(target=watch, args=(progress, metrics), daemon=True)
         watcher.start()
         try:
             yield

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from pipeline import __version__
@@ -209,9 +210,11 @@ def test_a_jobs_configuration_fits_its_cluster(command: str, tmp_path: Path) -> 
     assert config.learner.cpus_per_worker < cpus
 
 
-def test_prometheus_scrapes_a_port_that_every_pod_has() -> None:
+def test_prometheus_scrapes_ports_that_pods_have() -> None:
+    """Of Ray on every pod, of the autoscaler on heads, by the numbers that Ray has for them."""
     monitor = yaml.safe_load((FOLDER / "podmonitor.yaml").read_text())
-    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
     for name in FILES:
-        for pod in pods(name):
-            assert endpoint["port"] in [port["name"] for port in pod["containers"][0]["ports"]]
+        head, *workers = [{p["name"]: p["containerPort"] for p in pod["containers"][0]["ports"]} for pod in pods(name)]
+        assert {port: head.get(port) for port in scraped} == {"metrics": 8080, "as-metrics": AUTOSCALER_METRIC_PORT}
+        assert all(worker["metrics"] == 8080 for worker in workers)
