@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 PROCESSES ?= 2 # that `make test` runs tests in
 
-.PHONY: setup demo test test-lowest coverage check chaos bench gpu clean
+.PHONY: setup demo test test-cluster test-lowest coverage check chaos bench gpu clean
 
 setup: $(READY)
 
@@ -23,6 +23,9 @@ demo: setup ## label the embedded corpus with the embedded model, evaluate the l
 
 test: check ## everything that CI runs; each process starts a Ray of its own where a test asks for one
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+
+test-cluster: setup ## jobs on clusters of their own: submission, status, metrics; one process, since each has all cores
+	$(BIN)/pytest -m cluster
 
 test-lowest: $(LOWEST)/.ready ## what starts no Ray, with the lowest versions that pyproject.toml allows; not part of CI
 	$(LOWEST)/bin/pytest --numprocesses $(PROCESSES) --dist loadfile tests/unit tests/contract

@@ -5,11 +5,12 @@ Exit codes: 0 done, 2 a wrong description or a refused fingerprint (nothing star
 
 import argparse
 import logging
+import math
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, get_origin
+from typing import TYPE_CHECKING, Any, TypeAlias, get_origin
 
 from pipeline.config import (
     REWARDS,
@@ -22,9 +23,12 @@ from pipeline.config import (
     refuse_secrets,
     section_fields,
 )
-from pipeline.errors import EndorewardError
+from pipeline.errors import ConfigError, EndorewardError
 from pipeline.rl.config import RlConfig
 from pipeline.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from jobs.label.sizing import Rate
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -72,6 +76,14 @@ def _add_label(commands: Commands) -> None:
     )
     _add_run(label, "directory of the label store")
     label.add_argument("--dry-run", action="store_true", help="show configuration, shape, an example and an estimate")
+    label.add_argument(
+        "--tokens-per-second",
+        type=_positive,
+        metavar="N",
+        help="of one actor, prompts included, for the estimate's hours",
+    )
+    label.add_argument("--measured", type=_place, metavar="STORE", help="a finished store whose run had that rate")
+    label.add_argument("--price", type=_positive, metavar="P", help="of an actor's hour, for the estimate's price")
     label.add_argument("--retry-errors", action="store_true", help="label shards that hold error rows once more")
     label.set_defaults(command=_label)
 
@@ -189,6 +201,16 @@ def _place(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
 def _add_run(command: argparse.ArgumentParser, output: str, *, model: str = "--model", source: str = "--input") -> None:
     """The flags of a command that takes a configuration; `model` and `source` are what it calls its model and input."""
     command.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the run's configuration; flags win over it")
@@ -225,7 +247,33 @@ def _label(arguments: argparse.Namespace) -> int:
     _do_without_torch(arguments, config)
     from jobs.label.run import label
 
-    return label(config, dry_run=arguments.dry_run, retry_errors=arguments.retry_errors, command=_command(arguments))
+    return label(
+        config,
+        dry_run=arguments.dry_run,
+        retry_errors=arguments.retry_errors,
+        command=_command(arguments),
+        rate=_rate(arguments),
+        price=arguments.price,
+    )
+
+
+def _rate(arguments: argparse.Namespace) -> "Rate | None":
+    """Of an actor, as the flags for the estimate say it. Raises ConfigError where they say nothing, or two things."""
+    from jobs.label.sizing import Rate, measured_rate
+
+    flags = {"--tokens-per-second": arguments.tokens_per_second, "--measured": arguments.measured}
+    for flag, value in {**flags, "--price": arguments.price}.items():
+        if value is not None and not arguments.dry_run:
+            raise ConfigError(f"{flag}: is for the estimate of --dry-run, and this run makes none; leave it out")
+    if None not in flags.values():
+        raise ConfigError("--tokens-per-second and --measured: give one, a rate as a number or as a store's")
+    if arguments.measured is not None:
+        return measured_rate(arguments.measured)
+    if arguments.tokens_per_second is not None:
+        return Rate(arguments.tokens_per_second, "as given")
+    if arguments.price is not None:
+        raise ConfigError("--price: needs a rate; give --tokens-per-second or --measured too")
+    return None
 
 
 def _sample(arguments: argparse.Namespace) -> int:

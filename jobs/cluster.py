@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from jobs import terminal
 from pipeline import storage
 from pipeline.config import ClusterConfig, LabelConfig
+from pipeline.config.running import selects
 from pipeline.config.section import refuse_secrets
 from pipeline.errors import ConfigError, RunError, last_line
 
@@ -111,12 +112,18 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
 
 
 def _address(run: ClusterConfig) -> str | None:
-    """The cluster that is to be joined, None for a Ray of one's own. Raises ConfigError for credentials in RAY_ADDRESS."""
+    """The cluster that is to be joined, None for a Ray of one's own. Raises ConfigError for credentials in RAY_ADDRESS, and
+    for labels, which no node of one's own has."""
     address = run.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         refuse_secrets(address)
     except ValueError as error:
         raise ConfigError(f"RAY_ADDRESS: {error}") from None
+    if address == "local" and run.label_selector:
+        raise ConfigError(
+            "run.label_selector: a local Ray has no labelled nodes, and no actor would ever start; leave it out, or name a "
+            "cluster in run.ray_address or RAY_ADDRESS"
+        )
     return None if address == "local" else address
 
 
@@ -246,14 +253,29 @@ def joins_cluster(run: ClusterConfig) -> bool:
     return _address(run) is not None
 
 
+def usable_nodes(run: ClusterConfig) -> list[dict[str, Any]]:
+    """The nodes that are there now and fulfil `run.label_selector`, as `ray.nodes()` has them. Call it connected."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and selects(run.label_selector, node["Labels"])]
+
+
+def usable(run: ClusterConfig, resource: str) -> float:
+    """How much of a resource, such as "GPU", these nodes have together, free or not. Call it connected."""
+    return sum((node["Resources"].get(resource, 0.0) for node in usable_nodes(run)), 0.0)
+
+
+def placed(run: ClusterConfig) -> dict[str, Any]:
+    """Options of an actor, or of a step of Ray Data, that has it run on the nodes of `run.label_selector` alone."""
+    return {"label_selector": dict(run.label_selector)} if run.label_selector else {}
+
+
 def pick_device(config: LabelConfig) -> str:
     """ "cpu" or "cuda": as configured, else by what there is. Call it connected where the run joins a cluster."""
     if config.scorer.device != "auto":
         return config.scorer.device
     if joins_cluster(config.run):
-        import ray
-
-        return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+        return "cuda" if usable(config.run, "GPU") >= 1 else "cpu"
     return "cuda" if _sees_cuda() else "cpu"
 
 
@@ -270,13 +292,12 @@ def pick_pool(config: LabelConfig, device: str) -> Pool:
 
     Raises ConfigError where this machine has no room for them. A cluster may grow, and is waited for with a warning.
     """
-    import ray
-
-    scorer, resources = config.scorer, ray.cluster_resources()
+    scorer = config.scorer
     gpus = scorer.gpus_per_actor if device == "cuda" else 0
-    nodes = [(int(n["Resources"].get("CPU", 0)), int(n["Resources"].get("GPU", 0))) for n in ray.nodes() if n["Alive"]]
+    there_now = [node["Resources"] for node in usable_nodes(config.run)]
+    nodes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in there_now]
     cpus = scorer.cpus_per_actor or (1 if gpus else min([there for there, _ in nodes if there], default=1))
-    most = scorer.max_actors or max(scorer.min_actors, int(resources.get("GPU", 0)) // gpus if gpus else 1)
+    most = scorer.max_actors or max(scorer.min_actors, int(usable(config.run, "GPU")) // gpus if gpus else 1)
     room = sum(min(there // cpus, on_gpus // gpus if gpus else there) for there, on_gpus in nodes)  # each on one node
     short = (
         f"has room for {room} actors of {cpus} CPUs and {gpus} GPUs, scorer.min_actors asks for {scorer.min_actors}; lower "

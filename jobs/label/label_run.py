@@ -26,6 +26,7 @@ from jobs.label.limits import ErrorRate, explained
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
 from jobs.label.work import PoolState, Target, Work
 from jobs.stores.finalize import Timing, finalize
+from jobs.stores.metrics import RunMetrics
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import RunError
@@ -112,9 +113,10 @@ class LabelRun:
         spec = _spec(self.labeller, self.device, pool)
         with (
             terminal.LabelProgress(total, total - todo, self.labeller.name) as progress,
+            RunMetrics(self.store.uri, todo) as metrics,
             # closed, so that the flow stops with the loop, whatever ends that
             contextlib.closing(
-                explained(label_shards(work, self.labeller, target, spec, pool, watch=partial(_watch, progress)))
+                explained(label_shards(work, self.labeller, target, spec, pool, watch=partial(_watch, progress, metrics)))
             ) as results,
         ):
             for done in results:
@@ -125,6 +127,7 @@ class LabelRun:
                         notes.append(note)
                         terminal.warn(note)
                 progress.advance(done.record.shard.rows, done.record.stats.tokens, done.forwarded_tokens)
+                metrics.add(done.record, done.forwarded_tokens, done.score_seconds)
                 rate.add(done.record)
                 counts.update(done.counts)
         for sentence, count in counts.items():
@@ -138,7 +141,9 @@ class LabelRun:
         return timing.stop()
 
 
-def _watch(progress: terminal.LabelProgress, state: PoolState) -> None:
+def _watch(progress: terminal.LabelProgress, metrics: RunMetrics, state: PoolState) -> None:
+    metrics.actors(state.running)
+    metrics.waiting(state.pending)
     progress.look(state.running, state.forwarded_tokens, state.sentence())
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from jobs.cluster import Pool, alive_nodes, draining_nodes
+from jobs.cluster import Pool, alive_nodes, draining_nodes, placed, usable
 from jobs.label.work import PoolState
 from pipeline.config import LabelConfig
 from pipeline.errors import EndorewardError, RunError
@@ -73,8 +73,9 @@ class LabelPool:
         watch: Callable[[PoolState], None],
     ):
         self.scorer, self.size, self.left, self.watch = config.scorer, size, shards, watch
-        self.gives_up_s = config.run.wait_for_actors_s
+        self.run = config.run
         asks: dict[str, Any] = {"num_cpus": size.actor_cpus, "num_gpus": size.gpus, "max_concurrency": AT_ONCE}
+        asks |= placed(config.run)
         self.actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **asks)(kind)
         self.arguments = [ray.put(each) for each in arguments]
         self.members: list[_Member] = []
@@ -239,7 +240,7 @@ class LabelPool:
         running = sum(member.node is not None for member in self.members)
         if running:
             self.running_at = now
-        elif now - self.running_at > self.gives_up_s:
+        elif now - self.running_at > self.run.wait_for_actors_s:
             raise RunError(self._nobody())
         tokens = self.tokens + sum(member.tokens for member in self.members)
         pending = len(self.members) - running
@@ -255,9 +256,10 @@ class LabelPool:
         ray.kill(member.handle)
 
     def _nobody(self) -> str:
-        size, there = self.size, ray.cluster_resources()
+        size, run = self.size, self.run
+        where = f", among nodes with {run.label_selector}," if run.label_selector else ""
         return (
-            f"no actor could be started within run.wait_for_actors_s = {self.gives_up_s:g} s: each asks for {size.cpus} CPUs "
-            f"and {size.gpus} GPUs on one node, the cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs "
-            "in all; add nodes, or lower scorer.cpus_per_actor or scorer.gpus_per_actor"
+            f"no actor could be started within run.wait_for_actors_s = {run.wait_for_actors_s:g} s: each asks for {size.cpus} "
+            f"CPUs and {size.gpus} GPUs on one node{where} and the cluster has {usable(run, 'CPU'):g} CPUs and "
+            f"{usable(run, 'GPU'):g} GPUs in all; add nodes, or lower scorer.cpus_per_actor or scorer.gpus_per_actor"
         )

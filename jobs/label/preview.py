@@ -1,10 +1,10 @@
 """What a run is about to do, shown before it does it: one rendered example, and an estimate of the whole."""
 
-from collections import Counter
 from itertools import product
 from typing import Self
 
 from jobs import terminal
+from jobs.label.sizing import Sample
 from pipeline.config import LabelConfig
 from pipeline.corpus import read_shards
 from pipeline.corpus.ranking import ranked_pairs
@@ -90,29 +90,24 @@ class Preview:
         terminal.say(f"\nexample {turn.id}\n  prompt, {len(tokens.prompt_ids)} tokens:\n{prompt}")
         terminal.say(f"  scored, {len(tokens.response_ids)} tokens{cut}, one between each |:\n{scored}\n")
 
-    def estimate(self, inputs: list[StoredInput]) -> list[tuple[str, str]]:
-        """Rows of a table: the tokens of the first shard of up to 16 files, scaled to all rows."""
-        rows = turns = prompt = response = truncated = 0
-        errors: Counter[str] = Counter()
+    def sample(self, inputs: list[StoredInput]) -> Sample:
+        """Count the first shard of up to 16 files."""
+        rows, shards = (
+            sum(counts) for counts in zip(*((i.plan.rows, len(i.plan.shards)) for i in inputs), strict=True)
+        )
+        sample = Sample(rows, len(inputs), shards)
         for stored in inputs[:: max(1, len(inputs) // 16)]:
             prepared = self._first_shard(stored)
-            rows += prepared.shard.rows
-            turns += len(prepared.turns)
-            prompt += sum(len(ids) for ids in {t.prompt_ids.tobytes(): t.prompt_ids for t in prepared.tokens}.values())
-            response += sum(len(t.response_ids) for t in prepared.tokens)
-            truncated += sum(t.truncated for t in prepared.tokens)
-            errors.update(f.reason for f in prepared.failures)
-        total = sum(stored.plan.rows for stored in inputs)
-        scale = total / max(1, rows)
-        table = [
-            ("Rows", f"{total:,} in {len(inputs):,} files, {sum(len(i.plan.shards) for i in inputs):,} shards"),
-            ("Sampled rows", f"{rows:,}"),
-            ("Responses", f"{turns * scale:,.0f}"),
-            ("Response tokens", f"{response * scale:,.0f}"),
-            ("Tokens to forward", f"{(prompt + response) * scale:,.0f} (a shared prompt once)"),
-            ("Truncated", f"{truncated * scale:,.0f}"),
-        ]
-        return table + [(f"Error {reason}", f"{count * scale:,.0f}") for reason, count in errors.most_common()]
+            prompt = sum(len(ids) for ids in {t.prompt_ids.tobytes(): t.prompt_ids for t in prepared.tokens}.values())
+            response = sum(len(t.response_ids) for t in prepared.tokens)
+            sample.sampled_rows += prepared.shard.rows
+            sample.responses += len(prepared.turns)
+            sample.prompt_tokens += prompt
+            sample.response_tokens += response
+            sample.truncated += sum(t.truncated for t in prepared.tokens)
+            sample.errors.update(f.reason for f in prepared.failures)
+            sample.tokens_a_row.append((prompt + response) / prepared.shard.rows)
+        return sample
 
     def _first_shard(self, stored: StoredInput) -> Prepared:
         shard, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))

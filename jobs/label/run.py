@@ -9,14 +9,28 @@ from jobs.label.label_run import LabelRun, LateCluster
 from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import check_sampled, find_inputs, plan_inputs
 from jobs.label.preview import Preview, show_inputs
+from jobs.label.sizing import Rate, costs
 from pipeline.config import OF_A_TEMPLATE, LabelConfig, set_but_unread
 from pipeline.report.toml import to_toml
 from pipeline.rewards.labellers import Endogenous
 from pipeline.store import LabelStore
 
 
-def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = False, command: str = "") -> int:
-    """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
+def label(
+    config: LabelConfig,
+    *,
+    dry_run: bool = False,
+    retry_errors: bool = False,
+    command: str = "",
+    rate: Rate | None = None,
+    price: float | None = None,
+) -> int:
+    """Run the job. Returns the exit code; raises EndorewardError.
+
+    Args:
+        dry_run: show what it would do, and what that would cost at a `rate` and a `price` of an actor's hour.
+        command: what the manifest says was run.
+    """
     require(model=config.model.name, input=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
     store = LabelStore(config.output.path)
@@ -32,7 +46,10 @@ def label(config: LabelConfig, *, dry_run: bool = False, retry_errors: bool = Fa
         show_inputs(inputs)
         with Preview(config, renderer) as preview:
             preview.show_example(inputs)
-            terminal.print_table("Estimate, from a sample", preview.estimate(inputs))
+            sample = preview.sample(inputs)
+        terminal.print_table("Estimate, from a sample", sample.table())
+        actors = config.scorer.max_actors or config.scorer.min_actors
+        terminal.print_table("Cost, an estimate too", costs(sample, rate, actors, price))
         return 0
     for warning in [*config.reward.warnings(), *_idle(labeller)]:
         terminal.warn(warning)

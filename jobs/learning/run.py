@@ -147,7 +147,7 @@ def carry_out(
         if not joins_cluster(config.run):
             room = max(run.cpus, cpus_of(config))  # actors that take turns may reserve more than there is
             held.enter_context(cluster(config.run.model_copy(update={"num_cpus": room})))
-        warn_of_room(run.who, run.cpus, run.gpus, run.remedy)
+        warn_of_room(config.run, run.who, run.cpus, run.gpus, run.remedy)
         started = time.perf_counter()
         run.learn(folder, record)
         _finish(folder, run, record, time.perf_counter() - started)

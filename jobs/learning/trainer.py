@@ -12,9 +12,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from jobs import terminal
-from jobs.cluster import joins_cluster
+from jobs.cluster import joins_cluster, placed, usable
+from jobs.stores.metrics import StepMetrics
 from pipeline import storage
-from pipeline.config import ModelConfig
+from pipeline.config import ClusterConfig, ModelConfig
 from pipeline.errors import ConfigError, RunError, StoreError, last_line
 from pipeline.models.loading import load_settings
 from pipeline.training.config import LearningConfig
@@ -58,22 +59,18 @@ def position_notes(config: LearningConfig, settings: Any, longest: int) -> list[
 
 
 def gpus_of(config: LearningConfig) -> int:
-    """GPUs that there are now. Call it connected where the run joins a cluster."""
+    """GPUs that there are now for this run. Call it connected where the run joins a cluster."""
     if joins_cluster(config.run):
-        import ray
-
-        return int(ray.cluster_resources().get("GPU", 0))
+        return int(usable(config.run, "GPU"))
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def cpus_of(config: LearningConfig) -> int:
-    """CPUs that there are now. Call it connected where the run joins a cluster."""
+    """CPUs that there are now for this run. Call it connected where the run joins a cluster."""
     if joins_cluster(config.run):
-        import ray
-
-        return int(ray.cluster_resources().get("CPU", 0))
+        return int(usable(config.run, "CPU"))
     return config.run.num_cpus or os.cpu_count() or 1
 
 
@@ -99,20 +96,23 @@ def pick_workers(config: LearningConfig, spare_gpus: int = 0) -> tuple[str, int]
     return device, workers
 
 
-def warn_of_room(who: str, cpus: int, gpus: float, remedy: str) -> None:
+def warn_of_room(run: ClusterConfig, who: str, cpus: int, gpus: float, remedy: str) -> None:
     """A cluster may grow or get free: what the run reserves is waited for. Call it connected.
 
     Args:
+        run: says on which nodes.
         who: what needs `cpus` and `gpus`, such as "2 workers".
         remedy: what would make it less, such as "lower learner.workers".
     """
     import ray
 
     free = ray.available_resources()
-    if free.get("CPU", 0) < cpus or free.get("GPU", 0) < gpus:
+    free_cpus, free_gpus = (min(free.get(resource, 0.0), usable(run, resource)) for resource in ("CPU", "GPU"))
+    if free_cpus < cpus or free_gpus < gpus:
+        nodes = f" on nodes with {run.label_selector}" if run.label_selector else ""
         terminal.warn(
-            f"{who} need {cpus} CPUs and {gpus:g} GPUs, and the cluster has {free.get('CPU', 0):g} and "
-            f"{free.get('GPU', 0):g} free: the run waits until it has; {remedy}, or add nodes"
+            f"{who} need {cpus} CPUs and {gpus:g} GPUs, and the cluster has {free_cpus:g} and {free_gpus:g} free{nodes}: the "
+            f"run waits until it has; {remedy}, or add nodes"
         )
 
 
@@ -140,7 +140,7 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
         train_loop_config={"recipe": recipe},
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=COLLECTIVE_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
+            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources, **placed(config.run)
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
@@ -217,21 +217,25 @@ def learner_versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _watched(folder: RunFolder, steps: int) -> Iterator[None]:
-    """Shows what the workers write of their steps, for as long as the block runs."""
+    """Shows what the workers write of their steps, on the terminal and to Prometheus, for as long as the block runs."""
     ended = threading.Event()
 
-    def watch(progress: terminal.TrainProgress) -> None:
+    def watch(progress: terminal.TrainProgress, metrics: StepMetrics) -> None:
         while True:
             over = ended.wait(POLL_S if storage.is_local(folder.uri) else 5 * POLL_S)
             with contextlib.suppress(StoreError, OSError):
                 for row in rows.new():
                     progress.update(row)
+                    metrics.update(row)
             if over:
                 return
 
     rows = Follower(folder.at("metrics.jsonl"))
-    with terminal.TrainProgress(steps, rows.step) as progress:
-        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
+    with (
+        terminal.TrainProgress(steps, rows.step) as progress,
+        StepMetrics(folder.uri, steps, rows.step) as metrics,
+    ):
+        watcher = threading.Thread(target=watch, args=(progress, metrics), daemon=True)
         watcher.start()
         try:
             yield

@@ -4,7 +4,7 @@ Ray restarts a dead actor and repeats the call that it had in hand; the answer t
 pool notices, and notes, what was done twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -27,15 +27,25 @@ class ActorPool:
         section: what each reserves and how often it is restarted.
         gpus: that each reserves.
         spec: what each is made from.
+        nodes: options that say on which nodes, of `jobs.cluster.placed`.
 
     Attributes:
         notes: what a person should know, as it comes up; drained by the caller.
         seconds: what the slowest of them took in each call, summed; drained by the caller.
     """
 
-    def __init__(self, kind: type, name: str, count: int, section: PoolSection, gpus: float, spec: Any):
+    def __init__(
+        self,
+        kind: type,
+        name: str,
+        count: int,
+        section: PoolSection,
+        gpus: float,
+        spec: Any,
+        nodes: Mapping[str, Any],
+    ):
         self.name = name
-        options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": gpus}
+        options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": gpus, **nodes}
         options |= {"max_restarts": section.max_restarts, "max_task_retries": section.max_restarts}
         remote: Any = ray.remote(**options)(kind)
         self.actors = [remote.remote(spec) for _ in range(count)]

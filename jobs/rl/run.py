@@ -14,7 +14,7 @@ from typing import Any
 
 from actors.rewarder import RewardActor, RewarderSpec
 from actors.sampler import PolicySampler, SamplerSpec
-from jobs.cluster import joins_cluster
+from jobs.cluster import joins_cluster, placed
 from jobs.label.places import require
 from jobs.label.plan import refuse_output_within
 from jobs.learning import run as learning
@@ -302,7 +302,8 @@ def _pools(run: RlRun) -> tuple[ActorPool, ActorPool]:
         gpus=int(placement.sampler_gpus),
     )
     rewarder = RewarderSpec(config, run.device, run.dtype, int(placement.rewarder_gpus))
+    gpus, nodes = (placement.sampler_gpus, placement.rewarder_gpus), placed(config.run)
     return (
-        ActorPool(PolicySampler, "sampler", placement.samplers, config.sampler, placement.sampler_gpus, sampler),
-        ActorPool(RewardActor, "rewarder", placement.rewarders, config.rewarder, placement.rewarder_gpus, rewarder),
+        ActorPool(PolicySampler, "sampler", placement.samplers, config.sampler, gpus[0], sampler, nodes),
+        ActorPool(RewardActor, "rewarder", placement.rewarders, config.rewarder, gpus[1], rewarder, nodes),
     )

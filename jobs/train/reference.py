@@ -3,6 +3,7 @@
 Parts that are there are not computed again, so a run that was killed goes on here too.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -38,13 +39,20 @@ class _Referee:
 
 
 def compute_references(
-    folder: RunFolder, spec: ScorerSpec, policy: ModelConfig, examples: Examples, actors: int, retries: int
+    folder: RunFolder,
+    spec: ScorerSpec,
+    policy: ModelConfig,
+    examples: Examples,
+    actors: int,
+    retries: int,
+    nodes: Mapping[str, Any],
 ) -> str:
     """Compute what is missing and return where it all is. Call it connected.
 
     Args:
         spec: of the reference; `policy` is whose tokenizer renders.
         retries: how often a part is tried again when its actor dies.
+        nodes: options that say on which nodes, of `jobs.cluster.placed`.
 
     Raises:
         EndorewardError: of what an actor raised, or where they die.
@@ -61,6 +69,7 @@ def compute_references(
             "num_gpus": spec.gpus,
             "max_restarts": retries,
             "max_task_retries": retries,
+            **nodes,
         }
         shared = ray.put(examples)
         kind: Any = ray.remote(**options)(_Referee)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.scorer import ScorerSpec
+from jobs.cluster import placed
 from jobs.label.places import require
 from jobs.learning import run as learning
 from jobs.learning.trainer import pick_workers, position_notes, run_workers
@@ -205,4 +206,7 @@ def _computed_reference(folder: RunFolder, run: TrainRun) -> str | None:
         check_responses=0,
         head_chunk_mb=config.learner.head_chunk_mb,
     )
-    return compute_references(folder, spec, config.policy, run.labelled, run.workers, config.learner.max_failures)
+    nodes = placed(config.run)
+    return compute_references(
+        folder, spec, config.policy, run.labelled, run.workers, config.learner.max_failures, nodes
+    )

@@ -98,7 +98,13 @@ class EvaluateConfig(LabelConfig):
         yield from unread_revision("implicit", self.implicit.reference)
         if self.evaluate.labels:
             own = [f"input.{field}" for field in InputConfig.model_fields if field != "paths"]
-            own += ["run.max_error_rate", "run.num_cpus", "run.ray_address", "evaluate.check_responses"]
+            own += [
+                "run.max_error_rate",
+                "run.num_cpus",
+                "run.ray_address",
+                "run.label_selector",
+                "evaluate.check_responses",
+            ]
             for section in ("model", "tokens", "scorer", *own):
                 yield section, "with --labels, whose store was made already; leave it out, or label anew"
         yield from unread_of_samples("answers", self.answers.temperature)

@@ -16,12 +16,16 @@ def to_toml(config: Mapping[str, Any]) -> str:
 def _sections(config: Mapping[str, Any], within: str) -> Iterator[str]:
     for name, fields in config.items():
         if isinstance(fields, dict):
-            path = within + (name if BARE_KEY.fullmatch(name) else _value(name))
+            path = within + _key(name)
             own = {key: value for key, value in fields.items() if value is not None and not isinstance(value, dict)}
-            lines = [f"{key} = {_value(value)}" for key, value in own.items()]
+            lines = [f"{_key(key)} = {_value(value)}" for key, value in own.items()]
             if lines:
                 yield "\n".join([f"[{path}]", *lines])
             yield from _sections(fields, f"{path}.")
+
+
+def _key(name: str) -> str:
+    return name if BARE_KEY.fullmatch(name) else _value(name)
 
 
 def _value(value: Any) -> str:

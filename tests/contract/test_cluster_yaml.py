@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 PATH = Path(__file__).parents[2] / "cluster.yaml"
 
@@ -31,11 +32,23 @@ def test_the_check_would_notice(cluster: dict[str, Any]) -> None:
 
 def test_a_cpu_head_and_gpu_workers_that_come_and_go(cluster: dict[str, Any]) -> None:
     types = dict(cluster["available_node_types"])
-    head = types.pop(cluster["head_node_type"])
-    assert not head["resources"].get("GPU")
-    gpu = [t for t in types.values() if t["resources"].get("GPU", 0) > 0]
-    assert gpu
-    assert all(t["min_workers"] == 0 < t["max_workers"] <= cluster["max_workers"] for t in gpu)
+    assert cluster["head_node_type"] == "ray.head.default"  # the autoscaler looks for a type of this name
+    head = types.pop("ray.head.default")
+    assert head["resources"] == {"CPU": 0, "GPU": 0}
+    assert all(t["min_workers"] == 0 < t["max_workers"] <= cluster["max_workers"] for t in types.values())
+    gpu = {name for name, t in types.items() if t["resources"]["GPU"] > 0}
+    assert gpu == {"gpu", "gpu-spot"} and types.keys() - gpu == {"cpu"}
+
+
+def test_spot_nodes_are_bought_as_what_their_label_says(cluster: dict[str, Any]) -> None:
+    """The autoscaler starts a node of the type whose labels a run selects: read as it reads them."""
+    types = AutoscalingConfig(copy.deepcopy(cluster), skip_content_hash=True).get_node_type_configs()
+    assert types is not None
+    markets = {name: each.labels.get("ray.io/market-type") for name, each in types.items()}
+    assert markets == {"ray.head.default": None, "cpu": None, "gpu": "on-demand", "gpu-spot": "spot"}
+    bought = {n: t["node_config"].get("InstanceMarketOptions") for n, t in cluster["available_node_types"].items()}
+    assert {name for name, options in bought.items() if options == {"MarketType": "spot"}} == {"gpu-spot"}
+    assert all(options is None for name, options in bought.items() if name != "gpu-spot")
 
 
 def test_token_authentication_is_on_on_every_node(cluster: dict[str, Any]) -> None:

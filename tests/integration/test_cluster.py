@@ -1,4 +1,5 @@
-"""On a cluster: a submitted job with token authentication, a pool that grows and shrinks, a store on S3."""
+"""On a cluster: a head that does not answer, a pool that grows and shrinks, a store on S3. Submitted jobs are in
+test_submission.py."""
 
 import json
 import os
@@ -9,8 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from conftest import ROOT
 from pyarrow import fs
 from tiny import CHATML, save_model
 
-from pipeline.store import LabelStore, problems
+from pipeline.store import LabelStore
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -77,60 +76,6 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         kill_session(process)
-
-
-def submit(environment: dict[str, str], *entry: str, tries: int = 30) -> subprocess.CompletedProcess[str]:
-    """`ray job submit`, which follows the job's log; again while the head is still starting."""
-    for _ in range(tries):
-        ran = subprocess.run(
-            [RAY, "job", "submit", "--working-dir", ".", "--", *entry],
-            cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280,
-        )  # fmt: skip
-        if "submitted successfully" in ran.stdout:
-            return ran
-        time.sleep(2)
-    raise AssertionError(f"the head never took a job:\n{ran.stdout[-1000:]}{ran.stderr[-2000:]}")
-
-
-@pytest.mark.timeout(600)
-def test_a_submitted_job_on_a_head_with_tokens(head: dict[str, str], tmp_path: Path) -> None:
-    model, source, store = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 40), tmp_path / "out"
-    entry = [
-        sys.executable,
-        "-m",
-        "jobs",
-        "label",
-        "--model",
-        str(model),
-        "--input",
-        str(source),
-        "--output",
-        str(store),
-    ]
-    ran = submit(head, *entry)
-    assert ran.returncode == 0, ran.stdout[-3000:]
-    assert "labelled 40 of 40 rows" in ran.stdout and "Accuracy" in ran.stdout and "succeeded" in ran.stdout
-    assert list(problems(LabelStore(str(store)))) == [] and LabelStore(str(store)).progress().labels == 80
-
-    refused = submit(head, *entry, "--set", "reward.alpha=2")
-    assert refused.returncode != 0 and "reward.alpha" in refused.stdout and "failed" in refused.stdout.lower()
-
-    intruder = urllib.request.Request(head["RAY_API_SERVER_ADDRESS"] + "/api/jobs/")
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(intruder, timeout=10)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_submitted_run_of_rl(head: dict[str, str], tmp_path: Path) -> None:
-    model, source = save_model(tmp_path / "model", CHATML), corpus(tmp_path / "a.jsonl", 40)
-    online = ["rl", "--prompts", str(source), "--policy", str(model), "--output", str(tmp_path / "rl")]
-    for setting in ("rl.max_steps=2", "rl.batch_size=4", "rl.group_size=2", "rl.max_new_tokens=8"):
-        online += ["--set", setting]
-    ran = submit(head, sys.executable, "-m", "jobs", *online)
-    assert ran.returncode == 0, ran.stdout[-3000:]
-    assert "Improved" in ran.stdout and "waits until it has" not in ran.stdout
-    assert (tmp_path / "rl" / "hf" / "model.safetensors").exists()
 
 
 @pytest.mark.timeout(300)

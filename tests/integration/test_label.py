@@ -208,9 +208,14 @@ def test_a_wrong_key_names_the_columns(model: Path, tmp_path: Path, here: Cli) -
     assert ran.returncode == 2 and "lift" in ran.stderr and "left" in ran.stderr
     ran = here(
         "label", "--model", model, "--input", source, "--output", tmp_path / "o", "--dry-run",
-        "--set", "input.prompt_key=left", "--set", "input.response_key=right",
+        "--set", "input.prompt_key=left", "--set", "input.response_key=right", "--tokens-per-second", "9", "--price", "2",
     )  # fmt: skip
-    assert ran.returncode == 0 and "Tokens to forward" in ran.stdout and not (tmp_path / "o").exists()
+    assert (
+        ran.returncode == 0
+        and "Tokens to forward" in ran.stdout
+        and "at 2 an actor's hour" in ran.stdout
+        and not (tmp_path / "o").exists()
+    )
 
 
 def test_unusable_models(tmp_path: Path, here: Cli, on_one_ray: Cli) -> None:
