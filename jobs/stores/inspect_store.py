@@ -5,7 +5,8 @@ from collections import Counter
 
 from jobs import terminal
 from jobs.stores.inspect_run import run_status
-from pipeline.store import LabelStore, problems
+from pipeline.errors import ConfigError
+from pipeline.store import READERS, LabelStore, Survey, problems
 from pipeline.training.run import RunFolder
 
 SHOWN_PROBLEMS = 50
@@ -34,18 +35,21 @@ def status(uri: str) -> int:
     return 0
 
 
-def validate(uri: str) -> int:
-    """Print what is wrong with a store. Returns 0 where nothing is, else 1; raises StoreError where there is none."""
-    store = LabelStore(uri)
+def validate(uri: str, workers: int = READERS) -> int:
+    """Print what is wrong with a store, which `workers` threads read. Returns 0 where nothing is, else 1; raises StoreError
+    where there is none, ConfigError for no worker at all."""
+    if workers < 1:
+        raise ConfigError(f"--workers {workers}: at least 1 thread has to read")
+    store, survey = LabelStore(uri), Survey()
     count = 0
-    for problem in problems(store):
+    for problem in problems(store, workers, survey):
         count += 1
         if count <= SHOWN_PROBLEMS:
             terminal.say(f"- {problem}")
     if count:
         terminal.say(f"{uri}: {count:,} problems")
         return 1
-    progress = store.progress()
+    progress = store.progress(survey)
     terminal.say(
         f"{uri}: whole; {progress.shards:,} shards, {progress.labels:,} labels and {progress.errors.total():,} errors of "
         f"{progress.rows:,} input rows, every id once, every checksum right"

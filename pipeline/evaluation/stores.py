@@ -17,7 +17,7 @@ from pipeline.evaluation.reading import COLUMNS, PROMPT, LabelRows
 from pipeline.evaluation.variants import Parts, Variant
 from pipeline.rewards.derive import TOKEN_COLUMNS
 from pipeline.rewards.labellers import UNPARSABLE
-from pipeline.store import LabelStore, Record, find_record, part_uri, read_part
+from pipeline.store import Committed, LabelStore
 from pipeline.store.schema import LABELS
 from pipeline.store.turns import Response
 
@@ -73,8 +73,11 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
 def _parts(stores: Mapping[str, LabelStore], names: Sequence[str], columns: list[str], tokens: bool) -> Iterator[Parts]:
     """The parts of several stores of the same input, the same responses in each: those that all of them have."""
     columns = [*columns, "id", "token_ids", *TOKEN_COLUMNS] if tokens else columns
-    for record in stores[names[0]].records():
-        parts = {name: _part(stores[name], record, columns) for name in names}
+    first, *others = names
+    shards = {name: {shard.name: shard for shard in stores[name].survey().shards} for name in others}
+    for committed in stores[first].survey().shards:
+        own = {first: committed, **{name: shards[name].get(committed.name) for name in others}}
+        parts = {name: _part(stores[name], own[name], columns) for name in names}
         if len(names) > 1:
             shared = set.intersection(*(set(part["id"].to_pylist()) for part in parts.values()))
             parts = {name: _only(part, shared) for name, part in parts.items()}
@@ -82,11 +85,10 @@ def _parts(stores: Mapping[str, LabelStore], names: Sequence[str], columns: list
             yield parts
 
 
-def _part(store: LabelStore, record: Record, columns: list[str]) -> pa.Table:
-    own = find_record(store.uri, record.shard)
-    if own is None or not own.labels.rows:
+def _part(store: LabelStore, shard: Committed | None, columns: list[str]) -> pa.Table:
+    if shard is None or not shard.labels.rows:
         return LABELS.empty_table().select(columns)
-    return read_part(part_uri(store.uri, "labels", record.shard), columns)
+    return store.read_rows("labels", shard, columns)
 
 
 def _only(part: pa.Table, ids: set[str]) -> pa.Table:
@@ -97,10 +99,8 @@ def _only(part: pa.Table, ids: set[str]) -> pa.Table:
 def _failures(stores: Sequence[LabelStore]) -> _Failed:
     failed = _Failed()
     for store in stores:
-        for record in store.records():
-            if not record.errors.rows:
-                continue
-            for row in read_part(part_uri(store.uri, "errors", record.shard)).to_pylist():
+        for _, errors in store.read("errors", store.survey().shards):
+            for row in errors.to_pylist():
                 prompt_id, reason = row["prompt_id"], row["reason"]
                 name = parse_turn_id(prompt_id, row["id"])
                 if name is None:
