@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.config import LabelConfig, RewardConfig, load_config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.rewards.derive import relabel, stored_reward
-from pipeline.store import Failure, LabelStore, Record, WriterLock, commit, fingerprint, in_parallel
+from pipeline.store import Failure, LabelStore, Record, Survey, WriterLock, commit, fingerprint, in_parallel
 from pipeline.store.commit import rows_uri
 from pipeline.store.manifest import Manifest
 from pipeline.store.reading import read_recorded
@@ -50,7 +50,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
         target.open_for_writing(description)
         for stored_input in source.inputs():
             target.add_input(stored_input)
-        left = list(_pending(source, target))
+        left, survey = list(_pending(source, target)), Survey()
         if left:
             target.reopen()
         elif is_final(target):
@@ -60,12 +60,13 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
         for record, (labels, errors) in terminal.track(tables, len(left), "aggregate", "shards"):
             relabelled = [] if labels is None else relabel(labels, stored, wanted)
             failures = [] if errors is None else [Failure(**row) for row in errors.to_pylist()]
-            commit(target.uri, record.shard, fingerprint.digest(description), record.generation, relabelled, failures)
+            digest = fingerprint.digest(description)
+            survey.add(commit(target.uri, record.shard, digest, record.generation, relabelled, failures))
         notes = [
             *manifest.notes,
             f"aggregated from the stored tokens of a store with fingerprint {source.fingerprint()}",
         ]
-        return finish_store(target, config, find_decode(config.model), None, notes, command)
+        return finish_store(target, config, find_decode(config.model), None, notes, command, survey=survey)
 
 
 def _changed(stored: RewardConfig, assignments: list[str]) -> RewardConfig:

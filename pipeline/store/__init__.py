@@ -2,6 +2,7 @@
 
 from pipeline.store import documents, fingerprint, places, typed
 from pipeline.store.commit import Committed, Record, commit, find_record, part_uri, shard_name
+from pipeline.store.index import RecordIndex
 from pipeline.store.lock import WriterLock, holder_of
 from pipeline.store.reading import READERS, in_parallel, read_part
 from pipeline.store.schema import ERRORS, LABELS, Failure, Label, extra_json
@@ -19,6 +20,7 @@ __all__ = [
     "LabelStore",
     "Progress",
     "Record",
+    "RecordIndex",
     "StoredInput",
     "Survey",
     "WriterLock",

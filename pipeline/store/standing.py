@@ -55,6 +55,14 @@ class Standing:
         self.require_intact()
         return sorted(self.files | self.merged.keys())
 
+    def indexed_records(self) -> Iterator[tuple[Segment, Record]]:
+        """What the index says of shards that have a record of their own, which counts whatever this says."""
+        for segment in self.segments:
+            if not segment.merged:
+                for record in segment.records(self.store):
+                    if record.name in self.files and record.name not in self.merged:
+                        yield segment, record
+
     def require_intact(self) -> None:
         if self.damage:
             raise self.damage[0]

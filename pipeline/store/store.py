@@ -243,6 +243,10 @@ class LabelStore:
         """Which records count now."""
         return Standing(self.uri, self._segments)
 
+    def remember(self, segment: Segment) -> None:
+        """A segment that was just written need not be read."""
+        self._segments[segment.name] = segment
+
     def done(self) -> set[str]:
         """Names of the committed shards: one listing, whatever the number of rows. Raises StoreError where a segment is
         damaged."""

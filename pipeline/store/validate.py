@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -78,6 +79,7 @@ def _check_shards(
     missing = sorted(planned.keys() - done)
     if missing:
         yield f"{len(missing)} of {len(planned)} shards are not labelled yet ({missing[0]} ...); run label again"
+    own: dict[str, bytes] = {}
     known: dict[str, set[str]] = {"labels": set(), "errors": set()}
     pieces: list[str | Segment] = [*sorted(look.files - look.merged.keys()), *(s for s in look.segments if s.merged)]
     for _, (checks, wrong) in in_parallel(lambda piece: _check_piece(store, look, piece), pieces, workers):
@@ -88,6 +90,8 @@ def _check_shards(
             if check.record is None:
                 continue
             survey.add(check.record)
+            if check.name in look.indexed:
+                own[check.name] = _digest_of(check.record)
             if check.record.shard != planned.get(check.name):
                 yield f"{check.uri}: records a shard that no input file of the store has"
             if check.record.fingerprint != run_fingerprint:
@@ -97,11 +101,29 @@ def _check_shards(
             if check.wrong:
                 yield check.wrong
     yield from _left_over(store, look)
+    yield from _check_index(store, look, own)
     damaged = {error.segment for error in look.damage if isinstance(error, DamagedSegment)}
     for kind, names in known.items():
         for name in storage.list_names(store.at(kind)):
             if name.endswith(".parquet") and name not in names and merged_segment(name) not in damaged:
                 yield f"{store.at(kind, name)}: no record knows this file; run label again, or delete it"
+
+
+def _digest_of(record: Record) -> bytes:
+    return hashlib.sha256(json.dumps(record.to_json(), sort_keys=True).encode()).digest()[:8]
+
+
+def _check_index(store: LabelStore, look: Standing, own: dict[str, bytes]) -> Iterator[str]:
+    """Segments that copy other records than those that stand in files of their own, by a part of their digests."""
+    try:
+        wrong = {
+            segment.name for segment, record in look.indexed_records() if own.get(record.name) != _digest_of(record)
+        }
+    except StoreError as error:
+        yield str(error)
+        return
+    for name in sorted(wrong):
+        yield f"{segment_uri(store.uri, name)}: says something else than the records that it copies; delete it"
 
 
 def _left_over(store: LabelStore, look: Standing) -> Iterator[str]:
