@@ -6,7 +6,8 @@ from collections import Counter
 from jobs import terminal
 from jobs.stores.inspect_run import run_status
 from pipeline.errors import ConfigError
-from pipeline.store import READERS, LabelStore, Survey, problems
+from pipeline.store import READERS, LabelStore, Status, Survey, problems
+from pipeline.store.status import status_rows
 from pipeline.training.run import RunFolder
 
 SHOWN_PROBLEMS = 50
@@ -19,6 +20,7 @@ def status(uri: str) -> int:
         return run_status(folder, run)
     store = LabelStore(uri)
     progress = store.progress()
+    last = Status.find(uri)
     warn_of_guesses(store)
     state = "complete" if progress.complete else "incomplete: run the same label command again to go on"
     rows = [
@@ -30,6 +32,7 @@ def status(uri: str) -> int:
         ("Remaining", f"{progress.rows - progress.done_rows:,} rows"),
         ("Labels", f"{progress.labels:,}"),
         *error_rows(progress.errors),
+        *(status_rows(last, progress.writer is not None) if last is not None else []),
     ]
     terminal.print_table(uri, rows)
     return 0

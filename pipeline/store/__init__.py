@@ -6,6 +6,7 @@ from pipeline.store.index import RecordIndex
 from pipeline.store.lock import WriterLock, holder_of
 from pipeline.store.reading import READERS, in_parallel, read_part
 from pipeline.store.schema import ERRORS, LABELS, Failure, Label, extra_json
+from pipeline.store.status import Status, StatusFile, Workforce
 from pipeline.store.store import LabelStore, Progress, StoredInput
 from pipeline.store.survey import Survey
 from pipeline.store.validate import problems
@@ -21,8 +22,11 @@ __all__ = [
     "Progress",
     "Record",
     "RecordIndex",
+    "Status",
+    "StatusFile",
     "StoredInput",
     "Survey",
+    "Workforce",
     "WriterLock",
     "commit",
     "documents",

@@ -9,7 +9,8 @@ RECORDS = 1024
 
 
 class RecordIndex:
-    """Takes each record as it is committed. Needs the writer's lock. Raises RunError when the disk is full or cannot be written.
+    """Takes each record as it is committed. Needs the writer's lock. Raises RunError when the disk is full or cannot be
+    written.
 
     A record with error rows is left out: its shard may be labelled once more, and what the index says never changes. What is
     in the index and in no file of its own does not count, so a run that is killed loses nothing but a short cut.

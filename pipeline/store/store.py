@@ -8,6 +8,7 @@ OUTPUT/records/<shard>.json      one per committed shard; only these count, and 
 OUTPUT/records/segments/         many records in one file: an index of them, or what `compact` merged
 OUTPUT/manifest.json             what a finished run says of itself
 OUTPUT/report.html               what a person looks at
+OUTPUT/status.json               how the last run went, or goes
 """
 
 from collections import Counter
@@ -30,6 +31,7 @@ from pipeline.store.reading import READERS, in_parallel, read_part
 from pipeline.store.segments import FOLDER as SEGMENTS
 from pipeline.store.segments import Segment, merged_name, segment_names, segment_uri
 from pipeline.store.standing import Standing
+from pipeline.store.status import NAME as STATUS
 from pipeline.store.survey import Survey
 
 INPUT_VERSION = 1
@@ -173,6 +175,7 @@ class LabelStore:
                 documents.remove(self.at(kind, merged_name(name)))
         for stored in self.inputs():
             documents.remove(self._input_uri(stored.file.name))
+        documents.remove(self.at(STATUS))
         documents.remove(self.at("records", "run.json"))
         for folder in reversed(self._folders()):
             storage.remove_if_empty(folder)
