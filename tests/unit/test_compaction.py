@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -10,13 +11,35 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from endoreward.labels import read_errors, read_labels
+from jobs.evaluate.run import evaluate
 from jobs.label.plan import pending
-from pipeline.errors import StoreError
-from pipeline.store import LabelStore, commit, documents, fingerprint, part_uri, problems
+from jobs.stores.aggregate import aggregate
+from jobs.stores.compact import compact as compact_command
+from jobs.stores.export import export
+from jobs.stores.inspect_store import status, validate
+from jobs.stores.redraw import redraw
+from jobs.stores.sweep import sweep
+from pipeline import storage
+from pipeline.config import EvaluateConfig, ModelConfig
+from pipeline.errors import ConfigError, StoreError
+from pipeline.store import (
+    LabelStore,
+    StatusFile,
+    WriterLock,
+    commit,
+    documents,
+    fingerprint,
+    part_uri,
+    problems,
+)
 from pipeline.store.compaction import compact, settle
 from pipeline.store.manifest import Manifest
 from pipeline.store.segments import segment_names, segment_uri
 from pipeline.store.store import KINDS
+from pipeline.training.config import TrainConfig
+from pipeline.training.examples import find_examples
+from pipeline.training.rows import RowReader
 from tests.unit.test_store import (
     DESCRIPTION,
     changes_until_killed,
@@ -29,6 +52,9 @@ from tests.unit.test_store import (
 )
 
 __all__ = ["store"]  # the fixture
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples/addition/model"
 
 
 def merge(store: LabelStore, target_bytes: int = 2**20) -> None:
@@ -248,3 +274,91 @@ def test_it_is_discarded_whole(store: LabelStore) -> None:
     merge(store)
     store.discard()
     assert contents(store) == {}
+
+
+# What is made of a store
+
+
+def found(uri: str) -> tuple[object, ...]:
+    """What training takes from a store: which rows of which parts, and the rows themselves."""
+    config = TrainConfig.model_validate(
+        {"train": {"labels": [uri], "objective": "dpo"}, "policy": {"name": str(MODEL)}}
+    )
+    examples = find_examples(config)
+    reader = RowReader(examples.sources, examples.parts, ModelConfig(name=str(MODEL)), 8)
+    read = reader.read(examples, range(len(examples.rows)))
+    tokens = [(row.id, row.reward, row.prompt_ids.tolist(), row.response_ids.tolist()) for row in read]
+    return examples.describe(), examples.rows_digest, tokens
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_whatever_is_made_of_a_store_is_made_of_it_compacted(
+    format: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)  # its manifest names the model so
+    uri = str(shutil.copytree(ROOT / f"tests/data/store-format-{format}", tmp_path / "store"))
+    evaluation = {"evaluate": {"benchmark": "pairs", "labels": uri, "resamples": 100}}
+
+    def made(name: str) -> dict[str, object]:
+        out = tmp_path / name
+        out.mkdir()
+        assert export(uri, "trl", str(out / "pairs.jsonl")) == sweep(uri, [1.0, 0.9], str(out / "sweep.json")) == 0
+        assert aggregate(uri, str(out / "mean"), ["reward.aggregation=mean"]) == 0 == validate(str(out / "mean"))
+        assert evaluate(EvaluateConfig.model_validate(evaluation | {"output": {"path": str(out / "evaluation")}})) == 0
+        assert redraw(uri) == 0
+        results = json.loads((out / "evaluation/results.json").read_text())
+        digests = [(record.name, record.labels, record.stats) for record in LabelStore(str(out / "mean")).records()]
+        return {
+            "files": [(out / file).read_bytes() for file in ("pairs.jsonl", "sweep.json")],
+            "aggregated": digests,
+            "values": [reward["values"] for reward in results["rewards"]],
+            "page": Path(uri, "report.html").read_bytes(),
+            "labels": read_labels(uri).to_pylist(),
+            "errors": read_errors(uri).to_pylist(),
+            "training": found(uri),
+        }
+
+    before, manifest = made("before"), Path(uri, "manifest.json").read_bytes()
+    assert compact_command(uri) == 0 and validate(uri) == 0 == status(uri)
+    assert len(list(Path(uri, "labels").iterdir())) == 1 and Path(uri, "manifest.json").read_bytes() == manifest
+    assert "nothing to merge" not in capsys.readouterr().out
+    after = made("after")
+    for name, value in before.items():
+        assert after[name] == value, name
+    assert compact_command(uri) == 0 and "nothing to merge" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_store_on_s3(store: LabelStore, s3: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commit_all(store)
+    documents.put_folder(store.uri, f"{s3}/out")
+    there = LabelStore(f"{s3}/out")
+    wanted = ids(store), rows(store), summary(store)
+    assert compact_command(there.uri) == 0 and validate(there.uri) == status(there.uri) == 0
+    again = LabelStore(there.uri)
+    assert (ids(again), rows(again), summary(again)) == wanted
+    assert [len(storage.list_names(there.at(folder))) for folder in ("labels", "errors", "records/segments")] == [
+        1,
+        1,
+        1,
+    ]
+    shard = shards_of(store)[0]
+    commit(there.uri, shard, fingerprint.digest(DESCRIPTION), 1, [make_label(0, "chosen"), make_label(1, "chosen")], [])
+    settle(there.uri)
+    assert validate(there.uri) == 0 and LabelStore(there.uri).progress().labels == 8
+    with StatusFile(there.uri, 6, 6):
+        pass
+    assert status(there.uri) == 0 and "finished" in capsys.readouterr().out
+
+
+def test_the_command_refuses_what_it_cannot_merge(store: LabelStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--file-mb 0"):
+        compact_command(store.uri, 0)
+    with pytest.raises(StoreError, match="is not a label store"):
+        compact_command(str(tmp_path / "nothing"))
+    with WriterLock(store.uri), pytest.raises(StoreError, match="is being written by another driver"):
+        compact_command(store.uri)
+    rollouts = LabelStore(str(tmp_path / "rollouts"))
+    rollouts.open_for_writing({"run.seed": 1})
+    with pytest.raises(StoreError, match="holds kept rollouts"):
+        compact_command(rollouts.uri)
