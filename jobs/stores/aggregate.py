@@ -6,7 +6,7 @@ committed as `label` commits it. Killed anywhere, the same command goes on.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
@@ -35,7 +35,11 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
     if _absolute(uri) == target.uri:
         raise StoreError(f"{output} is the store that is read; give another --output")
     target.check_place()
-    manifest = Manifest.of_finished(source)
+    source.require()
+    records, whole = list(source.records()), Survey()
+    for record in records:
+        whole.add(record)
+    manifest = Manifest.of_finished(source, whole)
     warn_of_guesses(source)
     stored = stored_reward(source.description())
     wanted = _changed(stored, assignments)
@@ -50,7 +54,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
         target.open_for_writing(description)
         for stored_input in source.inputs():
             target.add_input(stored_input)
-        left, survey = list(_pending(source, target)), Survey()
+        left, survey = list(_pending(records, target)), Survey()
         if left:
             target.reopen()
         elif is_final(target):
@@ -98,10 +102,10 @@ def _config(stored: dict[str, dict[str, object]], wanted: RewardConfig, output: 
     return LabelConfig.model_validate({**sections, "reward": wanted.model_dump(), "output": {"path": output}})
 
 
-def _pending(source: LabelStore, target: LabelStore) -> Iterator[Record]:
-    """Records that the target lacks, or has of an older generation."""
+def _pending(records: Iterable[Record], target: LabelStore) -> Iterator[Record]:
+    """Those that the target lacks, or has of an older generation."""
     generations = {record.name: record.generation for record in target.records()}
-    for record in source.records():
+    for record in records:
         if record.generation > generations.get(record.name, -1):
             yield record
 

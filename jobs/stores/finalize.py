@@ -14,7 +14,6 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.models.loading import load_tokenizer
 from pipeline.report.labels import draw_report
 from pipeline.store import LabelStore, Survey, documents
-from pipeline.store.compaction import settle
 from pipeline.store.manifest import InputEntry, Manifest, TimingEntry
 from pipeline.store.summary import summary_rows
 from pipeline.tokens import Decode, Renderer, pieces
@@ -104,7 +103,7 @@ def finish_store(
     quiet: bool = False,
 ) -> int:
     """`finalize`, with any way to show a token as text, on a store whose every shard is committed."""
-    settle(store.uri)
+    store.settle()
     survey = store.survey(survey)
     manifest = Manifest.of(
         store,

@@ -51,13 +51,14 @@ class _Failed:
 def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], benchmark: Benchmark) -> list[Evaluated]:
     """Read each store once, part by part. Raises ConfigError where a variant cannot be made of a store's rows."""
     evaluations = []
+    shards = {name: stores[name].survey().shards for name in {name for variant in variants for name in variant.stores}}
     columns = [*COLUMNS, PROMPT] if benchmark.by_prompt else list(COLUMNS)
     for names in dict.fromkeys(variant.stores for variant in variants):
         group = [variant for variant in variants if variant.stores == names]
-        failed = _failures([stores[name] for name in names])
+        failed = _failures([(stores[name], shards[name]) for name in names])
         rewards: dict[str, list[np.ndarray]] = {variant.name: [np.zeros(0)] for variant in group}
         tables = [LABELS.empty_table().select(columns)]
-        for parts in _parts(stores, names, columns, tokens=any(variant.tokens for variant in group)):
+        for parts in _parts(stores, shards, names, columns, tokens=any(variant.tokens for variant in group)):
             tables.append(parts[names[0]].select(columns))
             for variant in group:
                 rewards[variant.name].append(variant.of(parts))
@@ -70,13 +71,19 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
     return sorted(evaluations, key=lambda each: variants.index(each.variant))
 
 
-def _parts(stores: Mapping[str, LabelStore], names: Sequence[str], columns: list[str], tokens: bool) -> Iterator[Parts]:
+def _parts(
+    stores: Mapping[str, LabelStore],
+    shards: Mapping[str, Sequence[Committed]],
+    names: Sequence[str],
+    columns: list[str],
+    tokens: bool,
+) -> Iterator[Parts]:
     """The parts of several stores of the same input, the same responses in each: those that all of them have."""
     columns = [*columns, "id", "token_ids", *TOKEN_COLUMNS] if tokens else columns
     first, *others = names
-    shards = {name: {shard.name: shard for shard in stores[name].survey().shards} for name in others}
-    for committed in stores[first].survey().shards:
-        own = {first: committed, **{name: shards[name].get(committed.name) for name in others}}
+    by_name = {name: {shard.name: shard for shard in shards[name]} for name in others}
+    for committed in shards[first]:
+        own = {first: committed, **{name: by_name[name].get(committed.name) for name in others}}
         parts = {name: _part(stores[name], own[name], columns) for name in names}
         if len(names) > 1:
             shared = set.intersection(*(set(part["id"].to_pylist()) for part in parts.values()))
@@ -96,10 +103,10 @@ def _only(part: pa.Table, ids: set[str]) -> pa.Table:
     return part.take(pa.array([i for _, i in rows], pa.int64()))
 
 
-def _failures(stores: Sequence[LabelStore]) -> _Failed:
+def _failures(stores: Sequence[tuple[LabelStore, Sequence[Committed]]]) -> _Failed:
     failed = _Failed()
-    for store in stores:
-        for _, errors in store.read("errors", store.survey().shards):
+    for store, shards in stores:
+        for _, errors in store.read("errors", shards):
             for row in errors.to_pylist():
                 prompt_id, reason = row["prompt_id"], row["reason"]
                 name = parse_turn_id(prompt_id, row["id"])

@@ -68,23 +68,23 @@ def compact(store: str, target_bytes: int = TARGET_BYTES) -> Iterator[Compaction
     clean(store)
 
 
-def settle(store: str, target_bytes: int = TARGET_BYTES) -> None:
+def settle(store: str, known: dict[str, Segment] | None = None, target_bytes: int = TARGET_BYTES) -> None:
     """Take the rows of shards that were retried out of the files that `compact` merged them into before, so that a plain
-    glob finds every row once. Needs the writer's lock."""
-    look = Standing(store)
+    glob finds every row once. Needs the writer's lock. `known`: as `Standing` takes it."""
+    look = Standing(store, known)
     if look.superseded:
         retried = {segment.name for segment in look.segments if look.superseded & segment.generations.keys()}
         names = sorted(name for name, segment in look.merged.items() if segment.name in retried)
         for _ in _rewrite(look, names, target_bytes):
             pass
-        clean(store)
+        clean(store, known)
 
 
-def clean(store: str) -> None:
+def clean(store: str, known: dict[str, Segment] | None = None) -> None:
     """Remove what no longer counts, of `compact` that was stopped and of workers that outlived their run. Needs the writer's
-    lock. Raises StoreError where a segment is damaged."""
+    lock. `known`: as `Standing` takes it. Raises StoreError where a segment is damaged."""
     listed = {kind: storage.list_names(storage.join(store, kind)) for kind in KINDS}
-    look = Standing(store)
+    look = Standing(store, known)
     look.require_intact()
     counting = {segment.name for segment in look.merged.values()}
     gone = []

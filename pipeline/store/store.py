@@ -25,7 +25,7 @@ from pipeline.corpus.labels.rules import Guessed
 from pipeline.errors import StoreError
 from pipeline.store import documents, fingerprint, places, typed
 from pipeline.store.commit import Committed, Record, file_key, part_name, rows_uri, shard_name
-from pipeline.store.compaction import clean
+from pipeline.store.compaction import clean, settle
 from pipeline.store.lock import holder_of
 from pipeline.store.reading import READERS, in_parallel, read_part
 from pipeline.store.segments import FOLDER as SEGMENTS
@@ -149,7 +149,11 @@ class LabelStore:
             documents.write(self.at("records", "run.json"), {**run.content(), "version": 1})
         for folder in self._folders():
             documents.remove_temporaries(folder)
-        clean(self.uri)
+        clean(self.uri, self._segments)
+
+    def settle(self) -> None:
+        """At the end of a run: rows of shards that were retried leave the files that `compact` merged. Needs the lock."""
+        settle(self.uri, self._segments)
 
     def reopen(self) -> None:
         """Take away manifest and report, which speak of a finished store, before more is committed."""

@@ -105,9 +105,9 @@ def test_a_run_that_goes_on_reads_what_was_there_once(store: LabelStore, monkeyp
     index.close()
     reads, again, survey = Reads(monkeypatch), LabelStore(store.uri), Survey()
     again.open_for_writing(DESCRIPTION)
-    reads.of()
     assert len(again.done()) == 2
     survey.add(next(committed))
+    again.settle()
     again.survey(survey)
     assert len(survey) == 3 and survey.errors == {"empty_response": 1}
     [(segment, times)] = {path: n for path, n in reads.of().items() if "000002" not in path}.items()  # the last is new
