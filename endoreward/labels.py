@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from pipeline.config.section import refuse_secrets
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store import ERRORS, LABELS, LabelStore, part_uri, read_part
+from pipeline.store import ERRORS, LABELS, Committed, LabelStore, in_parallel
+from pipeline.store.commit import rows_uri
 
 
 def read_labels(store: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
@@ -39,7 +40,9 @@ def _read(place: str | os.PathLike[str], kind: str, schema: pa.Schema, columns: 
     if unknown:
         raise ConfigError(f"{kind} of a store have no column {', '.join(unknown)}; there are {', '.join(schema.names)}")
     store = LabelStore(_uri(place))
-    progress = store.progress()
+    store.require()
+    survey = store.survey()
+    progress = store.progress(survey)
     if not progress.complete:
         missing = progress.shards - progress.done_shards
         warnings.warn(
@@ -49,19 +52,17 @@ def _read(place: str | os.PathLike[str], kind: str, schema: pa.Schema, columns: 
         )
     for sentence in store.guesses():
         warnings.warn(sentence, stacklevel=3)
-    records = sorted(store.records(), key=lambda record: (record.shard.file, record.shard.index))
-    tables = []
-    for record in records:
-        rows = getattr(record, kind).rows
-        if rows:
-            tables.append(_part(part_uri(store.uri, kind, record.shard), names, rows))
+    shards = [shard for shard in survey.shards if getattr(shard, kind).rows]
+    shards.sort(key=lambda shard: (shard.file, shard.index))
+    tables = [table for _, table in in_parallel(lambda shard: _part(store, kind, shard, names), shards)]
     return pa.concat_tables(tables) if tables else pa.schema([schema.field(name) for name in names]).empty_table()
 
 
-def _part(uri: str, names: list[str], rows: int) -> Any:
+def _part(store: LabelStore, kind: str, shard: Committed, names: list[str]) -> Any:
     """One part with the columns in the order asked for. Raises StoreError where it is not what its record says."""
+    uri, rows = rows_uri(store.uri, kind, shard), getattr(shard, kind).rows
     try:
-        table = read_part(uri, names)
+        table = store.read_rows(kind, shard, names)
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{uri} cannot be read: {error}; `endoreward validate` says what else is damaged") from error
     if table.num_rows != rows:

@@ -191,7 +191,15 @@ def _add_store_commands(commands: Commands) -> None:
 
     validate = commands.add_parser("validate", help="check that a label store is whole")
     validate.add_argument("store", metavar="DIR", type=_place)
+    validate.add_argument("--workers", metavar="N", type=int, default=8, help="threads that read and check; default: 8")
     validate.set_defaults(command=_validate)
+
+    compact = commands.add_parser("compact", help="few large files of a label store instead of many small ones")
+    compact.add_argument("store", metavar="DIR", type=_place)
+    compact.add_argument(
+        "--file-mb", metavar="MB", type=float, default=256, help="when a file of labels is large enough; default: 256"
+    )
+    compact.set_defaults(command=_compact)
 
 
 def _place(text: str) -> str:
@@ -377,7 +385,13 @@ def _status(arguments: argparse.Namespace) -> int:
 def _validate(arguments: argparse.Namespace) -> int:
     from jobs.stores.inspect_store import validate
 
-    return validate(arguments.store)
+    return validate(arguments.store, arguments.workers)
+
+
+def _compact(arguments: argparse.Namespace) -> int:
+    from jobs.stores.compact import compact
+
+    return compact(arguments.store, arguments.file_mb)
 
 
 def _do_without_torch(arguments: argparse.Namespace, config: LabelConfig) -> None:

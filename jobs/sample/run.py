@@ -31,7 +31,7 @@ from pipeline.corpus import InputFile
 from pipeline.errors import InputError, RunError, StoreError
 from pipeline.rewards.labellers import PromptSampler
 from pipeline.rewards.labellers.prompts import STORED, Samples, prompt_shape, sampled
-from pipeline.store import LabelStore, Record, documents, part_uri, places, read_part, shard_name, typed
+from pipeline.store import LabelStore, Survey, documents, places, shard_name, typed
 from pipeline.store.manifest import Manifest
 
 STORE = "_store"
@@ -103,9 +103,9 @@ def samples_name(file: str, number: int) -> str:
     return f"{PREFIX}{number:05d}-{name}" + ("" if name.endswith(".jsonl") else ".jsonl")
 
 
-def _contents(store: LabelStore) -> str:
+def _contents(survey: Survey) -> str:
     """A digest of all that the samples are made of."""
-    digests = (f"{shard_name(record.shard)} {record.labels.sha256}" for record in store.records())
+    digests = (f"{shard.name} {shard.labels.sha256}" for shard in survey.shards)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -116,31 +116,31 @@ def is_written(store: LabelStore, output: str) -> bool:
         return False
     summary = SamplesSummary.read(uri)
     names = storage.list_names(output)
-    return summary.contents == _contents(store) and all(name in names for name in summary.files)
+    return summary.contents == _contents(store.survey()) and all(name in names for name in summary.files)
 
 
 def write_samples(store: LabelStore, output: str) -> SamplesSummary:
     """Write the samples of a store and their summary, which comes last; each file is whole or not there. An input file
     that another run began and left unfinished has none yet. Raises RunError where not one prompt was answered.
     """
-    records = {shard_name(record.shard): record for record in store.records()}
+    survey = store.survey()
+    committed = {shard.name: shard for shard in survey.shards}
     counts, files = Counter[str](), []
     owned = _Owned(output)
     for stored in store.inputs():
         shards = [shard_name(shard) for shard in stored.plan.shards]
-        if not all(shard in records for shard in shards):
+        if not all(shard in committed for shard in shards):
             continue
-        rows = (samples for shard in shards for samples in _samples(store, records[shard]))
+        parts = store.read("labels", [committed[shard] for shard in shards], STORED)
+        rows = (samples for _, labels in parts for samples in sampled(labels))
         for number, data in enumerate(_files(rows, counts)):
             files.append(samples_name(stored.file.name, number))
             owned.write(files[-1], data)
-    errors = Counter[str]()
-    for record in records.values():
-        errors.update(record.reasons)
+    errors = survey.errors
     if not files:
         raise RunError(f"not one prompt could be answered ({counted(errors)}); see {store.at('errors')}")
     owned.keep_only(files)
-    summary = SamplesSummary(contents=_contents(store), files=files, **counts, errors=dict(errors.most_common()))
+    summary = SamplesSummary(contents=_contents(survey), files=files, **counts, errors=dict(errors.most_common()))
     summary.write(storage.join(output, SUMMARY))
     return summary
 
@@ -168,12 +168,6 @@ class _Owned:
     def keep_only(self, names: list[str]) -> None:
         for name in set(self.files) - set(names):
             documents.remove(storage.join(self.output, name))
-
-
-def _samples(store: LabelStore, record: Record) -> Iterator[Samples]:
-    """Those of one shard, in the order of its rows."""
-    if record.labels.rows:
-        yield from sampled(read_part(part_uri(store.uri, "labels", record.shard), STORED))
 
 
 def _files(rows: Iterator[Samples], counts: Counter[str]) -> Iterator[bytes]:

@@ -5,13 +5,10 @@ committed as `label` commits it. Killed anywhere, the same command goes on.
 """
 
 import contextlib
-import hashlib
-import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs import terminal
 from jobs.stores.finalize import find_decode, finish_store, is_final
@@ -20,8 +17,10 @@ from pipeline import storage
 from pipeline.config import LabelConfig, RewardConfig, load_config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.rewards.derive import relabel, stored_reward
-from pipeline.store import Failure, LabelStore, Record, WriterLock, commit, find_record, fingerprint, part_uri
+from pipeline.store import Failure, LabelStore, Record, Survey, WriterLock, commit, fingerprint, in_parallel
+from pipeline.store.commit import rows_uri
 from pipeline.store.manifest import Manifest
+from pipeline.store.reading import read_recorded
 
 
 def aggregate(uri: str, output: str, assignments: list[str], command: str = "") -> int:
@@ -36,7 +35,11 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
     if _absolute(uri) == target.uri:
         raise StoreError(f"{output} is the store that is read; give another --output")
     target.check_place()
-    manifest = Manifest.of_finished(source)
+    source.require()
+    records, whole = list(source.records()), Survey()
+    for record in records:
+        whole.add(record)
+    manifest = Manifest.of_finished(source, whole)
     warn_of_guesses(source)
     stored = stored_reward(source.description())
     wanted = _changed(stored, assignments)
@@ -51,22 +54,23 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
         target.open_for_writing(description)
         for stored_input in source.inputs():
             target.add_input(stored_input)
-        left = list(_pending(source, target))
+        left, survey = list(_pending(records, target)), Survey()
         if left:
             target.reopen()
         elif is_final(target):
             terminal.say(f"{target.uri}: all shards are aggregated already; nothing to do")
             return 0
-        for record in terminal.track(left, len(left), "aggregate", "shards"):
-            labels, errors = _read(source, "labels", record), _read(source, "errors", record)
+        tables = in_parallel(lambda record: [_read(source, kind, record) for kind in ("labels", "errors")], left)
+        for record, (labels, errors) in terminal.track(tables, len(left), "aggregate", "shards"):
             relabelled = [] if labels is None else relabel(labels, stored, wanted)
             failures = [] if errors is None else [Failure(**row) for row in errors.to_pylist()]
-            commit(target.uri, record.shard, fingerprint.digest(description), record.generation, relabelled, failures)
+            digest = fingerprint.digest(description)
+            survey.add(commit(target.uri, record.shard, digest, record.generation, relabelled, failures))
         notes = [
             *manifest.notes,
             f"aggregated from the stored tokens of a store with fingerprint {source.fingerprint()}",
         ]
-        return finish_store(target, config, find_decode(config.model), None, notes, command)
+        return finish_store(target, config, find_decode(config.model), None, notes, command, survey=survey)
 
 
 def _changed(stored: RewardConfig, assignments: list[str]) -> RewardConfig:
@@ -98,28 +102,21 @@ def _config(stored: dict[str, dict[str, object]], wanted: RewardConfig, output: 
     return LabelConfig.model_validate({**sections, "reward": wanted.model_dump(), "output": {"path": output}})
 
 
-def _pending(source: LabelStore, target: LabelStore) -> Iterator[Record]:
-    """Records that the target lacks, or has of an older generation."""
-    done = target.done()
-    for record in source.records():
-        standing = find_record(target.uri, record.shard) if done else None
-        if standing is None or standing.generation < record.generation:
+def _pending(records: Iterable[Record], target: LabelStore) -> Iterator[Record]:
+    """Those that the target lacks, or has of an older generation."""
+    generations = {record.name: record.generation for record in target.records()}
+    for record in records:
+        if record.generation > generations.get(record.name, -1):
             yield record
 
 
 def _read(store: LabelStore, kind: str, record: Record) -> pa.Table | None:
     """One part, held against its record; None where it has no rows. Raises StoreError where it is not what was committed."""
-    part = record.labels if kind == "labels" else record.errors
-    if not part.rows:
-        return None
-    uri = part_uri(store.uri, kind, record.shard)
     try:
-        data = storage.read_bytes(uri)
+        return read_recorded(store.uri, kind, record)
     except FileNotFoundError:
-        data = b""
-    if hashlib.sha256(data).hexdigest() != part.sha256:
-        raise StoreError(f"{uri} is missing or damaged; endoreward validate {store.uri} says how to mend it")
-    return pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(use_threads=False)
+        uri = rows_uri(store.uri, kind, record)
+        raise StoreError(f"{uri} is missing; endoreward validate {store.uri} says how to mend it") from None
 
 
 def _absolute(place: str) -> str:

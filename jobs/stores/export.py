@@ -13,7 +13,7 @@ from jobs import terminal
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store import LabelStore, documents, part_uri, read_part
+from pipeline.store import LabelStore, documents
 from pipeline.store.pairs import PAIR_COLUMNS, PREFERENCES, PairCounts, preference_pairs, preferences_table
 
 FORMATS = ("trl",)
@@ -37,7 +37,9 @@ def export(uri: str, format: str, output: str) -> int:
         raise ConfigError(f"--output {output}: the name has to end in {' or '.join(ENDINGS)}")
     refuse_existing(output)
     store = LabelStore(uri)
-    progress = store.progress()
+    store.require()
+    survey = store.survey()
+    progress = store.progress(survey)
     if not progress.complete:
         raise StoreError(
             f"{uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled; run its label "
@@ -48,11 +50,11 @@ def export(uri: str, format: str, output: str) -> int:
 
     def parts() -> Iterator[list[dict[str, Any]]]:
         nonlocal counts
-        for record in terminal.track(store.records(), progress.shards, "export", "shards"):
-            if record.labels.rows:
-                pairs, of_part = preference_pairs(read_part(part_uri(uri, "labels", record.shard), PAIR_COLUMNS))
-                counts += of_part
-                yield pairs
+        shards = [shard for shard in survey.shards if shard.labels.rows]
+        for _, labels in terminal.track(store.read("labels", shards, PAIR_COLUMNS), len(shards), "export", "shards"):
+            pairs, of_part = preference_pairs(labels)
+            counts += of_part
+            yield pairs
 
     write = {".parquet": _write_parquet, ".jsonl": _write_json_lines}[ending]
     try:

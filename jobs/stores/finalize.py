@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -14,8 +13,7 @@ from pipeline.config import LabelConfig, ModelConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.loading import load_tokenizer
 from pipeline.report.labels import draw_report
-from pipeline.store import LabelStore, documents
-from pipeline.store.commit import Record
+from pipeline.store import LabelStore, Survey, documents
 from pipeline.store.manifest import BatchCheckEntry, InputEntry, Manifest, TimingEntry
 from pipeline.store.summary import summary_rows
 from pipeline.tokens import Decode, Renderer, pieces
@@ -72,15 +70,20 @@ def finalize(
     notes: list[str],
     command: str,
     *,
+    survey: Survey | None = None,
     quiet: bool = False,
 ) -> int:
     """Write manifest and report, show the table. A run that found nothing to do leaves a finished store as it is.
+
+    Args:
+        survey: of the shards that this run committed: their records are not read again.
 
     Returns the exit code. Raises RunError where not one response could be labelled.
     """
     if timing is None and is_final(store):
         return 0
-    return finish_store(store, config, pieces(renderer.tokenizer), timing, notes, command, quiet=quiet)
+    decode = pieces(renderer.tokenizer)
+    return finish_store(store, config, decode, timing, notes, command, survey=survey, quiet=quiet)
 
 
 def is_final(store: LabelStore) -> bool:
@@ -96,13 +99,15 @@ def finish_store(
     notes: list[str],
     command: str,
     *,
+    survey: Survey | None = None,
     quiet: bool = False,
 ) -> int:
     """`finalize`, with any way to show a token as text, on a store whose every shard is committed."""
-    records = list(store.records())
+    store.settle()
+    survey = store.survey(survey)
     manifest = Manifest.of(
         store,
-        records=records,
+        survey=survey,
         command=command,
         config=config.model_dump(exclude={"run"}),
         inputs=[InputEntry.of(stored) for stored in store.inputs()],
@@ -111,7 +116,7 @@ def finish_store(
         versions=versions(),
     )
     manifest.write_plain(store.at("manifest.json"))
-    drawn = write_report(store, manifest, decode, records)
+    drawn = write_report(store, manifest, decode, survey)
     errors = Counter(manifest.errors)
     rows = [*summary_rows(manifest.summary), *error_rows(errors)]
     if timing is not None:
@@ -125,15 +130,13 @@ def finish_store(
     return 0
 
 
-def write_report(
-    store: LabelStore, manifest: Manifest, decode: Decode, records: Sequence[Record] | None = None
-) -> bool:
+def write_report(store: LabelStore, manifest: Manifest, decode: Decode, survey: Survey | None = None) -> bool:
     """Draw report.html from a manifest and a sample of the labels. False where there are no labels to draw.
 
     Args:
-        records: of the store, where they have been read already.
+        survey: of the whole store, where its records have been read already.
     """
-    sample = store.sample(REPORT_ROWS, records=records)
+    sample = store.sample(REPORT_ROWS, shards=None if survey is None else survey.shards)
     if sample is not None:
         documents.write_bytes(store.at("report.html"), draw_report(manifest, sample, decode).encode())
     return sample is not None

@@ -19,10 +19,11 @@ def redraw(uri: str) -> int:
     if folder.is_run and (run := folder.run()) is not None:
         return redraw_run(folder, run)
     store = LabelStore(uri)
-    manifest = Manifest.of_finished(store)
+    survey = store.survey()
+    manifest = Manifest.of_finished(store, survey)
     decode = find_decode(ModelConfig.model_validate(manifest.config["model"]))
     with WriterLock(store.uri):
-        if not write_report(store, manifest, decode):
+        if not write_report(store, manifest, decode, survey):
             raise StoreError(f"{uri} holds no labels, so there is nothing to draw; see {store.at('errors')}")
     terminal.say(f"report: {store.at('report.html')}")
     return 0

@@ -12,7 +12,7 @@ from jobs.stores.inspect_store import warn_of_guesses
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError, StoreError
 from pipeline.rewards.derive import SWEEP_COLUMNS, Outcome, outcomes, reward_grid, stored_reward
-from pipeline.store import LabelStore, documents, part_uri, read_part
+from pipeline.store import LabelStore, documents
 from pipeline.store.summary import plain, signed, wilson_interval
 
 GAMMAS = (1.0, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7)
@@ -29,7 +29,9 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None)
     if wrong:
         raise ConfigError(f"--gamma {', '.join(wrong)}: a discount is from 0 to 1")
     store = LabelStore(uri)
-    progress = store.progress()
+    store.require()
+    survey = store.survey()
+    progress = store.progress(survey)
     stored = stored_reward(store.description())
     if output is not None:
         refuse_existing(output)
@@ -41,10 +43,9 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None)
         )
     wanted = reward_grid(stored, gammas)
     totals = [Outcome() for _ in wanted]
-    for record in terminal.track(store.records(), progress.done_shards, "sweep", "shards"):
-        if record.labels.rows:
-            labels = read_part(part_uri(uri, "labels", record.shard), SWEEP_COLUMNS)
-            totals = [a + b for a, b in zip(totals, outcomes(labels, stored, wanted), strict=True)]
+    shards = [shard for shard in survey.shards if shard.labels.rows]
+    for _, labels in terminal.track(store.read("labels", shards, SWEEP_COLUMNS), len(shards), "sweep", "shards"):
+        totals = [a + b for a, b in zip(totals, outcomes(labels, stored, wanted), strict=True)]
     count, pairs = totals[0].labels.count, totals[0].pairs.pairs
     if not count:
         raise StoreError(f"{uri} holds no labels yet; run its label command again")

@@ -18,7 +18,7 @@ from pipeline.evaluation.reading import COLUMNS, PROMPT, LabelRows
 from pipeline.evaluation.variants import Parts, Variant
 from pipeline.rewards.derive import TOKEN_COLUMNS
 from pipeline.rewards.labellers import UNPARSABLE
-from pipeline.store import LabelStore, Record, find_record, part_uri, read_part
+from pipeline.store import Committed, LabelStore
 from pipeline.store.schema import LABELS
 from pipeline.store.turns import Response
 
@@ -52,13 +52,14 @@ class _Failed:
 def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], benchmark: Benchmark) -> list[Evaluated]:
     """Read each store once, part by part. Raises ConfigError where a variant cannot be made of a store's rows."""
     evaluations = []
+    shards = {name: stores[name].survey().shards for name in {name for variant in variants for name in variant.stores}}
     columns = [*COLUMNS, PROMPT] if benchmark.by_prompt else list(COLUMNS)
     for names in dict.fromkeys(variant.stores for variant in variants):
         group = [variant for variant in variants if variant.stores == names]
-        failed = _failures([stores[name] for name in names])
+        failed = _failures([(stores[name], shards[name]) for name in names])
         rewards: dict[str, list[np.ndarray]] = {variant.name: [np.zeros(0)] for variant in group}
         tables = [LABELS.empty_table().select(columns)]
-        for parts in _parts(stores, names, columns, tokens=any(variant.tokens for variant in group)):
+        for parts in _parts(stores, shards, names, columns, tokens=any(variant.tokens for variant in group)):
             tables.append(parts[names[0]].select(columns))
             for variant in group:
                 rewards[variant.name].append(variant.of(parts))
@@ -71,11 +72,20 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
     return sorted(evaluations, key=lambda each: variants.index(each.variant))
 
 
-def _parts(stores: Mapping[str, LabelStore], names: Sequence[str], columns: list[str], tokens: bool) -> Iterator[Parts]:
+def _parts(
+    stores: Mapping[str, LabelStore],
+    shards: Mapping[str, Sequence[Committed]],
+    names: Sequence[str],
+    columns: list[str],
+    tokens: bool,
+) -> Iterator[Parts]:
     """The parts of several stores of the same input, the same responses in each: those that all of them have."""
     columns = [*columns, "id", "token_ids", *TOKEN_COLUMNS] if tokens else columns
-    for record in stores[names[0]].records():
-        parts = {name: _part(stores[name], record, columns) for name in names}
+    first, *others = names
+    by_name = {name: {shard.name: shard for shard in shards[name]} for name in others}
+    for committed in shards[first]:
+        own = {first: committed, **{name: by_name[name].get(committed.name) for name in others}}
+        parts = {name: _part(stores[name], own[name], columns) for name in names}
         if len(names) > 1:
             shared = set.intersection(*(set(part["id"].to_pylist()) for part in parts.values()))
             parts = {name: _only(part, shared) for name, part in parts.items()}
@@ -83,11 +93,10 @@ def _parts(stores: Mapping[str, LabelStore], names: Sequence[str], columns: list
             yield parts
 
 
-def _part(store: LabelStore, record: Record, columns: list[str]) -> pa.Table:
-    own = find_record(store.uri, record.shard)
-    if own is None or not own.labels.rows:
+def _part(store: LabelStore, shard: Committed | None, columns: list[str]) -> pa.Table:
+    if shard is None or not shard.labels.rows:
         return LABELS.empty_table().select(columns)
-    return read_part(part_uri(store.uri, "labels", record.shard), columns)
+    return store.read_rows("labels", shard, columns)
 
 
 def _only(part: pa.Table, ids: set[str]) -> pa.Table:
@@ -95,13 +104,11 @@ def _only(part: pa.Table, ids: set[str]) -> pa.Table:
     return part.take(pa.array([i for _, i in rows], pa.int64()))
 
 
-def _failures(stores: Sequence[LabelStore]) -> _Failed:
+def _failures(stores: Sequence[tuple[LabelStore, Sequence[Committed]]]) -> _Failed:
     failed = _Failed()
-    for store in stores:
-        for record in store.records():
-            if not record.errors.rows:
-                continue
-            for row in read_part(part_uri(store.uri, "errors", record.shard)).to_pylist():
+    for store, shards in stores:
+        for _, errors in store.read("errors", shards):
+            for row in errors.to_pylist():
                 prompt_id, reason = row["prompt_id"], row["reason"]
                 name = parse_turn_id(prompt_id, row["id"])
                 if name is None:

@@ -7,13 +7,14 @@
 A part's name is fixed by its shard and its bytes by the shard's content, so a writer that survives its driver and writes
 once more changes nothing. Killed anywhere before the record, the shard is simply not done and is labelled again.
 A retry takes the old record away before it replaces the parts, by the same steps: killed in between, the same holds.
+`pipeline.store.compaction` merges parts and records into few files later.
 """
 
 import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -30,18 +31,24 @@ RECORD_VERSION = 1
 REMEDY = "put it back from a copy, or delete it and run the same again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """What a record says of one Parquet file; no file where there are no rows."""
 
     rows: int
-    sha256: str | None
+    sha256: str | None  # of the file that the commit wrote, wherever its rows are now
     ids_sha256: str
+    merged: str | None = None  # since `compact`: the file that the rows are in and its row group, `NAME#GROUP`
+
+    def to_json(self) -> dict[str, Any]:
+        content = {"rows": self.rows, "sha256": self.sha256, "ids_sha256": self.ids_sha256}
+        return content if self.merged is None else {**content, "merged": self.merged}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
-    """One committed shard. All of it follows from the shard's content and the fingerprint, but for the generation."""
+    """One committed shard. All of it follows from the shard's content and the fingerprint, but for the generation and for
+    what `compact` merged its parts into."""
 
     shard: Shard
     fingerprint: str
@@ -57,21 +64,44 @@ class Record:
             "shard": self.shard.to_json(),
             "fingerprint": self.fingerprint,
             "generation": self.generation,
-            "labels": asdict(self.labels),
-            "errors": asdict(self.errors),
+            "labels": self.labels.to_json(),
+            "errors": self.errors.to_json(),
             "reasons": self.reasons,
             "stats": self.stats.to_json(),
         }
 
+    @property
+    def name(self) -> str:
+        return shard_name(self.shard)
+
     @staticmethod
     def read(uri: str) -> "Record":
         """Raises FileNotFoundError, and StoreError for a damaged one, or one of another form."""
-        content = documents.read(uri)
+        return Record.parse(documents.read(uri), uri)
+
+    @staticmethod
+    def parse(content: Any, uri: str) -> "Record":
+        """What stands in the file `uri`. Raises StoreError for a record of another form."""
         typed.check_version(content, RECORD_VERSION, uri, REMEDY)
         return typed.parse(_RECORDS.validate_python, content, uri, REMEDY)
 
 
 _RECORDS = TypeAdapter(Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What readers of rows need of a record: little enough to hold for every shard of a large store."""
+
+    name: str
+    file: str
+    index: int
+    labels: Part
+    errors: Part
+
+    @classmethod
+    def of(cls, record: Record) -> "Committed":
+        return cls(record.name, record.shard.file, record.shard.index, record.labels, record.errors)
 
 
 def shard_name(shard: Shard) -> str:
@@ -84,7 +114,19 @@ def file_key(name: str) -> str:
 
 
 def part_uri(store: str, kind: str, shard: Shard) -> str:
-    return storage.join(store, kind, f"part-{shard_name(shard)}.parquet")
+    """The file that a shard's commit writes its rows to; `rows_uri` says where they are."""
+    return storage.join(store, kind, part_name(shard_name(shard)))
+
+
+def rows_uri(store: str, kind: str, record: "Record | Committed") -> str:
+    """Where a record's rows are, as `read_part` takes it: a file, or `FILE#3`, a row group of one that `compact` wrote."""
+    part: Part = getattr(record, kind)
+    return storage.join(store, kind, part.merged or part_name(record.name))
+
+
+def part_name(shard: str) -> str:
+    """Of the file that the commit of a shard of this name writes."""
+    return f"part-{shard}.parquet"
 
 
 def record_uri(store: str, shard: Shard) -> str:
@@ -130,7 +172,8 @@ def commit(
 
 
 def find_record(store: str, shard: Shard) -> Record | None:
-    """The record of a shard, None when it is not done. Raises StoreError for a damaged one."""
+    """The record that a shard's commit wrote, None where there is none, or `compact` took it up since
+    (`LabelStore.records` has these too). Raises StoreError for a damaged one."""
     try:
         return Record.read(record_uri(store, shard))
     except FileNotFoundError:

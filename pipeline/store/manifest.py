@@ -1,16 +1,15 @@
 """`manifest.json` of a label store: what a finished run says of the whole store. It is written when every shard is committed,
 and taken away before more is (`LabelStore.reopen`); docs/store.md explains each field."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from pipeline.errors import StoreError
 from pipeline.store import typed
-from pipeline.store.commit import Record
 from pipeline.store.store import LabelStore, StoredInput
-from pipeline.store.summary import Summary, merge
+from pipeline.store.summary import Summary
+from pipeline.store.survey import Survey
 
 AGAIN = "run its label command again, what is committed is kept"
 
@@ -89,7 +88,7 @@ class Manifest(typed.Document):
         cls,
         store: LabelStore,
         *,
-        records: Sequence[Record] | None = None,
+        survey: Survey | None = None,
         config: dict[str, Any],
         inputs: Sequence[InputEntry],
         notes: Sequence[str],
@@ -100,13 +99,9 @@ class Manifest(typed.Document):
         """Of a store whose every shard is committed: counts, errors and figures of its records. `more`: `command`.
 
         Args:
-            records: of the store, where they have been read already.
+            survey: of the whole store, where its records have been read already.
         """
-        records = list(store.records()) if records is None else records
-        errors: Counter[str] = Counter()
-        for record in records:
-            errors.update(record.reasons)
-        labels = sum(record.labels.rows for record in records)
+        survey = store.survey() if survey is None else survey
         return cls(
             fingerprint=store.fingerprint(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -114,13 +109,13 @@ class Manifest(typed.Document):
             inputs=list(inputs),
             counts=Counts(
                 rows=sum(each.rows for each in inputs),
-                responses=labels + errors.total(),
-                labels=labels,
-                errors=errors.total(),
-                shards=len(records),
+                responses=survey.labels + survey.errors.total(),
+                labels=survey.labels,
+                errors=survey.errors.total(),
+                shards=len(survey),
             ),
-            errors=dict(errors.most_common()),
-            summary=merge(record.stats for record in records).summary(),
+            errors=dict(survey.errors.most_common()),
+            summary=survey.stats.summary(),
             notes=list(notes),
             timing=timing,
             versions=dict(versions),
@@ -136,9 +131,9 @@ class Manifest(typed.Document):
             return None
 
     @classmethod
-    def of_finished(cls, store: LabelStore) -> Self:
-        """Raises StoreError where the store is not finished, or being written."""
-        progress = store.progress()
+    def of_finished(cls, store: LabelStore, survey: Survey | None = None) -> Self:
+        """Raises StoreError where the store is not finished, or being written. `survey`: as `of` takes it."""
+        progress = store.progress(survey)
         if progress.writer:
             raise StoreError(f"{store.uri} is being written by {progress.writer}; wait until it is finished")
         if not progress.complete:

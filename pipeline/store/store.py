@@ -4,19 +4,19 @@ OUTPUT/labels/part-*.parquet     one row per scored response
 OUTPUT/errors/part-*.parquet     one row per response or input row that could not be scored
 OUTPUT/records/run.json          the fingerprint and what it stands for
 OUTPUT/records/input-*.json      one per input file: its content digest, its shape, its shards
-OUTPUT/records/<shard>.json      one per committed shard; only these count
+OUTPUT/records/<shard>.json      one per committed shard; only these count, and those in segments
+OUTPUT/records/segments/         many records in one file: an index of them, or what `compact` merged
 OUTPUT/manifest.json             what a finished run says of itself
 OUTPUT/report.html               what a person looks at
+OUTPUT/status.json               how the last run went, or goes
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import PlainValidator, TypeAdapter
 
 from pipeline import storage
@@ -24,11 +24,18 @@ from pipeline.corpus import FilePlan, InputFile, Shape
 from pipeline.corpus.labels.rules import Guessed
 from pipeline.errors import StoreError
 from pipeline.store import documents, fingerprint, places, typed
-from pipeline.store.commit import Record, file_key, part_uri, shard_name
+from pipeline.store.commit import Committed, Record, file_key, part_name, rows_uri, shard_name
+from pipeline.store.compaction import clean, settle
 from pipeline.store.lock import holder_of
-from pipeline.store.schema import LABELS, LATER
+from pipeline.store.reading import READERS, in_parallel, read_part
+from pipeline.store.segments import FOLDER as SEGMENTS
+from pipeline.store.segments import Segment, merged_name, segment_names, segment_uri
+from pipeline.store.standing import Standing
+from pipeline.store.status import NAME as STATUS
+from pipeline.store.survey import Survey
 
 INPUT_VERSION = 1
+KINDS = ("labels", "errors")
 
 
 def _shape(stored: Any) -> Shape:
@@ -68,8 +75,12 @@ _INPUTS = TypeAdapter(StoredInput)
 
 
 class StoreRun(typed.Document):
-    """`records/run.json`: what the labels of a store are, and the fingerprint of that."""
+    """`records/run.json`: what the labels of a store are, and the fingerprint of that.
 
+    Version 2 says that records may be in segments, of which version 1 knows nothing: a store is of version 1 until then.
+    """
+
+    version: int = 2
     fingerprint: str
     description: dict[str, Any]
 
@@ -96,6 +107,7 @@ class LabelStore:
 
     def __init__(self, uri: str):
         self.uri = uri
+        self._segments: dict[str, Segment] = {}  # that were read; none of them ever changes
 
     def at(self, *names: str) -> str:
         return storage.join(self.uri, *names)
@@ -134,9 +146,14 @@ class LabelStore:
         self.check_description(description)
         if not places.is_ours(self.uri, places.STORE):
             run = StoreRun(fingerprint=fingerprint.digest(description), description=description)
-            run.write(self.at("records", "run.json"))
-        for folder in (self.uri, *(self.at(kind) for kind in ("labels", "errors", "records"))):
+            documents.write(self.at("records", "run.json"), {**run.content(), "version": 1})
+        for folder in self._folders():
             documents.remove_temporaries(folder)
+        clean(self.uri, self._segments)
+
+    def settle(self) -> None:
+        """At the end of a run: rows of shards that were retried leave the files that `compact` merged. Needs the lock."""
+        settle(self.uri, self._segments)
 
     def reopen(self) -> None:
         """Take away manifest and report, which speak of a finished store, before more is committed."""
@@ -149,18 +166,26 @@ class LabelStore:
         if not places.is_ours(self.uri, places.STORE):
             return
         self.reopen()
-        for folder in (self.uri, *(self.at(kind) for kind in ("labels", "errors", "records"))):
+        for folder in self._folders():
             documents.remove_temporaries(folder)
         planned = {shard_name(shard) for stored in self.inputs() for shard in stored.plan.shards}
-        for name in sorted(planned | {shard_name(record.shard) for record in self.records()}):
+        for name in sorted(planned | {record.name for record in self.records()}):
             documents.remove(self.at("records", f"{name}.json"))
-            for kind in ("labels", "errors"):
-                documents.remove(self.at(kind, f"part-{name}.parquet"))
+            for kind in KINDS:
+                documents.remove(self.at(kind, part_name(name)))
+        for name in segment_names(self.uri):
+            documents.remove(segment_uri(self.uri, name))
+            for kind in KINDS:
+                documents.remove(self.at(kind, merged_name(name)))
         for stored in self.inputs():
             documents.remove(self._input_uri(stored.file.name))
+        documents.remove(self.at(STATUS))
         documents.remove(self.at("records", "run.json"))
-        for folder in (*(self.at(kind) for kind in ("labels", "errors", "records")), self.uri):
+        for folder in reversed(self._folders()):
             storage.remove_if_empty(folder)
+
+    def _folders(self) -> list[str]:
+        return [self.uri, *map(self.at, (*KINDS, "records")), self.at(*SEGMENTS)]
 
     def run(self) -> StoreRun:
         """Raises FileNotFoundError where there is no store, StoreError where a newer version made its labels."""
@@ -221,32 +246,46 @@ class LabelStore:
 
     # Records
 
+    def look(self) -> Standing:
+        """Which records count now."""
+        return Standing(self.uri, self._segments)
+
+    def remember(self, segment: Segment) -> None:
+        """A segment that was just written need not be read."""
+        self._segments[segment.name] = segment
+
     def done(self) -> set[str]:
-        """Names of the committed shards: one listing, whatever the number of rows."""
-        names = storage.list_names(self.at("records"))
-        return {n.removesuffix(".json") for n in names if n.endswith(".json") and not n.startswith(("input-", "run."))}
+        """Names of the committed shards: one listing, whatever the number of rows. Raises StoreError where a segment is
+        damaged."""
+        return set(self.look().names())
 
     def records(self) -> Iterator[Record]:
         """Every record, in the order of their names. Raises StoreError for a damaged one."""
-        uris = [self.at("records", f"{name}.json") for name in sorted(self.done())]
-        with ThreadPoolExecutor(16) as pool:
-            yield from pool.map(Record.read, uris)
+        look = self.look()
+        yield from look.records(look.names())
 
-    def progress(self) -> Progress:
-        """Raises StoreError where there is no store, its description is damaged, or a newer version made its labels."""
+    def survey(self, begun: Survey | None = None) -> Survey:
+        """What all records come to; with `begun` only those are read that are no part of it yet. Raises StoreError for a
+        damaged one."""
+        survey, look = Survey() if begun is None else begun, self.look()
+        for record in look.records([name for name in look.names() if name not in survey]):
+            survey.add(record)
+        return survey
+
+    def progress(self, survey: Survey | None = None) -> Progress:
+        """How far the store is, by `survey` where that has been made. Raises StoreError where there is no store, its
+        description is damaged, or a newer version made its labels."""
         self.require()
         places.is_ours(self.uri, places.STORE)
         self.run()
-        done = self.done()
-        progress = Progress(writer=holder_of(self.uri))
+        survey = survey or self.survey()
+        progress = Progress(
+            done_rows=survey.rows, labels=survey.labels, errors=Counter(survey.errors), writer=holder_of(self.uri)
+        )
         for stored in self.inputs():
             progress.shards += len(stored.plan.shards)
             progress.rows += stored.plan.rows
-            progress.done_shards += sum(shard_name(shard) in done for shard in stored.plan.shards)
-        for record in self.records():
-            progress.done_rows += record.shard.rows
-            progress.labels += record.labels.rows
-            progress.errors.update(record.reasons)
+            progress.done_shards += sum(shard_name(shard) in survey for shard in stored.plan.shards)
         return progress
 
     def require(self) -> None:
@@ -261,28 +300,34 @@ class LabelStore:
 
     # Reading
 
+    def read(
+        self, kind: str, shards: Iterable[Committed], columns: list[str] | None = None, workers: int = READERS
+    ) -> Iterator[tuple[Committed, pa.Table]]:
+        """The rows of one kind (labels, errors) of each shard that has any, in the order of the shards; a few are read
+        ahead, by `workers` threads."""
+        with_rows = (shard for shard in shards if getattr(shard, kind).rows)
+        return in_parallel(lambda shard: self.read_rows(kind, shard, columns), with_rows, workers)
+
+    def read_rows(self, kind: str, shard: Committed | Record, columns: list[str] | None = None) -> pa.Table:
+        """The rows of one kind of a shard that has some, wherever `compact` put them since its record was read."""
+        try:
+            return read_part(rows_uri(self.uri, kind, shard), columns)
+        except FileNotFoundError:
+            look = Standing(self.uri)
+            if shard.name not in look.merged:
+                raise
+            [record] = look.records([shard.name])
+            return read_part(rows_uri(self.uri, kind, record), columns)
+
     def sample(
-        self, rows: int, columns: list[str] | None = None, records: Iterable[Record] | None = None
+        self, rows: int, columns: list[str] | None = None, shards: Iterable[Committed] | None = None
     ) -> pa.Table | None:
         """About `rows` labels: whole parts, spread evenly over the store, so that siblings stay together; None of none.
-        `records` are the store's, where they have been read already."""
-        parts = [r for r in (self.records() if records is None else records) if r.labels.rows]
+        `shards` are the store's, where its records have been read already."""
+        parts = [shard for shard in (self.survey().shards if shards is None else shards) if shard.labels.rows]
         if not parts:
             return None
-        total = sum(r.labels.rows for r in parts)
+        total = sum(shard.labels.rows for shard in parts)
         wanted = max(1, min(len(parts), round(len(parts) * rows / total)))
         picked = [parts[i * len(parts) // wanted] for i in range(wanted)]
-        tables = [read_part(part_uri(self.uri, "labels", r.shard), columns) for r in picked]
-        return pa.concat_tables(tables)
-
-
-def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file of a store, its page checksums verified. Columns that are asked for and that a store of format 1
-    lacks are null."""
-    filesystem, path = storage.locate(uri)
-    with filesystem.open_input_file(path) as file:
-        table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns, use_threads=False)
-    for name in LATER:
-        if columns and name in columns and name not in table.column_names:
-            table = table.append_column(LABELS.field(name), pa.nulls(table.num_rows, LABELS.field(name).type))
-    return table
+        return pa.concat_tables(table for _, table in self.read("labels", picked, columns))

@@ -10,7 +10,6 @@ learns from every labelled turn.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store import LabelStore, part_uri, read_part, shard_name
+from pipeline.store import LabelStore, in_parallel, read_part
+from pipeline.store.commit import rows_uri
 from pipeline.store.pairs import CHOICE_COLUMNS, RANKING, Group, PairCounts, choose_pairs, last_turns_by_prompt
 from pipeline.training.config import PAIR_OBJECTIVES, TrainConfig
 
@@ -187,8 +187,8 @@ def find_examples(config: TrainConfig) -> Examples:
         ConfigError: where the stores do not go together, lack what the objective needs, or give no example.
     """
     sources, parts = _open(config)
-    with ThreadPoolExecutor(READERS) as pool:
-        by_part = list(pool.map(lambda part: _of_part(part.uri, sources[part.source].columns, config), parts))
+    examples = in_parallel(lambda part: _of_part(part.uri, sources[part.source].columns, config), parts, READERS)
+    by_part = [of_part for _, of_part in examples]
     counts = sum((each.counts for each in by_part), Counts())
     sizes = np.concatenate([each.sizes for each in by_part])
     _require_examples(config, counts, len(sizes))
@@ -254,18 +254,20 @@ def _open(config: TrainConfig) -> tuple[list[Source], list[LabelPart]]:
 def _open_store(uri: str) -> tuple[Source, list[str]]:
     """A store and the places of its parts, in the order of their names."""
     store = LabelStore(uri)
-    progress = store.progress()
+    store.require()
+    survey = store.survey()
+    progress = store.progress(survey)
     if not progress.complete:
         raise StoreError(
             f"{uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled; run its label "
             "command again, then train"
         )
-    records = [record for record in store.records() if record.labels.rows]
-    if not records:
+    shards = [shard for shard in survey.shards if shard.labels.rows]
+    if not shards:
         raise StoreError(f"{uri} holds no label: there is nothing to learn from; endoreward report says why")
-    digest = hashlib.sha256("".join(f"{shard_name(r.shard)} {r.labels.sha256}\n" for r in records).encode())
+    digest = hashlib.sha256("".join(f"{shard.name} {shard.labels.sha256}\n" for shard in shards).encode())
     source = Source(uri, store.fingerprint(), store.description(), digest.hexdigest())
-    return source, [part_uri(uri, "labels", record.shard) for record in records]
+    return source, [rows_uri(uri, "labels", shard) for shard in shards]
 
 
 def _require_tokens(config: TrainConfig, source: Source) -> None:
