@@ -13,7 +13,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Self
 
 from actors.actor import ActorSpec
@@ -24,15 +23,16 @@ from jobs import terminal
 from jobs.cluster import Pool, cluster, pick_pool
 from jobs.label.limits import ErrorRate, explained
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
-from jobs.label.work import PoolState, Target, Work
+from jobs.label.watch import Watch
+from jobs.label.work import Target, Work
 from jobs.stores.finalize import Timing, finalize
-from jobs.stores.metrics import RunMetrics
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import RunError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers import Endogenous, Labeller, Sampling
-from pipeline.store import LabelStore, StoredInput, WriterLock, fingerprint
+from pipeline.store import LabelStore, StoredInput, Survey, WriterLock, fingerprint
+from pipeline.store.index import RecordIndex
 from pipeline.tokens import read_texts
 
 
@@ -87,21 +87,21 @@ class LabelRun:
             store.open_for_writing(self.description)
             for stored in self.inputs:
                 store.add_input(stored)
-            timing, notes = None, list(self.labeller.renderer.notes)
+            timing, survey, notes = None, Survey(), list(self.labeller.renderer.notes)
             work = pending(store, self.inputs, retry_errors)
             if work:
                 store.reopen()
                 ray.open()
                 terminal.say(f"loading {self.labeller.model.name} ...")
-                timing = self._label(work, notes)
+                timing = self._label(work, survey, notes)
             else:
                 rows = sum(stored.plan.rows for stored in self.inputs)
                 terminal.say(f"{store.uri}: all {rows:,} rows are labelled already; nothing to do")
             config = self.labeller.config.model_copy(update={"model": self.labeller.model})
-            finalize(store, config, self.labeller.renderer, timing, notes, command, quiet=quiet)
+            finalize(store, config, self.labeller.renderer, timing, notes, command, survey=survey, quiet=quiet)
 
-    def _label(self, work: list[Work], notes: list[str]) -> Timing:
-        """Label what is left, and show how it goes; adds what comes up on the way to `notes`."""
+    def _label(self, work: list[Work], survey: Survey, notes: list[str]) -> Timing:
+        """Label what is left, and show how it goes; `survey` gets what is committed, `notes` what comes up on the way."""
         from jobs.label.flow import label_shards
 
         config = self.labeller.config
@@ -109,14 +109,13 @@ class LabelRun:
         target = Target(self.store.uri, fingerprint.digest(self.description))
         total = sum(stored.plan.rows for stored in self.inputs)
         todo = sum(shard.rows for each in work for shard in each.shards)
-        rate, timing, counts = ErrorRate(config), Timing(), Counter[str]()
+        rate, timing, counts, index = ErrorRate(config), Timing(), Counter[str](), RecordIndex(self.store)
         spec = _spec(self.labeller, self.device, pool)
         with (
-            terminal.LabelProgress(total, total - todo, self.labeller.name) as progress,
-            RunMetrics(self.store.uri, todo) as metrics,
+            Watch(self.store.uri, self.labeller.name, total, total - todo) as watch,
             # closed, so that the flow stops with the loop, whatever ends that
             contextlib.closing(
-                explained(label_shards(work, self.labeller, target, spec, pool, watch=partial(_watch, progress, metrics)))
+                explained(label_shards(work, self.labeller, target, spec, pool, watch=watch.pool))
             ) as results,
         ):
             for done in results:
@@ -126,10 +125,12 @@ class LabelRun:
                     if note not in notes:
                         notes.append(note)
                         terminal.warn(note)
-                progress.advance(done.record.shard.rows, done.record.stats.tokens, done.forwarded_tokens)
-                metrics.add(done.record, done.forwarded_tokens, done.score_seconds)
+                watch.committed(done)
+                survey.add(done.record)
+                index.add(done.record)
                 rate.add(done.record)
                 counts.update(done.counts)
+        index.close()
         for sentence, count in counts.items():
             if count:
                 notes.append(f"{count:,} {sentence}")
@@ -139,12 +140,6 @@ class LabelRun:
                 f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on"
             )
         return timing.stop()
-
-
-def _watch(progress: terminal.LabelProgress, metrics: RunMetrics, state: PoolState) -> None:
-    metrics.actors(state.running)
-    metrics.waiting(state.pending)
-    progress.look(state.running, state.forwarded_tokens, state.sentence())
 
 
 def _pinned(labeller: Labeller) -> Labeller:

@@ -1,0 +1,58 @@
+"""Whom the driver tells how a labelling run goes: the terminal, whoever asks for `status`, Prometheus."""
+
+import contextlib
+from typing import Self
+
+from jobs import terminal
+from jobs.label.work import Done, PoolState
+from jobs.stores.metrics import RunMetrics
+from pipeline.store.status import StatusFile, Workforce
+
+
+class Watch:
+    """For as long as the block runs.
+
+    Args:
+        store: the label store, which the driver has locked.
+        name: of what is labelled.
+        rows: of the whole input.
+        done_rows: of these committed before.
+    """
+
+    def __init__(self, store: str, name: str, rows: int, done_rows: int):
+        self.progress = terminal.LabelProgress(rows, done_rows, name)
+        self.status = StatusFile(store, rows, done_rows)
+        self.metrics = RunMetrics(store, rows - done_rows)
+        self.stack = contextlib.ExitStack()
+        self.tokens = self.forwarded = self.scored = 0  # of responses that are committed; given to a model for them
+
+    def __enter__(self) -> Self:
+        for each in (self.progress, self.status, self.metrics):
+            self.stack.enter_context(each)
+        return self
+
+    def __exit__(self, *raised: object) -> bool | None:
+        return self.stack.__exit__(*raised)  # type: ignore[arg-type]
+
+    def committed(self, done: Done) -> None:
+        record = done.record
+        self.tokens += record.stats.tokens
+        self.forwarded += done.forwarded_tokens
+        self.progress.advance(record.shard.rows, record.stats.tokens, done.forwarded_tokens)
+        self.status.commit(record.shard.rows, record.stats.tokens, dict(record.reasons))
+        self.metrics.add(record, done.forwarded_tokens, done.score_seconds)
+
+    def pool(self, state: PoolState) -> None:
+        """How the actors are. Of shards that are not committed it is known what their models were given, prompts included;
+        their response tokens are reckoned from those of the shards before."""
+        waits = state.sentence() if not state.running else None
+        self.progress.look(state.running, state.forwarded_tokens, state.sentence())
+        self.metrics.actors(state.running)
+        self.metrics.waiting(state.pending)
+        self.status.staff(
+            Workforce(actors_wanted=state.wanted, actors_running=state.running, nodes=state.nodes, waiting=waits)
+        )
+        if self.forwarded:
+            scored = state.forwarded_tokens * self.tokens // self.forwarded
+            self.status.score(max(0, scored - self.scored))
+            self.scored = max(self.scored, scored)
