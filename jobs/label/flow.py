@@ -193,7 +193,9 @@ def _commit(row: Row, labeller: Labeller, target: Target) -> Row:
     def step(finished: _Finished) -> Done:
         prepared, answered = finished.prepared, finished.answered
         labels, failures = labeller.finish(prepared, answered.answers)
-        record = commit(target.store, prepared.shard, target.fingerprint, prepared.generation, labels, failures)
+        record = commit(
+            target.store, prepared.shard, target.fingerprint, prepared.generation, labels, failures, target.lease
+        )
         notes = prepared.notes + answered.notes
         counts = prepared.counts
         return Done(record, answered.forwarded_tokens, answered.seconds, answered.layout, answered.check, notes, counts)

@@ -38,3 +38,4 @@ class Target:
 
     store: str
     fingerprint: str
+    lease: str | None = None  # of the driver, which its workers show
