@@ -67,6 +67,7 @@ class Entry:
     key: str
     size: int | None
     modified: float = 0.0
+    e_tag: str | None = None
 
 
 class Bucket:
@@ -306,7 +307,7 @@ def _passing(error: Exception) -> bool:
 
 
 def _entry(meta: Any) -> Entry:
-    return Entry(meta["path"], meta["size"], meta["last_modified"].timestamp())
+    return Entry(meta["path"], meta["size"], meta["last_modified"].timestamp(), meta["e_tag"])
 
 
 def _parents(key: str, top: str) -> Iterator[str]:

@@ -4,8 +4,10 @@
 """
 
 import contextlib
+import hashlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from pipeline.objects import Version
 
 __all__ = ["Version"]
 
+COPIED = 32 << 20  # bytes of a file that are copied at once
 READ_AHEAD = 4 << 20  # bytes that a stream over the network asks for at once
 ONE_PUT = 256 << 20  # bytes of a file that is put in one request where it is not to replace another
 
@@ -133,6 +136,38 @@ def remove_if_empty(uri: str) -> None:
     if is_local(uri):
         with contextlib.suppress(OSError):
             os.rmdir(locate(uri)[1])
+
+
+def local_copy(uri: str) -> str:
+    """A local folder with all files below one in an object store: fetched once for each content, and shown when it is whole.
+
+    Raises:
+        FileNotFoundError: where there is no such folder.
+    """
+    bucket, key = _object(uri)
+    files = sorted((entry for entry in bucket.below(key) if entry.size is not None), key=lambda entry: entry.key)
+    names = [entry.key.removeprefix(f"{key}/") for entry in files]
+    if not files:
+        raise FileNotFoundError(f"{uri} is no folder")
+    if strange := next((name for name in names if ".." in name.split("/") or name.startswith("/")), None):
+        raise ConfigError(f"{uri} holds a file {strange!r}, which has no place in a local copy of it; take it away")
+    content = hashlib.sha256(repr([bucket.root, *files]).encode()).hexdigest()
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(cache, "endoreward", "folders", content)
+    if os.path.isdir(folder):
+        return folder
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(folder), prefix=".") as begun:
+        for entry, name in zip(files, names, strict=True):
+            path = os.path.join(begun, "folder", *name.split("/"))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                for start in range(0, entry.size or 0, COPIED):
+                    stop = min(start + COPIED, entry.size or 0)
+                    file.write(bucket.read_range(entry.key, start, stop, Version(entry.e_tag)))
+        with contextlib.suppress(OSError):  # another process was faster
+            os.rename(os.path.join(begun, "folder"), folder)
+    return folder
 
 
 # Object stores: what is not there can be created, and what was looked at replaced, whoever else tries the same.

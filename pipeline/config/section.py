@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipeline import storage
 from pipeline.errors import ConfigError
 
 SECRET = re.compile(
@@ -130,10 +131,12 @@ def _mistakes(lines: Iterable[str]) -> ConfigError:
 
 def _read_toml(path: str) -> dict[str, Any]:
     try:
+        if not storage.is_local(path):
+            return tomllib.loads(storage.read_bytes(path).decode())
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 

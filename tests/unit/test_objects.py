@@ -14,6 +14,7 @@ import faulty_s3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 from faulty_s3 import FaultyS3
 from pyarrow import fs
 
@@ -287,3 +288,38 @@ def test_google_gets_generations(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_model_and_a_configuration_from_a_bucket(
+    s3: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights by the same fingerprint, fetched once, and anew where they change."""
+    from pipeline.config import load_config
+    from pipeline.models.loading import identify_model, load_model, load_settings, load_tokenizer
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, uri = tiny.save_model(tmp_path / "model", tiny.CHATML), f"{s3.uri}/models/tiny"
+    documents.put_folder(str(folder), uri)
+    toml = f'[model]\nname = "{uri}"\n[reward]\nalpha = 0.5\n'
+    storage.upload(f"{s3.uri}/label.toml", toml.encode())
+    config = load_config(f"{s3.uri}/label.toml", [], [])
+    here = config.model.model_copy(update={"name": str(folder)})
+    assert config.reward.alpha == 0.5
+    s3.fault("GET", "models", status=503, times=2)
+    model = load_model(config.model, "cpu")
+    assert all(a.equal(b) for a, b in zip(model.parameters(), load_model(here, "cpu").parameters(), strict=True))
+    assert load_tokenizer(config.model)("abc")["input_ids"] == load_tokenizer(here)("abc")["input_ids"]
+    assert identify_model(config.model, "float32") == identify_model(here, "float32")
+    assert load_settings(config.model).vocab_size and s3.calls("GET", r"safetensors$") <= 3, "not fetched again"
+    storage.upload(f"{uri}/README.md", b"changed")
+    assert load_settings(config.model).vocab_size and len(list((tmp_path / "cache/endoreward/folders").iterdir())) == 2
+    for name in (f"{s3.uri}/models/none", "s3://no-such-bucket/model"):
+        with pytest.raises(ConfigError, match=f"there is no model folder {name}"):
+            load_settings(config.model.model_copy(update={"name": name}))
+    with pytest.raises(ConfigError, match=f"cannot read the configuration {s3.uri}/none.toml: .* is not there"):
+        load_config(f"{s3.uri}/none.toml", [], [])
+    import boto3
+
+    boto3.client("s3").put_object(Bucket=s3.bucket, Key="models/tiny/x/../../../../escape", Body=b"x")
+    with pytest.raises((ConfigError, StorageError)):
+        load_settings(config.model)
