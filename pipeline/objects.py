@@ -43,6 +43,11 @@ RIGHTS = {
 _T = TypeVar("_T")
 
 
+def is_objects(uri: str) -> bool:
+    """Whether it is a place in an object store that puts on a condition: S3 and what speaks its language, Google's."""
+    return uri.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
 @dataclass(frozen=True)
 class Version:
     """Which content an object had. `modified`, by the store's clock in seconds, is known of what was looked at."""

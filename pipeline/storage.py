@@ -17,9 +17,9 @@ from pyarrow import PythonFile, fs
 
 from pipeline import objects
 from pipeline.errors import ConfigError
-from pipeline.objects import Version
+from pipeline.objects import Version, is_objects
 
-__all__ = ["Version"]
+__all__ = ["Version", "is_objects"]
 
 COPIED = 32 << 20  # bytes of a file that are copied at once
 READ_AHEAD = 4 << 20  # bytes that a stream over the network asks for at once
@@ -52,11 +52,6 @@ def _split(uri: str) -> tuple[str, str]:
     scheme, _, path = base.partition("://")
     path = path.rstrip("/")
     return f"{scheme}://{path.partition('/')[0]}{mark}{query}", path
-
-
-def is_objects(uri: str) -> bool:
-    """Whether it is a place in an object store that puts on a condition: S3 and what speaks its language, Google's."""
-    return uri.partition("://")[0] in objects.SCHEMES and "://" in uri
 
 
 def _object(uri: str) -> tuple[objects.Bucket, str]:

@@ -5,12 +5,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline import storage
 from pipeline.config.section import (
     Place,
     Section,
     Unread,
 )
+from pipeline.objects import is_objects
 
 
 class ModelConfig(Section):
@@ -66,5 +66,5 @@ class ScorerConfig(Section):
 
 
 def unread_revision(section: str, name: str) -> Unread:
-    if os.path.isdir(name) or storage.is_objects(name):
+    if os.path.isdir(name) or is_objects(name):
         yield f"{section}.revision", f"on the folder {name}; leave it out, or name a model of a hub"

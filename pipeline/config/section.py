@@ -10,8 +10,8 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.objects import is_objects
 
 SECRET = re.compile(
     r"(?:^|[?&;#,\s])(?:x-(?:amz|goog|ms)-[a-z-]+|[a-z_-]*(?:signature|secret|token|password|passwd|credentials?)[a-z_-]*"
@@ -131,7 +131,9 @@ def _mistakes(lines: Iterable[str]) -> ConfigError:
 
 def _read_toml(path: str) -> dict[str, Any]:
     try:
-        if not storage.is_local(path):
+        if is_objects(path):
+            from pipeline import storage  # late: pyarrow
+
             return tomllib.loads(storage.read_bytes(path).decode())
         with open(path, "rb") as file:
             return tomllib.load(file)

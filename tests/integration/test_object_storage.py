@@ -95,7 +95,7 @@ def test_a_run_in_a_storm(faulty: FaultyS3, tmp_path: Path, cli: Callable[..., A
     killer.start()
     ran = cli(
         "label", "--model", model, "--input", f"{faulty.uri}/in", "--output", output,
-        "--set", "run.num_cpus=2", "--set", "input.shard_rows=4", "--set", "scorer.cpus_per_actor=1",
+        "--set", "run.num_cpus=2", "--set", "input.shard_rows=4", "--set", "scorer.cpus_per_actor=1", timeout=600,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     killer.join(10)
