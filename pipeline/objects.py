@@ -78,8 +78,8 @@ class Entry:
 class Bucket:
     """The objects of one bucket. Methods raise StorageError, and FileNotFoundError where there is no such object."""
 
-    def __init__(self, root: str, small: Any, large: Any, parts: Any):
-        self.root, self._small, self._large, self._parts = root, small, large, parts
+    def __init__(self, root: str, small: Any, large: Any, patient: Any):
+        self.root, self._small, self._large, self._patient = root, small, large, patient
 
     def read(self, key: str) -> tuple[bytes, Version]:
         """The whole object, and which version of it that is."""
@@ -119,13 +119,13 @@ class Bucket:
         """Put an object whatever is there: bytes, or the Path of a file, which goes in parts. Shows when it is whole."""
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         chunk = max(2 * LARGE, size // 5000)  # of parts there may be 10,000
-        self._tried("write", key, lambda: self._parts.put(key, source, chunk_size=chunk))
+        self._tried("write", key, lambda: self._patient.put(key, source, chunk_size=chunk))
 
     def writer(self, key: str) -> "Writer":
         """A file to write an object through; it shows when that is closed."""
         from obstore import open_writer
 
-        return Writer(open_writer(self._parts, key), lambda error: self._sentence("write", key, error, 1, 0.0))
+        return Writer(open_writer(self._patient, key), lambda error: self._sentence("write", key, error, 1, 0.0))
 
     def remove(self, key: str) -> None:
         """Delete an object if it is there."""
@@ -136,7 +136,7 @@ class Bucket:
 
     def folder(self, key: str) -> list[Entry]:
         """Objects and folders directly below a folder; none where there is no such folder."""
-        found = self._listed(key, lambda: self._small.list_with_delimiter(key or None))
+        found = self._listed(key, lambda: self._patient.list_with_delimiter(key or None))
         if found is None:
             return []
         folders = set(found["common_prefixes"])
@@ -145,7 +145,7 @@ class Bucket:
 
     def below(self, key: str) -> list[Entry]:
         """Every object below a folder, at any depth, and the folders in between."""
-        metas = self._listed(key, lambda: [meta for chunk in self._small.list(key or None) for meta in chunk]) or []
+        metas = self._listed(key, lambda: [meta for chunk in self._patient.list(key or None) for meta in chunk]) or []
         folders = {parent for meta in metas for parent in _parents(meta["path"], key)}
         # an empty object that stands for a folder has a name that ends in /, which the client takes off
         folders |= {m["path"] for m in metas if not m["size"] and m["path"] != key and self.version(m["path"]) is None}
@@ -154,7 +154,7 @@ class Bucket:
 
     def has_folder(self, key: str) -> bool:
         """Whether there is anything below it; an object that stands for an empty folder is nothing."""
-        first = self._listed(key, lambda: next(iter(self._small.list(key or None)), None)) or []
+        first = self._listed(key, lambda: next(iter(self._patient.list(key or None)), None)) or []
         return any(meta["path"] != key for meta in first)
 
     def _listed(self, key: str, call: Callable[[], _T]) -> _T | None:
@@ -194,10 +194,10 @@ class Bucket:
             ) from None
 
     def _tried(self, deed: str, key: str, call: Callable[[], _T], within: float | None = None) -> _T:
-        """Call until it succeeds, for as long as failing may be passing."""
+        """Call until it succeeds, for as long as failing may be passing: `within` seconds from the first failure on."""
         from obstore.exceptions import BaseError
 
-        began, pause, tries = time.monotonic(), FIRST_PAUSE_S, 0
+        failed, pause, tries = 0.0, FIRST_PAUSE_S, 0
         within = RETRY_S if within is None else within
         while True:
             tries += 1
@@ -208,7 +208,8 @@ class Bucket:
             except BaseError as error:
                 if _status(error) == 404:  # of a listing: the bucket
                     raise FileNotFoundError(f"{self._place(key)} is not there") from None
-                spent = time.monotonic() - began
+                failed = failed or time.monotonic()
+                spent = time.monotonic() - failed
                 wait = random.uniform(pause / 2, pause)
                 if not _passing(error) or spent + wait > within:
                     raise StorageError(self._sentence(deed, key, error, tries, spent)) from None
@@ -368,7 +369,8 @@ _REQUESTS = [
     }
     for seconds, retries in ((REQUEST_S, 0), (LARGE_REQUEST_S, 0), (LARGE_REQUEST_S, 8))
 ]
-"""Of small requests, of large ones, and of uploads in parts, whose parts the client tries again by itself."""
+"""Of small requests, of large ones, and of what is many requests (uploads in parts, listings), each of which the client
+tries again by itself."""
 
 
 def _open_s3(name: str, region: str | None, endpoint: str | None, requests: Any) -> "S3Store":

@@ -97,7 +97,7 @@ def impatient(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> str:
         for each in objects._REQUESTS
     ]
     monkeypatch.setattr(objects, "_REQUESTS", requests)
-    monkeypatch.setattr(objects, "RETRY_S", 0.1)
+    monkeypatch.setattr(objects, "RETRY_S", 0.0)
     objects._bucket.cache_clear()
     yield s3.uri  # type: ignore[misc]
     objects._bucket.cache_clear()
