@@ -29,6 +29,11 @@ class RunError(EndorewardError):
     """The run started and could not finish."""
 
 
+class StorageError(RunError, OSError):
+    """An object store could not be read or written: no permission, out of reach, failing for too long. Names the object, the
+    operation and what to do."""
+
+
 class RowError(EndorewardError):
     """One input row or one response cannot be scored. It becomes a row of `errors/`.
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faulty_s3
 import pytest
-from pyarrow import fs
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share cores; spinning threads would starve each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -111,22 +111,7 @@ def no_ray() -> None:
 
 
 @pytest.fixture
-def s3(no_ray: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A real S3 endpoint on loopback with one bucket, whose name is new since filesystems are kept by name; gives its uri."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():
-        monkeypatch.setenv(name, value)
-    local = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-    bucket = f"{request.module.__name__.replace('_', '-')}-{port}"
-    local.create_dir(bucket)
-    yield f"s3://{bucket}"
-    server.stop()
+def s3(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real S3 endpoint on loopback with one bucket, whose name is new since clients are kept by name; gives its uri."""
+    with faulty_s3.serve(monkeypatch) as server:
+        yield server.uri

@@ -202,8 +202,9 @@ class ShardActor:
         with self.answering:
             answered = self.actor.answer(_rows_of(prepared.shard), prepared.requests)
         labels, failures = self.labeller.finish(prepared, answered.answers)
+        target = self.target
         record = commit(
-            self.target.store, prepared.shard, self.target.fingerprint, prepared.generation, labels, failures
+            target.store, prepared.shard, target.fingerprint, prepared.generation, labels, failures, target.lease
         )
         notes = prepared.notes + answered.notes
         counts = prepared.counts

@@ -83,7 +83,7 @@ class LabelRun:
     def complete(self, ray: LateCluster, command: str, *, retry_errors: bool = False, quiet: bool = False) -> None:
         """Label what is left, then finalize the store. Raises EndorewardError."""
         store = self.store
-        with WriterLock(store.uri):
+        with WriterLock(store.uri) as lock:
             store.open_for_writing(self.description)
             for stored in self.inputs:
                 store.add_input(stored)
@@ -93,20 +93,20 @@ class LabelRun:
                 store.reopen()
                 ray.open()
                 terminal.say(f"loading {self.labeller.model.name} ...")
-                timing = self._label(work, survey, notes)
+                timing = self._label(work, survey, notes, lock)
             else:
                 rows = sum(stored.plan.rows for stored in self.inputs)
                 terminal.say(f"{store.uri}: all {rows:,} rows are labelled already; nothing to do")
             config = self.labeller.config.model_copy(update={"model": self.labeller.model})
             finalize(store, config, self.labeller.renderer, timing, notes, command, survey=survey, quiet=quiet)
 
-    def _label(self, work: list[Work], survey: Survey, notes: list[str]) -> Timing:
+    def _label(self, work: list[Work], survey: Survey, notes: list[str], lock: WriterLock) -> Timing:
         """Label what is left, and show how it goes; `survey` gets what is committed, `notes` what comes up on the way."""
         from jobs.label.flow import label_shards
 
         config = self.labeller.config
         pool = pick_pool(config, self.device)
-        target = Target(self.store.uri, fingerprint.digest(self.description))
+        target = Target(self.store.uri, fingerprint.digest(self.description), lock.lease)
         total = sum(stored.plan.rows for stored in self.inputs)
         todo = sum(shard.rows for each in work for shard in each.shards)
         rate, timing, counts, index = ErrorRate(config), Timing(), Counter[str](), RecordIndex(self.store)

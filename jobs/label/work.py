@@ -38,6 +38,7 @@ class Target:
 
     store: str
     fingerprint: str
+    lease: str | None = None  # of the driver, which its workers show
 
 
 @dataclass(frozen=True)

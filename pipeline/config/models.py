@@ -10,6 +10,7 @@ from pipeline.config.section import (
     Section,
     Unread,
 )
+from pipeline.objects import is_objects
 
 
 class ModelConfig(Section):
@@ -65,5 +66,5 @@ class ScorerConfig(Section):
 
 
 def unread_revision(section: str, name: str) -> Unread:
-    if os.path.isdir(name):
-        yield f"{section}.revision", f"on the local folder {name}; leave it out, or name a model of a hub"
+    if os.path.isdir(name) or is_objects(name):
+        yield f"{section}.revision", f"on the folder {name}; leave it out, or name a model of a hub"

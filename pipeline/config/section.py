@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
+from pipeline.objects import is_objects
 
 SECRET = re.compile(
     r"(?:^|[?&;#,\s])(?:x-(?:amz|goog|ms)-[a-z-]+|[a-z_-]*(?:signature|secret|token|password|passwd|credentials?)[a-z_-]*"
@@ -130,10 +131,14 @@ def _mistakes(lines: Iterable[str]) -> ConfigError:
 
 def _read_toml(path: str) -> dict[str, Any]:
     try:
+        if is_objects(path):
+            from pipeline import storage  # late: pyarrow
+
+            return tomllib.loads(storage.read_bytes(path).decode())
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 

@@ -1,4 +1,5 @@
-"""From a model's name to its tokenizer, weights and identity. Local folders and the Hugging Face hub alike.
+"""From a model's name to its tokenizer, weights and identity. Local folders, those of an object store, which are copied to
+this machine first, and the Hugging Face hub alike.
 
 Code that a model folder brings and pickled weights are refused unless asked for.
 """
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Protocol
 
+from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.tokens import UNBOUNDED
 
@@ -35,18 +37,18 @@ def load_tokenizer(config: ModelSource) -> Any:
     """Raises ConfigError where there is none to load."""
     from transformers import AutoTokenizer
 
-    with _explained(config):
-        return AutoTokenizer.from_pretrained(config.name, **_source(config))
+    with _explained(config) as name:
+        return AutoTokenizer.from_pretrained(name, **_source(config))
 
 
 def load_settings(config: ModelSource) -> Any:
     """The model's own configuration. Raises ConfigError where there is none to load."""
     from transformers import AutoConfig
 
-    with _explained(config):
-        settings = AutoConfig.from_pretrained(config.name, **_source(config))
-        if os.path.isdir(config.name):
-            _check_weights(config)
+    with _explained(config) as name:
+        settings = AutoConfig.from_pretrained(name, **_source(config))
+        if os.path.isdir(name):
+            _check_weights(name, config.allow_pickle)
         return settings
 
 
@@ -81,8 +83,8 @@ def _load(loader: Any, config: ModelSource, device: str, gpus: int, kind: str, o
         options["device_map"] = "auto"  # needs accelerate
     if not config.allow_pickle:
         options["use_safetensors"] = True
-    with _explained(config):
-        model, loading = loader.from_pretrained(config.name, **_source(config), **options, output_loading_info=True)
+    with _explained(config) as name:
+        model, loading = loader.from_pretrained(name, **_source(config), **options, output_loading_info=True)
         lacking = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
         if lacking:
             shown = ", ".join(lacking[:3]) + (" ..." if len(lacking) > 3 else "")
@@ -113,24 +115,35 @@ def context_length(settings: Any, tokenizer: Any) -> int:
 
 
 def identify_model(config: ModelSource, dtype: str) -> dict[str, Any]:
-    """What the fingerprint says of the weights: the content of a local folder, name and commit of a hub model.
+    """What the fingerprint says of the weights: the content of a folder, name and commit of a hub model.
 
     The folder's own name is left out: the same weights at another place are the same model.
     """
-    if os.path.isdir(config.name):
-        return {"content": folder_digest(config.name), "dtype": dtype}
+    name = _on_this_machine(config.name)
+    if os.path.isdir(name):
+        return {"content": folder_digest(name), "dtype": dtype}
     return {"name": config.name, "revision": config.revision, "dtype": dtype}
 
 
-def _check_weights(config: ModelSource) -> None:
+def _on_this_machine(name: str) -> str:
+    """A folder in an object store by its copy; another name as it is."""
+    if not storage.is_objects(name):
+        return name
+    try:
+        return storage.local_copy(name)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no model folder {name}") from None
+
+
+def _check_weights(folder: str, allow_pickle: bool) -> None:
     """Raises where a folder's weights cannot be loaded: before any actor tries. Reads only the files' headers."""
     from safetensors import safe_open
 
-    names = [name for name in os.listdir(config.name) if name.endswith(".safetensors")]
+    names = [name for name in os.listdir(folder) if name.endswith(".safetensors")]
     for name in names:
-        with safe_open(os.path.join(config.name, name), "numpy"):
+        with safe_open(os.path.join(folder, name), "numpy"):
             pass
-    if not names and not config.allow_pickle:
+    if not names and not allow_pickle:
         raise OSError("it has no *.safetensors")
 
 
@@ -144,21 +157,23 @@ class _explained:
     def __init__(self, config: ModelSource):
         self.config = config
 
-    def __enter__(self) -> None:
-        name = self.config.name
-        if not name:
+    def __enter__(self) -> str:
+        """The name to load by: on this machine where it is a folder."""
+        if not self.config.name:
             raise ConfigError("no model: give --model, a local folder or a model hub's name")
+        name = _on_this_machine(self.config.name)
         if os.path.exists(name) and not os.path.isdir(name):
             raise ConfigError(
                 f"model.name = {name} is a file; give the folder that holds config.json and *.safetensors"
             )
         if os.path.isdir(name) and not os.access(os.path.join(name, "config.json"), os.R_OK):
             raise ConfigError(
-                f"the model folder {name} has no config.json that can be read; is it a Hugging Face model?"
+                f"the model folder {self.config.name} has no config.json that can be read; is it a Hugging Face model?"
             )
         looks_local = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
         if looks_local and not os.path.isdir(name):
             raise ConfigError(f"there is no model folder {name}")
+        return name
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, ConfigError):

@@ -5,7 +5,8 @@
     records/<shard>.json             created if absent: rows, digests, reasons, statistics
 
 A part's name is fixed by its shard and its bytes by the shard's content, so a writer that survives its driver and writes
-once more changes nothing. Killed anywhere before the record, the shard is simply not done and is labelled again.
+once more changes nothing; on an object store it is refused as soon as the store is another driver's (`lease`). Killed
+anywhere before the record, the shard is simply not done and is labelled again.
 A retry takes the old record away before it replaces the parts, by the same steps: killed in between, the same holds.
 `pipeline.store.compaction` merges parts and records into few files later.
 """
@@ -24,6 +25,7 @@ from pydantic import TypeAdapter
 from pipeline import storage
 from pipeline.corpus import Shard
 from pipeline.store import documents, typed
+from pipeline.store.lock import working
 from pipeline.store.schema import Failure, Label, errors_table, labels_table
 from pipeline.store.summary import ShardStats
 
@@ -139,12 +141,21 @@ def ids_digest(ids: Sequence[str]) -> str:
 
 
 def commit(
-    store: str, shard: Shard, fingerprint: str, generation: int, labels: Sequence[Label], failures: Sequence[Failure]
+    store: str,
+    shard: Shard,
+    fingerprint: str,
+    generation: int,
+    labels: Sequence[Label],
+    failures: Sequence[Failure],
+    lease: str | None = None,
 ) -> Record:
     """Write a shard's rows and record them. Returns the record that stands, another writer's if that came first.
 
+    Args:
+        lease: what the driver's lock has for its workers (`WriterLock.lease`).
+
     Raises:
-        RunError: when the disk is full or cannot be written; nothing is recorded then.
+        RunError: when the disk is full or cannot be written, or the store is another driver's now; nothing is recorded then.
     """
     label_rows, label_data = _parquet(labels_table(labels))
     error_rows, error_data = _parquet(errors_table(failures))
@@ -156,19 +167,40 @@ def commit(
     standing = find_record(store, shard)
     if standing is not None and standing.generation >= generation:
         return standing
-    if standing is not None:
-        documents.remove(record_uri(store, shard))
-    for kind, data in (("labels", label_data), ("errors", error_data)):
-        uri = part_uri(store, kind, shard)
-        if data is None:
-            documents.remove(uri)
-        else:
-            documents.write_bytes(uri, data)
-    if documents.create(record_uri(store, shard), record.to_json()):
+    with working(store, lease):
+        if standing is not None:
+            documents.remove(record_uri(store, shard))
+        for kind, data in (("labels", label_data), ("errors", error_data)):
+            uri = part_uri(store, kind, shard)
+            if data is None:
+                documents.remove(uri)
+            else:
+                documents.write_bytes(uri, data)
+        return _recorded(store, record)
+
+
+def _recorded(store: str, record: Record) -> Record:
+    """The record that stands: this one, or another writer's that came first and is true of the parts that stand."""
+    uri = record_uri(store, record.shard)
+    if documents.create(uri, record.to_json()):
         return record
-    standing = find_record(store, shard)
-    assert standing is not None, "a record vanished while its store was locked"
-    return standing
+    standing = find_record(store, record.shard)
+    if standing is not None and all(
+        _stands(store, record.shard, kind, part)
+        for kind, part in (("labels", standing.labels), ("errors", standing.errors))
+    ):
+        return standing
+    documents.write(uri, record.to_json())  # theirs, late, is of parts that ours replaced
+    return record
+
+
+def _stands(store: str, shard: Shard, kind: str, part: Part) -> bool:
+    if part.sha256 is None:
+        return True
+    try:
+        return hashlib.sha256(storage.read_bytes(part_uri(store, kind, shard))).hexdigest() == part.sha256
+    except FileNotFoundError:
+        return False
 
 
 def find_record(store: str, shard: Shard) -> Record | None:

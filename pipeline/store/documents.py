@@ -21,8 +21,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from pyarrow import fs
-
 from pipeline import storage
 from pipeline.errors import RunError, StoreError
 
@@ -67,15 +65,16 @@ def write(uri: str, content: dict[str, Any]) -> None:
 
 
 def create(uri: str, content: dict[str, Any]) -> bool:
-    """Write a file that is not there yet; False when it is. Atomic on a local disk that has hard links or can rename without
-    replacing, best effort elsewhere."""
+    """Write a file that is not there yet; False when it is. Atomic on an object store and on a local disk that has hard links
+    or can rename without replacing, best effort elsewhere."""
     return write_bytes(uri, encode(content), replace=False)
 
 
 def write_bytes(uri: str, data: bytes, *, replace: bool = True) -> bool:
     """Put `data` at `uri`, all or nothing: a reader sees the old file or the whole new one, also after a power cut.
 
-    Local: a hidden temporary file, flushed to disk, renamed. Object store: one upload, which shows when it is complete.
+    Local: a hidden temporary file, flushed to disk, renamed. Object store: one put, on a condition. Where a guard of the
+    folder says that the right to write is lost (`storage.guarding`), nothing is.
 
     Returns:
         False where there is a file that is not to be replaced.
@@ -84,16 +83,14 @@ def write_bytes(uri: str, data: bytes, *, replace: bool = True) -> bool:
         RunError: when the disk is full or cannot be written.
     """
     if not storage.is_local(uri):
-        if not replace and storage.exists(uri):
-            return False
-        storage.upload(uri, data)
-        return True
+        return storage.upload(uri, data, replace=replace)
     path = storage.locate(uri)[1]
     with _temporary(path) as temporary:
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
                 _flush(file.fileno())
+            storage.check_right(uri)
             return _put(temporary, path, replace)
         except OSError as error:
             raise _sentence(error, path) from error
@@ -122,9 +119,7 @@ def whole_file(uri: str, *, replace: bool = True) -> Iterator[str]:
                 raise _sentence(error, beside) from error
             raise
         if not local:
-            written = replace or not storage.exists(uri)
-            if written:
-                storage.upload_file(uri, temporary)
+            written = storage.upload_file(uri, temporary, replace=replace)
         if not written:
             raise FileExistsError(uri)
 
@@ -145,13 +140,7 @@ def put_folder(folder: str, uri: str) -> None:
 
 def remove(uri: str) -> None:
     """Delete a file if it is there."""
-    if storage.is_local(uri):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(storage.locate(uri)[1])
-        return
-    filesystem, path = storage.locate(uri)
-    if filesystem.get_file_info(path).type == fs.FileType.File:
-        filesystem.delete_file(path)
+    storage.remove(uri)
 
 
 def remove_temporaries(uri: str) -> None:

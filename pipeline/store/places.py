@@ -104,7 +104,7 @@ def _foreign(uri: str, kind: Kind) -> list[str]:
             ours = ours or name in RESERVED
         else:
             ours = name in DESKTOP or (name == LOCK and is_lock(storage.join(uri, name)))
-            ours = ours or (not below and documents.is_temporary(name, begun))
+            ours = ours or documents.is_temporary(name, LOCK) or (not below and documents.is_temporary(name, begun))
         if not ours:
             names.append(name + "/" * is_folder)
     return names

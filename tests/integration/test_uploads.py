@@ -27,12 +27,12 @@ INTERRUPTING = """
 import os, signal, sys, time
 from moto.s3.models import S3Backend
 from moto.server import ThreadedMotoServer
-begins, left = S3Backend.create_multipart_upload, [int(sys.argv[1])]
+begins, left = S3Backend.put_object, [int(sys.argv[1])]
 def begin(*arguments, **named):
     if left:
         os.kill(left.pop(), signal.SIGINT)
     return begins(*arguments, **named)
-S3Backend.create_multipart_upload = begin
+S3Backend.put_object = begin
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
@@ -90,7 +90,7 @@ def hook(monkeypatch: pytest.MonkeyPatch, name: str, before: Hook) -> None:
 
 @pytest.fixture
 def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of an endpoint in a process of its own, which interrupts this one as its first upload of parts begins."""
+    """A bucket of an endpoint in a process of its own, which interrupts this one as its first upload begins."""
     server = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTING, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -131,6 +131,11 @@ def refuse_second_part(bucket: str, upload: str, part: int, *_: Any, **__: Any) 
         raise S3AccessDeniedError
 
 
+def refuse_large(bucket: str, key: str, data: bytes, *_: Any, **__: Any) -> None:
+    if len(data) > SIZE // 2:
+        raise S3AccessDeniedError
+
+
 def test_an_upload_that_fails_on_the_way_leaves_nothing(
     s3: str, store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,12 +145,13 @@ def test_an_upload_that_fails_on_the_way_leaves_nothing(
     data = os.urandom(SIZE)
     with monkeypatch.context() as patch:
         hook(patch, "upload_part", refuse_second_part)
+        hook(patch, "put_object", refuse_large)
         for name, upload in {
             "part.parquet": lambda uri: documents.write_bytes(uri, data),
             "pairs.jsonl": lambda uri: export(store.uri, "trl", uri),
             "hf": lambda uri: documents.put_folder(str(tmp_path / "hf"), uri),
         }.items():
-            with pytest.raises(OSError, match="Access Denied"):
+            with pytest.raises(OSError, match=rf"{name}.*: no permission to write it \(403 AccessDenied\)"):
                 upload(f"{s3}/{name}")
     assert storage.list_entries(s3) == [("hf", True)] and storage.list_names(f"{s3}/hf") == ["config.json"]
     documents.write_bytes(f"{s3}/part.parquet", data)
