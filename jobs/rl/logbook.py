@@ -102,12 +102,12 @@ class Logbook(Book):
 
     def _add_results(self, when: str, rights: Sequence[bool]) -> None:
         uri = self.place(RESULTS)
-        results = RlResults.read_plain(uri).content() if storage.exists(uri) else {}
-        results |= {"held_out": self.source.measurable, "steps": self.config.rl.max_steps}
+        known: dict[str, Any] = {"held_out": self.source.measurable, "steps": self.config.rl.max_steps}
         if rights:
             low, high = wilson_interval(sum(rights), len(rights))
-            results |= {f"accuracy_{when}": sum(rights) / len(rights), f"accuracy_{when}_interval": [low, high]}
-        RlResults.model_validate(results).write_plain(uri)
+            known |= {f"accuracy_{when}": sum(rights) / len(rights), f"accuracy_{when}_interval": [low, high]}
+        standing = RlResults.read_plain(uri) if storage.exists(uri) else RlResults(held_out=0, steps=0)
+        standing.model_copy(update=known).write_plain(uri)
 
     def _write_samples(self, step: int, groups: Sequence[Group], rights: Sequence[bool] = ()) -> None:
         """Those of `step` in place of any of it and of later ones."""

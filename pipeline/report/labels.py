@@ -12,7 +12,7 @@ from pipeline.config import RewardConfig
 from pipeline.report.bias import BiasSection, bias_by_aggregation, bias_section, has_tokens
 from pipeline.report.charts import draw_histogram, draw_scatter
 from pipeline.report.markup import compact, minus, render
-from pipeline.report.page import Reproduction, Tile, facts, page
+from pipeline.report.page import OTHER_VERSION, Reproduction, Tile, facts, page
 from pipeline.report.responses import Decode, draw_responses
 from pipeline.report.sentences import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.rewards.aggregations import AGGREGATIONS
@@ -32,7 +32,7 @@ def draw_report(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
             lists are empty, the reward is of another kind than ours, and what speaks of tokens is left out.
         decode: the text piece of each token id, as many pieces as ids.
 
-    Raises StoreError where the reward is one of a newer version.
+    Raises StoreError where the reward is one of another version.
     """
     summary, model, tokenwise = manifest.summary, _model(manifest), has_tokens(labels)
     reward, sources = _reward(manifest), _sources(manifest)
@@ -86,7 +86,7 @@ def _model(manifest: Manifest) -> str:
 def _reward(manifest: Manifest) -> RewardConfig:
     """That the labels were made with; of another kind than ours, the default."""
     stored = manifest.config.get("reward") or {}
-    return parse(RewardConfig.model_validate, stored, "manifest.json: config.reward", "update endoreward")
+    return parse(RewardConfig.model_validate, stored, "manifest.json: config.reward", OTHER_VERSION)
 
 
 def _sources(manifest: Manifest) -> list[str]:

@@ -16,6 +16,7 @@ from pipeline.report.markup import render
 from pipeline.report.toml import to_toml
 
 MARGIN = 16  # around a chart in a file of its own
+OTHER_VERSION = "draw it with the version of endoreward that made it, or a newer one"  # a remedy
 FOLDED = 500  # characters of a prompt that is folded where it has more
 
 Cell = str | tuple[str, str]  # of a table: text, or a figure and what stands under it (empty: nothing)

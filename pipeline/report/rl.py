@@ -52,7 +52,7 @@ SHOWN = 600  # characters of an answer; the others are folded
 def rl_page(
     run: Run, metrics: list[MetricRow], results: RlResults | None = None, samples: Sequence[SamplesLine] = ()
 ) -> str:
-    """The page as text (write it as UTF-8). Raises StoreError where the configuration is one of a newer version.
+    """The page as text (write it as UTF-8). Raises StoreError where the configuration is of another version.
 
     Args:
         run: its manifest, or run.json of one that is not done.

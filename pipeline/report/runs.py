@@ -14,7 +14,7 @@ from pipeline.config import RewardConfig
 from pipeline.report.bias import named
 from pipeline.report.curves import Curve, Points, beyond, draw_curves, value_text
 from pipeline.report.markup import compact, minus
-from pipeline.report.page import Keys, Prompt, Tile
+from pipeline.report.page import OTHER_VERSION, Keys, Prompt, Tile
 from pipeline.rl.config import RlConfig
 from pipeline.store.typed import parse
 from pipeline.training.config import LearningConfig, TrainConfig
@@ -55,8 +55,8 @@ COUNTERS = ("epoch", "num_tokens")  # they only rise: the table and the tiles sa
 
 
 def read_config(run: Run, kind: type[Config]) -> Config:
-    """How the run was told. Raises StoreError where a newer version knows more settings than this one."""
-    return parse(kind.model_validate, run.config, "run.json: config", "update endoreward")
+    """What the run was told to do. Raises StoreError for a setting of another version, which this one does not know."""
+    return parse(kind.model_validate, run.config, "run.json: config", OTHER_VERSION)
 
 
 def learning_config(run: Run) -> LearningConfig:

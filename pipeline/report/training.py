@@ -38,7 +38,7 @@ def training_page(
     figures: Mapping[str, Any] | None = None,
     samples: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The page as text (write it as UTF-8). Raises StoreError where the configuration is one of a newer version.
+    """The page as text (write it as UTF-8). Raises StoreError where the configuration is of another version.
 
     Args:
         run: its manifest, or run.json of one that is not done.

@@ -282,10 +282,10 @@ def test_nothing_is_needed_of_the_configuration_and_the_inputs():
     assert page.text["h1"] == ["Rewards inside a language model"] and page.text["h2"][-1] == "Reproduce"
 
 
-def test_a_reward_of_a_newer_version_is_said():
+def test_a_reward_of_another_version_is_said():
     labels = table([label("p", None, [1], 1.0)])
     newer = manifest(labels, config={"reward": {"aggregation": "softmin"}})
-    with pytest.raises(StoreError, match=r"config\.reward: aggregation: 'softmin': .*; update endoreward"):
+    with pytest.raises(StoreError, match=r"config\.reward: aggregation: 'softmin': .*; draw it with the version"):
         draw_report(newer, labels, decode)
 
 

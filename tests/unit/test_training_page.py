@@ -220,9 +220,9 @@ def test_only_what_is_always_there_is_needed(objective: str) -> None:
     assert title(run(objective=objective)).endswith(" on labels")
 
 
-def test_a_setting_of_a_newer_version_is_said() -> None:
+def test_a_setting_of_another_version_is_said() -> None:
     newer = run(config=described()["config"] | {"dpo": {"beta": 0.1, "reweighted": True}})
-    with pytest.raises(StoreError, match=r"config: dpo\.reweighted: True: .*; update endoreward"):
+    with pytest.raises(StoreError, match=r"config: dpo\.reweighted: True: .*; draw it with the version"):
         training_page(newer, [])
 
 
