@@ -268,7 +268,7 @@ class LabelStore:
         """What all records come to; with `begun` only those are read that are no part of it yet. Raises StoreError for a
         damaged one."""
         survey, look = Survey() if begun is None else begun, self.look()
-        for record in look.records([name for name in look.names() if name not in survey]):
+        for record in look.records(look.by_place(name for name in look.names() if name not in survey)):
             survey.add(record)
         return survey
 
@@ -310,14 +310,17 @@ class LabelStore:
 
     def read_rows(self, kind: str, shard: Committed | Record, columns: list[str] | None = None) -> pa.Table:
         """The rows of one kind of a shard that has some, wherever `compact` put them since its record was read."""
-        try:
-            return read_part(rows_uri(self.uri, kind, shard), columns)
-        except FileNotFoundError:
-            look = Standing(self.uri)
-            if shard.name not in look.merged:
-                raise
-            [record] = look.records([shard.name])
-            return read_part(rows_uri(self.uri, kind, record), columns)
+        while True:
+            place = rows_uri(self.uri, kind, shard)
+            try:
+                return read_part(place, columns)
+            except FileNotFoundError:
+                look = Standing(self.uri)
+                if shard.name not in look.merged:
+                    raise
+                [shard] = look.records([shard.name])
+                if rows_uri(self.uri, kind, shard) == place:  # not moved, but gone
+                    raise
 
     def sample(
         self, rows: int, columns: list[str] | None = None, shards: Iterable[Committed] | None = None
