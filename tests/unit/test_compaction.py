@@ -180,7 +180,12 @@ def kills(store: LabelStore, work_on: int, target_bytes: int) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("begin", "target_bytes"),
-    [("parts", 2**20), ("segments", 2**20), ("retried", 1), pytest.param("parts", 1, marks=pytest.mark.slow)],
+    [
+        ("parts", 2**20),
+        ("retried", 1),
+        pytest.param("parts", 1, marks=pytest.mark.slow),
+        pytest.param("segments", 2**20, marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_at_every_step_leaves_every_id_once(store: LabelStore, begin: str, target_bytes: int) -> None:
     commit_all(store)
