@@ -13,6 +13,7 @@ A retry takes the old record away before it replaces the parts, by the same step
 
 import hashlib
 import io
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class Record:
 
 
 _RECORDS = TypeAdapter(Record)
+NO_ROWS = Part(0, None, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,17 @@ class Committed:
     name: str
     file: str
     index: int
-    labels: Part
+    labels: Part  # without the digest of its ids
     errors: Part
 
     @classmethod
     def of(cls, record: Record) -> "Committed":
-        return cls(record.name, record.shard.file, record.shard.index, record.labels, record.errors)
+        shard = record.shard
+        return cls(record.name, sys.intern(shard.file), shard.index, _light(record.labels), _light(record.errors))
+
+
+def _light(part: Part) -> Part:
+    return Part(part.rows, part.sha256, "", part.merged) if part.rows else NO_ROWS
 
 
 def shard_name(shard: Shard) -> str:

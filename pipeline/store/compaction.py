@@ -1,6 +1,6 @@
 """`compact`: few large files instead of many small ones, of a store that stays whole at every moment.
 
-    1  read        the rows of neighbouring shards, held against their records
+    1  read        the rows of some shards, held against their records
     2  merge       into labels/part-segment-NAME.parquet and errors/part-segment-NAME.parquet, a shard a row group, until they
                    are large enough
     3  segment     records/segments/NAME.segment: from now on its shards' records and rows count there, and no more where
@@ -128,7 +128,7 @@ def _rewrite(look: Standing, names: list[str], target_bytes: int) -> Iterator[Co
     def read(record: Record) -> tuple[Record, Rows]:
         return record, {kind: read_recorded(look.store, kind, record) for kind in KINDS}
 
-    rows = (value for _, value in in_parallel(read, look.records(names), READERS))
+    rows = (value for _, value in in_parallel(read, look.records(look.by_place(names)), READERS))
     first = next(rows, None)
     while first is not None:
         segments.append(new_name(segments))

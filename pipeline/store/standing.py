@@ -67,6 +67,15 @@ class Standing:
         if self.damage:
             raise self.damage[0]
 
+    def by_place(self, names: Iterable[str]) -> list[str]:
+        """Shards that are done, those of one segment together: `records` then decodes one segment at a time."""
+
+        def place(name: str) -> tuple[str, str]:
+            segment = self.merged.get(name) or self.indexed.get(name)
+            return (segment.name if segment is not None else "", name)
+
+        return sorted(names, key=place)
+
     def records(self, names: Iterable[str]) -> Iterator[Record]:
         """Those of some shards that are done, in their order. Raises StoreError for a damaged one."""
         decoded = _Decoded(self.store)

@@ -227,9 +227,15 @@ class LabelStore:
             documents.write(self._input_uri(stored.file.name), stored.to_json())
 
     def inputs(self) -> list[StoredInput]:
+        return sorted(self._read_inputs(), key=lambda stored: stored.file.name)
+
+    def _read_inputs(self) -> Iterator[StoredInput]:
         names = [n for n in storage.list_names(self.at("records")) if n.startswith("input-") and n.endswith(".json")]
-        inputs = [StoredInput.read(self.at("records", n)) for n in names]
-        return sorted(inputs, key=lambda stored: stored.file.name)
+        return (StoredInput.read(self.at("records", n)) for n in names)
+
+    def _plans(self) -> Iterator[tuple[str, FilePlan]]:
+        """Of each input file, one in memory at a time."""
+        return ((stored.file.name, stored.plan) for stored in self._read_inputs())
 
     def guesses(self) -> list[str]:
         """A sentence for each input file whose labels an earlier version guessed."""
@@ -268,7 +274,7 @@ class LabelStore:
         """What all records come to; with `begun` only those are read that are no part of it yet. Raises StoreError for a
         damaged one."""
         survey, look = Survey() if begun is None else begun, self.look()
-        for record in look.records([name for name in look.names() if name not in survey]):
+        for record in look.records(look.by_place(name for name in look.names() if name not in survey)):
             survey.add(record)
         return survey
 
@@ -278,15 +284,17 @@ class LabelStore:
         self.require()
         places.is_ours(self.uri, places.STORE)
         self.run()
-        survey = survey or self.survey()
-        progress = Progress(
-            done_rows=survey.rows, labels=survey.labels, errors=Counter(survey.errors), writer=holder_of(self.uri)
+        planned = {name: (len(plan.shards), plan.rows) for name, plan in self._plans()}  # large while they are read
+        survey = self.survey() if survey is None else survey
+        return Progress(
+            shards=sum(shards for shards, _ in planned.values()),
+            done_shards=sum(shard.index < planned.get(shard.file, (0, 0))[0] for shard in survey.shards),
+            rows=sum(rows for _, rows in planned.values()),
+            done_rows=survey.rows,
+            labels=survey.labels,
+            errors=Counter(survey.errors),
+            writer=holder_of(self.uri),
         )
-        for stored in self.inputs():
-            progress.shards += len(stored.plan.shards)
-            progress.rows += stored.plan.rows
-            progress.done_shards += sum(shard_name(shard) in survey for shard in stored.plan.shards)
-        return progress
 
     def require(self) -> None:
         """Raises StoreError where there is no store."""
@@ -310,14 +318,17 @@ class LabelStore:
 
     def read_rows(self, kind: str, shard: Committed | Record, columns: list[str] | None = None) -> pa.Table:
         """The rows of one kind of a shard that has some, wherever `compact` put them since its record was read."""
-        try:
-            return read_part(rows_uri(self.uri, kind, shard), columns)
-        except FileNotFoundError:
-            look = Standing(self.uri)
-            if shard.name not in look.merged:
-                raise
-            [record] = look.records([shard.name])
-            return read_part(rows_uri(self.uri, kind, record), columns)
+        while True:
+            place = rows_uri(self.uri, kind, shard)
+            try:
+                return read_part(place, columns)
+            except FileNotFoundError:
+                look = Standing(self.uri)
+                if shard.name not in look.merged:
+                    raise
+                [shard] = look.records([shard.name])
+                if rows_uri(self.uri, kind, shard) == place:  # not moved, but gone
+                    raise
 
     def sample(
         self, rows: int, columns: list[str] | None = None, shards: Iterable[Committed] | None = None

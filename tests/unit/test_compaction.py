@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -179,7 +180,12 @@ def kills(store: LabelStore, work_on: int, target_bytes: int) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("begin", "target_bytes"),
-    [("parts", 2**20), ("segments", 2**20), ("retried", 1), pytest.param("parts", 1, marks=pytest.mark.slow)],
+    [
+        ("parts", 2**20),
+        ("retried", 1),
+        pytest.param("parts", 1, marks=pytest.mark.slow),
+        pytest.param("segments", 2**20, marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_at_every_step_leaves_every_id_once(store: LabelStore, begin: str, target_bytes: int) -> None:
     commit_all(store)
@@ -213,6 +219,19 @@ def test_a_reader_that_looked_before_reads_on_after(store: LabelStore) -> None:
     found = [i for kind in KINDS for _, table in reader.read(kind, survey.shards) for i in table["id"].to_pylist()]
     assert sorted(found) == wanted
     assert sum(record.labels.rows for record in records.records(records.names())) == 9
+
+
+def test_readers_beside_it_meet_every_id_once(store: LabelStore) -> None:
+    commit_all(store)
+    wanted, rounds = ids(store), 0
+    with ThreadPoolExecutor(1) as writer:
+        for target_bytes in (1, 2**20):
+            merging = writer.submit(merge, store, target_bytes)
+            while not merging.done():
+                assert ids(store) == wanted
+                rounds += 1
+            merging.result()
+    assert rounds and ids(store) == wanted
 
 
 def test_a_damaged_part_is_not_merged_and_nothing_is_removed(store: LabelStore) -> None:
