@@ -170,7 +170,7 @@ class Learner:
             loss = self._losses(responses, sums).sum() / totals[self.objective.unit]
             self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over workers, we want the sum
             if last:
-                row = sums.means()
+                row = {"loss": 0.0, **sums.means()}  # without a response on any worker the loss is 0
                 self._require_number(row["loss"], "loss", learning_rate)
             self.engine.step()
         norm = float(self.engine.get_global_grad_norm())

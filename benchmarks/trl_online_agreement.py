@@ -6,6 +6,10 @@ the entropy of every token is there, for the metric and the bonus.
 
     ours, kl_in = loss          trl 1.16
     grpo, loss_type of TRL's    GRPOTrainer, loss_type = "dapo", "grpo", "dr_grpo"; entropy_coef (dapo)
+    grpo, truncated masked      the same with mask_truncated_completions: every third response was cut off
+    gspo                        GRPOTrainer, importance_sampling_level = "sequence", loss_type = "grpo"
+    cispo                       GRPOTrainer, loss_type = "cispo"
+    opd, gamma = 0              experimental IWOPDTrainer, iw_opd_gamma = 0, the reference as the teacher; on-policy
     rloo                        RLOOTrainer
 
 Advantages: TRL samples, rewards and compares in one method, which is called here; its reward function draws random numbers
@@ -18,8 +22,10 @@ have. tests/unit/test_rl_algorithms.py holds these against their equations.
 Needs trl (the `bench` extra). Runs on the model that is embedded in examples/; `--model` takes another folder.
 """
 
+import copy
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +36,7 @@ from trl_training_agreement import (
     HIGH,
     LONGEST,
     LOW,
+    MAX_RATIO,
     TOLERANCE,
     Given,
     Models,
@@ -44,12 +51,15 @@ from trl_training_agreement import (
 )
 
 from pipeline.rl.algorithms import Algorithm
+from pipeline.rl.algorithms.cispo import Cispo
 from pipeline.rl.algorithms.grpo import Grpo
+from pipeline.rl.algorithms.gspo import Gspo
+from pipeline.rl.algorithms.opd import Opd
 from pipeline.rl.algorithms.rloo import Rloo
 from pipeline.training.advantages import Siblings
 from pipeline.training.objectives import Batch
 
-ENTROPY, PENALTY, GROUP = 0.01, 0.05, 4
+ENTROPY, PENALTY, GROUP, NARROW, CUT = 0.01, 0.05, 4, 0.02, 3
 
 
 # Ours
@@ -62,19 +72,42 @@ def entropies(model: Any, row: Row) -> torch.Tensor:
     return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
 
 
-def ours(algorithm: Algorithm, models: Models, given: Given) -> Side:
+def without_truncated(given: Given) -> Given:
+    """What is learnt from under rl.mask_truncated where every third response was cut off."""
+    left = [number for number in range(len(given.rows)) if number % CUT]
+
+    def of(rows: list[Any]) -> list[Any]:
+        return [rows[number] for number in left]
+
+    return Given(of(given.rows), of(given.reference), of(given.behaviour), given.advantages[left])
+
+
+def on_policy(models: Models, given: Given) -> Given:
+    """The same responses as if the policy itself had written them."""
+    with torch.no_grad():
+        return replace(given, behaviour=[logprobs(models.policy, row) for row in given.rows])
+
+
+def ours(algorithm: Algorithm, models: Models, given: Given, responses: int | None = None) -> Side:
+    """`responses`: that a step has, where there are more than are learnt from."""
     lengths = torch.tensor([len(response) for _, response in given.rows])
+    advantages = given.advantages.repeat_interleave(lengths)
+    if isinstance(algorithm, Opd):
+        rewards = [t - own for t, own in zip(given.reference, given.behaviour, strict=True)]
+        groups = [Siblings([float(r.sum()) for r in rewards], lengths.tolist(), [r.numpy() for r in rewards])]
+        advantages = torch.from_numpy(np.concatenate(algorithm.advantages(groups)[0])).to(advantages)
     batch = Batch(
         logprobs=torch.cat([logprobs(models.policy, row) for row in given.rows]),
         lengths=lengths,
         rewards=torch.zeros(len(lengths), dtype=torch.float64),
         reference=torch.cat(given.reference),
         behaviour=torch.cat(given.behaviour),
-        advantages=given.advantages.repeat_interleave(lengths),
+        advantages=advantages,
         entropies=torch.cat([entropies(models.policy, row) for row in given.rows]),
     )
     terms = algorithm.terms(batch)
-    loss = terms.losses.sum() / len(terms.losses)
+    count = len(terms.losses) if algorithm.unit == "tokens" else responses or len(lengths)
+    loss = terms.losses.sum() / count
     metrics = {name: float(values.double().mean()) for name, values in terms.metrics.items()}
     return Side(float(loss), differentiated(loss, models.policy), metrics)
 
@@ -88,6 +121,30 @@ class Online(Theirs):
     def __init__(self, models: Models, given: Given, folder: str, **options: Any):
         super().__init__(models, given, folder)
         self.common |= options
+
+    def masked(self, loss_type: str) -> Side:
+        """With `mask_truncated_completions`, which sets to 0 what every third response has in the mask."""
+        return self.grpo(loss_type, BETA, masked=range(0, len(self.given.rows), CUT))
+
+    def opd(self) -> Side:
+        from trl.experimental.iw_opd import IWOPDConfig, IWOPDTrainer
+
+        options = IWOPDConfig(**self.common, distillation_objective="iw_opd", iw_opd_gamma=0.0, temperature=1.0)
+        trainer = IWOPDTrainer(
+            teacher_model=copy.deepcopy(self.models.reference),
+            args=options,
+            **self._arguments({"messages": [{"role": "user", "content": "1"}]}),
+        )
+        rows = self.given.rows
+        ids = [torch.tensor(prompt + response) for prompt, response in rows]
+        labels = [torch.tensor([-100] * len(prompt) + response) for prompt, response in rows]
+        inputs = {
+            "input_ids": padded(ids),
+            "attention_mask": padded([torch.ones_like(each) for each in ids]),
+            "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
+            "prompts": torch.tensor([prompt for prompt, _ in rows]),
+        }
+        return self._side(trainer, inputs, dict)
 
     def rloo(self) -> Side:
         from trl import RLOOConfig, RLOOTrainer
@@ -181,8 +238,33 @@ def main() -> None:
             Grpo(epsilon=LOW, epsilon_high=HIGH, kl_coefficient=BETA, entropy_coefficient=ENTROPY),
             lambda: bonus.grpo("dapo", BETA),
         )
+        sequences = Online(models, given, scratch, use_bias_correction_kl=False, importance_sampling_level="sequence")
+        cases["gspo, k3"] = (
+            Gspo(epsilon=NARROW, epsilon_high=NARROW, kl_coefficient=BETA),
+            lambda: sequences.grpo("grpo", BETA, NARROW, NARROW),
+        )
+        cases["cispo, k3"] = (
+            Cispo(max_ratio=MAX_RATIO, kl_coefficient=BETA),
+            lambda: plain.grpo("cispo", BETA, MAX_RATIO),
+        )
+        own = Online(models, on_policy(models, given), scratch)
+        cases["opd"] = (Opd(), own.opd)
         cases["rloo"] = (Rloo(epsilon=LOW), bare.rloo)
-        shown, claims = compare("online RL", options.dtype, cases, lambda algorithm: ours(algorithm, models, given))
+        masked = {
+            f"grpo, {kind}, k3, truncated masked": (
+                Grpo(loss_type=kind, epsilon=LOW, epsilon_high=HIGH, kl_coefficient=BETA, max_new_tokens=LONGEST),
+                lambda kind=kind: plain.masked(kind),  # type: ignore[misc]
+            )
+            for kind in ("dapo", "grpo", "dr_grpo")
+        }
+
+        def mine(algorithm: Algorithm) -> Side:
+            return ours(algorithm, models, own.given if isinstance(algorithm, Opd) else given)
+
+        shown, claims = compare("online RL", options.dtype, cases, mine)
+        left, responses = without_truncated(given), len(given.rows)
+        more, further = compare("masks", options.dtype, masked, lambda each: ours(each, models, left, responses))
+        claims |= further
 
         compared = table(f"advantages of {GROUP} responses to each of 3 prompts", "", "largest", "difference")
         prompts = ["753+939=", "896+571=", "12+7="]
@@ -197,6 +279,7 @@ def main() -> None:
             compared.add_row(name, f"{theirs.abs().max():.4f}", f"{apart:.1e}")
             claims[f"{name}: advantages agree to {TOLERANCE:g}"] = apart < TOLERANCE
     CONSOLE.print(shown)
+    CONSOLE.print(more)
     CONSOLE.print(compared)
     verdict(claims)
 

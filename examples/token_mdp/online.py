@@ -32,6 +32,11 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "grpo, scale none, dr_grpo": {"rl": {"algorithm": "grpo"}, "grpo": {"scale": "none", "loss_type": "dr_grpo"}},
 }
 """Settings that end in the optimum: KL in the reward, gamma = lambda = 1 and no rescaling, as is their default."""
+DISTILLED: dict[str, dict[str, Any]] = {
+    "opd": {"rl": {"algorithm": "opd"}},
+    "opd, gamma 1": {"rl": {"algorithm": "opd"}, "opd": {"gamma": 1.0}},
+}
+"""Settings that end at a teacher, where there is no KL to the reference."""
 
 
 def configured(told: Mapping[str, Any], alpha: float, beta: float) -> RlConfig:
@@ -70,6 +75,7 @@ def train(
     rate: float,
     weight: float = 1.0,
     away: float = 0.0,
+    teacher: Table | None = None,
 ) -> Array:
     """What the policy ends at: probabilities of all sequences, [A^H].
 
@@ -80,6 +86,7 @@ def train(
         responses: sampled from the policy at each step.
         weight: of the endogenous reward and its values; 0: there is no reward but the KL.
         away: standard deviation of what is added to the first policy's logits.
+        teacher: logits of the one that rewards in place of the base, by r_h = log pi_T - log pi.
     """
     algorithm, alpha = algorithm_of(config), config.reward.alpha
     penalised = config.rl.kl_coefficient if config.rl.kl_in == "reward" else 0.0
@@ -89,6 +96,8 @@ def train(
     reference = paths.actions(base)
     values = paths.states([soft_value(level, alpha) for level in logits])
     rewards = np.array([token_rewards(q, v) for q, v in zip(paths.actions(logits), values, strict=True)])
+    if teacher is not None:
+        rewards = paths.actions(log_policy(teacher, 1.0))
 
     draw = torch.Generator().manual_seed(seed)
     learnt = [
@@ -111,7 +120,10 @@ def train(
         # a sequence drawn by its number is what drawing its tokens one by one gives
         drawn = torch.multinomial(whole.detach().sum(1).exp(), responses, replacement=True, generator=draw)
         logprobs, chosen = whole[drawn], drawn.numpy()
-        earned = weight * rewards[chosen] - penalised * (logprobs.detach().numpy() - reference[chosen])
+        sampled = logprobs.detach().numpy()
+        earned = weight * rewards[chosen] - penalised * (sampled - reference[chosen])
+        if teacher is not None:
+            earned -= weight * sampled
         group = Siblings(earned.sum(1), [horizon] * responses, list(earned), list(weight * values[chosen]))
         batch = Batch(
             logprobs=logprobs.flatten(),
@@ -134,6 +146,17 @@ def optimum(config: RlConfig, logits: Table, weight: float = 1.0) -> Array:
     alpha, beta = config.reward.alpha, config.rl.kl_coefficient
     log_pi = over_sequences(log_policy(logits, alpha))[0]
     return np.exp(log_policy([(1 + weight * alpha / beta) * log_pi], 1.0)[0])
+
+
+def distilled(config: RlConfig, logits: Table, teacher: Table) -> Array:
+    """pi_T^(1/(1 + beta)) * pi_ref^(beta/(1 + beta)), normalised over sequences at gamma = 1, in each state at 0: [A^H]."""
+    beta = config.rl.kl_coefficient
+    taught, base = log_policy(teacher, 1.0), log_policy(logits, config.reward.alpha)
+    if config.opd.gamma == 0:
+        mixed = [(log_t + beta * log_ref) / (1 + beta) for log_t, log_ref in zip(taught, base, strict=True)]
+        return np.exp(over_sequences(log_policy(mixed, 1.0))[0])
+    whole = (over_sequences(taught)[0] + beta * over_sequences(base)[0]) / (1 + beta)
+    return np.exp(log_policy([whole], 1.0)[0])
 
 
 def total_variation(first: Array, second: Array) -> float:

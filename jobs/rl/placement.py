@@ -24,7 +24,7 @@ MOST_SAMPLERS = 4  # on CPUs, where nothing else is said
 DECODE_ROWS = 200
 """Rows of a decoding batch that take as long as one: what an H100 multiplies (some 400e12 a second, in bfloat16) while it
 reads a weight (some 2e12 bytes a second), estimated."""
-MODELLED = ("endogenous", "relative")  # kinds of rewards that forward a model
+MODELLED = ("endogenous", "relative", "teacher")  # kinds of rewards that forward a model
 
 
 @dataclass(frozen=True)

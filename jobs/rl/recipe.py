@@ -68,13 +68,20 @@ class RlRecipe(Recipe[list[Group]]):
                 part = experience.part(numbers, learner.rank, learner.world)
                 rows.append(learner.step(part.micro_batches, part.totals, self.rate_of(step)))
                 tokens += part.tokens
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        means = _means(rows)
         means.pop("reference_drift", None)  # `kl` says it better
         sampled = {name: value for name, value in rows[0].items() if name.startswith("sampling/")}
         return means | sampled, tokens  # how far samplers are from the learner shows before its first step
 
     def progress(self, step: int, tokens: int, clock: Clock) -> MetricRow:
         return clock.spent()
+
+
+def _means(rows: Sequence[MetricRow]) -> MetricRow:
+    """Over the rows that have a name: a minibatch of nothing but masked responses has few."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    of = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(values) / len(values) for name, values in of.items()}
 
 
 def _critic_values(config: RlConfig, learner: Learner, groups: Sequence[Group]) -> list[Tokens]:

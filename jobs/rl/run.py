@@ -29,8 +29,9 @@ from pipeline.config.section import changed
 from pipeline.errors import ConfigError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers.base import open_renderer
+from pipeline.rl.algorithm_sections import OF_RESPONSES, WITHOUT_RATIO
 from pipeline.rl.algorithms import algorithm_of
-from pipeline.rl.config import WITHOUT_RATIO, RewardSource, RlConfig
+from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rollout_store import RolloutStore, describe_rollouts
 from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
@@ -195,10 +196,10 @@ def _describe(config: RlConfig) -> RlRun:
             f"rl.algorithm = {config.rl.algorithm} has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the "
             "first learn from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
         )
-    if config.rl.algorithm == "rloo" and dtype != "float32":
+    if config.rl.algorithm in OF_RESPONSES and dtype != "float32":
         notes.append(
-            f"rl.algorithm = rloo compares whole responses with what the sampler made of them, and in {dtype} rounding moves "
-            "that ratio, of long responses beyond the clip: set learner.dtype = float32, or take grpo or reinforce"
+            f"rl.algorithm = {config.rl.algorithm} compares whole responses with what the sampler made of them, and in {dtype} "
+            "rounding moves that ratio, of long responses beyond the clip: set learner.dtype = float32, or take grpo or reinforce"
         )
     if config.rl.replay:
         _require_steps(config, config.rl.replay)

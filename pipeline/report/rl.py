@@ -123,6 +123,7 @@ def source_words(config: RlConfig, source: RewardSource) -> str:
     what = {
         "endogenous": reward_words({"reward": config.reward.model_dump(), "model": model}),
         "relative": f"log π of {model or 'the reward model'} relative to {last_part(source.reference)}",
+        "teacher": f"log π of {model or 'a teacher'} relative to the policy's own",
         "maths": "whether the final answer is right",
         "function": f"the function {source.function.rpartition(':')[2]}",
         "length": "a penalty of length",

@@ -79,25 +79,36 @@ class Experience:
 
     def part(self, numbers: Sequence[int], rank: int, workers: int) -> StepPart:
         """One worker's part of a step on these groups."""
-        micro_batches = plan(self.config, self.groups, numbers, workers)[rank]
-        chosen = [self.responses[p] for n in numbers for p in range(self.first[n], self.first[n + 1])]
-        tokens = sum(len(response.response_ids) for response in chosen)
+        batches = plan(self.config, self.groups, numbers, workers, self.config.rl.mask_truncated)
+        learnt = [self.responses[position] for micros in batches for micro in micros for position in micro]
+        tokens = sum(len(response.response_ids) for response in learnt)
         return StepPart(
-            micro_batches=[[self.responses[position] for position in micro] for micro in micro_batches],
-            totals={"pairs": 0, "responses": len(chosen), "tokens": tokens},
-            tokens=tokens + sum(len(response.prompt_ids) for response in chosen),
+            micro_batches=[[self.responses[position] for position in micro] for micro in batches[rank]],
+            totals={
+                "pairs": 0,
+                "responses": sum(len(self.groups[number].rollouts) for number in numbers),
+                "tokens": max(tokens, 1),
+            },
+            tokens=tokens + sum(len(response.prompt_ids) for response in learnt),
         )
 
 
-def plan(config: RlConfig, groups: Sequence[Group], numbers: Sequence[int], workers: int) -> list[list[list[int]]]:
-    """Which responses each worker computes, and in which micro-batches: [workers][micro-batches], positions among all."""
+def plan(
+    config: RlConfig, groups: Sequence[Group], numbers: Sequence[int], workers: int, masks_truncated: bool = False
+) -> list[list[list[int]]]:
+    """Which responses each worker computes, and in which micro-batches: [workers][micro-batches], positions among all.
+
+    Args:
+        masks_truncated: those that were cut off are computed by nobody.
+    """
     first = np.cumsum([0, *(len(group.rollouts) for group in groups)]).tolist()
     atoms = [
         Atom((first[number] + i,), number, len(groups[number].prompt.ids), len(rollout.ids) - 1)
         for number in numbers
         for i, rollout in enumerate(groups[number].rollouts)
+        if rollout.finished or not masks_truncated
     ]
-    batches = plan_step(atoms, workers, config.learner.budget_tokens)
+    batches = plan_step(atoms, workers, config.learner.budget_tokens) if atoms else [[[]]] * workers
     return [[[atoms[atom].positions[0] for atom in micro] for micro in worker] for worker in batches]
 
 
@@ -115,7 +126,8 @@ def goes_on(config: RlConfig, rollout: Rollout, rewarded: Rewarded) -> bool:
     last token has the reward model's V(s_{H+1}) in it (`pipeline.rewards.endogenous`): a forecast would come on top of
     either."""
     kinds = {config.rewards[name].kind for name in rewarded.parts}
-    return not rollout.finished and config.credit == "tokens" and kinds == {"relative"}
+    of_tokens = bool(kinds) and kinds <= {"relative", "teacher"}
+    return not rollout.finished and config.credit == "tokens" and of_tokens
 
 
 def forecast(config: RlConfig, groups: Sequence[Group]) -> list[Response]:

@@ -48,7 +48,7 @@ def told(model: Path, file: Path, output: Path, *settings: str) -> list[str]:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["rl.algorithm=trpo"], "rl.algorithm: Input should be 'ppo', 'grpo', 'rloo', 'reinforce' or"),
+        (["rl.algorithm=trpo"], "rl.algorithm: Input should be 'ppo', 'grpo', 'gspo', 'cispo', 'rloo'"),
         (["rl.kl_in=loss", "rl.kl_estimator=k1"], "over the policy's own tokens its gradient is zero on average"),
         (["rl.algorithm=rloo", "rl.credit=tokens"], "set rl.algorithm = reinforce"),
         (["rl.group_size=1"], "compares the responses to a prompt"),

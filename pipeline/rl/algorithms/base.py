@@ -20,11 +20,12 @@ loss (GRPOTrainer, this one with use_bias_correction_kl = False). Left out: k3 w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 
+from pipeline.errors import ConfigError
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings, compared
@@ -54,14 +55,14 @@ class Algorithm(Objective):
     def of(cls, config: RlConfig) -> Self:
         """The algorithm under the settings of a run."""
         rl = config.rl
-        return cls(
-            credit=config.credit,
-            gamma=rl.gamma,
-            kl_coefficient=rl.kl_coefficient if rl.kl_in == "loss" else 0.0,
-            kl_estimator="k2" if config.rl.kl == "k2" else "k3",
-            entropy_coefficient=rl.entropy_coefficient,
-            **dict(getattr(config, cls.name, {})),
-        )
+        of_all: dict[str, Any] = {
+            "credit": config.credit,
+            "gamma": rl.gamma,
+            "kl_coefficient": rl.kl_coefficient if rl.kl_in == "loss" else 0.0,
+            "kl_estimator": "k2" if config.rl.kl == "k2" else "k3",
+            "entropy_coefficient": rl.entropy_coefficient,
+        }
+        return cls(**of_all | dict(getattr(config, cls.name, {})))
 
     @property
     def uses_critic(self) -> bool:
@@ -115,6 +116,15 @@ class Algorithm(Objective):
         """Advantages within each group, by `pipeline.training.advantages`."""
         settings = AdvantageConfig(credit=self.credit, baseline=baseline, scale=scale)
         return [compared(settings, siblings, self.gamma) for siblings in groups]
+
+
+def refuse_rewards_to_go(config: RlConfig) -> None:
+    """For a loss of whole responses. Raises ConfigError."""
+    if config.credit == "tokens":
+        raise ConfigError(
+            f"rl.algorithm = {config.rl.algorithm} weighs whole responses, and rl.credit = tokens gives each token a weight "
+            "of its own: leave rl.credit out, or set rl.algorithm = reinforce"
+        )
 
 
 def normalized(groups: Sequence[Sequence[Array]]) -> list[list[Array]]:
