@@ -10,7 +10,7 @@ sample says which version it comes from and how likely it was there, so an algor
 if sampling ran ahead. `jobs.rl.logbook` has what the first worker writes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,13 @@ from jobs.rl.pool import ActorPool
 from jobs.rl.source import ReplaySource, RolloutSource, SharedSource
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import RlConfig
-from pipeline.rl.experience import Experience, forecast, plan
+from pipeline.rl.corrections import corrected, mismatch, with_sample_size
+from pipeline.rl.experience import Experience, forecast, learnable, plan
 from pipeline.rl.rollouts import Group, Tokens
+from pipeline.training.batch import Response
 from pipeline.training.metrics import MetricRow
+
+Micros = list[list[Response]]  # micro-batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +64,10 @@ class RlRecipe(Recipe[list[Group]]):
     def step(self, learner: Learner, step: int, data: list[Group]) -> tuple[MetricRow, int]:
         """All minibatches, as often as there are epochs; metrics are means over these steps of the optimizer."""
         config, algorithm = self.config, algorithm_of(self.config)
-        values = _critic_values(config, learner, data) if algorithm.uses_critic else None
-        experience = Experience(config, algorithm, data, values)
+        values = _of_all(config, learner, data, learner.values, True) if algorithm.uses_critic else None
+        corrects = config.correction != "none"
+        before = _of_all(config, learner, data, learner.logprobs, False) if corrects else None
+        experience = Experience(config, algorithm, data, values, before)
         rows, tokens = [], 0
         for epoch in range(config.rl.epochs):
             for numbers in experience.minibatches(step, epoch):
@@ -70,8 +76,9 @@ class RlRecipe(Recipe[list[Group]]):
                 tokens += part.tokens
         means = _means(rows)
         means.pop("reference_drift", None)  # `kl` says it better
-        sampled = {name: value for name, value in rows[0].items() if name.startswith("sampling/")}
-        return means | sampled, tokens  # how far samplers are from the learner shows before its first step
+        # how far samplers are from the learner shows before its first step
+        first = with_sample_size({name: value for name, value in rows[0].items() if name.startswith("sampling/")})
+        return means | first | _mismatch(config, data, before), tokens
 
     def progress(self, step: int, tokens: int, clock: Clock) -> MetricRow:
         return clock.spent()
@@ -84,11 +91,26 @@ def _means(rows: Sequence[MetricRow]) -> MetricRow:
     return {name: sum(values) / len(values) for name, values in of.items()}
 
 
-def _critic_values(config: RlConfig, learner: Learner, groups: Sequence[Group]) -> list[Tokens]:
-    """V(s_h) of every response of the batch, as `forecast` has them: every worker computes its part, and hears the others'."""
+def _of_all(
+    config: RlConfig, learner: Learner, groups: Sequence[Group], compute: Callable[[Micros], list[Tokens]], ahead: bool
+) -> list[Tokens]:
+    """What `compute` says of every response of the batch, in order: every worker asks for its part, and hears the others'.
+
+    Args:
+        ahead: of the responses as `forecast` has them.
+    """
     mine = plan(config, groups, range(len(groups)), learner.world)[learner.rank]
-    responses = forecast(config, groups)
-    values = learner.values([[responses[position] for position in micro] for micro in mine])
+    responses = forecast(config, groups) if ahead else learnable(groups)
+    values = compute([[responses[position] for position in micro] for micro in mine])
     parts: list[Any] = [None] * learner.world
     dist.all_gather_object(parts, list(zip((p for micro in mine for p in micro), values, strict=True)))
     return [each for _, each in sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])]
+
+
+def _mismatch(config: RlConfig, data: Sequence[Group], before: Sequence[Tokens] | None) -> MetricRow:
+    """How far samples are from the policy before its first step on them, where that is known of all."""
+    if before is None:
+        return {}
+    sampled = [rollout.logprobs for group in data for rollout in group.rollouts]
+    own = corrected(config.correction, config.rl.correction_cap, before, sampled)
+    return {**mismatch(before, sampled), **own}

@@ -196,10 +196,11 @@ def _describe(config: RlConfig) -> RlRun:
             f"rl.algorithm = {config.rl.algorithm} has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the "
             "first learn from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
         )
-    if config.rl.algorithm in OF_RESPONSES and dtype != "float32":
+    if config.rl.algorithm in OF_RESPONSES and dtype != "float32" and config.correction == "none":
         notes.append(
-            f"rl.algorithm = {config.rl.algorithm} compares whole responses with what the sampler made of them, and in {dtype} "
-            "rounding moves that ratio, of long responses beyond the clip: set learner.dtype = float32, or take grpo or reinforce"
+            f"rl.algorithm = {config.rl.algorithm} compares whole responses with what the sampler made of them, and in "
+            f"{dtype} rounding moves that ratio, of long responses beyond the clip: set rl.correction = sequence-mask or "
+            "learner.dtype = float32, or take grpo or reinforce"
         )
     if config.rl.replay:
         _require_steps(config, config.rl.replay)

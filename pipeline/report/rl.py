@@ -28,7 +28,8 @@ from pipeline.report.runs import (
 )
 from pipeline.report.runs import ordered as ordered_by
 from pipeline.report.shares import Interval, draw_intervals, figure_text, interval_text
-from pipeline.rl.config import ALGORITHMS, RewardSource, RlConfig
+from pipeline.rl.algorithm_sections import ALGORITHMS
+from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.training.documents import RlResults
 from pipeline.training.metrics import MetricRow, ends, finite
 

@@ -21,6 +21,7 @@ from pipeline.config import (
 )
 from pipeline.rl.algorithm_sections import (
     ALGORITHMS,
+    OF_RESPONSES,
     WITHOUT_RATIO,
     Algorithm,
     CispoConfig,
@@ -33,6 +34,8 @@ from pipeline.rl.algorithm_sections import (
     RlooConfig,
 )
 from pipeline.training.config import LearningConfig, OptimizerSection
+
+Correction = Literal["none", "token-truncate", "token-mask", "sequence-truncate", "sequence-mask"]
 
 
 class RlSection(OptimizerSection):
@@ -65,6 +68,12 @@ class RlSection(OptimizerSection):
         default=False,
         description="nothing is learnt from responses that were cut off, though they are compared with (arXiv 2503.14476)",
     )
+    correction: Correction | None = Field(
+        default=None,
+        description="for samples of other weights or another engine: advantages times pi before the batch's first step / pi "
+        "of the sampler, by token or by sequence, truncated or masked above correction_cap; default: none",
+    )
+    correction_cap: float = Field(default=3.0, ge=1, allow_inf_nan=False, description="largest weight of a correction")
     keep_rollouts: bool = Field(default=False, description="keep every batch, as a label store in OUTPUT/rollouts")
     replay: Place | None = Field(
         default=None,
@@ -247,6 +256,11 @@ class RlConfig(LearningConfig):
         by_token = self.rl.algorithm in ("ppo", "reinforce_plus_plus", "opd")
         return self.rl.credit or ("tokens" if by_token else "response")
 
+    @property
+    def correction(self) -> Correction:
+        """As told, or none: the samples are the learner's own but for rounding."""
+        return self.rl.correction or "none"
+
     @model_validator(mode="before")
     @classmethod
     def _taught(cls, given: Any) -> Any:
@@ -285,6 +299,11 @@ class RlConfig(LearningConfig):
             )
         if not self.rewards:
             raise ValueError("rewards: none; give at least one, such as rewards.endogenous.kind = endogenous")
+        if self.rl.algorithm in OF_RESPONSES and self.correction.startswith("token"):
+            raise ValueError(
+                f"rl.algorithm = {self.rl.algorithm} weighs whole responses, and rl.correction = {self.correction} gives each "
+                f"token a weight of its own: set {self.correction.replace('token', 'sequence')}"
+            )
         if self.rl.algorithm == "opd":
             self._refuse_other_teaching()
         return self
@@ -357,6 +376,8 @@ class RlConfig(LearningConfig):
                 f"for the better under rl.algorithm = {algorithm}: nothing corrects for learning from a batch again; leave it "
                 "out, or set that to ppo, grpo or reinforce_plus_plus",
             )
+        if self.correction == "none":
+            yield "rl.correction_cap", "under rl.correction = none; leave it out, or set that"
         if algorithm == "opd":
             yield "rl.credit", "under rl.algorithm = opd, whose opd.gamma says it; leave it out"
             yield "rl.gamma", "under rl.algorithm = opd; set opd.gamma"

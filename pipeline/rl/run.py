@@ -55,12 +55,16 @@ def describe_rl(
     for name, default in ADDED.items():
         if description[name] == default:
             del description[name]
+    corrected = {"rl.correction": config.correction, "rl.correction_cap": config.rl.correction_cap}
+    for name in corrected:
+        del description[name]
     return description | {
         "tokens.template": _template(config.tokens),
         "tokens.date": config.tokens.date if open_renderer(config.policy, config.tokens).asks_for_date else None,
         "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),
         "rl.credit": config.credit,
         "rl.kl_estimator": config.rl.kl,
+        **(corrected if config.correction != "none" else {}),
         **({"ppo.after_cut": "critic"} if bootstraps else {}),  # versions before had 0 there
         **{
             f"rewards.{name}.{field}": value

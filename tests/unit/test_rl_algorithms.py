@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.rl.algorithm_sections import ALGORITHMS as CONFIGURED
 from pipeline.rl.algorithms import ALGORITHMS, Algorithm, algorithm_of
 from pipeline.rl.algorithms.cispo import Cispo
 from pipeline.rl.algorithms.grpo import Grpo
@@ -20,7 +21,6 @@ from pipeline.rl.algorithms.ppo import Ppo
 from pipeline.rl.algorithms.reinforce import Reinforce
 from pipeline.rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from pipeline.rl.algorithms.rloo import Rloo
-from pipeline.rl.config import ALGORITHMS as CONFIGURED
 from pipeline.rl.config import RlConfig
 from pipeline.training.advantages import Siblings
 from pipeline.training.objectives import Batch
