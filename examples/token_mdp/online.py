@@ -6,11 +6,13 @@ proportional to pi^(1 + alpha/beta), and without a reward it is pi. Every sequen
 exact; only the samples are random.
 
 The reference is pi, as the reward's temperature alpha gives it: softmax(logits / alpha). Left out: prompts (there is one, so
-one group a step), responses that end early, a critic, several steps of the optimizer to a batch.
+one group a step), responses that end early, a critic, several steps of the optimizer to a batch. Under rl.lag the samples of
+a step come from the table as it was before the last, and `pipeline.rl.corrections` weighs them.
 """
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.rewards.endogenous import soft_value, token_rewards
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import RlConfig
+from pipeline.rl.corrections import weights
 from pipeline.training.advantages import Siblings
 from pipeline.training.objectives.base import Batch
 
@@ -115,24 +118,31 @@ def train(
         levels = [level.log_softmax(-1) for level in learnt]
         return torch.stack([level[prefixes[:, h], tokens[:, h]] for h, level in enumerate(levels)], dim=1)
 
+    versions = deque([log_probabilities().detach()], maxlen=config.rl.lag + 1)
     for _ in range(steps):
         whole = log_probabilities()
+        versions.append(whole.detach())
         # a sequence drawn by its number is what drawing its tokens one by one gives
-        drawn = torch.multinomial(whole.detach().sum(1).exp(), responses, replacement=True, generator=draw)
-        logprobs, chosen = whole[drawn], drawn.numpy()
-        sampled = logprobs.detach().numpy()
-        earned = weight * rewards[chosen] - penalised * (sampled - reference[chosen])
+        drawn = torch.multinomial(versions[0].sum(1).exp(), responses, replacement=True, generator=draw)
+        logprobs, chosen, sampler = whole[drawn], drawn.numpy(), versions[0][drawn]
+        corrects = config.correction != "none"
+        before = logprobs.detach() if corrects else sampler
+        own = before.numpy()
+        earned = weight * rewards[chosen] - penalised * (own - reference[chosen])
         if teacher is not None:
-            earned -= weight * sampled
+            earned -= weight * own
         group = Siblings(earned.sum(1), [horizon] * responses, list(earned), list(weight * values[chosen]))
         batch = Batch(
             logprobs=logprobs.flatten(),
             lengths=torch.full((responses,), horizon),
             rewards=torch.from_numpy(rewards[chosen].sum(1)),
             reference=torch.from_numpy(reference[chosen].ravel()),
-            behaviour=logprobs.detach().flatten(),
+            behaviour=before.flatten(),
             advantages=torch.from_numpy(np.concatenate(algorithm.advantages([group])[0])),
         )
+        if corrects:
+            of = weights(config.correction, config.rl.correction_cap, list(own), list(sampler.numpy()))
+            batch = replace(batch, advantages=batch.advantages * torch.from_numpy(np.concatenate(of)))
         losses = algorithm.terms(batch).losses
         optimizer.zero_grad()
         losses.mean().backward()

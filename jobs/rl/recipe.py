@@ -5,9 +5,9 @@
                each worker its part, under DeepSpeed                            actors.learner
     weights    the new ones to the samplers, under the number of the step       jobs.rl.source
 
-Sampling waits for learning and learning for sampling: what is learnt from always comes from the weights that learn. Each
-sample says which version it comes from and how likely it was there, so an algorithm with importance ratios would bear it
-if sampling ran ahead. `jobs.rl.logbook` has what the first worker writes.
+Sampling waits for learning and learning for sampling: what is learnt from comes from the weights that learn. Under rl.lag = 1
+sampling runs one step ahead, from the weights before the last step, and `pipeline.rl.corrections` weighs what that changes.
+Each sample says which version it comes from and how likely it was there. `jobs.rl.logbook` has what the first worker writes.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,13 @@ import ray
 import torch.distributed as dist
 
 from actors.learner import Learner, LearnerSpec
+from actors.sampler import Serialized
 from jobs.learning.loop import Clock, Recipe
+from jobs.learning.worker import read_kept
 from jobs.rl.logbook import Logbook
 from jobs.rl.pool import ActorPool
-from jobs.rl.source import ReplaySource, RolloutSource, SharedSource
+from jobs.rl.source import ReplaySource, RolloutSource, SharedSource, read_version, version_name
+from pipeline.errors import StoreError
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import RlConfig
 from pipeline.rl.corrections import corrected, mismatch, with_sample_size
@@ -50,12 +53,16 @@ class RlRecipe(Recipe[list[Group]]):
         )
 
     def source(self, learner: Learner, step: int) -> SharedSource:
-        return SharedSource(self._own_source() if learner.rank == 0 else None)
+        return SharedSource(self._own_source(step) if learner.rank == 0 else None)
 
-    def _own_source(self) -> RolloutSource | ReplaySource:
+    def _own_source(self, step: int) -> RolloutSource | ReplaySource:
         if self.samplers is None or self.rewarders is None:
             return ReplaySource(self.config)
-        return RolloutSource(self.config, ray.get(self.prompts), self.samplers, self.rewarders)
+        source = RolloutSource(self.config, ray.get(self.prompts), self.samplers, self.rewarders, self.steps)
+        if step < self.steps:
+            for version in range(max(0, step - self.config.rl.lag), step):
+                source.give(version, _kept_version(version))
+        return source
 
     def book(self, source: SharedSource, step: int, notes: Sequence[str]) -> Logbook:
         assert source.own is not None, "the first worker's"
@@ -82,6 +89,17 @@ class RlRecipe(Recipe[list[Group]]):
 
     def progress(self, step: int, tokens: int, clock: Clock) -> MetricRow:
         return clock.spent()
+
+
+def _kept_version(version: int) -> Serialized:
+    """Older weights, of the checkpoint that the run goes on from. Raises StoreError."""
+    content = read_kept(version_name(version))
+    if content is None:
+        raise StoreError(
+            f"the checkpoint lacks {version_name(version)}, the weights that the next step's samples come from under rl.lag: "
+            "put it back from a copy, or begin anew in another --output"
+        )
+    return read_version(content)
 
 
 def _means(rows: Sequence[MetricRow]) -> MetricRow:

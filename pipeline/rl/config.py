@@ -64,6 +64,13 @@ class RlSection(OptimizerSection):
     entropy_coefficient: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="of the entropy of the next token, a bonus in the loss"
     )
+    lag: int = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="0: sampling waits for learning; 1: step k learns from samples of the weights after k - 2 steps, made "
+        "while step k - 1 is learnt",
+    )
     mask_truncated: bool = Field(
         default=False,
         description="nothing is learnt from responses that were cut off, though they are compared with (arXiv 2503.14476)",
@@ -71,7 +78,8 @@ class RlSection(OptimizerSection):
     correction: Correction | None = Field(
         default=None,
         description="for samples of other weights or another engine: advantages times pi before the batch's first step / pi "
-        "of the sampler, by token or by sequence, truncated or masked above correction_cap; default: none",
+        "of the sampler, by token or by sequence, truncated or masked above correction_cap; default: sequence-mask under "
+        "lag = 1, else none",
     )
     correction_cap: float = Field(default=3.0, ge=1, allow_inf_nan=False, description="largest weight of a correction")
     keep_rollouts: bool = Field(default=False, description="keep every batch, as a label store in OUTPUT/rollouts")
@@ -258,8 +266,8 @@ class RlConfig(LearningConfig):
 
     @property
     def correction(self) -> Correction:
-        """As told, or none: the samples are the learner's own but for rounding."""
-        return self.rl.correction or "none"
+        """As told, or none where samples are the learner's own but for rounding."""
+        return self.rl.correction or ("sequence-mask" if self.rl.lag else "none")
 
     @model_validator(mode="before")
     @classmethod
@@ -299,6 +307,11 @@ class RlConfig(LearningConfig):
             )
         if not self.rewards:
             raise ValueError("rewards: none; give at least one, such as rewards.endogenous.kind = endogenous")
+        if self.rl.lag and self.rl.replay:
+            raise ValueError(
+                "rl.lag = 1 under rl.replay: a replay samples nothing, so nothing can run ahead of it; leave rl.lag out, and "
+                "to learn as the run that was kept did, set rl.correction as it had it (sequence-mask where it said nothing)"
+            )
         if self.rl.algorithm in OF_RESPONSES and self.correction.startswith("token"):
             raise ValueError(
                 f"rl.algorithm = {self.rl.algorithm} weighs whole responses, and rl.correction = {self.correction} gives each "
@@ -350,7 +363,7 @@ class RlConfig(LearningConfig):
         if self.rl.replay:
             for section in ("sampler", "rewarder", "held_out"):
                 unused.append((section, "under rl.replay, which samples and measures nothing"))
-        elif self.rl.epochs == self.rl.minibatches == 1:
+        elif self.rl.epochs == self.rl.minibatches == 1 and (self.correction != "none" or not self.rl.lag):
             for name in (
                 "ppo.epsilon",
                 "grpo.epsilon",

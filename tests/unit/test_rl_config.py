@@ -112,6 +112,15 @@ def test_the_example_parses() -> None:
     assert found.rl.algorithm == "grpo" and found.held_out.check
 
 
+def test_a_lag_is_corrected_for_and_has_no_place_in_a_replay() -> None:
+    assert load().correction == "none" and load("rl.lag=1").correction == "sequence-mask"
+    assert load("rl.lag=1", "rl.correction=none").correction == "none" and load("rl.lag=1").rl.correction_cap == 3
+    with pytest.raises(ConfigError, match=r"rl\.lag = 1 under rl\.replay: a replay samples nothing"):
+        load("rl.lag=1", "rl.replay=out/kept/rollouts")
+    with pytest.raises(ConfigError, match=r"rl\.lag: Input should be less than or equal to 1"):
+        load("rl.lag=2")
+
+
 def test_under_opd_the_reward_is_a_teacher() -> None:
     [(name, source)] = load("rl.algorithm=opd").rewards.items()
     assert (name, source.kind) == ("teacher", "teacher") and load("rl.algorithm=opd").credit == "tokens"
