@@ -63,7 +63,7 @@ class Logbook(Book):
 
     def write(self, row: MetricRow, data: Sequence[Group], due: bool) -> None:
         step, last = row["step"], row["step"] == self.config.rl.max_steps
-        row = {**row, **rollout_metrics(data), **self.source.seconds()}
+        row = {**row, **rollout_metrics(data), **self.source.measures()}
         self.notes += self.monitors.warnings(row)
         if last or step % self.config.held_out.every_steps == 0 or (step == 1 and not self.source.measurable):
             if self.source.measurable:

@@ -11,9 +11,10 @@ lag 1 they are made while step k - 1 is learnt. A checkpoint then holds the one 
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,12 @@ from jobs.learning.loop import Source
 from jobs.rl.pool import ActorPool, shared_out
 from pipeline.models.questions import Question
 from pipeline.rl.config import RlConfig
+from pipeline.rl.refill import candidates, filled
 from pipeline.rl.rollout_store import RolloutStore
 from pipeline.rl.rollouts import Group, Prompt, Rollout
 from pipeline.training.order import Order
+
+Version = tuple[int, Any]  # of weights: its number, and a Ray reference to them
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Groups, and what making them took."""
+    """Groups, and what making them took: seconds, and under rl.refill how many prompts."""
 
     groups: list[Group]
-    seconds: dict[str, float]
+    measures: dict[str, float]
     notes: list[str]
 
 
@@ -71,7 +75,7 @@ class RolloutSource:
         self.weights: dict[int, Any] = {}  # by version, Ray references
         self.asked: dict[int, Future[Sampling]] = {}  # by step
         self.thread = ThreadPoolExecutor(1)
-        self.spent: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
         self.heard: list[str] = []
 
     def take(self, version: int, weights: dict[str, torch.Tensor]) -> None:
@@ -97,20 +101,20 @@ class RolloutSource:
         """The groups of step `step`, counted from 0: the same prompts and random numbers whenever it is asked."""
         self._ask(step)
         sampling = self.asked.pop(step).result()
-        self.spent = sampling.seconds
+        self.measured = sampling.measures
         self.heard += sampling.notes
         return sampling.groups
 
     def _ask(self, step: int) -> None:
         if step not in self.asked:
             version = max(0, step - self.config.rl.lag)
-            self.asked[step] = self.thread.submit(self._of_step, step, version, self.weights[version])
+            self.asked[step] = self.thread.submit(self._of_step, step, (version, self.weights[version]))
 
     def held_out(self, count: int) -> list[Group]:
         """One response to each of the first `count` prompts that nothing is learnt from, of the newest weights."""
         prompts, seed = self.prompts.held_out[:count], f"held out:{self.config.held_out.seed}"
         newest = self.weights[self.version]
-        sampling = self.thread.submit(self._sampling, prompts, 1, seed, self.version, newest).result()
+        sampling = self.thread.submit(self._measuring, prompts, seed, (self.version, newest)).result()
         self.heard += sampling.notes
         return sampling.groups
 
@@ -120,25 +124,40 @@ class RolloutSource:
 
     # On the thread
 
-    def _of_step(self, step: int, version: int, weights: Any) -> Sampling:
-        prompts = [self.prompts.prompts[number] for number in self.order.step(step)]
-        seed = f"{self.config.rl.seed}:{step}"
-        return self._sampling(prompts, self.config.rl.group_size, seed, version, weights)
+    def _of_step(self, step: int, version: Version) -> Sampling:
+        section, own = self.config.rl, self.order.step(step).tolist()
 
-    def _sampling(self, prompts: Sequence[Prompt], samples: int, seed: str, version: int, weights: Any) -> Sampling:
-        groups = self._groups(prompts, samples, seed, version, weights)
+        def ask(numbers: Sequence[int], first: int) -> list[Group]:
+            prompts = [self.prompts.prompts[number] for number in numbers]
+            return self._groups(prompts, section.group_size, f"{section.seed}:{step}", version, first)
+
+        if not section.refill:
+            return self._sampling(ask(own, 0))
+        most = section.batch_size * (1 + section.refill)
+        numbers = candidates(own, step, section.seed, len(self.prompts.prompts), most)
+        return self._sampling(*filled(numbers, section.batch_size, ask))
+
+    def _measuring(self, prompts: Sequence[Prompt], seed: str, version: Version) -> Sampling:
+        return self._sampling(self._groups(prompts, 1, seed, version))
+
+    def _sampling(
+        self, groups: list[Group], measures: Mapping[str, float] = MappingProxyType({}), notes: Sequence[str] = ()
+    ) -> Sampling:
+        """The groups with what the actors say of making them."""
         pools = {"time/sampling": self.samplers, "time/rewarding": self.rewarders}
         seconds = {name: pool.seconds for name, pool in pools.items()}
-        notes = [note for pool in pools.values() for note in pool.notes]
+        said = [note for pool in pools.values() for note in pool.notes]
         for pool in pools.values():
             pool.seconds = 0.0
             pool.notes.clear()
-        return Sampling(groups, seconds, notes)
+        return Sampling(groups, {**seconds, **measures}, [*said, *notes])
 
-    def _groups(self, prompts: Sequence[Prompt], samples: int, seed: str, version: int, weights: Any) -> list[Group]:
-        questions = [_question(f"{seed}:{number}", prompt, samples) for number, prompt in enumerate(prompts)]
+    def _groups(
+        self, prompts: Sequence[Prompt], samples: int, seed: str, version: Version, first: int = 0
+    ) -> list[Group]:
+        questions = [_question(f"{seed}:{number}", prompt, samples) for number, prompt in enumerate(prompts, first)]
         parts = shared_out(questions, len(self.samplers.actors))
-        answers = self.samplers.do("sample", [(version, weights, part) for part in parts])
+        answers = self.samplers.do("sample", [(*version, part) for part in parts])
         pairs = [
             (prompt, self._without_space(prompt, rollouts))
             for prompt, rollouts in zip(prompts, [each for part in answers for each in part], strict=True)
@@ -165,9 +184,9 @@ class RolloutSource:
         notes, self.heard = list(dict.fromkeys(self.heard)), []
         return notes
 
-    def seconds(self) -> dict[str, float]:
+    def measures(self) -> dict[str, float]:
         """What the groups of the step that was asked for last took."""
-        return self.spent
+        return self.measured
 
 
 class ReplaySource:
@@ -191,7 +210,7 @@ class ReplaySource:
     def notes(self) -> list[str]:
         return []
 
-    def seconds(self) -> dict[str, float]:
+    def measures(self) -> dict[str, float]:
         return {}
 
     def older(self) -> dict[int, Serialized]:

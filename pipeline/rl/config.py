@@ -45,6 +45,12 @@ class RlSection(OptimizerSection):
     max_steps: int = Field(default=100, ge=1, description="batches of samples, each learnt from and thrown away")
     batch_size: int = Field(default=16, ge=1, description="prompts of a batch")
     group_size: int = Field(default=8, ge=1, description="responses to each prompt")
+    refill: int = Field(
+        default=0,
+        ge=0,
+        description="groups whose rewards are all the same give place to others (arXiv 2503.14476), of at most this times "
+        "batch_size further prompts a step",
+    )
     max_new_tokens: int = Field(default=256, ge=1, description="longest response, its end token included")
     epochs: int = Field(default=1, ge=1, description="how often each batch is learnt from")
     minibatches: int = Field(default=1, ge=1, description="optimiser steps of an epoch; 1 and 1 is exactly on-policy")
@@ -301,6 +307,11 @@ class RlConfig(LearningConfig):
             "reinforce_plus_plus": self.reinforce_plus_plus.baseline == "group",
             "opd": self.opd.baseline == "group",
         }
+        if self.rl.refill and (alone or not compares.get(self.rl.algorithm, False)):
+            raise ValueError(
+                f"rl.refill = {self.rl.refill} looks for groups whose rewards differ, and under rl.algorithm = "
+                f"{self.rl.algorithm}, as it is set, responses to a prompt are not compared: leave rl.refill out"
+            )
         if alone and compares.get(self.rl.algorithm, False):
             raise ValueError(
                 f"rl.algorithm = {self.rl.algorithm} compares the responses to a prompt, and rl.group_size = 1; raise it"
@@ -361,7 +372,7 @@ class RlConfig(LearningConfig):
             for field in ("check", "answer_key", "some", "seed"):
                 unused.append((f"held_out.{field}", "without held_out.prompts"))
         if self.rl.replay:
-            for section in ("sampler", "rewarder", "held_out"):
+            for section in ("sampler", "rewarder", "held_out", "rl.refill"):
                 unused.append((section, "under rl.replay, which samples and measures nothing"))
         elif self.rl.epochs == self.rl.minibatches == 1 and (self.correction != "none" or not self.rl.lag):
             for name in (
