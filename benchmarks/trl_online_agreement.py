@@ -11,6 +11,8 @@ the entropy of every token is there, for the metric and the bonus.
     cispo                       GRPOTrainer, loss_type = "cispo"
     opd, gamma = 0              experimental IWOPDTrainer, iw_opd_gamma = 0, the reference as the teacher; on-policy
     rloo                        RLOOTrainer
+    grpo, rl.correction         GRPOTrainer, vllm_importance_sampling_mode, ..._clip_max = 0.9: TRL's own path from a sampler's
+                                log-probabilities to the loss, with the behaviour in the place of vLLM
 
 Advantages: TRL samples, rewards and compares in one method, which is called here; its reward function draws random numbers
 and keeps them. Ours are made of the same numbers: of grpo by the group's mean and deviation, of rloo by the mean of the others
@@ -56,10 +58,12 @@ from pipeline.rl.algorithms.grpo import Grpo
 from pipeline.rl.algorithms.gspo import Gspo
 from pipeline.rl.algorithms.opd import Opd
 from pipeline.rl.algorithms.rloo import Rloo
+from pipeline.rl.corrections import corrected, mismatch, weights
 from pipeline.training.advantages import Siblings
 from pipeline.training.objectives import Batch
 
-ENTROPY, PENALTY, GROUP, NARROW, CUT = 0.01, 0.05, 4, 0.02, 3
+MODES = ("token-truncate", "token-mask", "sequence-truncate", "sequence-mask")
+ENTROPY, PENALTY, GROUP, NARROW, CUT, CAP = 0.01, 0.05, 4, 0.02, 3, 0.9
 
 
 # Ours
@@ -86,6 +90,34 @@ def on_policy(models: Models, given: Given) -> Given:
     """The same responses as if the policy itself had written them."""
     with torch.no_grad():
         return replace(given, behaviour=[logprobs(models.policy, row) for row in given.rows])
+
+
+def ours_corrected(models: Models, given: Given, mode: str) -> Side:
+    """GRPO on what the behaviour sampled, weighted, with advantages of the rewards that `Drawn` gives."""
+    rewards = Drawn()([""] * len(given.rows))
+    lengths = [len(response) for _, response in given.rows]
+    groups = [Siblings(rewards[i : i + 2], lengths[i : i + 2]) for i in range(0, len(lengths), 2)]
+    algorithm = Grpo(epsilon=LOW, epsilon_high=HIGH)
+    compared = [advantage for group in algorithm.advantages(groups) for advantage in group]
+    before, sampled = (
+        [each.numpy() for each in side] for side in (on_policy(models, given).behaviour, given.behaviour)
+    )
+    of = weights(mode, CAP, before, sampled)
+    weighted = torch.from_numpy(np.concatenate([a * w for a, w in zip(compared, of, strict=True)])).to(
+        given.reference[0]
+    )
+    batch = Batch(
+        logprobs=torch.cat([logprobs(models.policy, row) for row in given.rows]),
+        lengths=torch.tensor(lengths),
+        rewards=torch.zeros(len(lengths), dtype=torch.float64),
+        behaviour=torch.from_numpy(np.concatenate(before)),
+        advantages=weighted,
+    )
+    terms = algorithm.terms(batch)
+    loss = terms.losses.mean()
+    metrics = {name: float(values.double().mean()) for name, values in terms.metrics.items() if "clip" in name}
+    metrics |= mismatch(before, sampled) | corrected(mode, CAP, before, sampled)
+    return Side(float(loss), differentiated(loss, models.policy), metrics)
 
 
 def ours(algorithm: Algorithm, models: Models, given: Given, responses: int | None = None) -> Side:
@@ -125,6 +157,30 @@ class Online(Theirs):
     def masked(self, loss_type: str) -> Side:
         """With `mask_truncated_completions`, which sets to 0 what every third response has in the mask."""
         return self.grpo(loss_type, BETA, masked=range(0, len(self.given.rows), CUT))
+
+    def corrected(self, mode: str) -> Side:
+        """TRL takes these samples for vLLM's, scores them with the policy, weighs them, and makes advantages and a loss."""
+        from trl import GRPOConfig, GRPOTrainer
+
+        rows = self.given.rows
+
+        def sampled(prompts: list[str], trainer: Any) -> dict[str, Any]:
+            prompted, responses = zip(*rows, strict=True)
+            logps = [behaviour.tolist() for behaviour in self.given.behaviour]
+            return {"prompt_ids": list(prompted), "completion_ids": list(responses), "logprobs": logps}
+
+        options = GRPOConfig(
+            **self.common, beta=0.0, epsilon=LOW, epsilon_high=HIGH, num_generations=2,
+            per_device_train_batch_size=len(rows), max_completion_length=LONGEST,
+            vllm_importance_sampling_mode=mode.replace("-", "_"), vllm_importance_sampling_clip_max=CAP,
+        )  # fmt: skip
+        arguments = self._arguments({"prompt": "1"})
+        trainer = GRPOTrainer(reward_funcs=Drawn(), rollout_func=sampled, args=options, **arguments)
+        trainer.use_vllm, trainer._last_loaded_step = True, trainer.state.global_step  # there are no weights to send
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        made = trainer._generate_and_score_completions([{"prompt": "1"}] * len(rows))
+        return self._side(trainer, made, lambda: trainer._metrics["train"])
 
     def opd(self) -> Side:
         from trl.experimental.iw_opd import IWOPDConfig, IWOPDTrainer
@@ -265,6 +321,9 @@ def main() -> None:
         left, responses = without_truncated(given), len(given.rows)
         more, further = compare("masks", options.dtype, masked, lambda each: ours(each, models, left, responses))
         claims |= further
+        modes = {f"grpo, {mode}": (mode, lambda mode=mode: bare.corrected(mode)) for mode in MODES}  # type: ignore[misc]
+        of, further = compare("corrections", options.dtype, modes, lambda mode: ours_corrected(models, given, mode))
+        claims |= further
 
         compared = table(f"advantages of {GROUP} responses to each of 3 prompts", "", "largest", "difference")
         prompts = ["753+939=", "896+571=", "12+7="]
@@ -280,6 +339,7 @@ def main() -> None:
             claims[f"{name}: advantages agree to {TOLERANCE:g}"] = apart < TOLERANCE
     CONSOLE.print(shown)
     CONSOLE.print(more)
+    CONSOLE.print(of)
     CONSOLE.print(compared)
     verdict(claims)
 

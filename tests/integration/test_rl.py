@@ -164,29 +164,30 @@ def test_a_step_behind_every_sample_is_of_its_version_and_kills_change_no_bit(
     checkpoint holds the adapters alone."""
     told = settings(
         rl__lag=1,
-        rl__max_steps=24,
+        rl__max_steps=18,
         rl__minibatches=2,
         rl__keep_rollouts="true",
         lora__rank=2,
-        checkpoint__every_steps=5,
-        held_out__every_steps=4,
+        checkpoint__every_steps=4,
+        held_out__every_steps=9,
         held_out__prompts=json.dumps([str(prompts)]),
     )
     words = ["rl", "--prompts", str(prompts), "--policy", str(model), *told]
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
     ran = on_one_ray(*words, "--output", quiet)
     assert ran.returncode == 0, ran.stderr
-    for step in range(24):
+    for step in range(18):
         versions = {r.version for group in RolloutStore(str(quiet / "rollouts")).read(step) for r in group.rollouts}
         assert versions == {max(0, step - 1)}
     rows = metrics(quiet)[1:]
-    assert rows[0]["sampling/sampling_logp_difference/max"] < 1e-4 < rows[-1]["sampling/sampling_logp_difference/mean"]
+    difference = "sampling/sampling_logp_difference"
+    assert rows[0][f"{difference}/max"] < 1e-5 < rows[10][f"{difference}/mean"]
     assert all(0 < row["sampling/effective_sample_size"] <= 1 and "sampling/capped" in row for row in rows)
     held = list((quiet / "checkpoints").glob("*/weights-*.safetensors"))
-    assert {file.name for file in held} >= {"weights-000019.safetensors"}  # of step 20; after the last step none
+    assert {file.name for file in held} >= {"weights-000015.safetensors"}  # of step 16; after the last step none
     assert all("lora" in name for file in held for name in load_file(file))
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    kinds = ("learner", "sampler", "rewarder")
+    kinds = ("learner", "sampler")
     command = [*words, "--output", str(killed)]
     run_with_kills(command, killed, len(kinds), 0, done=steps_of, kept=kept_steps_of, kinds=kinds)
     assert metrics(killed) == metrics(quiet)
