@@ -5,9 +5,9 @@ Figures are total variations over all sequences. Two runs of each: with the rewa
 to bring a policy back to pi that starts away from it. An instance and its samples go by the seed.
 
 Required: with k1 in the reward, gamma = lambda = 1 and no rescaling, every algorithm ends within 0.02 of both; and opd
-without a KL within 0.02 of a teacher that is another such table, with one of pi_T^(1/(1 + beta)) * pi^(beta/(1 + beta)). Under
-rl.lag = 1 all, with each correction and without, within 0.03 of pi^(1 + alpha/beta). The other rows, for the first beta and with
-the reward only, have no claim: where k2 and k3 in the loss end, and what rescaling does.
+without a KL within 0.02 of a teacher that is another such table, with one of pi_T^(1/(1 + beta)) * pi^(beta/(1 + beta)).
+Under rl.lag = 1 all, with each correction and without, within 0.03 of pi^(1 + alpha/beta). The other rows, for the first beta
+and with the reward only, have no claim: where k2 and k3 in the loss end, and what rescaling does.
 Four to five minutes on a free core.
 """
 

@@ -196,6 +196,11 @@ def _describe(config: RlConfig) -> RlRun:
             f"rl.algorithm = {config.rl.algorithm} has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the "
             "first learn from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
         )
+    if config.rl.algorithm in WITHOUT_RATIO and config.rl.lag and config.correction == "none":
+        notes.append(
+            f"rl.algorithm = {config.rl.algorithm} has no ratio, and under rl.correction = none nothing corrects for samples of "
+            "the weights before the last step (rl.lag = 1): leave rl.correction out"
+        )
     if config.rl.algorithm in OF_RESPONSES and dtype != "float32" and config.correction == "none":
         notes.append(
             f"rl.algorithm = {config.rl.algorithm} compares whole responses with what the sampler made of them, and in "

@@ -326,6 +326,9 @@ def _settings(run: Run, metrics: list[MetricRow]) -> list[tuple[str, str]]:
         ["KL to the reference", kl],
         ["Coefficient of the entropy", rl.entropy_coefficient or None],
         ["Penalty of a response cut off", config.rewarding.missing_eos_penalty or None],
+        ["Steps that samples are behind", rl.lag or None],
+        ["Correction", None if config.correction == "none" else f"{config.correction}, at most {rl.correction_cap:g}"],
+        ["Further prompts for groups without variance", rl.refill * rl.batch_size or None],
         ["Samples of", last_part(rl.replay) if rl.replay else None],
     ]
     batch = [
