@@ -198,8 +198,8 @@ def _describe(config: RlConfig) -> RlRun:
         )
     if config.rl.algorithm in WITHOUT_RATIO and config.rl.lag and config.correction == "none":
         notes.append(
-            f"rl.algorithm = {config.rl.algorithm} has no ratio, and under rl.correction = none nothing corrects for samples of "
-            "the weights before the last step (rl.lag = 1): leave rl.correction out"
+            f"rl.algorithm = {config.rl.algorithm} has no ratio, and under rl.correction = none nothing corrects for samples "
+            "of the weights before the last step (rl.lag = 1): leave rl.correction out"
         )
     if config.rl.algorithm in OF_RESPONSES and dtype != "float32" and config.correction == "none":
         notes.append(
