@@ -96,9 +96,10 @@ def test_some_prompts_that_fill_the_context_are_left_out_and_said(
 
 
 def test_rloo_in_bfloat16_is_warned_of(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ratios of whole responses are those of two ways of rounding."""
-    for dtype, warned in (("bfloat16", True), ("float32", False)):
-        settings = ["rl.algorithm=rloo", f"learner.dtype={dtype}"]
+    """Ratios of whole responses are those of two ways of rounding; corrected they are the learner's alone."""
+    corrected = "rl.correction=sequence-mask"
+    for dtype, more, warned in (("bfloat16", [], True), ("float32", [], False), ("bfloat16", [corrected], False)):
+        settings = ["rl.algorithm=rloo", f"learner.dtype={dtype}", *more]
         assert main([*told(model, prompts(tmp_path), tmp_path / "out", *settings), "--dry-run"]) == 0
         assert ("set learner.dtype = float32" in " ".join(capsys.readouterr().err.split())) == warned
 
