@@ -55,6 +55,7 @@ def told(model: Path, file: Path, output: Path, *settings: str) -> list[str]:
         (["rl.batch_size=21"], "more than the 20 prompts there are"),
         (["rewards.rule.kind=function", "rewards.rule.function=nowhere.py:right"], "nowhere.py"),
         (["rewards.rule.kind=maths", "rewards.rule.answer_key=solution"], "'solution'"),
+        (["rl.replay=nowhere", "rl.lag=1"], "rl.lag = 1 under rl.replay: a replay samples nothing"),
         (["rl.replay=nowhere"], "nowhere is not a label store"),
         (["tokens.over_length=cut_prompt"], "over_length = cut_prompt is for labelling"),
         (
