@@ -170,7 +170,7 @@ class Learner:
             loss = self._losses(responses, sums).sum() / totals[self.objective.unit]
             self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over workers, we want the sum
             if last:
-                row = sums.means()
+                row = {"loss": 0.0, **sums.means()}  # without a response on any worker the loss is 0
                 self._require_number(row["loss"], "loss", learning_rate)
             self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
@@ -190,13 +190,21 @@ class Learner:
     def values(self, micro_batches: Iterable[Sequence[Response]]) -> list[np.ndarray]:
         """The critic's values of this worker's responses, in order, [H] float32 each. All workers call it, with as many
         micro-batches."""
+        return self._of_each(micro_batches, "values")
+
+    @torch.no_grad()
+    def logprobs(self, micro_batches: Iterable[Sequence[Response]]) -> list[np.ndarray]:
+        """log pi of this worker's responses as it is now, as `values` has it of those."""
+        return self._of_each(micro_batches, "logprobs")
+
+    def _of_each(self, micro_batches: Iterable[Sequence[Response]], output: str) -> list[np.ndarray]:
         arrays = []
         for responses in micro_batches:
-            values = self._outputs(responses).values
-            assert values is not None, "a learner without a critic"
+            of_all = getattr(self._outputs(responses), output)
+            assert of_all is not None, f"a learner without {output}"
             if responses:
                 lengths = [len(response.response_ids) for response in responses]
-                arrays += [part.numpy() for part in values.float().cpu().split(lengths)]
+                arrays += [part.numpy() for part in of_all.float().cpu().split(lengths)]
         return arrays
 
     def _losses(self, responses: Sequence[Response], sums: Sums) -> torch.Tensor:

@@ -35,7 +35,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -204,26 +204,35 @@ class Theirs:
         # its log-probabilities are means over tokens, ours sums
         return Side(side.loss, side.gradients, {k: v for k, v in side.metrics.items() if not k.startswith("logps")})
 
-    def grpo(self, loss_type: str, beta: float, epsilon_high: float = HIGH) -> Side:
+    def grpo(
+        self,
+        loss_type: str,
+        beta: float,
+        epsilon_high: float = HIGH,
+        epsilon: float = LOW,
+        masked: Sequence[int] = (),
+    ) -> Side:
+        """`masked`: numbers of the rows that are masked as a whole."""
         from trl import GRPOConfig, GRPOTrainer
 
         rows = self.given.rows
         options = GRPOConfig(
-            **self.common, loss_type=loss_type, beta=beta, epsilon=LOW, epsilon_high=epsilon_high,
+            **self.common, loss_type=loss_type, beta=beta, epsilon=epsilon, epsilon_high=epsilon_high,
             max_completion_length=LONGEST, num_generations=2, per_device_train_batch_size=len(rows),
         )  # fmt: skip
         trainer = GRPOTrainer(reward_funcs=no_reward, args=options, **self._arguments({"prompt": "1"}))
         trainer.current_gradient_accumulation_steps = 1
         prompts, responses = ([torch.tensor(ids) for ids in column] for column in zip(*rows, strict=True))
+        masks = [torch.full_like(ids, number not in masked) for number, ids in enumerate(responses)]
         inputs = {
             "prompt_ids": padded(prompts, left=True),
             "prompt_mask": padded([torch.ones_like(ids) for ids in prompts], left=True),
             "completion_ids": padded(responses),
-            "completion_mask": padded([torch.ones_like(ids) for ids in responses]),
+            "completion_mask": padded(masks),
             "advantages": self.given.advantages,
             "old_per_token_logps": padded(self.given.behaviour),
             "ref_per_token_logps": padded(self.given.reference),
-            "num_items_in_batch": torch.tensor(sum(len(ids) for ids in responses)),
+            "num_items_in_batch": torch.cat(masks).sum(),
         }
         return self._side(trainer, inputs, lambda: trainer._metrics["train"])
 

@@ -6,11 +6,13 @@ proportional to pi^(1 + alpha/beta), and without a reward it is pi. Every sequen
 exact; only the samples are random.
 
 The reference is pi, as the reward's temperature alpha gives it: softmax(logits / alpha). Left out: prompts (there is one, so
-one group a step), responses that end early, a critic, several steps of the optimizer to a batch.
+one group a step), responses that end early, a critic, several steps of the optimizer to a batch. Under rl.lag the samples of
+a step come from the table as it was before the last, and `pipeline.rl.corrections` weighs them.
 """
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.rewards.endogenous import soft_value, token_rewards
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import RlConfig
+from pipeline.rl.corrections import weights
 from pipeline.training.advantages import Siblings
 from pipeline.training.objectives.base import Batch
 
@@ -32,6 +35,11 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "grpo, scale none, dr_grpo": {"rl": {"algorithm": "grpo"}, "grpo": {"scale": "none", "loss_type": "dr_grpo"}},
 }
 """Settings that end in the optimum: KL in the reward, gamma = lambda = 1 and no rescaling, as is their default."""
+DISTILLED: dict[str, dict[str, Any]] = {
+    "opd": {"rl": {"algorithm": "opd"}},
+    "opd, gamma 1": {"rl": {"algorithm": "opd"}, "opd": {"gamma": 1.0}},
+}
+"""Settings that end at a teacher, where there is no KL to the reference."""
 
 
 def configured(told: Mapping[str, Any], alpha: float, beta: float) -> RlConfig:
@@ -70,6 +78,7 @@ def train(
     rate: float,
     weight: float = 1.0,
     away: float = 0.0,
+    teacher: Table | None = None,
 ) -> Array:
     """What the policy ends at: probabilities of all sequences, [A^H].
 
@@ -80,6 +89,7 @@ def train(
         responses: sampled from the policy at each step.
         weight: of the endogenous reward and its values; 0: there is no reward but the KL.
         away: standard deviation of what is added to the first policy's logits.
+        teacher: logits of the one that rewards in place of the base, by r_h = log pi_T - log pi.
     """
     algorithm, alpha = algorithm_of(config), config.reward.alpha
     penalised = config.rl.kl_coefficient if config.rl.kl_in == "reward" else 0.0
@@ -89,6 +99,8 @@ def train(
     reference = paths.actions(base)
     values = paths.states([soft_value(level, alpha) for level in logits])
     rewards = np.array([token_rewards(q, v) for q, v in zip(paths.actions(logits), values, strict=True)])
+    if teacher is not None:
+        rewards = paths.actions(log_policy(teacher, 1.0))
 
     draw = torch.Generator().manual_seed(seed)
     learnt = [
@@ -106,21 +118,31 @@ def train(
         levels = [level.log_softmax(-1) for level in learnt]
         return torch.stack([level[prefixes[:, h], tokens[:, h]] for h, level in enumerate(levels)], dim=1)
 
+    versions = deque([log_probabilities().detach()], maxlen=config.rl.lag + 1)
     for _ in range(steps):
         whole = log_probabilities()
+        versions.append(whole.detach())
         # a sequence drawn by its number is what drawing its tokens one by one gives
-        drawn = torch.multinomial(whole.detach().sum(1).exp(), responses, replacement=True, generator=draw)
-        logprobs, chosen = whole[drawn], drawn.numpy()
-        earned = weight * rewards[chosen] - penalised * (logprobs.detach().numpy() - reference[chosen])
+        drawn = torch.multinomial(versions[0].sum(1).exp(), responses, replacement=True, generator=draw)
+        logprobs, chosen, sampler = whole[drawn], drawn.numpy(), versions[0][drawn]
+        corrects = config.correction != "none"
+        before = logprobs.detach() if corrects else sampler
+        own = before.numpy()
+        earned = weight * rewards[chosen] - penalised * (own - reference[chosen])
+        if teacher is not None:
+            earned -= weight * own
         group = Siblings(earned.sum(1), [horizon] * responses, list(earned), list(weight * values[chosen]))
         batch = Batch(
             logprobs=logprobs.flatten(),
             lengths=torch.full((responses,), horizon),
             rewards=torch.from_numpy(rewards[chosen].sum(1)),
             reference=torch.from_numpy(reference[chosen].ravel()),
-            behaviour=logprobs.detach().flatten(),
+            behaviour=before.flatten(),
             advantages=torch.from_numpy(np.concatenate(algorithm.advantages([group])[0])),
         )
+        if corrects:
+            of = weights(config.correction, config.rl.correction_cap, list(own), list(sampler.numpy()))
+            batch = replace(batch, advantages=batch.advantages * torch.from_numpy(np.concatenate(of)))
         losses = algorithm.terms(batch).losses
         optimizer.zero_grad()
         losses.mean().backward()
@@ -134,6 +156,17 @@ def optimum(config: RlConfig, logits: Table, weight: float = 1.0) -> Array:
     alpha, beta = config.reward.alpha, config.rl.kl_coefficient
     log_pi = over_sequences(log_policy(logits, alpha))[0]
     return np.exp(log_policy([(1 + weight * alpha / beta) * log_pi], 1.0)[0])
+
+
+def distilled(config: RlConfig, logits: Table, teacher: Table) -> Array:
+    """pi_T^(1/(1 + beta)) * pi_ref^(beta/(1 + beta)), normalised over sequences at gamma = 1, in each state at 0: [A^H]."""
+    beta = config.rl.kl_coefficient
+    taught, base = log_policy(teacher, 1.0), log_policy(logits, config.reward.alpha)
+    if config.opd.gamma == 0:
+        mixed = [(log_t + beta * log_ref) / (1 + beta) for log_t, log_ref in zip(taught, base, strict=True)]
+        return np.exp(over_sequences(log_policy(mixed, 1.0))[0])
+    whole = (over_sequences(taught)[0] + beta * over_sequences(base)[0]) / (1 + beta)
+    return np.exp(log_policy([whole], 1.0)[0])
 
 
 def total_variation(first: Array, second: Array) -> float:

@@ -61,7 +61,7 @@ def loop(recipe: "Recipe[Any]") -> None:
             if book:
                 book.write(row, data, due)
             if due:
-                keep(learner, recipe.output, state, row)
+                keep(learner, recipe.output, state, row, source.save)
     export(learner, recipe.output, "hf")
     if book:
         book.close()
@@ -94,6 +94,9 @@ class Source(ABC, Generic[Data]):
 
     def update(self, step: int, learner: Learner) -> None:
         """The learner has taken `step` steps, here or before a restart; data made by its policy come from these weights."""
+
+    def save(self, folder: str) -> None:
+        """Put what a later `step` needs and the learner does not hold into this worker's part of a checkpoint."""
 
     def close(self) -> None:
         """No further step is asked for."""

@@ -90,10 +90,30 @@ def restore(learner: Learner, fresh: State) -> State:
     return saved.state()
 
 
-def keep(learner: Learner, output: str, state: State, row: dict[str, Any]) -> None:
-    """Write a checkpoint: every worker hands its own part to Ray Train, which merges them where they are kept."""
+def read_kept(name: str) -> bytes | None:
+    """A file of the last checkpoint, None where that is none of its."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    try:
+        with checkpoint.filesystem.open_input_file(f"{checkpoint.path}/{name}") as file:
+            content: bytes = file.read()
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def keep(
+    learner: Learner, output: str, state: State, row: dict[str, Any], save: Callable[[str], None] = lambda folder: None
+) -> None:
+    """Write a checkpoint: every worker hands its own part to Ray Train, which merges them where they are kept.
+
+    Args:
+        save: writes what else belongs to this worker's part into its folder.
+    """
     with scratch(output) as folder:
         learner.save(folder, state["step"])
+        save(folder)
         if learner.rank == 0:
             saved = CheckpointState.model_validate({**state, "workers": learner.world})
             saved.create(os.path.join(folder, STATE))

@@ -63,7 +63,7 @@ class Logbook(Book):
 
     def write(self, row: MetricRow, data: Sequence[Group], due: bool) -> None:
         step, last = row["step"], row["step"] == self.config.rl.max_steps
-        row = {**row, **rollout_metrics(data), **self.source.seconds()}
+        row = {**row, **rollout_metrics(data), **self.source.measures()}
         self.notes += self.monitors.warnings(row)
         if last or step % self.config.held_out.every_steps == 0 or (step == 1 and not self.source.measurable):
             if self.source.measurable:
@@ -97,7 +97,6 @@ class Logbook(Book):
         if when:
             self._add_results(when, rights)
         self._write_samples(step, groups, rights)
-        self.source.seconds()  # of measuring, which is no part of a step's
         return {f"{EVAL}{name}": value for name, value in row.items()}
 
     def _add_results(self, when: str, rights: Sequence[bool]) -> None:
@@ -133,10 +132,11 @@ class Logbook(Book):
 
 
 def _rounding(recipe: "RlRecipe") -> float:
-    """Nats by which samplers and learner may differ. A replay's samples may come from other weights, so no tolerance
-    applies."""
+    """Nats by which samplers and learner may differ. Samples of a replay, or under a lag, come from other weights, so no
+    tolerance applies."""
     dtype = resolve_dtype(recipe.config.learner.dtype, recipe.device)
-    return math.inf if recipe.config.rl.replay else ROUNDING.get(dtype, ROUNDING["float32"])
+    others = recipe.config.rl.replay or recipe.config.rl.lag
+    return math.inf if others else ROUNDING.get(dtype, ROUNDING["float32"])
 
 
 def _opened(recipe: "RlRecipe", step: int) -> RolloutStore | None:

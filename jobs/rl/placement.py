@@ -1,6 +1,7 @@
 """What samplers, rewarders and learners get of the machine.
 
-They take turns, so a step lasts as long as its three turns together. Of several GPUs each kind gets as many as make that sum
+They take turns, so a step lasts as long as its three turns together; under rl.lag = 1, where samples are made and rewarded
+while a batch is learnt from, as long as the longer of the two. Of several GPUs each kind gets as many as make that sum
 least, where the configuration leaves it open. A turn is estimated in forward passes of a response (`turns`), with n responses,
 s samplers, r rewarders and l learners:
 
@@ -24,7 +25,7 @@ MOST_SAMPLERS = 4  # on CPUs, where nothing else is said
 DECODE_ROWS = 200
 """Rows of a decoding batch that take as long as one: what an H100 multiplies (some 400e12 a second, in bfloat16) while it
 reads a weight (some 2e12 bytes a second), estimated."""
-MODELLED = ("endogenous", "relative")  # kinds of rewards that forward a model
+MODELLED = ("endogenous", "relative", "teacher")  # kinds of rewards that forward a model
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def turns(config: RlConfig, samplers: int, rewarders: int, learners: int) -> Tur
     )
 
 
+def _length(config: RlConfig, each: Turns) -> float:
+    """Of a step."""
+    ahead = each.sampling + each.rewarding
+    return max(ahead, each.learning) if config.rl.lag else ahead + each.learning
+
+
 def _shares(config: RlConfig, gpus: int) -> tuple[int, int]:
     """Samplers and rewarders, where there are GPUs: what is configured, else those of the shortest step, the fewest of several
     such. One of each where they have to share."""
@@ -106,7 +113,7 @@ def _shares(config: RlConfig, gpus: int) -> tuple[int, int]:
                 left = gpus - math.ceil(round(taken, 6))
                 if left >= (config.learner.workers or 1):
                     learners = config.learner.workers or left
-                    yield sum(turns(config, samplers, rewarders, learners)), samplers, rewarders
+                    yield _length(config, turns(config, samplers, rewarders, learners)), samplers, rewarders
 
     fewest = (0.0, config.sampler.actors or 1, config.rewarder.actors or 1)
     return min(steps(), default=fewest)[1:] if gpus > 2 else fewest[1:]

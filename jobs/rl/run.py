@@ -29,8 +29,9 @@ from pipeline.config.section import changed
 from pipeline.errors import ConfigError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers.base import open_renderer
+from pipeline.rl.algorithm_sections import OF_RESPONSES, WITHOUT_RATIO
 from pipeline.rl.algorithms import algorithm_of
-from pipeline.rl.config import WITHOUT_RATIO, RewardSource, RlConfig
+from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rollout_store import RolloutStore, describe_rollouts
 from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
@@ -190,16 +191,7 @@ def _describe(config: RlConfig) -> RlRun:
     longest = max(len(prompt.ids) for prompt in prompts.prompts) + config.rl.max_new_tokens
     most = open_renderer(config.policy, config.tokens).max_length
     notes += position_notes(config, settings, min(longest, most))
-    if config.rl.algorithm in WITHOUT_RATIO and config.rl.minibatches > 1:
-        notes.append(
-            f"rl.algorithm = {config.rl.algorithm} has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the "
-            "first learn from samples of a policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
-        )
-    if config.rl.algorithm == "rloo" and dtype != "float32":
-        notes.append(
-            f"rl.algorithm = rloo compares whole responses with what the sampler made of them, and in {dtype} rounding moves "
-            "that ratio, of long responses beyond the clip: set learner.dtype = float32, or take grpo or reinforce"
-        )
+    notes += _ratio_notes(config, dtype)
     if config.rl.replay:
         _require_steps(config, config.rl.replay)
     description = describe_rl(config, prompts, held_out, dtype, device, workers, deepspeed)
@@ -225,6 +217,28 @@ def _describe(config: RlConfig) -> RlRun:
             "learner.workers, or sampler.gpus_per_actor and rewarder.gpus_per_actor"
         )
     return run
+
+
+def _ratio_notes(config: RlConfig, dtype: str) -> list[str]:
+    """What a person should know of how the algorithm compares the policy with who sampled."""
+    name, notes = f"rl.algorithm = {config.rl.algorithm}", []
+    if config.rl.algorithm in WITHOUT_RATIO and config.rl.minibatches > 1:
+        notes.append(
+            f"{name} has no ratio, and of rl.minibatches = {config.rl.minibatches} all but the first learn from samples of a "
+            "policy that has changed since: set 1, or take ppo, grpo or reinforce_plus_plus"
+        )
+    if config.rl.algorithm in WITHOUT_RATIO and config.rl.lag and config.correction == "none":
+        notes.append(
+            f"{name} has no ratio, and under rl.correction = none nothing corrects for samples of the weights before the last "
+            "step (rl.lag = 1): leave rl.correction out"
+        )
+    if config.rl.algorithm in OF_RESPONSES and dtype != "float32" and config.correction == "none":
+        notes.append(
+            f"{name} compares whole responses with what the sampler made of them, and in {dtype} rounding moves that ratio, "
+            "of long responses beyond the clip: set learner.dtype = float32 or rl.correction = sequence-mask, or take grpo or "
+            "reinforce"
+        )
+    return notes
 
 
 def _require_enough(config: RlConfig, prompts: Prompts) -> None:

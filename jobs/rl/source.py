@@ -1,28 +1,40 @@
 """Where a step's groups come from: samplers and rewarders, or a store that keeps those of another run.
 
 prompts of the step     Order: any step is found without those before it
-samples                 samplers, under the weights of the step
+samples                 samplers, under the weights of the step's version
 rewards                 rewarders, which are frozen
+
+Version v is the weights after v steps. Step k, counted from 1, learns from samples of version max(0, k - 1 - rl.lag): under
+lag 1 they are made while step k - 1 is learnt. A checkpoint then holds the one version more that the next step asks for.
 """
 
 import hashlib
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 import torch.distributed as dist
+from safetensors.torch import load, save_file
 
 from actors.learner import Learner
-from actors.sampler import serialize
+from actors.sampler import Serialized, serialize
 from jobs.learning.loop import Source
 from jobs.rl.pool import ActorPool, shared_out
 from pipeline.models.questions import Question
 from pipeline.rl.config import RlConfig
+from pipeline.rl.refill import candidates, filled
 from pipeline.rl.rollout_store import RolloutStore
 from pipeline.rl.rollouts import Group, Prompt, Rollout
 from pipeline.training.order import Order
+
+Version = tuple[int, Any]  # of weights: its number, and a Ray reference to them
 
 
 @dataclass(frozen=True)
@@ -37,34 +49,115 @@ class PromptSet:
     transcript: bool
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Groups, and what making them took: seconds, and under rl.refill how many prompts."""
+
+    groups: list[Group]
+    measures: dict[str, float]
+    notes: list[str]
+
+
 class RolloutSource:
-    """Fresh samples with their rewards, of the weights that it took last. Lives on the first worker; the actors that it
-    asks outlive it."""
+    """Fresh samples with their rewards. Lives on the first worker; the actors that it asks outlive it.
 
-    def __init__(self, config: RlConfig, prompts: PromptSet, samplers: ActorPool, rewarders: ActorPool):
+    One request at a time goes to them, from a thread of its own, in the order in which they were made.
+
+    Args:
+        steps: of the run; nothing is sampled for further ones.
+    """
+
+    def __init__(self, config: RlConfig, prompts: PromptSet, samplers: ActorPool, rewarders: ActorPool, steps: int):
         self.config, self.prompts, self.samplers, self.rewarders = config, prompts, samplers, rewarders
+        self.steps = steps
         self.order = Order(np.zeros(len(prompts.prompts), np.int32), config.rl.batch_size, config.rl.seed, 1)
-        self.version = 0
-        self.weights: Any = None  # a Ray reference
+        self.version = 0  # the newest
+        self.weights: dict[int, Any] = {}  # by version, Ray references
+        self.asked: dict[int, Future[Sampling]] = {}  # by step
+        self.thread = ThreadPoolExecutor(1)
+        self.measured: dict[str, float] = {}
+        self.heard: list[str] = []
 
-    def take(self, version: int, weights: dict[str, Any]) -> None:
-        """What is sampled from now on comes from these weights of the learner's."""
-        self.version, self.weights = version, None  # or the object store would hold those before beside them
-        self.weights = ray.put(serialize(weights))
+    def take(self, version: int, weights: dict[str, torch.Tensor]) -> None:
+        """The learner's weights after `version` steps; what can be sampled now and is not yet, is, where there is a lag."""
+        lag = self.config.rl.lag
+        # or the object store would hold older ones beside them
+        self.weights = {v: each for v, each in self.weights.items() if version - lag <= v < version}
+        self.version, self.weights[version] = version, ray.put(serialize(weights))
+        if lag:
+            for step in range(version, min(version + lag + 1, self.steps)):
+                self._ask(step)
+
+    def give(self, version: int, weights: Serialized) -> None:
+        """Older weights than `take` brings, which the next step's samples come from."""
+        self.weights[version] = ray.put(weights)
+
+    def older(self) -> dict[int, Serialized]:
+        """The weights that the next steps ask for, less the newest."""
+        needed = range(max(0, self.version - self.config.rl.lag), self.version) if self.version < self.steps else ()
+        return {version: ray.get(self.weights[version]) for version in needed}
 
     def step(self, step: int) -> list[Group]:
         """The groups of step `step`, counted from 0: the same prompts and random numbers whenever it is asked."""
-        prompts = [self.prompts.prompts[number] for number in self.order.step(step)]
-        return self._groups(prompts, self.config.rl.group_size, f"{self.config.rl.seed}:{step}")
+        self._ask(step)
+        sampling = self.asked.pop(step).result()
+        self.measured = sampling.measures
+        self.heard += sampling.notes
+        return sampling.groups
+
+    def _ask(self, step: int) -> None:
+        if step not in self.asked:
+            version = max(0, step - self.config.rl.lag)
+            self.asked[step] = self.thread.submit(self._of_step, step, (version, self.weights[version]))
 
     def held_out(self, count: int) -> list[Group]:
-        """One response to each of the first `count` prompts that nothing is learnt from."""
-        return self._groups(self.prompts.held_out[:count], 1, f"held out:{self.config.held_out.seed}")
+        """One response to each of the first `count` prompts that nothing is learnt from, of the newest weights."""
+        prompts, seed = self.prompts.held_out[:count], f"held out:{self.config.held_out.seed}"
+        newest = self.weights[self.version]
+        sampling = self.thread.submit(self._measuring, prompts, seed, (self.version, newest)).result()
+        self.heard += sampling.notes
+        return sampling.groups
 
-    def _groups(self, prompts: Sequence[Prompt], samples: int, seed: str) -> list[Group]:
-        questions = [_question(f"{seed}:{number}", prompt, samples) for number, prompt in enumerate(prompts)]
+    def close(self) -> None:
+        """Nothing further is asked for."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+    # On the thread
+
+    def _of_step(self, step: int, version: Version) -> Sampling:
+        section, own = self.config.rl, self.order.step(step).tolist()
+
+        def ask(numbers: Sequence[int], first: int) -> list[Group]:
+            prompts = [self.prompts.prompts[number] for number in numbers]
+            return self._groups(prompts, section.group_size, f"{section.seed}:{step}", version, first)
+
+        if not section.refill:
+            return self._sampling(ask(own, 0))
+        most = section.batch_size * (1 + section.refill)
+        numbers = candidates(own, step, section.seed, len(self.prompts.prompts), most)
+        return self._sampling(*filled(numbers, section.batch_size, ask))
+
+    def _measuring(self, prompts: Sequence[Prompt], seed: str, version: Version) -> Sampling:
+        return self._sampling(self._groups(prompts, 1, seed, version))
+
+    def _sampling(
+        self, groups: list[Group], measures: Mapping[str, float] = MappingProxyType({}), notes: Sequence[str] = ()
+    ) -> Sampling:
+        """The groups with what the actors say of making them."""
+        pools = {"time/sampling": self.samplers, "time/rewarding": self.rewarders}
+        seconds = {name: pool.seconds for name, pool in pools.items()}
+        said = [note for pool in pools.values() for note in pool.notes]
+        for pool in pools.values():
+            pool.seconds = 0.0
+            pool.notes.clear()
+        return Sampling(groups, {**seconds, **measures}, [*said, *notes])
+
+    def _groups(
+        self, prompts: Sequence[Prompt], samples: int, seed: str, version: Version, first: int = 0
+    ) -> list[Group]:
+        questions = [_question(f"{seed}:{number}", prompt, samples) for number, prompt in enumerate(prompts, first)]
         parts = shared_out(questions, len(self.samplers.actors))
-        answers = self.samplers.do("sample", [(self.version, self.weights, part) for part in parts])
+        answers = self.samplers.do("sample", [(*version, part) for part in parts])
         pairs = [
             (prompt, self._without_space(prompt, rollouts))
             for prompt, rollouts in zip(prompts, [each for part in answers for each in part], strict=True)
@@ -79,6 +172,8 @@ class RolloutSource:
             return rollouts
         return [replace(each, text=each.text.removeprefix(" ")) for each in rollouts]
 
+    # Back on the worker's
+
     @property
     def measurable(self) -> int:
         """How many held-out prompts there are."""
@@ -86,16 +181,12 @@ class RolloutSource:
 
     def notes(self) -> list[str]:
         """What came up since it was last asked, once each."""
-        notes = list(dict.fromkeys(self.samplers.notes + self.rewarders.notes))
-        self.samplers.notes.clear()
-        self.rewarders.notes.clear()
+        notes, self.heard = list(dict.fromkeys(self.heard)), []
         return notes
 
-    def seconds(self) -> dict[str, float]:
-        """What was spent since it was last asked."""
-        seconds = {"time/sampling": self.samplers.seconds, "time/rewarding": self.rewarders.seconds}
-        self.samplers.seconds = self.rewarders.seconds = 0.0
-        return seconds
+    def measures(self) -> dict[str, float]:
+        """What the groups of the step that was asked for last took."""
+        return self.measured
 
 
 class ReplaySource:
@@ -119,8 +210,14 @@ class ReplaySource:
     def notes(self) -> list[str]:
         return []
 
-    def seconds(self) -> dict[str, float]:
+    def measures(self) -> dict[str, float]:
         return {}
+
+    def older(self) -> dict[int, Serialized]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing is under way."""
 
 
 class SharedSource(Source[list[Group]]):
@@ -144,6 +241,31 @@ class SharedSource(Source[list[Group]]):
         weights = learner.weights()  # gathered from all workers
         if self.own and weights:
             self.own.take(step, weights)
+
+    def save(self, folder: str) -> None:
+        for version, weights in (self.own.older() if self.own else {}).items():
+            write_version(os.path.join(folder, version_name(version)), weights)
+
+    def close(self) -> None:
+        if self.own:
+            self.own.close()
+
+
+def version_name(version: int) -> str:
+    """Of older weights in a checkpoint."""
+    return f"weights-{version:06d}.safetensors"
+
+
+def write_version(path: str, weights: Serialized) -> None:
+    """Weights as they travel, flat, into a file."""
+    with warnings.catch_warnings():  # shared memory is read-only, and is only read
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        save_file({name: torch.from_numpy(content).view(dtype) for name, (dtype, content) in weights.items()}, path)
+
+
+def read_version(content: bytes) -> Serialized:
+    """The inverse of `write_version`."""
+    return serialize(load(content))
 
 
 def _question(seed: str, prompt: Prompt, samples: int) -> Question:

@@ -13,7 +13,7 @@ from pipeline.report import rl, training
 from pipeline.report.page import listed
 from pipeline.report.runs import figure, last_part, learning_config, policy_name, words
 from pipeline.report.toml import to_toml
-from pipeline.rl.config import ALGORITHMS
+from pipeline.rl.algorithm_sections import ALGORITHMS
 from pipeline.training.config import ADVANTAGE_OBJECTIVES, OBJECTIVES, PAIR_OBJECTIVES, SECTION_OF
 from pipeline.training.documents import RlResults, Run
 from pipeline.training.metrics import EVAL, MetricRow, ends

@@ -28,7 +28,8 @@ from pipeline.report.runs import (
 )
 from pipeline.report.runs import ordered as ordered_by
 from pipeline.report.shares import Interval, draw_intervals, figure_text, interval_text
-from pipeline.rl.config import ALGORITHMS, RewardSource, RlConfig
+from pipeline.rl.algorithm_sections import ALGORITHMS
+from pipeline.rl.config import RewardSource, RlConfig
 from pipeline.training.documents import Repeat, RlResults, Run, SampledResponse, SamplesLine
 from pipeline.training.metrics import MetricRow, ends, finite
 
@@ -116,6 +117,7 @@ def source_words(config: RlConfig, source: RewardSource) -> str:
     what = {
         "endogenous": reward_words(config.reward.model_dump(), model),
         "relative": f"log π of {model or 'the reward model'} relative to {last_part(source.reference)}",
+        "teacher": f"log π of {model or 'a teacher'} relative to the policy's own",
         "maths": "whether the final answer is right",
         "function": f"the function {source.function.rpartition(':')[2]}",
         "length": "a penalty of length",
@@ -306,7 +308,8 @@ def _short(value: float) -> str:
 def _settings(run: Run, metrics: list[MetricRow]) -> list[tuple[str, str]]:
     config = _config(run)
     rl, short = config.rl, _algorithm(run)[0]
-    own = getattr(config, rl.algorithm).model_dump()
+    section = getattr(config, rl.algorithm, None)  # of an algorithm that has settings
+    own = section.model_dump() if section else {}
     place = {"reward": "taken off the reward", "loss": "in the loss"}[rl.kl_in]
     kl = f"{rl.kl_coefficient:g} \N{MULTIPLICATION SIGN} {rl.kl}, {place}" if rl.kl_coefficient else "none"
     method = [
@@ -316,6 +319,9 @@ def _settings(run: Run, metrics: list[MetricRow]) -> list[tuple[str, str]]:
         ["KL to the reference", kl],
         ["Coefficient of the entropy", rl.entropy_coefficient or None],
         ["Penalty of a response cut off", config.rewarding.missing_eos_penalty or None],
+        ["Steps that samples are behind", rl.lag or None],
+        ["Correction", None if config.correction == "none" else f"{config.correction}, at most {rl.correction_cap:g}"],
+        ["Further prompts for groups without variance", rl.refill * rl.batch_size or None],
         ["Samples of", last_part(rl.replay) if rl.replay else None],
     ]
     batch: list[list[Any]] = [

@@ -1,6 +1,7 @@
 """What an online run is, as data. The rules are those of `pipeline.config`: every mistake at once, no torch imported."""
 
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,20 +19,23 @@ from pipeline.config import (
     unread_of_tokens,
     unread_revision,
 )
+from pipeline.rl.algorithm_sections import (
+    ALGORITHMS,
+    OF_RESPONSES,
+    WITHOUT_RATIO,
+    Algorithm,
+    CispoConfig,
+    GspoConfig,
+    OnlineGrpoConfig,
+    OnlineReinforceConfig,
+    OpdConfig,
+    PpoConfig,
+    ReinforcePlusPlusConfig,
+    RlooConfig,
+)
 from pipeline.training.config import LearningConfig, OptimizerSection
 
-Algorithm = Literal["ppo", "grpo", "rloo", "reinforce", "reinforce_plus_plus"]
-
-ALGORITHMS = {
-    "ppo": ("PPO", "proximal policy optimization"),
-    "grpo": ("GRPO", "group-relative policy optimization"),
-    "rloo": ("RLOO", "REINFORCE leave-one-out"),
-    "reinforce": ("REINFORCE", "REINFORCE"),
-    "reinforce_plus_plus": ("REINFORCE++", "REINFORCE++"),
-}
-"""What a page calls them, in short and in full."""
-WITHOUT_RATIO = ("reinforce",)
-"""Those that take a batch for the policy's own: nothing corrects for learning from it again."""
+Correction = Literal["none", "token-truncate", "token-mask", "sequence-truncate", "sequence-mask"]
 
 
 class RlSection(OptimizerSection):
@@ -41,13 +45,19 @@ class RlSection(OptimizerSection):
     max_steps: int = Field(default=100, ge=1, description="batches of samples, each learnt from and thrown away")
     batch_size: int = Field(default=16, ge=1, description="prompts of a batch")
     group_size: int = Field(default=8, ge=1, description="responses to each prompt")
+    refill: int = Field(
+        default=0,
+        ge=0,
+        description="groups whose rewards are all the same give place to others (arXiv 2503.14476), of at most this times "
+        "batch_size further prompts a step",
+    )
     max_new_tokens: int = Field(default=256, ge=1, description="longest response, its end token included")
     epochs: int = Field(default=1, ge=1, description="how often each batch is learnt from")
     minibatches: int = Field(default=1, ge=1, description="optimiser steps of an epoch; 1 and 1 is exactly on-policy")
     credit: Literal["response", "tokens"] | None = Field(
         default=None,
         description="response: every token is credited with the whole reward; tokens: with the rewards to go from it; "
-        "default: tokens for ppo and reinforce_plus_plus, else response",
+        "default: tokens for ppo, reinforce_plus_plus and opd, else response",
     )
     gamma: float = Field(default=1.0, ge=0, le=1, description="discount of the rewards to go of credit = tokens")
     kl_coefficient: float = Field(
@@ -60,6 +70,24 @@ class RlSection(OptimizerSection):
     entropy_coefficient: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="of the entropy of the next token, a bonus in the loss"
     )
+    lag: int = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="0: sampling waits for learning; 1: step k learns from samples of the weights after k - 2 steps, made "
+        "while step k - 1 is learnt",
+    )
+    mask_truncated: bool = Field(
+        default=False,
+        description="nothing is learnt from responses that were cut off, though they are compared with (arXiv 2503.14476)",
+    )
+    correction: Correction | None = Field(
+        default=None,
+        description="for samples of other weights or another engine: advantages times pi before the batch's first step / pi "
+        "of the sampler, by token or by sequence, truncated or masked above correction_cap; default: sequence-mask under "
+        "lag = 1, else none",
+    )
+    correction_cap: float = Field(default=3.0, ge=1, allow_inf_nan=False, description="largest weight of a correction")
     keep_rollouts: bool = Field(default=False, description="keep every batch, as a label store in OUTPUT/rollouts")
     replay: Place | None = Field(
         default=None,
@@ -84,68 +112,10 @@ class RlSection(OptimizerSection):
         return self.kl_estimator or ("k1" if self.kl_in == "reward" else "k3")
 
 
-class PpoConfig(Section):
-    """Proximal policy optimization (arXiv 1707.06347), advantages by GAE (arXiv 1506.02438)."""
-
-    value: Literal["reward-model", "critic"] = Field(
-        default="reward-model",
-        description="what forecasts the rewards to go: the reward model's own V(s_h), which costs nothing, or a critic on "
-        "the policy's states",
-    )
-    gae_lambda: float = Field(default=1.0, ge=0, le=1, description="lambda of GAE; 1: rewards to go, less the value")
-    epsilon: float = Field(default=0.2, gt=0, lt=1, description="ratios are clipped outside 1 - this and 1 + this")
-    value_coefficient: float = Field(
-        default=0.5, ge=0, allow_inf_nan=False, description="of the critic's squared error"
-    )
-    normalize: bool = Field(default=False, description="advantages of a batch to mean 0 and deviation 1")
-
-
-class OnlineGrpoConfig(Section):
-    """Group-relative policy optimization (arXiv 2402.03300, eq. 3)."""
-
-    loss_type: Literal["dapo", "grpo", "dr_grpo"] = Field(
-        default="dapo",
-        description="mean over the tokens of the batch; over responses of the mean over their tokens; over responses of "
-        "the sum divided by rl.max_new_tokens",
-    )
-    scale: Literal["group", "none"] = Field(
-        default="group", description="group: advantages are divided by the standard deviation of the group's rewards"
-    )
-    epsilon: float = Field(default=0.2, gt=0, lt=1, description="ratios are clipped below 1 - this")
-    epsilon_high: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="and above 1 + this; default: epsilon"
-    )
-
-
-class RlooConfig(Section):
-    """REINFORCE leave-one-out (arXiv 2402.14740)."""
-
-    epsilon: float = Field(
-        default=0.2, gt=0, lt=1, description="ratios of whole responses are clipped outside 1 +- this"
-    )
-
-
-class OnlineReinforceConfig(Section):
-    """REINFORCE (Williams 1992)."""
-
-    baseline: Literal["group", "none"] = Field(
-        default="group", description="what is taken off the reward: the mean of the group, or nothing"
-    )
-
-
-class ReinforcePlusPlusConfig(Section):
-    """REINFORCE++ (arXiv 2501.03262)."""
-
-    baseline: Literal["group", "none"] = Field(
-        default="group", description="taken off before the batch is normalised: the mean of the group, or nothing"
-    )
-    epsilon: float = Field(default=0.2, gt=0, lt=1, description="ratios are clipped outside 1 - this and 1 + this")
-
-
 READ_BY = {
-    "model": ("endogenous", "relative"),
-    "revision": ("endogenous", "relative"),
-    "system_prompt": ("endogenous", "relative"),
+    "model": ("endogenous", "relative", "teacher"),
+    "revision": ("endogenous", "relative", "teacher"),
+    "system_prompt": ("endogenous", "relative", "teacher"),
     "reference": ("relative",),
     "reference_revision": ("relative",),
     "answer_key": ("maths",),
@@ -155,20 +125,27 @@ READ_BY = {
 """Which kinds of rewards read a field of theirs; the other fields are everyone's."""
 
 
+def _either(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 class RewardSource(Section):
     """One of the rewards whose weighted sum a run maximises."""
 
-    kind: Literal["endogenous", "relative", "maths", "function", "length"] = Field(
+    kind: Literal["endogenous", "relative", "teacher", "maths", "function", "length"] = Field(
         default="endogenous",
         description="endogenous: the reward model's logits; relative: its log-probabilities less those of `reference` "
-        "(arXiv 2510.02493); maths: 1 where the final answer equals `answer_key`, else 0; function: Python; length: "
-        "0 up to `free_tokens`, then down to -1 at rl.max_new_tokens (arXiv 2503.14476, eq. 13)",
+        "(arXiv 2510.02493); teacher: its log-probabilities less the policy's own (arXiv 2306.13649); maths: 1 where the "
+        "final answer equals `answer_key`, else 0; function: Python; length: 0 up to `free_tokens`, then down to -1 at "
+        "rl.max_new_tokens (arXiv 2503.14476, eq. 13)",
     )
     weight: float = Field(default=1.0, allow_inf_nan=False, description="what it is multiplied by")
     share: float = Field(default=1.0, gt=0, le=1, description="share of the prompts that it applies to")
-    model: Place = Field(default="", description="endogenous, relative: default: reward_model.name")
+    model: Place = Field(default="", description="endogenous, relative, teacher: default: reward_model.name")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
-    system_prompt: str | None = Field(default=None, description="endogenous, relative: a rubric put before the prompt")
+    system_prompt: str | None = Field(
+        default=None, description="endogenous, relative, teacher: a rubric put before the prompt"
+    )
     reference: Place = Field(default="", description="relative: the earlier checkpoint, of the same tokenizer")
     reference_revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     answer_key: str = Field(default="answer", description="maths: column of the right answer")
@@ -180,7 +157,7 @@ class RewardSource(Section):
     @model_validator(mode="after")
     def _reads_all(self) -> Self:
         unread = [
-            f"{name} (read by kind = {' or '.join(kinds)})"
+            f"{name} (read by kind = {_either(kinds)})"
             for name, kinds in READ_BY.items()
             if self.kind not in kinds and self._given(name)
         ]
@@ -269,9 +246,12 @@ class RlConfig(LearningConfig):
     rewards: dict[str, RewardSource] = Field(default={"endogenous": RewardSource()})
     ppo: PpoConfig = PpoConfig()
     grpo: OnlineGrpoConfig = OnlineGrpoConfig()
+    gspo: GspoConfig = GspoConfig()
+    cispo: CispoConfig = CispoConfig()
     rloo: RlooConfig = RlooConfig()
     reinforce: OnlineReinforceConfig = OnlineReinforceConfig()
     reinforce_plus_plus: ReinforcePlusPlusConfig = ReinforcePlusPlusConfig()
+    opd: OpdConfig = OpdConfig()
     held_out: HeldOutSection = HeldOutSection()
     sampler: PoolSection = PoolSection()
     rewarder: PoolSection = PoolSection()
@@ -287,8 +267,21 @@ class RlConfig(LearningConfig):
     @property
     def credit(self) -> Literal["response", "tokens"]:
         """As told, or by the algorithm."""
-        by_token = self.rl.algorithm in ("ppo", "reinforce_plus_plus")
+        by_token = self.rl.algorithm in ("ppo", "reinforce_plus_plus", "opd")
         return self.rl.credit or ("tokens" if by_token else "response")
+
+    @property
+    def correction(self) -> Correction:
+        """As told, or none where samples are the learner's own but for rounding."""
+        return self.rl.correction or ("sequence-mask" if self.rl.lag else "none")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _taught(cls, given: Any) -> Any:
+        """Under opd the default reward is a teacher's."""
+        section = given.get("rl") if isinstance(given, dict) else None
+        algorithm = section.get("algorithm") if isinstance(section, dict) else getattr(section, "algorithm", None)
+        return {"rewards": {"teacher": {"kind": "teacher"}}, **given} if algorithm == "opd" else given
 
     @field_validator("tokens")
     @classmethod
@@ -309,18 +302,56 @@ class RlConfig(LearningConfig):
     def _fits(self) -> Self:
         alone = self.rl.group_size == 1
         compares = {
-            "grpo": True,
-            "rloo": True,
+            **dict.fromkeys(("grpo", "gspo", "cispo", "rloo"), True),
             "reinforce": self.reinforce.baseline == "group",
             "reinforce_plus_plus": self.reinforce_plus_plus.baseline == "group",
+            "opd": self.opd.baseline == "group",
         }
+        if self.rl.refill and (alone or not compares.get(self.rl.algorithm, False)):
+            raise ValueError(
+                f"rl.refill = {self.rl.refill} looks for groups whose rewards differ, and under rl.algorithm = "
+                f"{self.rl.algorithm}, as it is set, responses to a prompt are not compared: leave rl.refill out"
+            )
         if alone and compares.get(self.rl.algorithm, False):
             raise ValueError(
                 f"rl.algorithm = {self.rl.algorithm} compares the responses to a prompt, and rl.group_size = 1; raise it"
             )
         if not self.rewards:
             raise ValueError("rewards: none; give at least one, such as rewards.endogenous.kind = endogenous")
+        if self.rl.lag and self.rl.replay:
+            raise ValueError(
+                "rl.lag = 1 under rl.replay: a replay samples nothing, so nothing can run ahead of it; leave rl.lag out, and "
+                "to learn as the run that was kept did, set rl.correction as it had it (sequence-mask where it said nothing)"
+            )
+        if self.rl.algorithm in OF_RESPONSES and self.correction.startswith("token"):
+            raise ValueError(
+                f"rl.algorithm = {self.rl.algorithm} weighs whole responses, and rl.correction = {self.correction} gives each "
+                f"token a weight of its own: set {self.correction.replace('token', 'sequence')}"
+            )
+        if self.rl.algorithm == "opd":
+            self._refuse_other_teaching()
         return self
+
+    def _refuse_other_teaching(self) -> None:
+        """What on-policy distillation cannot learn from. Raises ValueError."""
+        kinds = {name: source.kind for name, source in self.rewards.items()}
+        if not any(source.kind == "teacher" and source.share == 1 for source in self.rewards.values()):
+            raise ValueError(
+                "rl.algorithm = opd learns from a teacher, and no reward is one for all prompts: name it, as "
+                "rewards.teacher.kind = teacher, or leave rewards out"
+            )
+        endogenous = [name for name, kind in kinds.items() if kind == "endogenous"]
+        if endogenous:
+            raise ValueError(
+                f"rl.algorithm = opd: rewards.{endogenous[0]} is endogenous, whose V(s_h) is noise in the rewards of single "
+                "tokens; set its kind = teacher, which has none, or another rl.algorithm"
+            )
+        others = [name for name, kind in kinds.items() if kind not in ("teacher", "relative")]
+        if others and self.opd.gamma == 0:
+            raise ValueError(
+                f"rl.algorithm = opd: rewards.{others[0]} is of whole responses, and under opd.gamma = 0 only their last "
+                "token would answer for it; set opd.gamma = 1"
+            )
 
     def unread(self) -> Unread:
         yield from super().unread()
@@ -341,15 +372,19 @@ class RlConfig(LearningConfig):
             for field in ("check", "answer_key", "some", "seed"):
                 unused.append((f"held_out.{field}", "without held_out.prompts"))
         if self.rl.replay:
-            for section in ("sampler", "rewarder", "held_out"):
+            for section in ("sampler", "rewarder", "held_out", "rl.refill"):
                 unused.append((section, "under rl.replay, which samples and measures nothing"))
-        elif self.rl.epochs == self.rl.minibatches == 1:
+        elif self.rl.epochs == self.rl.minibatches == 1 and (self.correction != "none" or not self.rl.lag):
             for name in (
                 "ppo.epsilon",
                 "grpo.epsilon",
                 "grpo.epsilon_high",
+                "gspo.epsilon",
+                "gspo.epsilon_high",
+                "cispo.max_ratio",
                 "rloo.epsilon",
                 "reinforce_plus_plus.epsilon",
+                "opd.max_ratio",
             ):
                 unused.append((name, "while rl.epochs and rl.minibatches are 1: each batch is the policy's own"))
         return set_but_unread(self, unused)
@@ -365,7 +400,12 @@ class RlConfig(LearningConfig):
                 f"for the better under rl.algorithm = {algorithm}: nothing corrects for learning from a batch again; leave it "
                 "out, or set that to ppo, grpo or reinforce_plus_plus",
             )
-        if self.credit == "response" and algorithm != "ppo":
+        if self.correction == "none":
+            yield "rl.correction_cap", "under rl.correction = none; leave it out, or set that"
+        if algorithm == "opd":
+            yield "rl.credit", "under rl.algorithm = opd, whose opd.gamma says it; leave it out"
+            yield "rl.gamma", "under rl.algorithm = opd; set opd.gamma"
+        elif self.credit == "response" and algorithm != "ppo":
             yield "rl.gamma", "under rl.credit = response; leave it out, or set that to tokens"
         if self.ppo.value != "critic":
             yield "ppo.value_coefficient", f"under ppo.value = {self.ppo.value}; leave it out, or set that to critic"
@@ -375,8 +415,8 @@ class RlConfig(LearningConfig):
         if "endogenous" not in kinds:
             yield "reward", "without an endogenous reward; leave it out"
             yield "rewarding.other_tokenizer", "without an endogenous reward; leave it out"
-        if not kinds & {"endogenous", "relative"}:
-            yield "reward_model", "without an endogenous or relative reward; leave it out"
+        if not kinds & {"endogenous", "relative", "teacher"}:
+            yield "reward_model", "without an endogenous or relative reward, or a teacher; leave it out"
         yield from unread_revision("reward_model", self.reward_model.name)
         if not self.reward_model.name:
             yield "reward_model.revision", "without reward_model.name; give that, or leave it out"

@@ -26,6 +26,8 @@ REPEATED = "repeated.json"
 ROLLOUTS = "rollouts"
 LEFT_BY_RUN = ("metrics.jsonl", RESULTS, SAMPLES, REPEATED)  # to be forgotten where another run takes its place
 RUN = "run."  # before what describes the run, in the description of its kept rollouts
+ADDED: dict[str, Any] = {"rl.mask_truncated": False, "rl.lag": 0, "rl.refill": 0}
+"""Fields that earlier versions lacked, and the values under which a run is what it was there: these are not described."""
 LEARNT_FROM = ("rewards.", "reward.", "rewarding.", "tokens.", "policy.", "reference.", "prompts.", "input.")
 LEARNT_FROM_RL = ("rl.batch_size", "rl.group_size", "rl.max_new_tokens")
 """What of a description decides which samples a run learns from, beside its weights and random numbers."""
@@ -50,12 +52,19 @@ def describe_rl(
     )
     del description["rl.keep_rollouts"]  # it changes nothing of what is learnt
     del description["tokens.sampled"]  # nor can this be set
+    for name, default in ADDED.items():
+        if description[name] == default:
+            del description[name]
+    corrected = {"rl.correction": config.correction, "rl.correction_cap": config.rl.correction_cap}
+    for name in corrected:
+        del description[name]
     return description | {
         "tokens.template": _template(config.tokens),
         "tokens.date": config.tokens.date if open_renderer(config.policy, config.tokens).asks_for_date else None,
         "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),
         "rl.credit": config.credit,
         "rl.kl_estimator": config.rl.kl,
+        **(corrected if config.correction != "none" else {}),
         **({"ppo.after_cut": "critic"} if bootstraps else {}),  # versions before had 0 there
         **{
             f"rewards.{name}.{field}": value
@@ -123,7 +132,7 @@ def _template(tokens: TokensConfig) -> str:
 
 def _source(config: RlConfig, source: RewardSource) -> dict[str, Any]:
     fields = source.model_dump(exclude={"model", "revision", "reference", "reference_revision"})
-    if source.kind not in ("endogenous", "relative"):
+    if source.kind not in ("endogenous", "relative", "teacher"):
         return fields | {"function": _content(source.function)}
     own = config.reward_model
     model = own.named(source.model, source.revision)

@@ -14,6 +14,7 @@ from tiny import save_model
 from transformers import AutoModelForCausalLM
 
 from jobs.__main__ import main
+from pipeline.rl.rollout_store import RolloutStore
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parent.parent.parent
@@ -151,6 +152,46 @@ def test_a_kept_run_is_replayed_without_sampling(
     ran = on_one_ray("rl", "--prompts", prompts, "--policy", model, "--output", output, *again)
     assert ran.returncode == 0, ran.stderr
     mine, there = (load_file(folder / "hf" / "model.safetensors") for folder in (output, undisturbed))
+    assert all(torch.equal(mine[key], there[key]) for key in there)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_step_behind_every_sample_is_of_its_version_and_kills_change_no_bit(
+    model: Path, prompts: Path, tmp_path: Path, on_one_ray: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step k learns from the weights after max(0, k - 2) steps, also where it is the first after a checkpoint; with LoRA the
+    checkpoint holds the adapters alone."""
+    told = settings(
+        rl__lag=1,
+        rl__max_steps=18,
+        rl__minibatches=2,
+        rl__keep_rollouts="true",
+        lora__rank=2,
+        checkpoint__every_steps=4,
+        held_out__every_steps=9,
+        held_out__prompts=json.dumps([str(prompts)]),
+    )
+    words = ["rl", "--prompts", str(prompts), "--policy", str(model), *told]
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    ran = on_one_ray(*words, "--output", quiet)
+    assert ran.returncode == 0, ran.stderr
+    for step in range(18):
+        versions = {r.version for group in RolloutStore(str(quiet / "rollouts")).read(step) for r in group.rollouts}
+        assert versions == {max(0, step - 1)}
+    rows = metrics(quiet)[1:]
+    difference = "sampling/sampling_logp_difference"
+    assert rows[0][f"{difference}/max"] < 1e-5 < rows[10][f"{difference}/mean"]
+    assert all(0 < row["sampling/effective_sample_size"] <= 1 and "sampling/capped" in row for row in rows)
+    held = list((quiet / "checkpoints").glob("*/weights-*.safetensors"))
+    assert {file.name for file in held} >= {"weights-000015.safetensors"}  # of step 16; after the last step none
+    assert all("lora" in name for file in held for name in load_file(file))
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    kinds = ("learner", "sampler")
+    command = [*words, "--output", str(killed)]
+    run_with_kills(command, killed, len(kinds), 0, done=steps_of, kept=kept_steps_of, kinds=kinds)
+    assert metrics(killed) == metrics(quiet)
+    mine, there = (load_file(folder / "hf" / "model.safetensors") for folder in (killed, quiet))
     assert all(torch.equal(mine[key], there[key]) for key in there)
 
 

@@ -5,6 +5,7 @@
 
 import os
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,33 @@ def test_without_a_reward_there_is_nothing_to_learn_at_the_base_and_it_comes_bac
     config = config_of(name)
     assert apart(config, weight=0.0, steps=1) < 1e-8
     assert apart(config, weight=0.0, away=1.0) < NEAR
+
+
+LAG: dict[str, Any] = {"lag": 1}
+
+
+@pytest.mark.parametrize("correction", [None, "none"])
+@every_required
+def test_a_step_behind_it_ends_in_the_same_policy(name: str, correction: str | None) -> None:
+    told = online.REQUIRED[name]
+    config = online.configured({**told, "rl": {**told["rl"], **LAG, "correction": correction}}, 0.8, 0.8)
+    assert apart(config) < 0.03
+
+
+TEACHER = mdp.random_table(np.random.default_rng(1), 1, 3, 3)
+
+
+@pytest.mark.parametrize("name", online.DISTILLED)
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_distillation_ends_at_the_teacher_or_between_it_and_the_reference(name: str, beta: float) -> None:
+    config = online.configured(online.DISTILLED[name], 1.0, beta)
+    wanted = online.distilled(config, LOGITS, TEACHER)
+    teacher = np.exp(mdp.over_sequences(mdp.log_policy(TEACHER, 1.0))[0])
+    assert (online.total_variation(wanted, teacher) < 1e-12) == (beta == 0)
+    base = online.optimum(config_of("ppo"), LOGITS, weight=0.0)
+    assert online.total_variation(base, wanted) > 10 * NEAR
+    found = online.train(config, LOGITS, 0, 512, 150, 0.1, teacher=TEACHER)
+    assert online.total_variation(found, wanted) < NEAR
 
 
 @pytest.mark.parametrize("kl", ["k2", "k3"])

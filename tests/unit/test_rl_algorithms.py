@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.rl.algorithm_sections import ALGORITHMS as CONFIGURED
 from pipeline.rl.algorithms import ALGORITHMS, Algorithm, algorithm_of
+from pipeline.rl.algorithms.cispo import Cispo
 from pipeline.rl.algorithms.grpo import Grpo
+from pipeline.rl.algorithms.gspo import Gspo
+from pipeline.rl.algorithms.opd import Opd
 from pipeline.rl.algorithms.ppo import Ppo
 from pipeline.rl.algorithms.reinforce import Reinforce
 from pipeline.rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from pipeline.rl.algorithms.rloo import Rloo
-from pipeline.rl.config import ALGORITHMS as CONFIGURED
 from pipeline.rl.config import RlConfig
 from pipeline.training.advantages import Siblings
 from pipeline.training.objectives import Batch
@@ -40,6 +43,7 @@ class Plain:
     entropies: Nested
     values: Nested
     returns: Nested
+    held: Nested  # logprobs as they were: what has no gradient does not move with them
 
 
 def plain(seed: int, n: int = 6) -> Plain:
@@ -50,16 +54,17 @@ def plain(seed: int, n: int = 6) -> Plain:
     near = [[x + rng.normal(scale=0.2, size=len(x)) for x in logprobs] for _ in range(2)]
     advantages = [np.full(h, rng.normal()) for h in lengths]
     free = [[rng.normal(size=h) for h in lengths] for _ in range(3)]
-    return Plain(*([row.tolist() for row in rows] for rows in (logprobs, *near, advantages, *free)))
+    return Plain(*([row.tolist() for row in rows] for rows in (logprobs, *near, advantages, *free, logprobs)))
 
 
+COLUMNS = [name for name in Plain.__dataclass_fields__ if name != "held"]
 LEARNT = ("logprobs", "entropies", "values")
 
 
 def batch_of(rows: Plain, dtype: torch.dtype = torch.float64) -> Batch:
     flat = {
         name: torch.tensor([x for row in getattr(rows, name) for x in row], dtype=dtype, requires_grad=name in LEARNT)
-        for name in Plain.__dataclass_fields__
+        for name in COLUMNS
     }
     lengths = torch.tensor([len(row) for row in rows.logprobs])
     return Batch(**flat, lengths=lengths, rewards=torch.arange(len(lengths), dtype=torch.float64))
@@ -124,6 +129,26 @@ def rloo(o: Rloo, rows: Plain) -> list[float]:
     return losses
 
 
+def gspo(o: Gspo, rows: Plain) -> list[float]:
+    losses = []
+    for i, row in enumerate(rows.logprobs):
+        product, length = 1.0, len(row)
+        for h in range(length):
+            product *= exp(row[h]) / exp(rows.behaviour[i][h])
+        own = clip(product ** (1 / length), rows.advantages[i][0], o.epsilon, o.epsilon_high)
+        losses.append(own + sum(of_token(o, rows, i, h) for h in range(length)) / length)
+    return losses
+
+
+def weighed(o: Cispo | Opd, rows: Plain) -> list[float]:
+    losses = []
+    for i, row in enumerate(rows.logprobs):
+        for h in range(len(row)):
+            weight = min(exp(rows.held[i][h]) / exp(rows.behaviour[i][h]), o.max_ratio)
+            losses.append(-weight * rows.advantages[i][h] * row[h] + of_token(o, rows, i, h))
+    return losses
+
+
 def reinforce(o: Reinforce, rows: Plain) -> list[float]:
     return [
         sum(-rows.advantages[i][h] * row[h] + of_token(o, rows, i, h) for h in range(len(row)))
@@ -134,7 +159,8 @@ def reinforce(o: Reinforce, rows: Plain) -> list[float]:
 K2: dict[str, Any] = {"kl_coefficient": 0.3, "kl_estimator": "k2"}
 K3: dict[str, Any] = {"kl_coefficient": 0.3, "kl_estimator": "k3", "entropy_coefficient": 0.07}
 ORACLES: dict[type[Algorithm], Callable] = {
-    Ppo: ppo, Grpo: grpo, Rloo: rloo, Reinforce: reinforce, ReinforcePlusPlus: reinforce_plus_plus
+    Ppo: ppo, Grpo: grpo, Gspo: gspo, Cispo: weighed, Rloo: rloo, Reinforce: reinforce,
+    ReinforcePlusPlus: reinforce_plus_plus, Opd: weighed,
 }  # fmt: skip
 CASES: dict[str, Algorithm] = {
     "ppo": Ppo(),
@@ -144,12 +170,18 @@ CASES: dict[str, Algorithm] = {
     "grpo, dapo, k3": Grpo(**K3),
     "grpo, grpo, k2": Grpo(loss_type="grpo", epsilon_high=0.3, **K2),
     "grpo, dr_grpo, k3": Grpo(loss_type="dr_grpo", max_new_tokens=7, **K3),
+    "gspo": Gspo(),
+    "gspo, wide, k3": Gspo(epsilon=0.1, epsilon_high=0.2, **K3),
+    "cispo": Cispo(max_ratio=1.1),
+    "cispo, k2": Cispo(**K2),
     "rloo": Rloo(epsilon=0.1),
     "rloo, k3": Rloo(**K3),
     "reinforce": Reinforce(),
     "reinforce, k2": Reinforce(**K2),
     "reinforce_plus_plus": ReinforcePlusPlus(),
     "reinforce_plus_plus, k3": ReinforcePlusPlus(epsilon=0.1, **K3),
+    "opd": Opd(max_ratio=1.1),
+    "opd, k3": Opd(**K3),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -211,7 +243,11 @@ def test_metrics_have_no_gradient_and_are_numbers(case: str) -> None:
             found["value_loss"], np.subtract(flat(rows.values), flat(rows.returns)) ** 2 / 2, rtol=1e-12
         )
     assert ("value_loss" in found) == algorithm.uses_critic
-    assert ("clip_ratio/region_mean" in found) == (type(algorithm) is not Reinforce)
+    assert ("clip_ratio/region_mean" in found) == (type(algorithm) not in (Reinforce, Cispo, Opd))
+    if isinstance(algorithm, Cispo | Opd):
+        ratios = np.exp(np.subtract(flat(rows.logprobs), flat(rows.behaviour)))
+        np.testing.assert_allclose(found["ratio"], np.minimum(ratios, algorithm.max_ratio))
+        np.testing.assert_array_equal(found["ratio_clipped"], ratios > algorithm.max_ratio)
 
 
 @every_case
@@ -241,13 +277,16 @@ def test_in_float32_it_is_the_float64_one_but_for_rounding(case: str) -> None:
     torch.testing.assert_close(rough.double(), fine, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("made", [Ppo(), Grpo(), Rloo(), Reinforce(), ReinforcePlusPlus()])
+@pytest.mark.parametrize("made", [Ppo(), Grpo(), Gspo(), Cispo(), Rloo(), Reinforce(), ReinforcePlusPlus(), Opd()])
 def test_on_policy_every_gradient_is_the_policy_gradient(made: Algorithm) -> None:
     rows = plain(2)
     batch = batch_of(replace(rows, behaviour=rows.logprobs))
     terms = made.terms(batch)
     (gradient,) = torch.autograd.grad(terms.losses.sum(), batch.logprobs)
-    np.testing.assert_allclose(gradient, np.negative(flat(rows.advantages)), rtol=1e-12)
+    lengths = [
+        len(row) if isinstance(made, Gspo) else 1 for row in rows.logprobs for _ in row
+    ]  # a mean over its tokens
+    np.testing.assert_allclose(gradient, np.negative(flat(rows.advantages)) / lengths, rtol=1e-12)
     assert not any(terms.metrics[name].any() for name in terms.metrics if "clip" in name)
 
 
@@ -403,6 +442,7 @@ def test_advantages_within_groups(credit: str) -> None:
     common: dict[str, Any] = {"credit": credit, "gamma": 0.9}
     plainly = {kind: [expected_advantages(g, credit, kind) for g in groups] for kind in ("group", "others", "none")}
     compare(Grpo(scale="none", **common).advantages(groups), plainly["group"])
+    compare(Cispo(scale="none", **common).advantages(groups), plainly["group"])
     compare(Reinforce(**common).advantages(groups), plainly["group"])
     compare(Reinforce(baseline="none", **common).advantages(groups), plainly["none"])
     compare(ReinforcePlusPlus(**common).advantages(groups), naively_normalized(plainly["group"]))
@@ -413,19 +453,27 @@ def test_advantages_within_groups(credit: str) -> None:
         mean = sum(first) / len(first)
         sigma = (sum((x - mean) ** 2 for x in first) / (len(first) - 1)) ** 0.5
         spread.append([[x / (sigma + 1e-4) for x in row] for row in rows])
-    compare(Grpo(**common).advantages(groups), spread)
+    for made in (Grpo(**common), Cispo(**common)):
+        compare(made.advantages(groups), spread)
+    if credit == "tokens":
+        compare(Opd(gamma=0.9, baseline="group").advantages(groups), plainly["group"])
+        compare(Opd(gamma=0.9).advantages(groups), plainly["none"])
     if credit == "response":
+        compare(Gspo().advantages(groups), spread)
+        compare(Gspo(scale="none").advantages(groups), plainly["group"])
         compare(Rloo().advantages(groups), plainly["others"])
 
 
-@pytest.mark.parametrize("made", [Grpo(), Grpo(scale="none"), Rloo(), Reinforce(), ReinforcePlusPlus()])
+@pytest.mark.parametrize(
+    "made", [Grpo(), Grpo(scale="none"), Gspo(), Cispo(), Rloo(), Reinforce(), ReinforcePlusPlus()]
+)
 def test_a_constant_on_all_rewards_of_a_group_changes_nothing(made: Algorithm) -> None:
     groups = [siblings(3), siblings(4)]
     lifted = [groups[0], replace(groups[1], rewards=np.asarray(groups[1].rewards) + 100)]
     compare(made.advantages(lifted), made.advantages(groups))
 
 
-@pytest.mark.parametrize("made", [Grpo(), Rloo(), Reinforce(), ReinforcePlusPlus()])
+@pytest.mark.parametrize("made", [Grpo(), Gspo(), Cispo(), Rloo(), Reinforce(), ReinforcePlusPlus()])
 def test_groups_that_are_all_alike_say_nothing(made: Algorithm) -> None:
     groups = [Siblings([level] * 3, [1, 2, 3]) for level in (0.1, 0.7, 1e4 + 0.3)]
     for group in made.advantages(groups):
@@ -460,6 +508,12 @@ def test_a_kl_and_errors_of_values_are_not_blown_up_where_all_rewards_are_the_sa
         for group, value in zip(kls, values, strict=True)
     ]
     compare(made.advantages(groups), [[[0.0] * h for h in (1, 2, 3)]] * 2)
+
+
+def test_under_opd_a_token_answers_for_itself() -> None:
+    group = siblings(5)
+    compare(Opd().advantages([group]), [[row.tolist() for row in group.token_rewards]])
+    compare(Opd(gamma=1.0).advantages([group]), [[to_go(row, 1.0) for row in group.token_rewards]])
 
 
 def test_ppo_does_not_see_the_level_of_logits() -> None:
@@ -501,6 +555,11 @@ def test_every_algorithm_that_can_be_configured_is_there() -> None:
         (told("grpo", rl={"max_new_tokens": 9, "kl_in": "loss"}), Grpo(max_new_tokens=9, kl_coefficient=0.01)),
         (told("grpo", grpo={"scale": "none", "loss_type": "grpo", "epsilon_high": 0.3}),
          Grpo(scale="none", loss_type="grpo", epsilon_high=0.3)),
+        (told("gspo", gspo={"epsilon": 0.1, "scale": "none"}), Gspo(epsilon=0.1, scale="none")),
+        (told("cispo", rl={"credit": "tokens", "gamma": 0.9}, cispo={"max_ratio": 2.0}),
+         Cispo(credit="tokens", gamma=0.9, max_ratio=2.0)),
+        (told("opd", opd={"baseline": "group"}), Opd(baseline="group")),
+        (told("opd", rl={"kl_in": "loss"}, opd={"gamma": 1}), Opd(gamma=1.0, kl_coefficient=0.01)),
         (told("rloo", rl={"entropy_coefficient": 0.1}, rloo={"epsilon": 0.1}), Rloo(epsilon=0.1, entropy_coefficient=0.1)),
         (told("reinforce", rl={"credit": "tokens"}, reinforce={"baseline": "none"}),
          Reinforce(credit="tokens", baseline="none")),
@@ -512,6 +571,7 @@ def test_settings_arrive(config: RlConfig, made: Algorithm) -> None:
     assert algorithm_of(config) == made
 
 
-def test_rewards_to_go_have_no_place_in_a_loss_of_responses() -> None:
-    with pytest.raises(ConfigError, match=r"leave rl\.credit out"):
-        algorithm_of(told("rloo", rl={"credit": "tokens"}))
+@pytest.mark.parametrize("algorithm", ["rloo", "gspo"])
+def test_rewards_to_go_have_no_place_in_a_loss_of_responses(algorithm: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{algorithm} weighs whole .* leave rl\.credit out"):
+        algorithm_of(told(algorithm, rl={"credit": "tokens"}))

@@ -48,13 +48,14 @@ def told(model: Path, file: Path, output: Path, *settings: str) -> list[str]:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["rl.algorithm=trpo"], "rl.algorithm: Input should be 'ppo', 'grpo', 'rloo', 'reinforce' or"),
+        (["rl.algorithm=trpo"], "rl.algorithm: Input should be 'ppo', 'grpo', 'gspo', 'cispo', 'rloo'"),
         (["rl.kl_in=loss", "rl.kl_estimator=k1"], "over the policy's own tokens its gradient is zero on average"),
         (["rl.algorithm=rloo", "rl.credit=tokens"], "set rl.algorithm = reinforce"),
         (["rl.group_size=1"], "compares the responses to a prompt"),
         (["rl.batch_size=21"], "more than the 20 prompts there are"),
         (["rewards.rule.kind=function", "rewards.rule.function=nowhere.py:right"], "nowhere.py"),
         (["rewards.rule.kind=maths", "rewards.rule.answer_key=solution"], "'solution'"),
+        (["rl.replay=nowhere", "rl.lag=1"], "rl.lag = 1 under rl.replay: a replay samples nothing"),
         (["rl.replay=nowhere"], "nowhere is not a label store"),
         (["tokens.over_length=cut_prompt"], "over_length = cut_prompt is for labelling"),
         (
@@ -96,9 +97,10 @@ def test_some_prompts_that_fill_the_context_are_left_out_and_said(
 
 
 def test_rloo_in_bfloat16_is_warned_of(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ratios of whole responses are those of two ways of rounding."""
-    for dtype, warned in (("bfloat16", True), ("float32", False)):
-        settings = ["rl.algorithm=rloo", f"learner.dtype={dtype}"]
+    """Ratios of whole responses are those of two ways of rounding; corrected they are the learner's alone."""
+    corrected = "rl.correction=sequence-mask"
+    for dtype, more, warned in (("bfloat16", [], True), ("float32", [], False), ("bfloat16", [corrected], False)):
+        settings = ["rl.algorithm=rloo", f"learner.dtype={dtype}", *more]
         assert main([*told(model, prompts(tmp_path), tmp_path / "out", *settings), "--dry-run"]) == 0
         assert ("set learner.dtype = float32" in " ".join(capsys.readouterr().err.split())) == warned
 

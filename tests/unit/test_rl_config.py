@@ -19,7 +19,7 @@ def load(*assignments: str) -> RlConfig:
 @pytest.mark.parametrize(
     ("assignment", "sentence"),
     [
-        ("rl.algorithm=trpo", "rl.algorithm: Input should be 'ppo', 'grpo', 'rloo', 'reinforce' or"),
+        ("rl.algorithm=trpo", "rl.algorithm: Input should be 'ppo', 'grpo', 'gspo', 'cispo', 'rloo'"),
         ("rl.group_size=1", "rl.algorithm = grpo compares the responses to a prompt, and rl.group_size = 1"),
         ("rewards.rule.kind=function", "is not path.py:name"),
         ("rewards.dense.kind=relative", "kind = relative needs reference"),
@@ -66,8 +66,11 @@ def test_rewards_that_are_given_replace_the_default() -> None:
             {"kind": "maths", "function": "rules.py:right"},
             "kind = maths does not read function (read by kind = function)",
         ),
-        ({"kind": "maths", "model": "m"}, "does not read model (read by kind = endogenous or relative)"),
-        ({"kind": "length", "system_prompt": "Be brief."}, "system_prompt (read by kind = endogenous or relative)"),
+        ({"kind": "maths", "model": "m"}, "does not read model (read by kind = endogenous, relative or teacher)"),
+        (
+            {"kind": "length", "system_prompt": "Be brief."},
+            "system_prompt (read by kind = endogenous, relative or teacher)",
+        ),
         ({"kind": "endogenous", "reference": "m"}, "does not read reference (read by kind = relative)"),
         (
             {"kind": "function", "function": "a.py:b", "free_tokens": 3, "reference_revision": "main"},
@@ -86,6 +89,7 @@ def test_every_kind_reads_what_is_its_own() -> None:
     told = {
         "endogenous": {"model": "m", "revision": "main", "system_prompt": "Be brief."},
         "relative": {"model": "m", "system_prompt": "Be brief.", "reference": "n", "reference_revision": "main"},
+        "teacher": {"model": "m", "revision": "main", "system_prompt": "You know the answer."},
         "maths": {"answer_key": "solution"},
         "function": {"function": "rules.py:right"},
         "length": {"free_tokens": 3},
@@ -106,6 +110,50 @@ def test_what_was_written_out_whole_is_read_again() -> None:
 def test_the_example_parses() -> None:
     found = load_config_as(RlConfig, str(ROOT / "examples" / "addition" / "rl.toml"), [], [])
     assert found.rl.algorithm == "grpo" and found.held_out.check
+
+
+def test_a_lag_is_corrected_for_and_has_no_place_in_a_replay() -> None:
+    assert load().correction == "none" and load("rl.lag=1").correction == "sequence-mask"
+    assert load("rl.lag=1", "rl.correction=none").correction == "none" and load("rl.lag=1").rl.correction_cap == 3
+    with pytest.raises(ConfigError, match=r"rl\.lag = 1 under rl\.replay: a replay samples nothing"):
+        load("rl.lag=1", "rl.replay=out/kept/rollouts")
+    with pytest.raises(ConfigError, match=r"rl\.lag: Input should be less than or equal to 1"):
+        load("rl.lag=2")
+
+
+def test_under_opd_the_reward_is_a_teacher() -> None:
+    [(name, source)] = load("rl.algorithm=opd").rewards.items()
+    assert (name, source.kind) == ("teacher", "teacher") and load("rl.algorithm=opd").credit == "tokens"
+    given = load("rl.algorithm=opd", "opd.gamma=1", "rewards.t.kind=teacher", "rewards.right.kind=maths").rewards
+    assert list(given) == ["t", "right"]
+    assert RlConfig(rl=load("rl.algorithm=opd").rl).rewards == load("rl.algorithm=opd").rewards
+
+
+@pytest.mark.parametrize(
+    ("assignments", "sentence"),
+    [
+        (["rewards.own.kind=endogenous", "rewards.t.kind=teacher"], "rewards.own is endogenous, whose V(s_h) is noise"),
+        (["rewards.right.kind=maths"], "no reward is one for all prompts: name it, as rewards.teacher.kind = teacher"),
+        (["rewards.t.kind=teacher", "rewards.t.share=0.5"], "no reward is one for all prompts"),
+        (["rewards.t.kind=teacher", "rewards.right.kind=maths"], "rewards.right is of whole responses, and under opd.gamma"),
+        (["opd.baseline=group", "rl.group_size=1"], "rl.algorithm = opd compares the responses to a prompt"),
+    ],
+)  # fmt: skip
+def test_what_opd_cannot_learn_from_is_refused(assignments: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load("rl.algorithm=opd", *assignments)
+    assert sentence in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [("rl.gamma=0.5", "rl.gamma: has no effect under rl.algorithm = opd; set opd.gamma"),
+     ("rl.credit=response", "rl.credit: has no effect under rl.algorithm = opd, whose opd.gamma says it")],
+)  # fmt: skip
+def test_what_opd_says_itself_has_no_effect_elsewhere(assignment: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load("rl.algorithm=opd", assignment)
+    assert sentence in str(raised.value)
 
 
 @pytest.mark.parametrize("gpus", [0.25, 1, 2])

@@ -93,6 +93,33 @@ def test_workers_share_out_all_responses_once(workers: int) -> None:
     assert all(part.totals == {"pairs": 0, "responses": 15, "tokens": tokens} for part in parts)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_cut_off_is_compared_with_and_not_learnt_from(workers: int) -> None:
+    told, batch = config(rl={"mask_truncated": True, "kl_coefficient": 0.0, "credit": "response"}), groups(4)
+    cut = [
+        replace(g, rollouts=[replace(r, finished=i != number) for i, r in enumerate(g.rollouts)])
+        for number, g in enumerate(batch)  # of the fourth group none
+    ]
+    masked, whole = (Experience(told, algorithm_of(told), groups) for groups in (cut, batch))
+    for mine, others in zip(masked.responses, whole.responses, strict=True):
+        np.testing.assert_array_equal(mine.advantages, others.advantages)  # type: ignore[arg-type]
+    parts = [masked.part(range(4), rank, workers) for rank in range(workers)]
+    seen = sorted(tuple(r.response_ids) for part in parts for micro in part.micro_batches for r in micro)
+    left = [r for g in cut for r in g.rollouts if r.finished]
+    assert len(left) == 9 and seen == sorted(tuple(r.ids) for r in left)
+    tokens = sum(len(r.ids) for r in left)
+    assert all(part.totals == {"pairs": 0, "responses": 12, "tokens": tokens} for part in parts)  # as TRL divides
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_all_were_cut_off_every_worker_has_an_empty_micro_batch(workers: int) -> None:
+    told = config(rl={"mask_truncated": True})
+    cut = [replace(g, rollouts=[replace(r, finished=False) for r in g.rollouts]) for g in groups(2)]
+    for rank in range(workers):
+        part = Experience(told, algorithm_of(told), cut).part(range(2), rank, workers)
+        assert (part.micro_batches, part.totals["tokens"], part.tokens) == ([[]], 1, 0)
+
+
 def test_minibatches_are_all_groups_once_in_an_order_of_the_steps_own() -> None:
     told = config(rl={"minibatches": 3})
     experience = Experience(told, algorithm_of(told), groups(8))

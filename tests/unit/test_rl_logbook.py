@@ -42,7 +42,7 @@ class Canned:
     def notes(self) -> list[str]:
         return []
 
-    def seconds(self) -> dict[str, float]:
+    def measures(self) -> dict[str, float]:
         return {}
 
 

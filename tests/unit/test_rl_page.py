@@ -45,6 +45,8 @@ def described(algorithm: str = "grpo", sections: dict[str, Any] | None = None) -
         "rewards": {"endogenous": {}, "a b": {"kind": "length", "weight": 0.5, "share": 0.25}},
         "output": {"path": "s3://secret-bucket/run"},
     }
+    if algorithm == "opd":
+        config |= {"rewards": {"teacher": {"kind": "teacher"}}}
     made = RlConfig.model_validate(config | (sections or {}))
     return {
         "created": "2025-11-23T17:40:00+00:00",

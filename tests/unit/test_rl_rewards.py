@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +68,12 @@ def rolled(text: str, finished: bool = True) -> Rollout:
     ids = [token for sign in text for token in POLICY(sign, add_special_tokens=False)["input_ids"]]
     ids += [END] if finished else []
     return Rollout(ids, text, finished, np.zeros(len(ids), np.float32), 0)
+
+
+def sampled(text: str, finished: bool = True) -> Rollout:
+    """As `rolled`, from a policy that thought it likely to some degree."""
+    rollout = rolled(text, finished)
+    return replace(rollout, logprobs=-np.linspace(0.1, 3, len(rollout.ids), dtype=np.float32))
 
 
 def rewarder(config: RlConfig, hold_reference: bool = False) -> RewardMixture:
@@ -358,6 +365,33 @@ def test_relative_reward_is_the_log_ratio_of_two_checkpoints(models: Folders, sy
         assert each.parts["gain"] == pytest.approx(ratio.sum(), abs=1e-9) and each.values is None
 
 
+@pytest.mark.parametrize("system_prompt", [None, "You know that it is 12."])
+def test_a_teachers_reward_is_the_log_ratio_to_the_policy(models: Folders, system_prompt: str | None) -> None:
+    prompt, rollouts = prompted(), [sampled(text) for text in TEXTS]
+    before = POLICY(f"{system_prompt}\n\nWhat is ab?")["input_ids"] if system_prompt else prompt.ids
+    told = {"kind": "teacher", "weight": 2.0, "system_prompt": system_prompt}
+    found = rewarded(configured(models, {"t": told}, reward={"alpha": 0.5}), prompt, *rollouts)
+    for rollout, each in zip(rollouts, found, strict=True):
+        ratio = logprobs(models.rewarding, before, rollout.ids) - rollout.logprobs
+        np.testing.assert_allclose(each.token_rewards, 2 * ratio, atol=1e-9)
+        assert each.parts["t"] == pytest.approx(ratio.sum(), abs=1e-9) and each.values is None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_teachers_reward_is_its_endogenous_sum_less_the_first_value_and_the_policys_logprobs(
+    models: Folders, finished: bool
+) -> None:
+    """At alpha = 1: what distillation and the endogenous reward have to do with each other. Of single tokens it does not hold:
+    there V(s_h) - V(s_{h+1}) is left over, which only a sum does away with."""
+    rollout = sampled(TEXTS[0], finished)
+    both = {"t": {"kind": "teacher"}, "own": {"kind": "endogenous"}}
+    [each] = rewarded(configured(models, both), prompted(), rollout)
+    assert each.values is not None
+    endogenous = each.parts["own"] - each.values[0] - rollout.logprobs.sum()
+    assert each.parts["t"] == pytest.approx(endogenous, abs=1e-6)
+    assert np.abs(np.diff(each.values)).max() > 0.1
+
+
 # Rewards without a model
 
 
@@ -497,6 +531,14 @@ def test_rewards_that_cannot_be_are_refused_before_anything_starts(models: Folde
     foreign, policy = str(models.foreign), str(models.policy)
     discounted = {"gamma": 0.9, "aggregation": "discounted_sum"}
     cases: list[tuple[str, dict[str, Any]]] = [
+        (
+            f"rewards.t: the teacher {foreign} has another tokenizer than the policy",
+            {"rewards": {"t": {"kind": "teacher", "model": foreign}}},
+        ),
+        (
+            "rewards.t: the teacher is the policy as it begins",
+            {"rewards": {"t": {"kind": "teacher", "model": policy}}},
+        ),
         ("rewards.f.function: there is no file", function(f"{tmp_path}/none.py:rate")),
         ("cannot be imported: ModuleNotFoundError", function(f"{tmp_path}/broken.py:rate")),
         ("cannot be imported: SystemExit", function(f"{tmp_path}/leaves.py:rate")),

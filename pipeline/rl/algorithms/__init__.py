@@ -2,12 +2,16 @@
 
     ppo                   GAE against a value, clipped ratio of a token
     grpo                  a group's mean and spread, clipped ratio of a token
+    gspo                  the same, clipped ratio of a response, by its length
+    cispo                 the same, truncated ratio of a token
     rloo                  the mean of the others of a group, clipped ratio of a response
     reinforce             the policy gradient itself
     reinforce_plus_plus   rewards to go normalised over the batch, clipped ratio of a token
+    opd                   log-ratio to a teacher, truncated ratio of a token
 
 An algorithm is an objective (`pipeline.training.objectives.base`): it sees rewards and log-probabilities, no model and no
-worker. A file here is read by being here; its name in the configuration and its settings are in `pipeline.rl.config`.
+worker. A file here is read by being here; its name in the configuration and its settings are in
+`pipeline.rl.algorithm_sections`.
 """
 
 import pkgutil

@@ -20,12 +20,14 @@ loss (GRPOTrainer, this one with use_bias_correction_kl = False). Left out: k3 w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 
+from pipeline.errors import ConfigError
 from pipeline.rl.config import RlConfig
+from pipeline.rl.corrections import MOST, TAIL
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings, compared
 from pipeline.training.config import AdvantageConfig
@@ -40,7 +42,7 @@ class Algorithm(Objective):
     """Base of all. Fields beyond these are those of the configuration's section of the algorithm's name.
 
     Metrics of all: `reward` [n], before any KL is taken off; `kl` [P], k3, where there is a reference; `entropy` [P], where it
-    is known; `sampling/sampling_logp_difference/mean` and `/max` [P], |log pi - log pi of the sampler|: what two ways of
+    is known; `sampling/...`, how far pi is from `Batch.behaviour` (`pipeline.rl.corrections.mismatch`): what two ways of
     computing differ by while nothing has been learnt from the batch, and what its steps have moved after.
     """
 
@@ -54,14 +56,14 @@ class Algorithm(Objective):
     def of(cls, config: RlConfig) -> Self:
         """The algorithm under the settings of a run."""
         rl = config.rl
-        return cls(
-            credit=config.credit,
-            gamma=rl.gamma,
-            kl_coefficient=rl.kl_coefficient if rl.kl_in == "loss" else 0.0,
-            kl_estimator="k2" if config.rl.kl == "k2" else "k3",
-            entropy_coefficient=rl.entropy_coefficient,
-            **dict(getattr(config, cls.name, {})),
-        )
+        of_all: dict[str, Any] = {
+            "credit": config.credit,
+            "gamma": rl.gamma,
+            "kl_coefficient": rl.kl_coefficient if rl.kl_in == "loss" else 0.0,
+            "kl_estimator": "k2" if config.rl.kl == "k2" else "k3",
+            "entropy_coefficient": rl.entropy_coefficient,
+        }
+        return cls(**of_all | dict(getattr(config, cls.name, {})))
 
     @property
     def uses_critic(self) -> bool:
@@ -102,8 +104,7 @@ class Algorithm(Objective):
             assert batch.entropies is not None
             losses = losses - self.entropy_coefficient * self.reduced(batch.entropies, batch)
         if batch.behaviour is not None:
-            apart = (batch.logprobs.detach() - batch.behaviour).abs()
-            metrics |= {f"sampling/sampling_logp_difference/{what}": apart for what in ("mean", "max")}
+            metrics |= _mismatch(batch.logprobs.detach() - batch.behaviour, batch)
         return Terms(losses, metrics)
 
     def compared(
@@ -115,6 +116,27 @@ class Algorithm(Objective):
         """Advantages within each group, by `pipeline.training.advantages`."""
         settings = AdvantageConfig(credit=self.credit, baseline=baseline, scale=scale)
         return [compared(settings, siblings, self.gamma) for siblings in groups]
+
+
+def _mismatch(differences: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    """What `pipeline.rl.corrections.mismatch` is made of, of each token or response."""
+    apart, difference = differences.abs(), "sampling/sampling_logp_difference"
+    ratios = batch.sums(differences.double()).clamp(-MOST, MOST).exp()
+    return {
+        **{f"{difference}/{what}": apart for what in ("mean", "max")},
+        f"{difference}/tail": (apart > TAIL).double(),
+        "sampling/response_ratio/mean": ratios,
+        "sampling/response_ratio/mean_square": ratios.square(),
+    }
+
+
+def refuse_rewards_to_go(config: RlConfig) -> None:
+    """For a loss of whole responses. Raises ConfigError."""
+    if config.credit == "tokens":
+        raise ConfigError(
+            f"rl.algorithm = {config.rl.algorithm} weighs whole responses, and rl.credit = tokens gives each token a weight "
+            "of its own: leave rl.credit out, or set rl.algorithm = reinforce"
+        )
 
 
 def normalized(groups: Sequence[Sequence[Array]]) -> list[list[Array]]:

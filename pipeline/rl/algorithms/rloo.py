@@ -17,8 +17,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from pipeline.errors import ConfigError
-from pipeline.rl.algorithms.base import Algorithm
+from pipeline.rl.algorithms.base import Algorithm, refuse_rewards_to_go
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array
 from pipeline.training.advantages import Siblings
@@ -36,11 +35,7 @@ class Rloo(Algorithm):
 
     @classmethod
     def of(cls, config: RlConfig) -> Self:
-        if config.credit == "tokens":
-            raise ConfigError(
-                "rl.algorithm = rloo weighs whole responses, and rl.credit = tokens gives each token a weight of its own: "
-                "leave rl.credit out, or set rl.algorithm = reinforce"
-            )
+        refuse_rewards_to_go(config)
         return super().of(config)
 
     @property
@@ -53,5 +48,4 @@ class Rloo(Algorithm):
     def policy(self, batch: Batch) -> Terms:
         assert batch.advantages is not None and batch.behaviour is not None
         ratios = torch.exp(batch.sums(batch.logprobs - batch.behaviour))
-        first = batch.lengths.cumsum(0) - batch.lengths  # all tokens of a response have one advantage
-        return clipped(ratios, batch.advantages[first], self.epsilon, self.epsilon)
+        return clipped(ratios, batch.advantages[batch.first], self.epsilon, self.epsilon)

@@ -19,10 +19,12 @@ from pipeline.rl.sources.maths import Maths, RightAnswer, right_answer, thinks
 from pipeline.rl.sources.models import Models
 from pipeline.rl.sources.readers import Reader, open_reader
 from pipeline.rl.sources.relative import Relative
+from pipeline.rl.sources.teacher import Teacher
 
 KINDS: dict[str, type[Source]] = {
     "endogenous": Endogenous,
     "relative": Relative,
+    "teacher": Teacher,
     "maths": Maths,
     "function": Function,
     "length": Length,

@@ -50,6 +50,11 @@ class Batch:
         return torch.repeat_interleave(responses, self.lengths, output_size=len(self.logprobs))
 
     @property
+    def first(self) -> torch.Tensor:
+        """[n], where the first token of each response is."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    @property
     def ratios(self) -> torch.Tensor:
         """pi / pi_behaviour of each token, [P], with a gradient."""
         assert self.behaviour is not None

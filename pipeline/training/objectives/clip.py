@@ -1,13 +1,16 @@
-"""The clipped surrogate of policy gradients (Schulman et al. 2017, arXiv 1707.06347, eq. 7), of tokens or whole responses.
+"""How far a ratio may carry a policy gradient, of tokens or whole responses.
 
-    loss = -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)
+    clipped     -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)       (Schulman et al. 2017, arXiv 1707.06347, eq. 7)
+    truncated   -min(ratio, most) * A * log pi, the ratio without a gradient
+                                       (Espeholt et al. 2018, arXiv 1802.01561, section 4.2; MiniMax 2025, arXiv 2506.13585)
 
-Where the ratio has already moved beyond the clip in the direction that A asks for, the loss is constant and its gradient 0.
+Where the ratio has already moved beyond the clip in the direction that A asks for, the first is constant and its gradient 0;
+the second still learns from such a token, as much as from one at the limit.
 """
 
 import torch
 
-from pipeline.training.objectives.base import Terms
+from pipeline.training.objectives.base import Batch, Terms
 
 
 def clipped(ratios: torch.Tensor, advantages: torch.Tensor, low: float, high: float) -> Terms:
@@ -22,3 +25,12 @@ def clipped(ratios: torch.Tensor, advantages: torch.Tensor, low: float, high: fl
     above = (ratios > 1 + high) & (advantages > 0)
     where = {"low": below, "high": above, "region": below | above}
     return Terms(losses, {f"clip_ratio/{side}_mean": clips.double() for side, clips in where.items()})
+
+
+def truncated(batch: Batch, most: float) -> Terms:
+    """The losses, [P], and as metrics `ratio`, truncated, and `ratio_clipped`, the share of tokens where it was."""
+    assert batch.advantages is not None
+    ratios = batch.ratios.detach()
+    clamped = ratios.clamp(max=most)
+    metrics = {"ratio": clamped, "ratio_clipped": (ratios > most).double()}
+    return Terms(-clamped * batch.advantages * batch.logprobs, metrics)

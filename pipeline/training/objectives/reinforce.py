@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pipeline.training.objectives.base import Batch, LabelObjective, Terms, observed
+from pipeline.training.objectives.clip import truncated
 
 if TYPE_CHECKING:
     from pipeline.training.config import TrainConfig
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reinforce(LabelObjective):
-    """Metrics: `ratio`, truncated, and `ratio_clipped`, the share of tokens where it was."""
+    """Metrics: those of `truncated`."""
 
     name: ClassVar[str] = "reinforce"
     uses_behaviour: ClassVar[bool] = True
@@ -39,11 +40,6 @@ class Reinforce(LabelObjective):
         return self.beta > 0
 
     def terms(self, batch: Batch) -> Terms:
-        assert batch.advantages is not None
-        ratios = batch.ratios.detach()
-        clamped = ratios.clamp(max=self.max_ratio)
-        losses = -clamped * batch.advantages * batch.logprobs
-        if self.beta:
-            losses = losses + self.beta * batch.kl
-        metrics = {"ratio": clamped, "ratio_clipped": (ratios > self.max_ratio).double()}
-        return Terms(losses, {**metrics, **observed(batch)})
+        policy = truncated(batch, self.max_ratio)
+        losses = policy.losses + self.beta * batch.kl if self.beta else policy.losses
+        return Terms(losses, {**policy.metrics, **observed(batch)})
