@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from actors.actor import ActorSpec
 from pipeline.errors import RowError
-from pipeline.models.engines import Drawing, EngineSpec, open_engine
+from pipeline.models.engines import Drawing, Endpoint, EngineSpec, open_engine
 from pipeline.models.questions import Completion, Question
 
 
@@ -16,6 +16,7 @@ class GeneratorSpec(ActorSpec):
     top_p: float = 1.0
     end_tokens: tuple[int, ...] = ()  # beside those of model and tokenizer
     engine: str = "transformers"
+    endpoint: Endpoint | None = None  # where the engine is one
 
     def open(self) -> "GeneratorEngine":
         return GeneratorEngine(self)
@@ -30,7 +31,7 @@ class GeneratorEngine:
             budget_tokens=spec.budget_tokens,
             end_tokens=spec.end_tokens,
         )
-        self.engine = open_engine(EngineSpec(spec.model, spec.device, drawing, spec.gpus, spec.engine))
+        self.engine = open_engine(EngineSpec(spec.model, spec.device, drawing, spec.gpus, spec.engine, spec.endpoint))
         self.layout, self.notes = self.engine.layout, self.engine.notes
 
     @property

@@ -27,6 +27,7 @@ from pipeline import storage
 from pipeline.config import ModelConfig
 from pipeline.config.section import changed
 from pipeline.errors import ConfigError
+from pipeline.models.engines.checks import check_vllm
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers.base import open_renderer
 from pipeline.rl.algorithms import algorithm_of
@@ -179,6 +180,8 @@ def _describe(config: RlConfig) -> RlRun:
     deepspeed = read_deepspeed(config)
     deepspeed_config(config, dtype, deepspeed)
     settings = load_settings(config.policy)
+    if config.sampler.engine == "vllm" and not config.rl.replay:
+        check_vllm(config.policy, device, "sampler.engine", takes_weights=True)
     prompts = read_prompts(config, config.input.paths, "input.paths")
     held_out = read_prompts(config, config.held_out.prompts, "held_out.prompts") if config.held_out.prompts else None
     _require_enough(config, prompts)
@@ -300,6 +303,7 @@ def _pools(run: RlRun) -> tuple[ActorPool, ActorPool]:
         end_tokens=renderer.end_tokens(),
         lora=config.lora,
         gpus=int(placement.sampler_gpus),
+        engine=config.sampler.engine,
     )
     rewarder = RewarderSpec(config, run.device, run.dtype, int(placement.rewarder_gpus))
     return (

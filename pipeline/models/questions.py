@@ -1,5 +1,6 @@
 """What a generator is asked and what it answers, as plain data: no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,11 +11,13 @@ from pipeline.errors import RowError
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt's tokens, how many answers it wants, and the seed that makes them its own whatever else is in the batch."""
+    """A prompt's tokens, how many answers it wants, and the seed that makes them its own whatever else is in the batch.
+    `messages` are what the tokens are made of, for a server that renders them itself: role and content each."""
 
     prompt_ids: list[int]
     samples: int = 1
     seed: int = 0
+    messages: tuple[Mapping[str, str], ...] = ()
 
     def room(self, context: int, vocabulary: int) -> int:
         """How many tokens may follow the prompt. Raises RowError where none may, or the model does not know one of it."""

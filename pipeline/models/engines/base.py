@@ -39,14 +39,31 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """A server, and how it is asked: the fields of the configuration's section, each documented there. Its key is not here:
+    it stays in the environment."""
+
+    url: str
+    model: str
+    api: str  # "chat" or "completions"
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    requests_per_minute: int | None = None
+    timeout_s: float = 300.0
+    retries: int = 5
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """Which engine holds which model, and how it draws; it pickles."""
 
-    model: ModelSource
+    model: ModelSource  # of an endpoint the tokenizer alone
     device: str  # "cpu" or "cuda"
     drawing: Drawing
     gpus: int = 0  # the model is spread over these where they are several
     engine: str = "transformers"
+    endpoint: Endpoint | None = None  # where the engine is one
 
 
 @dataclass(frozen=True)

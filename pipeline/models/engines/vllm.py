@@ -14,18 +14,18 @@ another goes by both names: on a CPU vLLM packs the output's anew only where it 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
 from pipeline.errors import ConfigError, RowError, RunError
 from pipeline.models.drawing import Blocks, stream_key
 from pipeline.models.engines.base import Abilities, Drawing, EngineSpec
+from pipeline.models.engines.weights import Held, check_weights
 from pipeline.models.generation import end_tokens
 from pipeline.models.loading import context_length, load_settings, load_tokenizer, resolve_dtype
 from pipeline.models.questions import Completion, Question
@@ -114,11 +114,12 @@ class VllmEngine:
 
     def _limit(self, question: Question) -> int:
         """The most tokens that may follow. Raises RowError."""
-        limit = min(question.room(self.context, self.vocabulary), self.drawing.max_new_tokens)
+        limit: int = min(question.room(self.context, self.vocabulary), self.drawing.max_new_tokens)
         tokens = len(question.prompt_ids) + limit
         if tokens > self.most:
             raise RowError(
-                "out_of_memory", f"a completion of up to {tokens} tokens is more than budget_tokens = {self.most}; raise it"
+                "out_of_memory",
+                f"a completion of up to {tokens} tokens is more than budget_tokens = {self.most}; raise it",
             )
         return limit
 
@@ -162,61 +163,19 @@ class VllmEngine:
         self.version = version
 
 
-def check_weights(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raises RunError where weights are not the complete set of a model, each in its shape."""
-    faults = [f"{name} is missing" for name in shapes if name not in weights]
-    faults += [f"{name} is none of the model's" for name in weights if name not in shapes]
-    faults += [
-        f"{name} is {list(weights[name].shape)} and should be {list(shape)}"
-        for name, shape in shapes.items()
-        if name in weights and list(weights[name].shape) != list(shape)
-    ]
-    if faults:
-        shown = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
-        raise RunError(f"the learner's weights are not those of the model that vLLM holds: {shown}")
-
-
-@dataclass(frozen=True)
-class Held:
-    """The weights of a model, as transformers names them.
-
-    Attributes:
-        shapes: of what a learner sends: parameters, tied ones once, and the buffers that are saved with the model.
-        tied: further names of these, and which they are.
-    """
-
-    shapes: dict[str, list[int]]
-    tied: dict[str, str]
-
-    @classmethod
-    def of(cls, settings: Any) -> "Held":
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings)
-        saved = model.state_dict(keep_vars=True)
-        sent = {name: each for name, each in [*model.named_parameters(), *model.named_buffers()] if name in saved}
-        first = {id(tensor): name for name, tensor in sent.items()}
-        tied = {name: first[id(tensor)] for name, tensor in saved.items() if name not in sent}
-        return cls({name: list(tensor.shape) for name, tensor in sent.items()}, tied)
-
-    def whole(self, weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from weights.items()
-        for name, of in self.tied.items():
-            yield name, weights[of]
-
-
 def cache_bytes(settings: Any, dtype: str, tokens: int) -> int:
     """Of keys and values of so many tokens, in whole blocks and two to spare."""
     text = settings.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    a_token = 2 * text.num_hidden_layers * heads * size * torch.finfo(getattr(torch, dtype)).bits // 8
+    a_token: int = 2 * text.num_hidden_layers * heads * size * torch.finfo(getattr(torch, dtype)).bits // 8
     block = 128  # tokens of the largest block that any platform has
     return a_token * block * (-(-tokens // block) + 2)
 
 
 def _generation_settings(spec: EngineSpec, settings: Any) -> GenerationConfig:
     try:
-        return GenerationConfig.from_pretrained(spec.model.name, revision=spec.model.revision)
+        return GenerationConfig.from_pretrained(spec.model.name, revision=spec.model.revision or "main")
     except OSError:  # it has none of its own
         return GenerationConfig.from_model_config(settings)
 
