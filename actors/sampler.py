@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from actors.reply import Reply
 from pipeline.errors import RowError, RunError
-from pipeline.models.engines import Drawing, EngineSpec, open_engine
+from pipeline.models.engines import Adapters, Drawing, EngineSpec, open_engine
+from pipeline.models.engines.probe import Logprobs, Probe, probe_text
+from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.models.questions import Completion, Question
 from pipeline.rl.rollouts import Rollout
 from pipeline.training.adapters import with_adapters
@@ -64,16 +66,29 @@ class PolicySampler:
             end_tokens=spec.end_tokens,
             logprobs=True,
         )
-        self.engine = open_engine(EngineSpec(spec.model, spec.device, drawing, spec.gpus, spec.engine))
+        adapters = Adapters(spec.lora.rank, spec.lora.alpha or 2 * spec.lora.rank) if spec.lora.rank else None
+        self.engine = open_engine(
+            EngineSpec(spec.model, spec.device, drawing, spec.gpus, spec.engine, adapters=adapters)
+        )
+        self.vocabulary = load_settings(spec.model).get_text_config().vocab_size
+        self.probe = Probe(resolve_dtype(spec.model.dtype, spec.device))
         if spec.lora.rank and isinstance(self.engine, TransformersEngine):
             with_adapters(self.engine.model, spec.lora, seed=0)  # theirs come with the weights
             self.engine.model.eval().requires_grad_(False)
 
-    def sample(self, version: int, weights: Serialized, questions: Sequence[Question]) -> Reply[list[list[Rollout]]]:
-        """The responses to each question, drawn from the policy at temperature 1. Raises RunError."""
+    def sample(
+        self, version: int, weights: Serialized, questions: Sequence[Question], probe: Logprobs | None = None
+    ) -> Reply[list[list[Rollout]]]:
+        """The responses to each question, drawn from the policy at temperature 1. Raises RunError.
+
+        Args:
+            probe: what the learner's log-probabilities of the probe's text are under these weights.
+        """
         started = time.perf_counter()
         if self.engine.version != version:
             self.engine.load(version, dict(deserialized(weights)))
+            if probe is not None:
+                self.probe.check(version, probe, self.engine.logprobs(probe_text(self.vocabulary)))
         rollouts = [self._rollouts(answers) for answers in self.engine.generate(questions)]
         return Reply.of(rollouts, started, self.engine.notes)
 

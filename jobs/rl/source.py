@@ -46,11 +46,13 @@ class RolloutSource:
         self.order = Order(np.zeros(len(prompts.prompts), np.int32), config.rl.batch_size, config.rl.seed, 1)
         self.version = 0
         self.weights: Any = None  # a Ray reference
+        self.probe: Any = None
 
-    def take(self, version: int, weights: dict[str, Any]) -> None:
-        """What is sampled from now on comes from these weights of the learner's."""
+    def take(self, version: int, weights: dict[str, Any], probe: Any = None) -> None:
+        """What is sampled from now on comes from these weights of the learner's, by which the probe's text has these
+        log-probabilities."""
         self.version, self.weights = version, None  # or the object store would hold those before beside them
-        self.weights = ray.put(serialize(weights))
+        self.weights, self.probe = ray.put(serialize(weights)), probe
 
     def step(self, step: int) -> list[Group]:
         """The groups of step `step`, counted from 0: the same prompts and random numbers whenever it is asked."""
@@ -64,7 +66,7 @@ class RolloutSource:
     def _groups(self, prompts: Sequence[Prompt], samples: int, seed: str) -> list[Group]:
         questions = [_question(f"{seed}:{number}", prompt, samples) for number, prompt in enumerate(prompts)]
         parts = shared_out(questions, len(self.samplers.actors))
-        answers = self.samplers.do("sample", [(self.version, self.weights, part) for part in parts])
+        answers = self.samplers.do("sample", [(self.version, self.weights, part, self.probe) for part in parts])
         pairs = [
             (prompt, self._without_space(prompt, rollouts))
             for prompt, rollouts in zip(prompts, [each for part in answers for each in part], strict=True)
@@ -107,7 +109,7 @@ class ReplaySource:
         assert config.rl.replay is not None
         self.store = RolloutStore(config.rl.replay)
 
-    def take(self, version: int, weights: dict[str, Any]) -> None:
+    def take(self, version: int, weights: dict[str, Any], probe: Any = None) -> None:
         """Nobody asks for them."""
 
     def step(self, step: int) -> list[Group]:
@@ -128,10 +130,11 @@ class SharedSource(Source[list[Group]]):
 
     Args:
         own: None on the other workers.
+        probed: whether each version goes with the learner's log-probabilities of the probe's text.
     """
 
-    def __init__(self, own: RolloutSource | ReplaySource | None):
-        self.own = own
+    def __init__(self, own: RolloutSource | ReplaySource | None, probed: bool = False):
+        self.own, self.probed = own, probed
 
     def step(self, step: int) -> list[Group]:
         groups: list[Any] = [self.own.step(step) if self.own else None]
@@ -142,8 +145,9 @@ class SharedSource(Source[list[Group]]):
 
     def update(self, step: int, learner: Learner) -> None:
         weights = learner.weights()  # gathered from all workers
+        probe = learner.probe() if self.probed else None
         if self.own and weights:
-            self.own.take(step, weights)
+            self.own.take(step, weights, probe)
 
 
 def _question(seed: str, prompt: Prompt, samples: int) -> Question:

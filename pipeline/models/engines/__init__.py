@@ -9,9 +9,9 @@
 What one can do beside giving texts it says itself (`Abilities`).
 """
 
-from pipeline.models.engines.base import Abilities, Drawing, Endpoint, Engine, EngineSpec
+from pipeline.models.engines.base import Abilities, Adapters, Drawing, Endpoint, Engine, EngineSpec
 
-__all__ = ["Abilities", "Drawing", "Endpoint", "Engine", "EngineSpec", "open_engine"]
+__all__ = ["Abilities", "Adapters", "Drawing", "Endpoint", "Engine", "EngineSpec", "open_engine"]
 
 
 def open_engine(spec: EngineSpec) -> Engine:

@@ -55,6 +55,14 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters, as a learner has them."""
+
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """Which engine holds which model, and how it draws; it pickles."""
 
@@ -64,6 +72,7 @@ class EngineSpec:
     gpus: int = 0  # the model is spread over these where they are several
     engine: str = "transformers"
     endpoint: Endpoint | None = None  # where the engine is one
+    adapters: Adapters | None = None  # whose weights are all that come from a learner
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class EndpointEngine:
         if self.chats:
             return "/chat/completions", body | {"messages": [dict(each) for each in question.messages]}, prompt + limit
         body |= {"prompt": question.prompt_ids, "return_token_ids": True, "stop_token_ids": list(drawing.end_tokens)}
+        body |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # or the model's own settings would hold there
         if drawing.logprobs:
             body["logprobs"] = 1
         return "/completions", body, prompt + limit

@@ -14,6 +14,7 @@ another goes by both names: on a CPU vLLM packs the output's anew only where it 
 """
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWa
 
 from pipeline.errors import ConfigError, RowError, RunError
 from pipeline.models.drawing import Blocks, stream_key
-from pipeline.models.engines.base import Abilities, Drawing, EngineSpec
+from pipeline.models.engines.base import Abilities, Adapters, Drawing, EngineSpec
+from pipeline.models.engines.lora import check_adapters, write_adapters
 from pipeline.models.engines.weights import Held, check_weights
 from pipeline.models.generation import end_tokens
 from pipeline.models.loading import context_length, load_settings, load_tokenizer, resolve_dtype
@@ -38,10 +40,12 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # functions and tensors as arguments, which stay in this process
 }
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 for _name, _value in ENVIRONMENT.items():  # vLLM reads them once, when it is imported
     os.environ.setdefault(_name, _value)
 
 from vllm import LLM, SamplingParams, TokensPrompt  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality  # noqa: E402
 
 
@@ -66,7 +70,9 @@ class VllmEngine:
         settings = load_settings(spec.model)
         self.end_tokens = end_tokens(_generation_settings(spec, settings), self.tokenizer, drawing.end_tokens)
         self.vocabulary: int = settings.get_text_config().vocab_size
-        self.held = Held.of(settings)
+        self.held, self.adapters = Held.of(settings), spec.adapters
+        self.lora: LoRARequest | None = None
+        self.folder = tempfile.TemporaryDirectory(prefix="endoreward-adapters-") if spec.adapters else None
         context = context_length(settings, self.tokenizer)
         self.context = context if drawing.max_length is None else min(context, drawing.max_length)
         self.most = min(self.context, max(drawing.budget_tokens, 2))  # tokens of one sequence
@@ -88,7 +94,10 @@ class VllmEngine:
                 generation_config="vllm",  # nothing of the model's own: we give all
                 logprobs_mode="raw_logprobs",
                 seed=0,
+                **_lora_options(spec.adapters),
             )
+        except ConfigError:
+            raise
         except Exception as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(f"vLLM cannot load {name}: {first}; take sampler.engine = transformers") from error
@@ -107,7 +116,8 @@ class VllmEngine:
             for sample in range(question.samples):
                 key = stream_key(question.seed, sample) if self.drawing.temperature > 0 else None
                 rows.append((samples, TokensPrompt(prompt_token_ids=question.prompt_ids), self._options(limit, key)))
-        outputs = self.llm.generate([row[1] for row in rows], [row[2] for row in rows], use_tqdm=False) if rows else []
+        prompts, options = [row[1] for row in rows], [row[2] for row in rows]
+        outputs = self.llm.generate(prompts, options, use_tqdm=False, lora_request=self.lora) if rows else []
         for (samples, *_), output in zip(rows, outputs, strict=True):
             samples.append(self._completion(output))
         return [_whole(result) for result in results]
@@ -146,21 +156,34 @@ class VllmEngine:
 
     def logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         options = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        [output] = self.llm.generate([TokensPrompt(prompt_token_ids=list(token_ids))], options, use_tqdm=False)
+        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        [output] = self.llm.generate([prompt], options, use_tqdm=False, lora_request=self.lora)
         steps = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
         return np.array([step[token].logprob for step, token in steps], np.float32)
 
     def load(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
-        check_weights(weights, self.held.shapes)
+        if self.adapters:
+            check_adapters(weights, self.held.shapes, self.adapters.rank)
+        else:
+            check_weights(weights, self.held.shapes)
         self.version = None  # what is there until all are loaded has none
-        options = {"weights_iterator": self.held.whole(weights), "is_checkpoint_format": True}
-        self.llm.collective_rpc("reload_weights", kwargs=options)
+        if self.adapters:
+            self._load_adapters(weights, self.adapters)
+        else:
+            options = {"weights_iterator": self.held.whole(weights), "is_checkpoint_format": True}
+            self.llm.collective_rpc("reload_weights", kwargs=options)
         if not self.llm.reset_prefix_cache():
             raise RunError(
                 f"vLLM holds on to prompts that weights before version {version} have read, so it would go on from them; "
                 "take sampler.engine = transformers"
             )
         self.version = version
+
+    def _load_adapters(self, weights: Mapping[str, torch.Tensor], adapters: Adapters) -> None:
+        assert self.folder is not None
+        write_adapters(self.folder.name, weights, adapters)
+        self.llm.llm_engine.add_lora(LoRARequest("policy", 1, self.folder.name, load_inplace=True))
+        self.lora = LoRARequest("policy", 1, self.folder.name)  # as it is there
 
 
 def cache_bytes(settings: Any, dtype: str, tokens: int) -> int:
@@ -171,6 +194,17 @@ def cache_bytes(settings: Any, dtype: str, tokens: int) -> int:
     a_token: int = 2 * text.num_hidden_layers * heads * size * torch.finfo(getattr(torch, dtype)).bits // 8
     block = 128  # tokens of the largest block that any platform has
     return a_token * block * (-(-tokens // block) + 2)
+
+
+def _lora_options(adapters: Adapters | None) -> dict[str, Any]:
+    if adapters is None:
+        return {}
+    rank = next((each for each in LORA_RANKS if each >= adapters.rank), None)
+    if rank is None:
+        raise ConfigError(
+            f"lora.rank = {adapters.rank}: vLLM has up to {LORA_RANKS[-1]}; take sampler.engine = transformers"
+        )
+    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
 
 
 def _generation_settings(spec: EngineSpec, settings: Any) -> GenerationConfig:
