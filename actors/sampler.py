@@ -51,6 +51,7 @@ class SamplerSpec:
     lora: LoraSection  # adapters, as the learner has them
     gpus: int = 0  # the model is spread over these where they are several
     engine: str = "transformers"
+    shares_gpu: bool = False
 
 
 class PolicySampler:
@@ -68,7 +69,9 @@ class PolicySampler:
         )
         adapters = Adapters(spec.lora.rank, spec.lora.alpha or 2 * spec.lora.rank) if spec.lora.rank else None
         self.engine = open_engine(
-            EngineSpec(spec.model, spec.device, drawing, spec.gpus, spec.engine, adapters=adapters)
+            EngineSpec(
+                spec.model, spec.device, drawing, spec.gpus, spec.engine, adapters=adapters, shares_gpu=spec.shares_gpu
+            )
         )
         self.vocabulary = load_settings(spec.model).get_text_config().vocab_size
         self.probe = Probe(resolve_dtype(spec.model.dtype, spec.device))
@@ -90,6 +93,7 @@ class PolicySampler:
             if probe is not None:
                 self.probe.check(version, probe, self.engine.logprobs(probe_text(self.vocabulary)))
         rollouts = [self._rollouts(answers) for answers in self.engine.generate(questions)]
+        self.engine.rest()
         return Reply.of(rollouts, started, self.engine.notes)
 
     def _rollouts(self, answers: Sequence[Completion] | RowError) -> list[Rollout]:

@@ -304,6 +304,7 @@ def _pools(run: RlRun) -> tuple[ActorPool, ActorPool]:
         lora=config.lora,
         gpus=int(placement.sampler_gpus),
         engine=config.sampler.engine,
+        shares_gpu=run.device == "cuda" and placement.sampler_gpus < 1,
     )
     rewarder = RewarderSpec(config, run.device, run.dtype, int(placement.rewarder_gpus))
     return (

@@ -73,6 +73,7 @@ class EngineSpec:
     engine: str = "transformers"
     endpoint: Endpoint | None = None  # where the engine is one
     adapters: Adapters | None = None  # whose weights are all that come from a learner
+    shares_gpu: bool = False  # with a learner, who has its memory between the engine's turns
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Engine(Protocol):
     layout: str
     can: Abilities
     notes: list[str]
-    version: int | None
+
+    @property
+    def version(self) -> int | None: ...
 
     @property
     def forwarded_tokens(self) -> int:
@@ -123,4 +126,8 @@ class Engine(Protocol):
         Raises:
             RunError: where they are not the model's.
         """
+        ...
+
+    def rest(self) -> None:
+        """The end of a turn: give back what others may need until the next `load`."""
         ...

@@ -68,6 +68,9 @@ class EndpointEngine:
     def load(self, version: int, weights: Mapping[str, Any]) -> None:
         raise RunError("an endpoint takes no weights; take sampler.engine = transformers or vllm")
 
+    def rest(self) -> None:
+        """It holds nothing."""
+
     def _answer(self, question: Question, sample: int) -> Completion | RowError:
         path, body, most = self._request(question, sample)
         try:

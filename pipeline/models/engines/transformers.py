@@ -59,6 +59,9 @@ class TransformersEngine:
         load_into(self.model, weights)
         self.version = version
 
+    def rest(self) -> None:
+        """It holds nothing but its weights."""
+
 
 @torch.no_grad()
 def load_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -23,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
-from pipeline.errors import ConfigError, RowError, RunError
+from pipeline.errors import ConfigError, RowError
 from pipeline.models.drawing import Blocks, stream_key
 from pipeline.models.engines.base import Abilities, Adapters, Drawing, EngineSpec
 from pipeline.models.engines.lora import check_adapters, write_adapters
+from pipeline.models.engines.turns import DISCARDING, KEEPING, Turns
 from pipeline.models.engines.weights import Held, check_weights
 from pipeline.models.generation import end_tokens
 from pipeline.models.loading import context_length, load_settings, load_tokenizer, resolve_dtype
@@ -63,7 +64,6 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec):
         drawing, name = spec.drawing, spec.model.name
         self.notes: list[str] = []
-        self.version: int | None = None
         self.forwarded_tokens = 0
         self.drawing = drawing
         self.tokenizer = load_tokenizer(spec.model)
@@ -94,6 +94,7 @@ class VllmEngine:
                 generation_config="vllm",  # nothing of the model's own: we give all
                 logprobs_mode="raw_logprobs",
                 seed=0,
+                enable_sleep_mode=spec.shares_gpu,
                 **_lora_options(spec.adapters),
             )
         except ConfigError:
@@ -102,7 +103,11 @@ class VllmEngine:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(f"vLLM cannot load {name}: {first}; take sampler.engine = transformers") from error
 
+        # of a model with adapters the other weights come once, from its files
+        self.turns = Turns(self.llm, self._put, spec.shares_gpu, KEEPING if spec.adapters else DISCARDING)
+
     def generate(self, questions: Sequence[Question]) -> list[list[Completion] | RowError]:
+        self.turns.require()
         results: list[list[Completion] | RowError] = []
         rows: list[tuple[list[Completion], TokensPrompt, SamplingParams]] = []
         for question in questions:
@@ -155,29 +160,33 @@ class VllmEngine:
         return Completion(text, token_ids, finished, logprobs.astype(np.float32))
 
     def logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        self.turns.require()
         options = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         prompt = TokensPrompt(prompt_token_ids=list(token_ids))
         [output] = self.llm.generate([prompt], options, use_tqdm=False, lora_request=self.lora)
         steps = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
         return np.array([step[token].logprob for step, token in steps], np.float32)
 
+    @property
+    def version(self) -> int | None:
+        return self.turns.version
+
     def load(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
         if self.adapters:
             check_adapters(weights, self.held.shapes, self.adapters.rank)
         else:
             check_weights(weights, self.held.shapes)
-        self.version = None  # what is there until all are loaded has none
+        self.turns.load(version, weights)
+
+    def rest(self) -> None:
+        self.turns.rest()
+
+    def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
         if self.adapters:
             self._load_adapters(weights, self.adapters)
         else:
             options = {"weights_iterator": self.held.whole(weights), "is_checkpoint_format": True}
             self.llm.collective_rpc("reload_weights", kwargs=options)
-        if not self.llm.reset_prefix_cache():
-            raise RunError(
-                f"vLLM holds on to prompts that weights before version {version} have read, so it would go on from them; "
-                "take sampler.engine = transformers"
-            )
-        self.version = version
 
     def _load_adapters(self, weights: Mapping[str, torch.Tensor], adapters: Adapters) -> None:
         assert self.folder is not None
