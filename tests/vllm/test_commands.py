@@ -154,6 +154,38 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def test_tokens_and_log_probabilities_of_a_server(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the distribution that was asked for, whatever the server's own settings of generation say."""
+    import numpy as np
+    from conftest import opened
+
+    from pipeline.config import ModelConfig
+    from pipeline.errors import ConfigError
+    from pipeline.models.engines import Drawing, Endpoint, EngineSpec, open_engine
+    from pipeline.models.engines.endpoint import checked
+    from pipeline.models.questions import Question
+
+    model, endpoint = ModelConfig(name=str(SIBLING)), Endpoint(server, "", "completions")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-another")
+    with pytest.raises(ConfigError, match=r"refuses the key \(status 401\)"):
+        checked(endpoint, model)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test")
+    endpoint = checked(endpoint, model)
+    assert endpoint.model == "sibling"
+    drawing = Drawing(max_new_tokens=48, temperature=1.0, logprobs=True)
+    engine = open_engine(EngineSpec(model, "cpu", drawing, engine="endpoint", endpoint=endpoint))
+    reference = opened(str(SIBLING), "transformers")
+    prompt = list(reference.generator.tokenizer("753+939=")["input_ids"])
+    [samples] = engine.generate([Question(prompt, 16, 3)])
+    assert not isinstance(samples, Exception) and len({tuple(each.token_ids) for each in samples}) > 1
+    for each in samples:
+        due = reference.logprobs(prompt + each.token_ids)[-len(each.token_ids) :]
+        assert each.logprobs is not None
+        np.testing.assert_allclose(each.logprobs, due, rtol=0, atol=1e-3)
+        assert each.finished == (each.token_ids[-1] == reference.generator.tokenizer.eos_token_id)
+    assert engine.forwarded_tokens == sum(len(prompt) + len(each.token_ids) for each in samples)
+
+
 def test_samples_of_a_server(cli: Cli, server: str, prompts: Path, tmp_path: Path) -> None:
     """Tokens of the model's own, which label scores as it scores any; no key anywhere."""
     common = ["--policy", SIBLING, "--prompts", prompts, "--output", tmp_path / "served"]
