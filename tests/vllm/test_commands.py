@@ -86,8 +86,7 @@ def test_twenty_steps_of_rl_with_a_sampler_that_is_killed(lora: int, prompts: Pa
     steps = [row for row in rows(output) if row["step"]]
     assert [row["step"] for row in steps] == list(range(1, 21)), "each batch is learnt once"
     assert killed and sum("a sampler died and was started again" in str(row.get("warnings")) for row in steps) == 1
-    drift = [max(abs(value) for name, value in row.items() if name.startswith("sampling/")) for row in steps]
-    assert all(name for row in steps for name in row if name.startswith("sampling/")) and len(drift) == 20
+    assert max(row["sampling/sampling_logp_difference/max"] for row in steps) < 1e-3
     versions = kept_versions(output)
     assert versions == {step: {step} for step in range(20)}, "each batch is of the weights of its own step"
 
