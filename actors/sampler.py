@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from actors.reply import Reply
 from pipeline.errors import RowError, RunError
-from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.engines import Adapters, Drawing, EngineSpec, open_engine
+from pipeline.models.engines.probe import Logprobs, Probe, probe_text
+from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.models.questions import Completion, Question
 from pipeline.rl.rollouts import Rollout
 from pipeline.training.adapters import with_adapters
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.training.config import LoraSection
 
 Serialized = dict[str, tuple[torch.dtype, NDArray[np.generic]]]
-"""Weights by name, every tensor as its dtype and its bytes: NumPy has no bfloat16."""
+"""Weights by name, every tensor as its dtype and its bytes, [..., bytes of a number]: NumPy has no bfloat16."""
 REMEDIES = {
     "not_finite": "lower rl.learning_rate, or set learner.dtype = float32",
     "out_of_memory": "lower rl.max_new_tokens, or give a sampler a larger share of a GPU (sampler.gpus_per_actor)",
@@ -48,67 +50,77 @@ class SamplerSpec:
     end_tokens: tuple[int, ...]  # beside those of model and tokenizer
     lora: LoraSection  # adapters, as the learner has them
     gpus: int = 0  # the model is spread over these where they are several
+    engine: str = "transformers"
+    shares_gpu: bool = False
 
 
 class PolicySampler:
     def __init__(self, spec: SamplerSpec):
-        from pipeline.models.generation import Generator  # late: who starts samplers loads no model
+        from pipeline.models.engines.transformers import TransformersEngine  # late: who starts samplers loads no model
 
         torch.set_num_threads(spec.threads)
-        self.model = load_model(spec.model, spec.device, spec.gpus)
-        if spec.lora.rank:
-            with_adapters(self.model, spec.lora, seed=0)  # theirs come with the weights
-        self.version: int | None = None  # of the weights; the model's own have none
-        self.generator = Generator(
-            self.model,
-            load_tokenizer(spec.model),
+        drawing = Drawing(
             max_new_tokens=spec.max_new_tokens,
             max_length=spec.max_length,
             temperature=1.0,
             budget_tokens=spec.budget_tokens,
-            eos_token_ids=spec.end_tokens,
+            end_tokens=spec.end_tokens,
             logprobs=True,
         )
+        adapters = Adapters(spec.lora.rank, spec.lora.alpha or 2 * spec.lora.rank) if spec.lora.rank else None
+        self.engine = open_engine(
+            EngineSpec(
+                spec.model, spec.device, drawing, spec.gpus, spec.engine, adapters=adapters, shares_gpu=spec.shares_gpu
+            )
+        )
+        self.vocabulary = load_settings(spec.model).get_text_config().vocab_size
+        self.probe = Probe(resolve_dtype(spec.model.dtype, spec.device))
+        if spec.lora.rank and isinstance(self.engine, TransformersEngine):
+            with_adapters(self.engine.model, spec.lora, seed=0)  # theirs come with the weights
+            self.engine.model.eval().requires_grad_(False)
 
-    def sample(self, version: int, weights: Serialized, questions: Sequence[Question]) -> Reply[list[list[Rollout]]]:
-        """The responses to each question, drawn from the policy at temperature 1. Raises RunError."""
+    def sample(
+        self, version: int, weights: Serialized, questions: Sequence[Question], probe: Logprobs | None = None
+    ) -> Reply[list[list[Rollout]]]:
+        """The responses to each question, drawn from the policy at temperature 1. Raises RunError.
+
+        Args:
+            probe: what the learner's log-probabilities of the probe's text are under these weights.
+        """
         started = time.perf_counter()
-        if self.version != version:
-            deserialize(weights, self.model)
-            self.version = version
-        rollouts = [self._rollouts(answers) for answers in self.generator.generate(questions)]
-        return Reply.of(rollouts, started, self.generator.notes)
+        if self.engine.version != version:
+            self.engine.load(version, dict(deserialized(weights)))
+            if probe is not None:
+                self.probe.check(version, probe, self.engine.logprobs(probe_text(self.vocabulary)))
+        rollouts = [self._rollouts(answers) for answers in self.engine.generate(questions)]
+        self.engine.rest()
+        return Reply.of(rollouts, started, self.engine.notes)
 
     def _rollouts(self, answers: Sequence[Completion] | RowError) -> list[Rollout]:
         if isinstance(answers, RowError):
             what, _, remedy = answers.detail.partition("; ")
             remedy = REMEDIES.get(answers.reason, remedy or "take another policy")
             raise RunError(
-                f"the policy of step {self.version} cannot be sampled from: {what} ({answers.reason}); {remedy}"
+                f"the policy of step {self.engine.version} cannot be sampled from: {what} ({answers.reason}); {remedy}"
             )
         rollouts = []
         for each in answers:
-            assert each.logprobs is not None and self.version is not None
-            rollouts.append(Rollout(each.token_ids, each.text, each.finished, each.logprobs, self.version))
+            assert each.logprobs is not None and self.engine.version is not None
+            rollouts.append(Rollout(each.token_ids, each.text, each.finished, each.logprobs, self.engine.version))
         return rollouts
 
 
 def serialize(state: Mapping[str, torch.Tensor]) -> Serialized:
     """Weights on the CPU as arrays of bytes, without a copy where they are contiguous."""
     return {
-        name: (tensor.dtype, tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        name: (tensor.dtype, tensor.contiguous().unsqueeze(-1).view(torch.uint8).numpy())
         for name, tensor in state.items()
     }
 
 
-@torch.no_grad()
-def deserialize(weights: Serialized, model: torch.nn.Module) -> None:
-    """Put weights into a model of the same architecture, each in the dtype that it has there: some architectures keep single
-    weights in float32. Raises RunError where a name is not the model's."""
-    own = dict(model.state_dict(keep_vars=True))
-    with warnings.catch_warnings():  # shared memory is read-only, and is only read
+def deserialized(weights: Serialized) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same weights, without a copy; they are only to be read."""
+    with warnings.catch_warnings():  # shared memory is read-only
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         for name, (dtype, content) in weights.items():
-            if name not in own:
-                raise RunError(f"the learner sends {name}, which {type(model).__name__} does not have")
-            own[name].copy_(torch.from_numpy(content).view(dtype).view(own[name].shape))
+            yield name, torch.from_numpy(content).view(dtype).squeeze(-1)

@@ -51,7 +51,8 @@ def loading(device: str, dtype: str) -> Figures:
 def hand_over(device: str) -> Figures:
     """From the device through arrays of bytes into another model there, in float32 and in bfloat16."""
     try:
-        from actors.sampler import deserialize, serialize
+        from actors.sampler import deserialized, serialize
+        from pipeline.models.engines.transformers import load_into
     except ImportError as error:
         raise Skip(f"actors.sampler needs more than is here ({error})") from None
     wrong = []
@@ -61,7 +62,8 @@ def hand_over(device: str) -> Figures:
         with torch.no_grad():
             for parameter in sampling.parameters():
                 parameter.zero_()
-        deserialize(serialize({n: p.detach().cpu() for n, p in learnt.named_parameters()}), sampling)
+        weights = serialize({n: p.detach().cpu() for n, p in learnt.named_parameters()})
+        load_into(sampling, dict(deserialized(weights)))
         own = dict(sampling.named_parameters())
         wrong += [n for n, p in learnt.named_parameters() if not torch.equal(p, own[n])]
     return {"ok": not wrong, "wrong": wrong[:3]}

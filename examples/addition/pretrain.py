@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=650)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak of the cosine")
+    parser.add_argument("--heads", type=int, default=4, help="3 are of size 32, which vLLM has on a CPU too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -65,7 +66,7 @@ def build_tokenizer():
     )
 
 
-def build_model(tokenizer):
+def build_model(tokenizer, heads: int):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -74,7 +75,7 @@ def build_model(tokenizer):
             hidden_size=96,
             intermediate_size=256,
             num_hidden_layers=3,
-            num_attention_heads=4,
+            num_attention_heads=heads,
             max_position_embeddings=tokenizer.model_max_length,
             tie_word_embeddings=False,
             pad_token_id=tokenizer.pad_token_id,
@@ -180,7 +181,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, args.heads)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     train(model, tokenizer, args)
     model.save_pretrained(args.output)

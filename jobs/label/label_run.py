@@ -25,6 +25,7 @@ from jobs.label.limits import ErrorRate, explained
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
 from jobs.label.watch import Watch
 from jobs.label.work import Target, Work
+from jobs.label.writers import announce, checked_writer
 from jobs.stores.finalize import Timing, finalize
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
@@ -73,6 +74,7 @@ class LabelRun:
         labeller = replace(_pinned(labeller), texts=tuple(read_texts(labeller.config.tokens).items()))
         tokens = labeller.config.tokens.dated(store.began_on())
         labeller = replace(labeller, config=labeller.config.model_copy(update={"tokens": tokens}))
+        labeller = checked_writer(labeller, device)
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
         inputs = plan_inputs(store, files, labeller.config.input, shape_of)
@@ -91,6 +93,8 @@ class LabelRun:
             work = pending(store, self.inputs, retry_errors)
             if work:
                 store.reopen()
+                if self.labeller.writer == "endpoint":
+                    announce(self.labeller, work)
                 ray.open()
                 terminal.say(f"loading {self.labeller.model.name} ...")
                 timing = self._label(work, survey, notes, lock)
@@ -105,7 +109,8 @@ class LabelRun:
         from jobs.label.flow import label_shards
 
         config = self.labeller.config
-        pool = pick_pool(config, self.device)
+        remote = self.labeller.writer == "endpoint"  # one actor asks, as many times at once as it may
+        pool = Pool(1, 1, 1, 0) if remote else pick_pool(config, self.device)
         target = Target(self.store.uri, fingerprint.digest(self.description), lock.lease)
         total = sum(stored.plan.rows for stored in self.inputs)
         todo = sum(shard.rows for each in work for shard in each.shards)
@@ -161,13 +166,16 @@ def _spec(labeller: Labeller, device: str, pool: Pool) -> ActorSpec:
         "budget_tokens": config.scorer.budget_tokens,
         "check_responses": config.evaluate.check_responses if isinstance(config, EvaluateConfig) else 0,
     }
+    if labeller.engine == "generator":
+        common |= {"engine": labeller.writer, "end_tokens": labeller.renderer.end_tokens()}
+        if labeller.writer == "endpoint":  # whose answers cost something
+            common |= {"endpoint": labeller.endpoint(), "check_responses": 0}
     if labeller.engine == "scorer":
         return ScorerSpec(**common, alpha=config.reward.alpha, head_chunk_mb=config.scorer.head_chunk_mb)
     if isinstance(labeller, Sampling):
         options = labeller.drawn.model_dump(include={"max_new_tokens", "temperature", "top_p"})
-        return GeneratorSpec(**common, **options, end_tokens=labeller.renderer.end_tokens())
+        return GeneratorSpec(**common, **options)
     assert isinstance(config, EvaluateConfig)
     if labeller.engine == "classifier":
         return ClassifierSpec(**common, output=config.classifier.output)
-    end_tokens = labeller.renderer.end_tokens()
-    return GeneratorSpec(**common, max_new_tokens=config.judge.max_new_tokens, end_tokens=end_tokens)
+    return GeneratorSpec(**common, max_new_tokens=config.judge.max_new_tokens)

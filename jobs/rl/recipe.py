@@ -53,7 +53,8 @@ class RlRecipe(Recipe[list[Group]]):
         )
 
     def source(self, learner: Learner, step: int) -> SharedSource:
-        return SharedSource(self._own_source(step) if learner.rank == 0 else None)
+        probed = self.samplers is not None and self.config.sampler.engine != "transformers"
+        return SharedSource(self._own_source(step) if learner.rank == 0 else None, probed)
 
     def _own_source(self, step: int) -> RolloutSource | ReplaySource:
         if self.samplers is None or self.rewarders is None:

@@ -27,6 +27,7 @@ from pipeline import storage
 from pipeline.config import ModelConfig
 from pipeline.config.section import changed
 from pipeline.errors import ConfigError
+from pipeline.models.engines.checks import check_vllm
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers.base import open_renderer
 from pipeline.rl.algorithm_sections import OF_RESPONSES, WITHOUT_RATIO
@@ -180,6 +181,8 @@ def _describe(config: RlConfig) -> RlRun:
     deepspeed = read_deepspeed(config)
     deepspeed_config(config, dtype, deepspeed)
     settings = load_settings(config.policy)
+    if config.sampler.engine == "vllm" and not config.rl.replay:
+        check_vllm(config.policy, device, "sampler.engine", takes_weights=True)
     prompts = read_prompts(config, config.input.paths, "input.paths")
     held_out = read_prompts(config, config.held_out.prompts, "held_out.prompts") if config.held_out.prompts else None
     _require_enough(config, prompts)
@@ -314,6 +317,8 @@ def _pools(run: RlRun) -> tuple[ActorPool, ActorPool]:
         end_tokens=renderer.end_tokens(),
         lora=config.lora,
         gpus=int(placement.sampler_gpus),
+        engine=config.sampler.engine,
+        shares_gpu=run.device == "cuda" and placement.sampler_gpus < 1,
     )
     rewarder = RewarderSpec(config, run.device, run.dtype, int(placement.rewarder_gpus))
     gpus, nodes = (placement.sampler_gpus, placement.rewarder_gpus), placed(config.run)

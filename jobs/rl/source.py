@@ -34,7 +34,9 @@ from pipeline.rl.rollout_store import RolloutStore
 from pipeline.rl.rollouts import Group, Prompt, Rollout
 from pipeline.training.order import Order
 
-Version = tuple[int, Any]  # of weights: its number, and a Ray reference to them
+Version = tuple[
+    int, Any, Any
+]  # of weights: its number, a Ray reference to them, what the learner says of the probe's text
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,20 @@ class RolloutSource:
         self.order = Order(np.zeros(len(prompts.prompts), np.int32), config.rl.batch_size, config.rl.seed, 1)
         self.version = 0  # the newest
         self.weights: dict[int, Any] = {}  # by version, Ray references
+        self.probes: dict[int, Any] = {}  # by version, where the engine is held against the learner
         self.asked: dict[int, Future[Sampling]] = {}  # by step
         self.thread = ThreadPoolExecutor(1)
         self.measured: dict[str, float] = {}
         self.heard: list[str] = []
 
-    def take(self, version: int, weights: dict[str, torch.Tensor]) -> None:
-        """The learner's weights after `version` steps; what can be sampled now and is not yet, is, where there is a lag."""
+    def take(self, version: int, weights: dict[str, torch.Tensor], probe: Any = None) -> None:
+        """The learner's weights after `version` steps, by which the probe's text has these log-probabilities; what can be
+        sampled now and is not yet, is, where there is a lag."""
         lag = self.config.rl.lag
         # or the object store would hold older ones beside them
         self.weights = {v: each for v, each in self.weights.items() if version - lag <= v < version}
-        self.version, self.weights[version] = version, ray.put(serialize(weights))
+        self.probes = {v: each for v, each in self.probes.items() if v in self.weights}
+        self.version, self.weights[version], self.probes[version] = version, ray.put(serialize(weights)), probe
         if lag:
             for step in range(version, min(version + lag + 1, self.steps)):
                 self._ask(step)
@@ -108,13 +113,15 @@ class RolloutSource:
     def _ask(self, step: int) -> None:
         if step not in self.asked:
             version = max(0, step - self.config.rl.lag)
-            self.asked[step] = self.thread.submit(self._of_step, step, (version, self.weights[version]))
+            self.asked[step] = self.thread.submit(self._of_step, step, self._version(version))
+
+    def _version(self, version: int) -> Version:
+        return version, self.weights[version], self.probes.get(version)
 
     def held_out(self, count: int) -> list[Group]:
         """One response to each of the first `count` prompts that nothing is learnt from, of the newest weights."""
         prompts, seed = self.prompts.held_out[:count], f"held out:{self.config.held_out.seed}"
-        newest = self.weights[self.version]
-        sampling = self.thread.submit(self._measuring, prompts, seed, (self.version, newest)).result()
+        sampling = self.thread.submit(self._measuring, prompts, seed, self._version(self.version)).result()
         self.heard += sampling.notes
         return sampling.groups
 
@@ -157,7 +164,8 @@ class RolloutSource:
     ) -> list[Group]:
         questions = [_question(f"{seed}:{number}", prompt, samples) for number, prompt in enumerate(prompts, first)]
         parts = shared_out(questions, len(self.samplers.actors))
-        answers = self.samplers.do("sample", [(*version, part) for part in parts])
+        number, weights, probe = version
+        answers = self.samplers.do("sample", [(number, weights, part, probe) for part in parts])
         pairs = [
             (prompt, self._without_space(prompt, rollouts))
             for prompt, rollouts in zip(prompts, [each for part in answers for each in part], strict=True)
@@ -198,7 +206,7 @@ class ReplaySource:
         assert config.rl.replay is not None
         self.store = RolloutStore(config.rl.replay)
 
-    def take(self, version: int, weights: dict[str, Any]) -> None:
+    def take(self, version: int, weights: dict[str, Any], probe: Any = None) -> None:
         """Nobody asks for them."""
 
     def step(self, step: int) -> list[Group]:
@@ -225,10 +233,11 @@ class SharedSource(Source[list[Group]]):
 
     Args:
         own: None on the other workers.
+        probed: whether each version goes with the learner's log-probabilities of the probe's text.
     """
 
-    def __init__(self, own: RolloutSource | ReplaySource | None):
-        self.own = own
+    def __init__(self, own: RolloutSource | ReplaySource | None, probed: bool = False):
+        self.own, self.probed = own, probed
 
     def step(self, step: int) -> list[Group]:
         groups: list[Any] = [self.own.step(step) if self.own else None]
@@ -239,8 +248,9 @@ class SharedSource(Source[list[Group]]):
 
     def update(self, step: int, learner: Learner) -> None:
         weights = learner.weights()  # gathered from all workers
+        probe = learner.probe() if self.probed else None
         if self.own and weights:
-            self.own.take(step, weights)
+            self.own.take(step, weights, probe)
 
     def save(self, folder: str) -> None:
         for version, weights in (self.own.older() if self.own else {}).items():

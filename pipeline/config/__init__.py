@@ -13,6 +13,7 @@ from pipeline.config.commands import (
     load_config,
     unread_of_samples,
 )
+from pipeline.config.engines import EndpointConfig, LocalEngine, SamplerConfig
 from pipeline.config.inputs import MEANINGS, InputConfig, unread_of_prompts
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
@@ -49,12 +50,14 @@ __all__ = [
     "BestOfNConfig",
     "ClassifierConfig",
     "ClusterConfig",
+    "EndpointConfig",
     "EvaluateConfig",
     "EvaluateSection",
     "ImplicitConfig",
     "InputConfig",
     "JudgeConfig",
     "LabelConfig",
+    "LocalEngine",
     "ModelConfig",
     "OutputConfig",
     "Place",
@@ -62,6 +65,7 @@ __all__ = [
     "RunConfig",
     "SampleConfig",
     "SampleSection",
+    "SamplerConfig",
     "ScorerConfig",
     "Section",
     "TokensConfig",

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.engines import EndpointConfig, SamplerConfig, unread_of_endpoint
 from pipeline.config.inputs import InputConfig, unread_of_prompts
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
@@ -88,9 +89,11 @@ class EvaluateConfig(LabelConfig):
     classifier: ClassifierConfig = ClassifierConfig()
     answers: AnswersConfig = AnswersConfig()
     best_of_n: BestOfNConfig = BestOfNConfig()
+    endpoint: EndpointConfig = EndpointConfig()
 
     def unread(self) -> Unread:
         yield from super().unread()
+        yield from unread_of_endpoint("judge", self.judge.endpoint)
         for section in ("verifier", "judge", "classifier"):
             if not getattr(self, section).model:
                 yield f"{section}.revision", f"without {section}.model; give that, or leave it out"
@@ -134,15 +137,29 @@ class SampleConfig(LabelConfig):
     """Everything `sample` can be told: what `label` can of input, model, tokens and actors, and how responses are drawn."""
 
     sample: SampleSection = SampleSection()
+    sampler: SamplerConfig = SamplerConfig()
+    endpoint: EndpointConfig = EndpointConfig()
 
     def unread(self) -> Unread:
         yield from super().unread()
+        yield from unread_of_endpoint("sampler", self.sampler.endpoint)
+        if self.sampler.endpoint:
+            yield "scorer", "under sampler.endpoint, whose server runs the model; leave it out"
         yield from unread_of_prompts()
         yield "scorer.head_chunk_mb", "on sampling, which scores nothing; leave it out"
         yield "tokens.over_length", "on sampling: a prompt is never cut; leave it out"
         for field in ("thoughts", "trailing_space"):
             yield f"tokens.{field}", "on sampling, where only prompts are rendered; leave it out"
         yield from unread_of_samples("sample", self.sample.temperature)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _with_tokens(cls, endpoint: EndpointConfig) -> EndpointConfig:
+        if endpoint.api == "chat":
+            raise ValueError(
+                "api = chat gives no tokens, which samples are scored by; leave it out, or set completions"
+            )
+        return endpoint
 
     @field_validator("reward")
     @classmethod

@@ -24,16 +24,18 @@ def stream_key(seed: int, sample: int) -> int:
     return int(np.random.SeedSequence((seed, sample)).generate_state(1, np.uint64).view(np.int64)[0])
 
 
-def words(keys: torch.Tensor, first: int, count: int) -> torch.Tensor:
-    """Outputs `first` to `first + count`, counted from 0, of SplitMix64 from each key: [R] -> [R, count], signed words."""
-    counter = torch.arange(first + 1, first + count + 1, device=keys.device)
+def words(keys: torch.Tensor, first: int | torch.Tensor, count: int) -> torch.Tensor:
+    """Outputs `first` to `first + count`, counted from 0, of SplitMix64 from each key: [R] -> [R, count], signed words.
+    `first` is one for all rows or [R]."""
+    counter = torch.arange(1, count + 1, device=keys.device)
+    counter = counter + (first if isinstance(first, int) else first[:, None])
     mixed = keys[:, None] + counter * GOLDEN
     for shift, factor in ((30, FIRST), (27, SECOND)):
         mixed = mixed.bitwise_xor_(_shifted(mixed, shift)).mul_(factor)
     return mixed.bitwise_xor_(_shifted(mixed, 31))
 
 
-def gumbel(keys: torch.Tensor, first: int, count: int) -> torch.Tensor:
+def gumbel(keys: torch.Tensor, first: int | torch.Tensor, count: int) -> torch.Tensor:
     """-log of exponential variates, [R, count] float64: float32 has ties."""
     uniform = (_shifted(words(keys, first, count), 12).double() + 0.5).mul_(2.0**-52)  # between 0 and 1, never either
     return uniform.log_().neg_().log_().neg_()
@@ -59,9 +61,9 @@ class Blocks:
         sums: torch.Tensor = self.parts.logsumexp(-1).double()
         return sums
 
-    def draw(self, keys: torch.Tensor, step: int) -> torch.Tensor:
-        """A token of each row, [R], distributed as softmax(logits): by the numbers of step `step` from these keys, [R]. One
-        that is not a number where there is such a one."""
+    def draw(self, keys: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+        """A token of each row, [R], distributed as softmax(logits): by the numbers of step `step`, of all rows or [R], from
+        these keys, [R]. One that is not a number where there is such a one."""
         blocks = self.sums.shape[1]
         noise = gumbel(keys, step * (blocks + BLOCK), blocks + BLOCK)
         block = (self.sums + noise[:, :blocks]).argmax(1)

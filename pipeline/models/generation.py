@@ -107,7 +107,7 @@ class Generator:
         self.logprobs = logprobs
         self.forwarded_tokens = 0
         self.notes: list[str] = []
-        self.end_tokens = _end_tokens(model, tokenizer, eos_token_ids)
+        self.end_tokens = end_tokens(model.generation_config, tokenizer, eos_token_ids)
         context = context_length(model.config, tokenizer)
         self.context = context if max_length is None else min(context, max_length)
         self.rope_limit = rope_limit(model.config.get_text_config())
@@ -148,14 +148,7 @@ class Generator:
         ]
 
     def _rows(self, position: int, question: Question) -> list[_Row]:
-        room = self.context - len(question.prompt_ids)
-        if room < 1:
-            raise RowError(
-                "prompt_too_long",
-                f"{len(question.prompt_ids)} prompt tokens leave no room in a context of {self.context}; shorten the prompt",
-            )
-        if max(question.prompt_ids) >= self.vocabulary:
-            raise RowError("unknown_token", "the tokenizer has more tokens than the model; fit them")
+        room = question.room(self.context, self.vocabulary)
         limit = min(room, self.max_new_tokens)
         return [_Row(position, i, question.prompt_ids, question.seed, limit) for i in range(question.samples)]
 
@@ -393,8 +386,8 @@ def _distinct(prompts: Sequence[list[int]]) -> tuple[list[tuple[int, ...]], list
     return list(numbers), rows
 
 
-def _end_tokens(model: Any, tokenizer: Any, further: Sequence[int]) -> list[int]:
-    """What ends a completion: by the model, by the tokenizer, by the caller."""
-    own = getattr(model.generation_config, "eos_token_id", None)
+def end_tokens(settings: Any, tokenizer: Any, further: Sequence[int]) -> list[int]:
+    """What ends a completion: by the model's settings of generation, by the tokenizer, by the caller."""
+    own = getattr(settings, "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list | tuple) else [own]), *further}
     return sorted(end for end in ends if end is not None)

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import (
     InputConfig,
+    LocalEngine,
     ModelConfig,
     Place,
     RewardConfig,
@@ -234,6 +235,15 @@ class PoolSection(Section):
         return gpus
 
 
+class SamplerSection(PoolSection):
+    """Actors that sample, and what they sample with."""
+
+    engine: LocalEngine = Field(
+        default="transformers",
+        description="transformers: exact, the reference; vllm: vLLM in the same process, pip install 'endoreward[vllm]'",
+    )
+
+
 class RlConfig(LearningConfig):
     """Everything `rl` can be told."""
 
@@ -253,7 +263,7 @@ class RlConfig(LearningConfig):
     reinforce_plus_plus: ReinforcePlusPlusConfig = ReinforcePlusPlusConfig()
     opd: OpdConfig = OpdConfig()
     held_out: HeldOutSection = HeldOutSection()
-    sampler: PoolSection = PoolSection()
+    sampler: SamplerSection = SamplerSection()
     rewarder: PoolSection = PoolSection()
 
     @property
@@ -426,6 +436,8 @@ class RlConfig(LearningConfig):
             yield from unread_revision(f"rewards.{name}", source.model)
 
     def _unread_of_actors(self) -> Unread:
+        if self.rl.replay:
+            yield "sampler.engine", "under rl.replay, which samples nothing; leave it out"
         if self.learner.device == "cpu":
             for pool in ("sampler", "rewarder"):
                 yield f"{pool}.gpus_per_actor", "under learner.device = cpu; leave it out"

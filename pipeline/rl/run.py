@@ -62,6 +62,7 @@ def describe_rl(
         "tokens.template": _template(config.tokens),
         "tokens.date": config.tokens.date if open_renderer(config.policy, config.tokens).asks_for_date else None,
         "rl.replay": config.rl.replay and LabelStore(config.rl.replay).fingerprint(),
+        **({} if config.sampler.engine == "transformers" else {"sampler.engine": config.sampler.engine}),
         "rl.credit": config.credit,
         "rl.kl_estimator": config.rl.kl,
         **(corrected if config.correction != "none" else {}),

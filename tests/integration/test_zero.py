@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 
 from pipeline.config import ModelConfig
+from pipeline.models.engines.probe import Probe, probe_text
 from pipeline.training.adapters import with_adapters
 from pipeline.training.batch import Response
 from pipeline.training.config import TrainConfig
@@ -113,7 +114,9 @@ def work(rank: int, world: int, port: int, folder: str, names: Sequence[str], st
             found = pairs(step)
             rows.append(learner.step(part(found, rank, world), totals(found), RATE))
         learner.export(f"{folder}/{name}")
+        probed = learner.probe()
         if rank == 0:
+            np.save(f"{folder}/{name}-probe.npy", probed)
             Path(f"{folder}/{name}.json").write_text(json.dumps(rows))
     dist.destroy_process_group()
 
@@ -207,6 +210,10 @@ def test_losses_and_policy_are_those_of_a_plain_loop(
         for response in pair:
             told = logprob(exported.float(), response)
             torch.testing.assert_close(told, logprob(model, response), rtol=5e-2 if rough else 1e-3, atol=1e-3)
+    text = probe_text(exported.config.vocab_size)  # by which an engine is held against the learner
+    logits = exported(torch.tensor([text])).logits[0, :-1].log_softmax(-1)
+    own = logits.gather(1, torch.tensor(text[1:])[:, None])[:, 0].detach().numpy()
+    Probe("bfloat16" if rough else "float32").check(STEPS, np.load(folder / f"{name}-probe.npy"), own)
 
 
 @pytest.mark.parametrize("name", hard_first(["lora", "lora3"]))

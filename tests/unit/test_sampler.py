@@ -7,9 +7,10 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.sampler import PolicySampler, SamplerSpec, deserialize, serialize
+from actors.sampler import PolicySampler, SamplerSpec, deserialized, serialize
 from pipeline.config import ModelConfig
 from pipeline.errors import RunError
+from pipeline.models.engines.transformers import load_into
 from pipeline.models.questions import Question
 from pipeline.training.adapters import with_adapters
 from pipeline.training.config import LoraSection
@@ -54,11 +55,11 @@ def test_weights_keep_their_value_whatever_the_dtypes(folder: Path) -> None:
     here.model.norm.float()
     with torch.no_grad():
         there.model.norm.weight.fill_(1.5)
-    deserialize(serialize(there.state_dict()), here)
+    load_into(here, dict(deserialized(serialize(there.state_dict()))))
     assert here.model.norm.weight.dtype == torch.float32 and bool((here.model.norm.weight == 1.5).all())
     assert here.scale == 0.5
     with pytest.raises(RunError, match="the learner sends other, which LlamaForCausalLM does not have"):
-        deserialize(serialize({"other": torch.ones(2)}), here)
+        load_into(here, {"other": torch.ones(2)})
 
 
 def test_weights_are_read_from_shared_memory_without_a_copy(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -69,7 +70,7 @@ def test_weights_are_read_from_shared_memory_without_a_copy(folder: Path, recwar
     for name, (_, content) in weights.items():
         assert content.ctypes.data == there.state_dict()[name].data_ptr()
         content.setflags(write=False)  # as arrays out of Ray's object store are
-    deserialize(weights, here)
+    load_into(here, dict(deserialized(weights)))
     assert all(torch.equal(tensor, there.state_dict()[name]) for name, tensor in here.state_dict().items())
     assert not [each for each in recwarn if "not writable" in str(each.message)]
 
@@ -88,6 +89,6 @@ def test_adapters_in_bfloat16_are_sampled_from_however_little_they_change(folder
     ids = torch.arange(40)[None]
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     with torch.no_grad():
-        sampled, due, before = (model(ids).logits for model in (here.model, policy, base))
+        sampled, due, before = (model(ids).logits for model in (here.engine.model, policy, base))
     assert torch.equal(sampled, due) and not torch.equal(sampled, before)
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}

@@ -1,14 +1,16 @@
 """What all labellers share."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
-from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, TokensConfig
+from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, SampleConfig, TokensConfig
 from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
+from pipeline.models.engines.base import Endpoint
 from pipeline.models.loading import (
     context_length,
     identify_model,
@@ -21,6 +23,7 @@ from pipeline.store.schema import Failure, Label
 from pipeline.tokens import UNBOUNDED, Ending, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
 
 Engine = Literal["scorer", "classifier", "generator"]
+Writer = Literal["transformers", "vllm", "endpoint"]
 
 
 Texts = tuple[tuple[str, str], ...]  # files that the configuration names: path and content
@@ -68,6 +71,16 @@ class Labeller:
         """Says how many tokens a response has; the same renderer where the model sees the response as its own."""
         return self.renderer
 
+    @property
+    def writer(self) -> Writer:
+        """Which engine writes, where one does (`pipeline.models.engines`)."""
+        return "transformers"
+
+    @property
+    def address(self) -> str:
+        """Of the server, where that writes."""
+        return ""
+
     def settings(self) -> dict[str, Any]:
         """What else changes a number, by the configuration's names."""
         raise NotImplementedError
@@ -81,8 +94,24 @@ class Labeller:
         }
         kind = {} if self.name == "endogenous" else {"labeller": self.name}
         config = self.config.model_copy(update={"tokens": self.tokens})
-        settings = {**kind, **self.settings()}
+        settings = {**kind, **self.settings(), **self._written()}
         return fingerprint.describe(config, model, self.renderer.template, self.renderer.rubrics, settings)
+
+    def _written(self) -> dict[str, Any]:
+        """What of the writer changes a text; nothing where it is the reference, as in stores from before there were others."""
+        if self.writer == "endpoint":
+            endpoint = self.endpoint()
+            return {"engine": "endpoint", "endpoint.model": endpoint.model, "endpoint.api": endpoint.api}
+        return {} if self.writer == "transformers" else {"engine": self.writer}
+
+    def endpoint(self) -> Endpoint:
+        """The server that writes."""
+        config = self.config
+        assert isinstance(config, SampleConfig | EvaluateConfig)
+        chats = config.endpoint.api == "chat" or (config.endpoint.api == "auto" and isinstance(config, EvaluateConfig))
+        fields = {field.name for field in dataclasses.fields(Endpoint)} - {"url", "api"}
+        api = "chat" if chats else "completions"
+        return Endpoint(url=self.address, api=api, **config.endpoint.model_dump(include=fields))
 
     def prepare(self, shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape) -> Prepared:
         """A shard's rows as requests. Every response ends in a turn or a failure; nothing raises RowError."""
@@ -108,13 +137,18 @@ class Asking(Labeller):
         plain = {"template": "none", "append_eos": False, "max_length": None, "sampled": "render"}
         return open_renderer(self.model, self.config.tokens.model_copy(update=plain), "none", True, self.texts)
 
+    @property
+    def chats(self) -> bool:
+        """Whether a server renders the messages itself; tokens are then only counted."""
+        return self.writer == "endpoint" and self.endpoint().api == "chat"
+
     def prompt_ids(
         self, prompt: list[Message], conversational: bool, rubric: str | None, tools: list[dict[str, Any]] | None = None
     ) -> list[int]:
         """The tokens of a prompt that the model is to answer itself, under a rubric: the template's own generation prompt.
         Raises `no_room` where they leave none for an answer, and other RowErrors."""
         ids = self.renderer.prompt_ids(prompt, conversational, tools, rubric)
-        if len(ids) >= self.renderer.max_length:
+        if len(ids) >= self.renderer.max_length and not self.chats:
             raise self.no_room(len(ids), self.renderer.max_length)
         return ids
 

@@ -19,7 +19,8 @@ from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.models.questions import Completion, Question
-from pipeline.rewards.labellers.base import Asking, OfResponses, filled
+from pipeline.rewards.labellers.base import Asking, OfResponses, Writer, filled
+from pipeline.rewards.labellers.sampling import with_system
 from pipeline.rewards.labelling import Prepared, failure, make_label, prepare
 from pipeline.store.schema import Failure, Label
 from pipeline.tokens import TokenizedTurn, conversation_text
@@ -30,12 +31,32 @@ READ_WITHIN_S = 10.0
 WINNERS = {"A": 1, "B": -1, "C": 0, "TIE": 0}
 
 
+class Judging(Asking):
+    """Base of both: a model writes."""
+
+    config: EvaluateConfig
+
+    engine = "generator"
+
+    @property
+    def writer(self) -> Writer:
+        return self.config.judge.writer
+
+    @property
+    def address(self) -> str:
+        return self.config.judge.endpoint
+
+    @property
+    def thinks(self) -> bool:
+        """Whether a judgement begins inside thoughts; a server that renders messages itself gives them whole."""
+        return self.renderer.opens_thoughts and not self.chats
+
+
 @dataclass(frozen=True)
-class PointwiseJudge(Asking, OfResponses):
+class PointwiseJudge(Judging, OfResponses):
     """The reward is the rating."""
 
     name = "judge-pointwise"
-    engine = "generator"
 
     def settings(self) -> dict[str, Any]:
         return judge_settings(self.config.judge, "pointwise")
@@ -47,7 +68,7 @@ class PointwiseJudge(Asking, OfResponses):
     def reward(self, answer: list[Completion]) -> tuple[float, dict[str, Any]]:
         [judgement] = answer
         judge = self.config.judge
-        word = verdict(judge.pointwise_pattern, judgement, self.renderer.opens_thoughts)
+        word = verdict(judge.pointwise_pattern, judgement, self.thinks)
         try:
             rating = float(word)
         except ValueError:
@@ -69,7 +90,7 @@ class Shown(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PairwiseJudge(Asking):
+class PairwiseJudge(Judging):
     """Every chosen response against every rejected one; without preferences, every response against every other.
 
     The reward of a response is the share of its readable comparisons that it wins in both orders; a response without any
@@ -80,7 +101,6 @@ class PairwiseJudge(Asking):
     config: EvaluateConfig
 
     name = "judge-pairwise"
-    engine = "generator"
 
     def settings(self) -> dict[str, Any]:
         return judge_settings(self.config.judge, "pairwise")
@@ -156,7 +176,7 @@ class PairwiseJudge(Asking):
         if isinstance(answer, RowError):
             raise answer
         [judgement] = answer
-        word = verdict(self.config.judge.pairwise_pattern, judgement, self.renderer.opens_thoughts).upper()
+        word = verdict(self.config.judge.pairwise_pattern, judgement, self.thinks).upper()
         if word not in WINNERS:
             raise unparsable(judgement, f"{word!r} is not one of {', '.join(WINNERS)}")
         return WINNERS[word]
@@ -179,7 +199,12 @@ def compared(turns: Sequence[Turn]) -> Iterator[Shown]:
 
 def ask(judge: Asking, turn: Turn, text: str) -> Question:
     """A question to the judge, under the turn's rubric. Raises RowError where it does not fit."""
-    return Question(judge.prompt_ids([Message(role="user", content=text)], True, turn.rubric))
+    messages = [Message(role="user", content=text)]
+    ids = judge.prompt_ids(messages, True, turn.rubric)
+    if not judge.chats:
+        return Question(ids)
+    shown = with_system(messages, judge.renderer.rubrics[turn.rubric])
+    return Question(ids, messages=tuple({"role": each["role"], "content": each["content"]} for each in shown))
 
 
 def verdict(pattern: str, judgement: Completion, thinking: bool = False) -> str:

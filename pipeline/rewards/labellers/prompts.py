@@ -33,6 +33,7 @@ from pipeline.corpus.samples import OPENS_THOUGHTS, Message, Turn
 from pipeline.corpus.shapes import SAMPLED
 from pipeline.errors import InputError, RowError
 from pipeline.models.questions import Completion
+from pipeline.rewards.labellers.base import Writer
 from pipeline.rewards.labellers.sampling import Asked, Sampling, with_system
 from pipeline.rewards.labelling import KEPT
 
@@ -66,6 +67,14 @@ class PromptSampler(Sampling):
     def tokens(self) -> TokensConfig:
         """A prompt is not cut: what the policy answers is what the row says."""
         return self.config.tokens.model_copy(update={"over_length": "cut_response"})
+
+    @property
+    def writer(self) -> Writer:
+        return self.config.sampler.writer
+
+    @property
+    def address(self) -> str:
+        return self.config.sampler.endpoint
 
     @property
     def drawn(self) -> SampleSection:
