@@ -139,7 +139,8 @@ class Shape:
         scorable, empty = [], []
         for response in responses:
             if self._can_be_scored(response):
-                scorable.append(replace(response, token_ids=self._written(row, response.index)))
+                written = self._written(row, response.index)
+                scorable.append(response if written is None else replace(response, token_ids=written))
             else:
                 error = RowError("empty_response", "the assistant's text is empty, so there is no token to score")
                 empty.append(FailedResponse(response.preference, response.index, error))

@@ -148,7 +148,10 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 def extra_json(extra: dict[str, Any]) -> str:
     """Deterministic JSON of the input columns that have no column of their own."""
-    return json.dumps(_finite(extra), ensure_ascii=True, sort_keys=True, default=str, allow_nan=False)
+    return _EXTRA.encode(_finite(extra)) if extra else "{}"
+
+
+_EXTRA = json.JSONEncoder(ensure_ascii=True, sort_keys=True, default=str, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

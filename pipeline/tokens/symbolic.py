@@ -78,16 +78,28 @@ class Condition(NamedTuple):
         return ANSWERS[self.question](self.place.of(contents), self.argument) == self.answer
 
 
-class Path(NamedTuple):
-    """One way through a template. `pieces` is what it prints; None where it cannot be run on symbols."""
+class Path:
+    """One way through a template.
 
-    conditions: tuple[Condition, ...]
-    pieces: tuple[str | Place, ...] | None
+    Args:
+        pieces: what it prints; None where it cannot be run on symbols.
+    """
+
+    def __init__(self, conditions: tuple[Condition, ...], pieces: Sequence[str | Place] | None):
+        self.conditions = conditions
+        self.texts = None if pieces is None else [piece if isinstance(piece, str) else "" for piece in pieces]
+        self.places = [(i, piece) for i, piece in enumerate(pieces or ()) if isinstance(piece, Place)]
+
+    def taken(self, contents: Sequence[str]) -> bool:
+        return not self.conditions or all(condition.holds(contents) for condition in self.conditions)
 
     def text(self, contents: Sequence[str]) -> str | None:
-        return (
-            None if self.pieces is None else "".join(p if isinstance(p, str) else p.of(contents) for p in self.pieces)
-        )
+        if self.texts is None:
+            return None
+        texts = self.texts.copy()
+        for i, place in self.places:
+            texts[i] = place.of(contents) if place.strips else contents[place.message]
+        return "".join(texts)
 
 
 class SymbolicTemplate:
@@ -104,12 +116,12 @@ class SymbolicTemplate:
 
     def render(self, messages: Sequence[Message], generation: bool, own: Callable[[], str]) -> str:
         """The rendering of a conversation; `own` is the tokenizer's, and what it raises."""
-        if any(len(message) != 2 or "content" not in message for message in messages):
+        if max(map(len, messages)) > 2:  # role and content, which each has
             return own()
         contents = [message["content"] for message in messages]
         paths = self._paths.setdefault((generation, tuple([message["role"] for message in messages])), [])
         for path in paths:
-            if all(condition.holds(contents) for condition in path.conditions):
+            if path.taken(contents):
                 text = path.text(contents)
                 return own() if text is None else text
         if len(paths) >= MOST_PATHS or len(self._paths) > MOST_ORDERS:
@@ -119,9 +131,9 @@ class SymbolicTemplate:
         try:
             text = own()
         except BaseException:
-            paths[-1] = path._replace(pieces=None)
+            paths[-1] = Path(path.conditions, None)
             raise
-        if path.pieces is not None and path.text(contents) != text:
+        if path.text(contents) not in (None, text):
             paths[:] = [Path((), None)]
         return text
 
