@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
@@ -201,10 +201,17 @@ def serve(descriptor: int, life: int) -> None:
 def unpickled(data: bytes) -> Any:
     """`pickle.loads` without the garbage collector, which would look through all that it makes, over and over, for cycles
     that a pickle seldom has."""
+    with uncollected():
+        return pickle.loads(data)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Pauses the garbage collector while many objects without cycles are made."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return pickle.loads(data)
+        yield
     finally:
         if collecting:
             gc.enable()

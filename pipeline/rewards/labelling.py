@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.apart import uncollected
 from pipeline.config import RewardConfig
 from pipeline.corpus import NumberedRow, Shape, Shard, turns
 from pipeline.corpus.samples import Turn, response_id
@@ -49,8 +50,12 @@ def prepare(
     shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape, renderer: Renderer, which: str
 ) -> Prepared:
     """Normalise and tokenise a shard's rows. Every response ends in `turns` or in `failures`; nothing raises RowError."""
-    out = Prepared(shard, generation)
-    expanded = [_expand(shard.file, number, row, shape, renderer, which) for number, row in rows]
+    with uncollected():
+        return _prepared(Prepared(shard, generation), rows, shape, renderer, which)
+
+
+def _prepared(out: Prepared, rows: Iterable[NumberedRow], shape: Shape, renderer: Renderer, which: str) -> Prepared:
+    expanded = [_expand(out.shard.file, number, row, shape, renderer, which) for number, row in rows]
     groups = renderer.tokenize_groups([each.turns for each in expanded])
     for each, answers in zip(expanded, groups, strict=True):
         out.failures += each.failures

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -91,8 +92,12 @@ class Failure:
     detail: str
 
 
+_FIELDS = attrgetter(*LABELS.names)
+
+
 def labels_table(labels: Sequence[Label]) -> pa.Table:
-    columns = {name: [getattr(label, name) for label in labels] for name in LABELS.names}
+    values = map(list, zip(*map(_FIELDS, labels), strict=True)) if labels else [[] for _ in LABELS.names]
+    columns: dict[str, list[Any]] = dict(zip(LABELS.names, values, strict=True))
     columns["prompt"] = _each_once(columns["prompt"], stored_messages)
     return pa.table({name: _column(values, LABELS.field(name).type) for name, values in columns.items()}, schema=LABELS)
 

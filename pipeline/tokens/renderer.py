@@ -270,7 +270,7 @@ class Renderer:
             )
         if self.config.thoughts == "given":
             rendering = chat.thoughts(answer, rendering)
-        rendering = replace(rendering, text=rendering.text + self._end(rendering))
+        rendering = rendering._replace(text=rendering.text + self._end(rendering))
         return TurnText(prompt.unmarked, rendering)
 
     def _asked(
@@ -314,7 +314,7 @@ class Renderer:
 
     def _end_of_turn(self, tail: str) -> str:
         """The tail up to and including its first special token, or nothing where it has none."""
-        first = min(((tail.find(t), -len(t), t) for t in self.special_texts if t in tail), default=None)
+        first = min([(tail.find(t), -len(t), t) for t in self.special_texts if t in tail], default=None)
         if first is None:
             self._note("the chat template has no end-of-turn token: none is scored")
             return ""

@@ -14,10 +14,9 @@ changes, moves out of an answer or leaves out is a RowError.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
@@ -32,8 +31,7 @@ REMEDY = "set tokens.template to a template that shows it"
 Tools = list[dict[str, Any]] | None
 
 
-@dataclass(frozen=True)
-class Rendering:
+class Rendering(NamedTuple):
     """A conversation as text: `before + lead + text + tail`. A prompt that is only asked has no text."""
 
     before: str  # up to where the model begins to write
@@ -137,7 +135,7 @@ class ChatTemplate:
             )
         if not spot:
             return rendering
-        return replace(rendering, lead=rendering.lead + rendering.text[:spot], text=rendering.text[spot:])
+        return rendering._replace(lead=rendering.lead + rendering.text[:spot], text=rendering.text[spot:])
 
 
 class Conversation:
