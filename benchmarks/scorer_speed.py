@@ -6,7 +6,8 @@ The loop is that of throughput.py: batches of 8, padded, full logits. Its arithm
 logits of all positions included: the quotient of the two is what the scorer gains where both sides run equally well.
 
 Two models with random weights, on which speed does not depend: one of SmolLM2-135M's shape, and one of 150M with a
-vocabulary of 152,000. Corpora are drawn by their lengths (shapes.py). `--beside lm_eval` and `--beside vllm` run where these
+vocabulary of 152,000. `--only smollm2` or `--only 152k` takes one of them, `--corpora` some of the corpora, `--repeats 1` one
+turn. Corpora are drawn by their lengths (shapes.py). `--beside lm_eval` and `--beside vllm` run where these
 are installed and need `--model`, a folder with a tokenizer, whose weights are then used.
 """
 
@@ -32,6 +33,7 @@ from pipeline.models.scoring.products import OneDnn
 from pipeline.tokens import TokenizedTurn
 
 MODELS = {"SmolLM2-135M's shape": (30, 49_152), "150M, vocabulary 152,000": (17, 152_000)}  # layers, vocabulary
+SHORT = dict(zip(("smollm2", "152k"), MODELS, strict=True))
 PROMPTS = {"hh": 16, "rm-bench": 4, "best-of-16": 1}
 FLOOR, OF_ARITHMETIC = 0.8, 0.95
 AT_LEAST = {"lm_eval": 3.0, "vllm": 2.0}
@@ -228,13 +230,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="rows of the loop's batches, and of lm_eval's")
     parser.add_argument("--model", help="a folder with weights and tokenizer, instead of random weights")
     parser.add_argument("--beside", nargs="*", default=[], choices=sorted(AT_LEAST), help="libraries to run as well")
+    parser.add_argument("--only", choices=list(SHORT), help="of the two models with random weights")
     parser.add_argument("--corpora", nargs="*", default=list(PROMPTS), choices=list(PROMPTS))
     parser.add_argument("--json", help="a file for the figures, such as benchmarks/results/scorer_speed.json")
     options = parser.parse_args()
     if options.beside and not options.model:
         parser.error("--beside needs --model, a folder with weights and a tokenizer")
     engine = vllm_engine(options.model) if "vllm" in options.beside else None
-    models: dict[str, Callable[[], Any]] = {n: lambda s=s: build(*s) for n, s in MODELS.items()}
+    names = [SHORT[options.only]] if options.only else list(MODELS)
+    models: dict[str, Callable[[], Any]] = {name: lambda size=MODELS[name]: build(*size) for name in names}
     if options.model:
         models = {
             Path(options.model).name: lambda: transformers.AutoModelForCausalLM.from_pretrained(

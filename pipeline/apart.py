@@ -242,10 +242,17 @@ def reporting(figure: Callable[[], Any]) -> Iterator[None]:
 def unpickled(data: bytes) -> Any:
     """`pickle.loads` without the garbage collector, which would look through all that it makes, over and over, for cycles
     that a pickle seldom has."""
+    with uncollected():
+        return pickle.loads(data)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Pauses the garbage collector while many objects without cycles are made."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return pickle.loads(data)
+        yield
     finally:
         if collecting:
             gc.enable()

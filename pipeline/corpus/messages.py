@@ -67,7 +67,7 @@ def to_message(value: Any, where: str) -> Message:
             if str(value[role_key]).lower() == "function_call":
                 call = from_json(value[content_key], f"{where}'s {content_key}")
                 return Message(role=role, content="", tool_calls=_tool_calls(call, where))
-            beside = _beside(value, where)
+            beside = _beside(value, where) if len(value) > 2 else {}
             content = value[content_key]
             if content is None and "tool_calls" in beside:
                 content = ""
@@ -168,11 +168,15 @@ def to_response(value: Any, where: str) -> tuple[list[Message], bool]:
     """
     if not isinstance(value, list | dict):
         return [Message(role="assistant", content=to_text(value, where))], False
-    messages = to_messages(value, where)
-    spots = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not spots:
+    return _up_to_last_answer(to_messages(value, where), where), True
+
+
+def _up_to_last_answer(messages: list[Message], where: str) -> list[Message]:
+    """Raises `no_assistant_turn`."""
+    last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"), None)
+    if last is None:
         raise RowError("no_assistant_turn", f"{where} has no message of the assistant, so there is nothing to score")
-    return messages[: spots[-1] + 1], True
+    return messages[: last + 1]
 
 
 def up_to_turn(messages: list[Message], turn: Any, where: str) -> list[Message]:
@@ -195,7 +199,7 @@ def to_transcript(value: str, where: str) -> list[Message]:
         raise RowError(
             "no_prompt", f"{where} is text, no transcript that begins with '\\n\\nHuman:', and no column holds a prompt"
         )
-    return to_response(turns, where)[0]
+    return _up_to_last_answer(turns, where)
 
 
 def _transcript_turns(text: str) -> list[Message]:

@@ -139,7 +139,8 @@ class Shape:
         scorable, empty = [], []
         for response in responses:
             if self._can_be_scored(response):
-                scorable.append(replace(response, token_ids=self._written(row, response.index)))
+                written = self._written(row, response.index)
+                scorable.append(response if written is None else replace(response, token_ids=written))
             else:
                 error = RowError("empty_response", "the assistant's text is empty, so there is no token to score")
                 empty.append(FailedResponse(response.preference, response.index, error))
@@ -227,7 +228,7 @@ class Shape:
 
 def _refuse_media(row: RawRow) -> None:
     """Raises RowError for a row whose prompt speaks of a picture or of sound."""
-    if media := next((column for column in MEDIA if _holds_any(row.get(column))), None):
+    if media := next((column for column in MEDIA if column in row and _holds_any(row[column])), None):
         raise RowError(
             "not_text",
             f"column {media!r} belongs to the prompt and is no text; only text can be labelled, so drop the row",
@@ -370,7 +371,9 @@ def _split(shape: Shape, prompt: list[Message], whole: list[Response]) -> tuple[
     carried = whole[0].messages[:shared]
     if any(message not in carried for message in prompt):
         raise RowError("prompt_mismatch", f"the responses begin with turns that are not those of {shape.prompt!r}")
-    return carried, [replace(response, messages=response.messages[shared:]) for response in whole]
+    return carried, [
+        Response(each.messages[shared:], each.preference, each.index, each.extra, each.token_ids) for each in whole
+    ]
 
 
 def _shared(shape: Shape, conversations: list[list[Message]]) -> int:
@@ -380,7 +383,7 @@ def _shared(shape: Shape, conversations: list[list[Message]]) -> int:
     if shape.turns == "all" and shape.label is None and all(preference is None for _, preference in shape.responses):
         first = next(i for i, message in enumerate(conversations[0]) if message["role"] == "assistant")
         longest = min(longest, first)
-    same = takewhile(lambda turn: all(other == turn[0] for other in turn), zip(*conversations, strict=False))
+    same = takewhile(lambda turn: turn.count(turn[0]) == len(turn), zip(*conversations, strict=False))
     return min(longest, sum(1 for _ in same))
 
 
@@ -402,7 +405,7 @@ def turns(sample: Sample, which: Literal["last", "all"] = "last") -> Iterator[Tu
                     response=conversation[spot]["content"],
                     conversational=sample.conversational,
                     rubric=None,
-                    extra={**sample.extra, **response.extra},
+                    extra={**sample.extra, **response.extra} if response.extra else sample.extra,
                     beside={key: conversation[spot][key] for key in BESIDE if key in conversation[spot]},  # type: ignore[literal-required]
                     tools=sample.tools,
                     prompt_token_ids=sample.prompt_token_ids,

@@ -12,12 +12,14 @@ leaves open: Q(s_H,a_H) = [Q(s_H,a_H) - gamma * V(s_{H+1})] + gamma * V(s_{H+1})
 al. 2018, arXiv 1712.00378) and telescope as any others, to V(s_h) + alpha * sum_k gamma^(k-h) log pi, whatever V(s_{H+1}) is.
 Without the bootstrap they would hold -V(s_{H+1}), whose level next-token training leaves open.
 
-Arrays are `q`, `values` and `rewards`, each of shape [H], of the taken actions and the states they were taken in. All is
-computed in float64. The logits themselves never come here: see `pipeline.models.scoring`.
+Arrays are `q`, `values` and `rewards`, each of shape [H], of the taken actions and the states they were taken in; or of
+several responses behind one another, with their `lengths`. All is computed in float64. The logits themselves never come here:
+see `pipeline.models.scoring`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.config import RewardConfig
 
 Array = NDArray[np.float64]
+Lengths = Sequence[int] | None  # of responses; None of one
 
 
 def soft_value(q_all: ArrayLike, alpha: float = 1.0) -> Array:
@@ -43,18 +46,18 @@ def soft_value(q_all: ArrayLike, alpha: float = 1.0) -> Array:
     return values
 
 
-def token_rewards(q: ArrayLike, values: ArrayLike, gamma: float = 1.0) -> Array:
+def token_rewards(q: ArrayLike, values: ArrayLike, gamma: float = 1.0, lengths: Lengths = None) -> Array:
     """r_h = Q(s_h,a_h) - gamma * V(s_{h+1}), eq. 11: [H], [H] -> [H]."""
-    return np.asarray(q, np.float64) - gamma * _next(values)
+    return np.asarray(q, np.float64) - gamma * _next(values, lengths)
 
 
-def action_values(rewards: ArrayLike, values: ArrayLike, gamma: float = 1.0) -> Array:
+def action_values(rewards: ArrayLike, values: ArrayLike, gamma: float = 1.0, lengths: Lengths = None) -> Array:
     """Q(s_h,a_h) back from stored rewards and values: the inverse of `token_rewards`."""
-    return np.asarray(rewards, np.float64) + gamma * _next(values)
+    return np.asarray(rewards, np.float64) + gamma * _next(values, lengths)
 
 
 def stored_action_values(
-    logprobs: ArrayLike, values: ArrayLike, rewards: ArrayLike, alpha: float, gamma: float
+    logprobs: ArrayLike, values: ArrayLike, rewards: ArrayLike, alpha: float, gamma: float, lengths: Lengths = None
 ) -> Array:
     """Q(s_h,a_h) from the three stored columns of a response, [H] each; `gamma` is that of `rewards`.
 
@@ -64,7 +67,7 @@ def stored_action_values(
     """
     if alpha == 1:
         return np.asarray(logprobs, np.float64) + np.asarray(values, np.float64)
-    return action_values(rewards, values, gamma)
+    return action_values(rewards, values, gamma, lengths)
 
 
 def reward_columns(q: ArrayLike, values: ArrayLike, config: RewardConfig) -> tuple[NDArray[np.float32], float]:
@@ -77,8 +80,13 @@ def reward_columns(q: ArrayLike, values: ArrayLike, config: RewardConfig) -> tup
     return rewards, aggregate(rewards, values, config)
 
 
-def _next(values: ArrayLike) -> Array:
-    return np.append(np.asarray(values, np.float64)[1:], 0.0)
+def _next(values: ArrayLike, lengths: Lengths) -> Array:
+    """V of the state behind each token; 0 behind the last of each response."""
+    following = np.zeros(np.shape(values))
+    following[:-1] = np.asarray(values)[1:]
+    if lengths is not None:
+        following[np.cumsum(lengths) - 1] = 0.0
+    return following
 
 
 def aggregate(rewards: ArrayLike, values: ArrayLike, config: RewardConfig) -> float:
@@ -91,8 +99,19 @@ def aggregate(rewards: ArrayLike, values: ArrayLike, config: RewardConfig) -> fl
     Returns:
         The reward in nats times alpha. `subtract_initial_value` takes V(s_1) off the sums.
     """
+    [total] = aggregates(rewards, values, config, [len(np.asarray(rewards))])
+    return total
+
+
+def aggregates(rewards: ArrayLike, values: ArrayLike, config: RewardConfig, lengths: Sequence[int]) -> list[float]:
+    """`aggregate` of each response, to the bit, of several behind one another."""
     r, v = np.asarray(rewards, np.float64), np.asarray(values, np.float64)
     way = AGGREGATIONS[config.aggregation]
-    terms = way.terms(Tokens(r, action_values(r, v, config.gamma), v, np.arange(len(r))), config)
-    total = float(way.combine.reduce(terms)) / (len(r) if way.by_length else 1)
-    return total - float(v[0]) if config.subtract_initial_value else total
+    ends = np.cumsum(lengths)
+    positions = np.arange(len(r)) - np.repeat(ends - lengths, lengths)
+    terms = way.terms(Tokens(r, action_values(r, v, config.gamma, lengths), v, positions), config)
+    totals = []
+    for length, end in zip(lengths, ends.tolist(), strict=True):
+        total = float(way.combine.reduce(terms[end - length : end])) / (length if way.by_length else 1)
+        totals.append(total - float(v[end - length]) if config.subtract_initial_value else total)
+    return totals

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.apart import uncollected
 from pipeline.config import RewardConfig
 from pipeline.corpus import NumberedRow, Shape, Shard, turns
 from pipeline.corpus.samples import Turn, response_id
 from pipeline.errors import RowError
 from pipeline.models.scores import Scores
-from pipeline.rewards.endogenous import reward_columns, stored_action_values, token_rewards
+from pipeline.rewards.endogenous import aggregates, stored_action_values, token_rewards
 from pipeline.store.schema import Failure, Label, extra_json, other_json
 from pipeline.tokens import Renderer, TokenizedTurn
 from pipeline.tokens.sampled import as_asked
@@ -49,8 +50,12 @@ def prepare(
     shard: Shard, generation: int, rows: Iterable[NumberedRow], shape: Shape, renderer: Renderer, which: str
 ) -> Prepared:
     """Normalise and tokenise a shard's rows. Every response ends in `turns` or in `failures`; nothing raises RowError."""
-    out = Prepared(shard, generation)
-    expanded = [_expand(shard.file, number, row, shape, renderer, which) for number, row in rows]
+    with uncollected():
+        return _prepared(Prepared(shard, generation), rows, shape, renderer, which)
+
+
+def _prepared(out: Prepared, rows: Iterable[NumberedRow], shape: Shape, renderer: Renderer, which: str) -> Prepared:
+    expanded = [_expand(out.shard.file, number, row, shape, renderer, which) for number, row in rows]
     groups = renderer.tokenize_groups([each.turns for each in expanded])
     for each, answers in zip(expanded, groups, strict=True):
         out.failures += each.failures
@@ -107,23 +112,41 @@ def finish(
     prepared: Prepared, scores: Sequence[Scores | RowError], reward: RewardConfig
 ) -> tuple[list[Label], list[Failure]]:
     """Labels and failures of a shard, in the order of its rows; `scores` has one entry per turn."""
-    labels: list[Label] = []
+    scored: list[tuple[Turn, TokenizedTurn, Scores]] = []
     failures = list(prepared.failures)
-    for turn, tokens, scored in zip(prepared.turns, prepared.tokens, scores, strict=True):
-        if isinstance(scored, RowError):
-            failures.append(failure(turn.id, turn.prompt_id, scored))
+    for turn, tokens, answer in zip(prepared.turns, prepared.tokens, scores, strict=True):
+        if isinstance(answer, RowError):
+            failures.append(failure(turn.id, turn.prompt_id, answer))
         else:
-            labels.append(label(turn, tokens, scored, reward))
-    return labels, failures
+            scored.append((turn, tokens, answer))
+    return labels_of(scored, reward), failures
 
 
 def label(turn: Turn, tokens: TokenizedTurn, scores: Scores, reward: RewardConfig) -> Label:
-    """The label of one turn. `reward` follows from the stored columns alone, so that it can be computed anew from them."""
-    logprobs, values = scores.logprobs.astype(np.float32), scores.values.astype(np.float32)
-    exact = token_rewards(scores.q, values, reward.gamma)
-    q = stored_action_values(logprobs, values, exact, reward.alpha, reward.gamma)
-    rewards, total = reward_columns(q, values, reward)
-    return make_label(turn, tokens, total, (logprobs, values, rewards))
+    """The label of one turn."""
+    [made] = labels_of([(turn, tokens, scores)], reward)
+    return made
+
+
+def labels_of(scored: Sequence[tuple[Turn, TokenizedTurn, Scores]], reward: RewardConfig) -> list[Label]:
+    """The label of each turn; the same whatever others there are. `reward` follows from the stored columns alone, so that it
+    can be computed anew from them."""
+    if not scored:
+        return []
+    lengths = [len(scores.logprobs) for _, _, scores in scored]
+    logprobs = np.concatenate([scores.logprobs for _, _, scores in scored]).astype(np.float32)
+    values = np.concatenate([scores.values for _, _, scores in scored]).astype(np.float32)
+    exact = token_rewards(np.concatenate([scores.q for _, _, scores in scored]), values, reward.gamma, lengths)
+    q = stored_action_values(logprobs, values, exact, reward.alpha, reward.gamma, lengths)
+    rewards = token_rewards(q, values, reward.gamma, lengths).astype(np.float32)
+    totals = aggregates(rewards, values, reward, lengths)
+    ends = np.cumsum(lengths).tolist()
+    return [
+        make_label(
+            turn, tokens, total, (logprobs[end - length : end], values[end - length : end], rewards[end - length : end])
+        )
+        for (turn, tokens, _), total, length, end in zip(scored, totals, lengths, ends, strict=True)
+    ]
 
 
 def make_label(

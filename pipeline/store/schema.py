@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -91,8 +92,12 @@ class Failure:
     detail: str
 
 
+_FIELDS = attrgetter(*LABELS.names)
+
+
 def labels_table(labels: Sequence[Label]) -> pa.Table:
-    columns = {name: [getattr(label, name) for label in labels] for name in LABELS.names}
+    values = map(list, zip(*map(_FIELDS, labels), strict=True)) if labels else [[] for _ in LABELS.names]
+    columns: dict[str, list[Any]] = dict(zip(LABELS.names, values, strict=True))
     columns["prompt"] = _each_once(columns["prompt"], stored_messages)
     return pa.table({name: _column(values, LABELS.field(name).type) for name, values in columns.items()}, schema=LABELS)
 
@@ -148,7 +153,10 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 def extra_json(extra: dict[str, Any]) -> str:
     """Deterministic JSON of the input columns that have no column of their own."""
-    return json.dumps(_finite(extra), ensure_ascii=True, sort_keys=True, default=str, allow_nan=False)
+    return _EXTRA.encode(_finite(extra)) if extra else "{}"
+
+
+_EXTRA = json.JSONEncoder(ensure_ascii=True, sort_keys=True, default=str, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -176,10 +176,10 @@ class ShardStats:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings and dicts; moments of nothing are left out."""
         rubrics = {
-            name: {part: counts for part, counts in asdict(group).items() if counts != asdict(Moments())}
+            name: {f.name: asdict(part) for f in fields(group) if (part := getattr(group, f.name)) != Moments()}
             for name, group in self.rubrics.items()
         }
-        return asdict(self) | {"rubrics": rubrics}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"rubrics": rubrics}
 
     def summary(self) -> "Summary":
         """The figures of these labels."""

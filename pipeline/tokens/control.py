@@ -72,15 +72,16 @@ class ControlTokens:
 
     def first_in(self, message: Message) -> str | None:
         """The first control token that a message's text holds and may not. Raises RowError for our own marks in it."""
-        plain = message.keys() == {"role", "content"}
-        texts = [message["content"]] if plain else list(_texts(dict(message)))
-        if any(OPEN in text or CLOSE in text for text in texts):
+        texts = [message["content"]] if len(message) == 2 else list(_texts(dict(message)))
+        if any([OPEN in text or CLOSE in text for text in texts]):
             raise RowError(
                 "control_tokens", "the text holds U+10FFFC or U+10FFFD, which mark control tokens; take them out"
             )
         pattern = self._in_assistants if message["role"] == "assistant" else self._anywhere
-        hit = next((hit for text in texts if (hit := pattern.search(text))), None)
-        return hit.group() if hit else None
+        for text in texts:
+            if hit := pattern.search(text):
+                return hit.group()
+        return None
 
     def marked(self, message: Message) -> Message:
         """The message with its control tokens marked."""

@@ -63,11 +63,6 @@ class ShownPrompt(Conversation):
         return [unmarked_message(message) for message in self.messages]
 
     @cached_property
-    def key(self) -> str:
-        """Equal for equal messages."""
-        return json.dumps(self.unmarked)
-
-    @cached_property
     def system(self) -> str:
         """The text of the system message, empty where there is none."""
         return next((m["content"].strip() for m in self.messages if m["role"] == "system"), "")
@@ -101,7 +96,8 @@ def require_shown(messages: Sequence[Message], tools: Tools, text: str) -> None:
     """Raises RowError for a part of the prompt that the template leaves out. A part has to be there as often as the messages
     hold it: that it stands in another one (a tool's `12`, asked for as `is it 12?`) does not show it."""
     parts = [(number, part) for number, message in enumerate(messages) for part in _parts(message) if part]
-    for number, part in dict((part, (number, part)) for number, part in parts).values():
+    each = {} if _in_order([part for _, part in parts], text) else {part: (number, part) for number, part in parts}
+    for number, part in each.values():
         if text.count(part) >= sum(other.count(part) for _, other in parts):
             continue
         due = sum(_squeezed(other).count(_squeezed(part)) for _, other in parts)
@@ -119,6 +115,17 @@ def require_shown(messages: Sequence[Message], tools: Tools, text: str) -> None:
                 "template_error",
                 f"the chat template does not show the tool {name!r}; set tokens.template to a template that takes tools",
             )
+
+
+def _in_order(parts: Sequence[str], text: str) -> bool:
+    """Whether a text holds all parts, one behind the other, so that what one of them holds is there apart from the others."""
+    end = 0
+    for part in parts:
+        begin = text.find(part, end)
+        if begin < 0:
+            return False
+        end = begin + len(part)
+    return True
 
 
 def _parts(message: Message) -> list[str]:

@@ -52,7 +52,6 @@ class TurnText(NamedTuple):
 
     messages: list[Message]
     rendering: Rendering
-    key: str  # equal for equal messages
 
 
 class Renderer:
@@ -253,7 +252,7 @@ class Renderer:
         messages = with_system(turn.prompt, rubric)
         before = transcript(messages, turn.conversational)
         text = f" {turn.response}" if turn.conversational else turn.response
-        return TurnText(messages, Rendering(before, "", text, ""), json.dumps(messages))
+        return TurnText(messages, Rendering(before, "", text, ""))
 
     def _templated(
         self, chat: ChatTemplate, turn: Turn, rubric: str | None, known: list[tuple[Turn, PromptUnder]]
@@ -271,8 +270,8 @@ class Renderer:
             )
         if self.config.thoughts == "given":
             rendering = chat.thoughts(answer, rendering)
-        rendering = replace(rendering, text=rendering.text + self._end(rendering))
-        return TurnText(prompt.unmarked, rendering, prompt.key)
+        rendering = rendering._replace(text=rendering.text + self._end(rendering))
+        return TurnText(prompt.unmarked, rendering)
 
     def _asked(
         self, chat: ChatTemplate, turn: Turn, rubric: str | None, known: list[tuple[Turn, PromptUnder]]
@@ -315,7 +314,7 @@ class Renderer:
 
     def _end_of_turn(self, tail: str) -> str:
         """The tail up to and including its first special token, or nothing where it has none."""
-        first = min(((tail.find(t), -len(t), t) for t in self.special_texts if t in tail), default=None)
+        first = min([(tail.find(t), -len(t), t) for t in self.special_texts if t in tail], default=None)
         if first is None:
             self._note("the chat template has no end-of-turn token: none is scored")
             return ""
@@ -364,12 +363,13 @@ class Renderer:
     def _shared(self, texts: Mapping[int, TurnText]) -> dict[int, str]:
         """The prompt of each text, the same for all that answer the same messages."""
         prompts: dict[int, str] = {}
+        for position, (_, rendering) in texts.items():
+            prompts[position] = rendering.prompt if rendering.lead.strip() else rendering.before
+        if self.config.thoughts == "given" or len(set(prompts.values())) <= 1:
+            return prompts
         groups: dict[str, list[int]] = {}
-        for position, (_, rendering, key) in texts.items():
-            own = rendering.prompt if rendering.lead.strip() else rendering.before
-            prompts[position] = own
-            key = own if self.config.thoughts == "given" else key
-            groups.setdefault(key, []).append(position)
+        for position, text in texts.items():
+            groups.setdefault(json.dumps(text.messages), []).append(position)
         for group in groups.values():
             if len({prompts[position] for position in group}) > 1:
                 common = common_prefix(*(texts[position].rendering.before for position in group))
@@ -399,10 +399,10 @@ class Renderer:
         """Raises RowError."""
         if all(i in self.special_ids for i in response_ids):
             raise RowError("only_special_tokens", f"nothing but special tokens to score in {unmarked(pair[1])[:40]!r}")
-        eos = self.tokenizer.eos_token_id
-        ends = self.chat is None and self.config.append_eos and self.ending != "none"
-        if ends and eos is not None and response_ids[-1] != eos:
-            response_ids = [*response_ids, eos]
+        if self.chat is None and self.config.append_eos and self.ending != "none":
+            eos = self.tokenizer.eos_token_id
+            if eos is not None and response_ids[-1] != eos:
+                response_ids = [*response_ids, eos]
         if id(prompt_ids) not in arrays:
             arrays[id(prompt_ids)] = np.array(self._begun(prompt_ids), np.int32)
         return TokenizedTurn(arrays[id(prompt_ids)], np.array(response_ids, np.int32), text.messages)
@@ -426,8 +426,7 @@ class Renderer:
 
     def _begun(self, ids: list[int]) -> list[int]:
         """The tokens of a prompt's text as a prompt. Raises RowError."""
-        bos = self.tokenizer.bos_token_id
-        if self.chat is None and ids and self.bos_habit and ids[:1] != [bos]:
+        if self.chat is None and ids and self.bos_habit and ids[:1] != [bos := self.tokenizer.bos_token_id]:
             return [bos, *ids]
         return ids or [self._first_token()]
 

@@ -14,13 +14,13 @@ changes, moves out of an answer or leaves out is a RowError.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
+from pipeline.tokens.symbolic import SymbolicTemplate
 from pipeline.tokens.thoughts import CLOSED, OPENED
 
 STAND_IN = "q7Zx9KpW"  # an answer that no template changes and no conversation holds
@@ -31,8 +31,7 @@ REMEDY = "set tokens.template to a template that shows it"
 Tools = list[dict[str, Any]] | None
 
 
-@dataclass(frozen=True)
-class Rendering:
+class Rendering(NamedTuple):
     """A conversation as text: `before + lead + text + tail`. A prompt that is only asked has no text."""
 
     before: str  # up to where the model begins to write
@@ -61,13 +60,15 @@ class ChatTemplate:
         self.apply, self.kwargs = apply, dict(kwargs)
         self.asks_for_date = ASKS_FOR_DATE in text
         self.source = _dated(text, day) if self.asks_for_date else text
+        self._symbolic = _symbolic(apply, self.source, self.kwargs)
 
     def render(self, messages: Sequence[Message], tools: Tools, generation: bool = False) -> str:
         """Raises RowError `template_error` where the template refuses."""
         if not messages:
             return ""
         options = {"tools": tools} if tools else {}
-        try:
+
+        def own() -> str:
             return self.apply(
                 [_named_as_gpt_oss(message) for message in messages],
                 chat_template=self.source,
@@ -76,6 +77,9 @@ class ChatTemplate:
                 **self.kwargs,
                 **options,
             )
+
+        try:
+            return own() if tools or self._symbolic is None else self._symbolic.render(messages, generation, own)
         except Exception as error:  # a template is a program: jinja2 and whatever it calls
             parsed = _with_objects(messages)
             if parsed != list(
@@ -131,7 +135,7 @@ class ChatTemplate:
             )
         if not spot:
             return rendering
-        return replace(rendering, lead=rendering.lead + rendering.text[:spot], text=rendering.text[spot:])
+        return rendering._replace(lead=rendering.lead + rendering.text[:spot], text=rendering.text[spot:])
 
 
 class Conversation:
@@ -222,6 +226,15 @@ class Conversation:
         before = self._begin(head)
         text, tail = _ended(whole[len(before) :], self.around[1])
         return Rendering(before, "", text, tail, rewritten)
+
+
+def _symbolic(apply: Callable[..., str], source: str, kwargs: Mapping[str, Any]) -> SymbolicTemplate | None:
+    """None for a tokenizer that renders in a way of its own."""
+    from transformers import PreTrainedTokenizerBase
+
+    if getattr(apply, "__func__", None) is not PreTrainedTokenizerBase.apply_chat_template:
+        return None
+    return SymbolicTemplate(source, {**apply.__self__.special_tokens_map, **kwargs})  # type: ignore[attr-defined]
 
 
 def _inline(whole: str, head: str, tail: str, generation: str, content: str) -> Rendering:

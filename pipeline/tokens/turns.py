@@ -40,7 +40,7 @@ def fit(
         bos: the beginning-of-sequence token, which stays in front of a prompt that is cut.
     """
     longest: dict[bytes, int] = {}
-    for turn in turns:
+    for turn in turns if over_length == "cut_prompt" else ():
         if isinstance(turn, TokenizedTurn):
             key = turn.prompt_ids.tobytes()
             longest[key] = max(longest.get(key, 0), len(turn.response_ids))

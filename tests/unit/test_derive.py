@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.scores import Scores
 from pipeline.rewards.derive import TOKEN_COLUMNS, Outcome, outcomes, relabel, reward_grid, rewards_of, stored_reward
 from pipeline.rewards.endogenous import soft_value
-from pipeline.rewards.labelling import label
+from pipeline.rewards.labelling import label, labels_of
 from pipeline.store.pairs import PairCounts, preference_pairs
 from pipeline.store.schema import LABELS, labels_table
 from pipeline.store.summary import ShardStats
@@ -35,22 +35,44 @@ REWARDS = [
 
 def labelled(config: RewardConfig) -> pa.Table:
     """What `labelling.label` makes of responses to random logits, which depend on the seed and alpha alone."""
+    return labels_table([label(*each, config) for each in scored(config.alpha)])
+
+
+def scored(alpha: float) -> list[tuple[Turn, TokenizedTurn, Scores]]:
     rng = np.random.default_rng(0)
-    labels = []
+    responses = []
     for row, length in enumerate(LENGTHS):
         logits = rng.normal(size=(length, 11)) * 4 + rng.normal(size=(length, 1)) * 10
         actions = rng.integers(11, size=length)
         q = logits[np.arange(length), actions]
-        scores = Scores(q, soft_value(logits, config.alpha), q - soft_value(logits))
+        scores = Scores(q, soft_value(logits, alpha), q - soft_value(logits))
         side = ("chosen", "rejected")[row % 2]
         turn = Turn(f"a:{row // 2}:{side}:0:0", f"a:{row // 2}", side, 0, 0, [], "text", False, None, {"n": row})  # type: ignore[arg-type]
         tokens = TokenizedTurn([1, 2], actions.tolist(), [{"role": "user", "content": f"question {row // 2}"}])
-        labels.append(label(turn, tokens, scores, config))
-    return labels_table(labels)
+        responses.append((turn, tokens, scores))
+    return responses
 
 
 def configs(alpha: float) -> list[RewardConfig]:
     return [RewardConfig.model_validate({"alpha": alpha, **fields}) for fields in REWARDS]
+
+
+@pytest.mark.parametrize("config", [*configs(1.0), *configs(0.5)])
+def test_labels_of_many_are_each_label_to_the_last_bit(config: RewardConfig) -> None:
+    many = labels_of(scored(config.alpha), config)
+    assert labels_table(many).equals(labelled(config))
+    for made, (_, _, scores) in zip(many, scored(config.alpha), strict=True):
+        values = scores.values.astype(np.float32)
+        following = np.append(values[1:].astype(np.float64), 0.0)
+        q = scores.logprobs.astype(np.float32).astype(np.float64) + values
+        if config.alpha != 1:
+            q = scores.q - config.gamma * following + config.gamma * following
+        rewards = (q - config.gamma * following).astype(np.float32)
+        assert made.token_values.tobytes() == values.tobytes()
+        assert made.token_rewards.tobytes() == rewards.tobytes()
+        if config.aggregation == "sum":
+            first = float(values[0]) if config.subtract_initial_value else 0.0
+            assert made.reward == float(np.add.reduce(rewards.astype(np.float64))) - first
 
 
 @pytest.mark.parametrize(("before", "after"), [*product(configs(1.0), configs(1.0))])
