@@ -115,14 +115,14 @@ def test_a_put_that_arrives_late_changes_nothing(s3: FaultyS3, impatient: str) -
 
 
 def test_a_storm_ends_in_a_sentence(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "RETRY_S", 0.05)
+    monkeypatch.setattr(objects, "RETRY_S", 0.2)
     s3.fault("PUT", "storm", status=503, code="SlowDown", times=1e9)
     with pytest.raises(
         StorageError, match=r"/storm/x: cannot write it: 503 SlowDown, \d+ tries in 0 s; when"
     ) as raised:
         documents.write_bytes(f"{s3.uri}/storm/x", b"1")
     assert "test-secret" not in str(raised.value) and "test-key" not in str(raised.value)
-    assert s3.calls("PUT", "storm") > 3
+    assert s3.calls("PUT", "storm") > 1
 
 
 def test_a_permission_error_names_object_operation_and_right(s3: FaultyS3) -> None:
