@@ -1,6 +1,7 @@
 """The client of an object store, against a real S3 endpoint on loopback that fails on demand."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -235,6 +236,19 @@ def test_a_large_file_goes_in_parts_that_are_tried_again(s3: FaultyS3, tmp_path:
     (tmp_path / "small").write_bytes(b"")
     assert storage.upload_file(f"{s3.uri}/small", str(tmp_path / "small"), replace=False)
     assert not storage.upload_file(f"{s3.uri}/small", str(tmp_path / "small"), replace=False)
+
+
+def test_a_fork_is_refused_where_it_would_hang(s3: FaultyS3) -> None:
+    storage.exists(f"{s3.uri}/x")
+    child = os.fork()
+    if not child:
+        try:
+            storage.exists(f"{s3.uri}/x")
+        except StorageError as error:
+            os._exit(0 if "forked" in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 class _Generations(BaseHTTPRequestHandler):
