@@ -326,9 +326,18 @@ def _parents(key: str, top: str) -> Iterator[str]:
 
 # Opening
 
+_opened_by: set[int] = set()
+
 
 def bucket(root: str) -> Bucket:
     """The bucket at `s3://NAME?OPTION=...` or `gs://NAME`. Raises ConfigError."""
+    if (
+        _opened_by and os.getpid() not in _opened_by
+    ):  # the client's threads are not in a fork, and it would wait for ever
+        raise StorageError(
+            f"{root.partition('?')[0]}: this process was forked from one that uses it; start it anew (spawn)"
+        )
+    _opened_by.add(os.getpid())
     return _bucket(root, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
 

@@ -235,7 +235,7 @@ class _Lease:
         self._guard.close()
         with self._renewing, contextlib.suppress(OSError, RunError):  # one that cannot be given back runs out
             if not self._lost and self._version is not None:  # not deleted: that could be another's by then
-                self._lost = _replace(self.uri, self._content(token="", expires=0), self._version) is None
+                self._lost = self._put(self._version, token="", expires=0) is None
 
     def _keep(self) -> None:
         while not self._stop.wait(RENEW_S) and not self._lost:
@@ -247,11 +247,21 @@ class _Lease:
             if self._stop.is_set() or self._lost or self._version is None:
                 return
             began = _clock()
-            version = _replace(self.uri, self._content(), self._version, within)
+            version = self._put(self._version, within)
             if version is None:
                 self._lost = True
             else:
                 self._version, self._trusted_until = version, began + TRUST_S
+
+    def _put(self, version: storage.Version, within: float | None = None, **other: Any) -> storage.Version | None:
+        """Replace the lease, also where an earlier put of ours, which we gave up, arrived late; None where it is another's."""
+        content = self._content(**other)
+        put = _replace(self.uri, content, version, within)
+        if put is None:
+            holder, standing = _holder(self.uri)
+            if standing is not None and holder.get("token") == self.token:
+                put = _replace(self.uri, content, standing, within)
+        return put
 
     def _content(self, **other: Any) -> bytes:
         content = {

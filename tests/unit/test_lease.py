@@ -165,6 +165,17 @@ def test_an_unsure_renewal_is_settled_by_reading(store: str, s3: FaultyS3, clock
         put_record(store, held.lease)
 
 
+def test_a_renewal_that_was_given_up_and_arrives_late(store: str, clock: list[float]) -> None:
+    with WriterLock(store) as held:
+        lease = held._lock
+        assert isinstance(lease, lock._Lease) and lease._version is not None
+        assert storage.replace(f"{store}/.lock", lease._content(), lease._version)
+        clock[0] += lock.TRUST_S + 1
+        put_record(store)
+        assert storage.replace(f"{store}/.lock", lease._content(), lease._version)
+    assert holder_of(store) is None
+
+
 def test_a_store_that_was_out_of_reach_is_still_held(store: str, s3: FaultyS3, clock: list[float]) -> None:
     """Longer than the holder trusts its lease, and nobody took it: it is renewed before the next write."""
     with WriterLock(store) as held:
