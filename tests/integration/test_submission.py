@@ -155,20 +155,22 @@ SPOT = f'run.label_selector={{"{MARKET}" = "spot"}}'
 
 
 def test_label_succeeds_and_is_seen(head: Head, folder: Path) -> None:
-    job = head.run("label-1", *label_words(folder, "labels", SPOT))
+    (folder / "bad.jsonl").write_text('{"prompt": "a", "chosen": "", "rejected": "b"}\n')
+    job = head.run("label-1", *label_words(folder, "labels", SPOT), "--input", folder / "bad.jsonl")
     log = head.log("label-1")
     assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0), log[-3000:]
-    assert "labelled 40 of 40 rows" in log and head.token not in log
+    assert "labelled 41 of 41 rows" in log and head.token not in log
     store = LabelStore(str(folder / "labels"))
-    assert list(problems(store)) == [] and store.progress().labels == 80
+    assert list(problems(store)) == [] and store.progress().labels == 81
     run = store.uri
     rows = head.scraped[f"ray_endoreward_rows_total {run}"]
-    assert rows == sorted(rows) and 0 < rows[-1] <= 40
+    assert rows == sorted(rows) and 0 < rows[-1] <= 41
     left = head.scraped[f"ray_endoreward_rows_left {run}"]
-    assert left == sorted(left, reverse=True) and left[0] <= 40
+    assert left == sorted(left, reverse=True) and left[0] <= 41
     assert {"ray_endoreward_response_tokens_total", "ray_endoreward_forwarded_tokens_total"} <= {
         key.split()[0] for key in head.scraped
     }
+    assert head.scraped[f"ray_endoreward_errors_total {run} empty_response"][-1] == 1
 
     twice = head.submit("label-1", *label_words(folder, "labels"))
     assert twice.returncode != 0 and "label-1" in twice.stdout + twice.stderr  # the id is the idempotency key
@@ -189,9 +191,7 @@ def test_a_failure_fails_with_1_and_keeps_what_is_committed(head: Head, folder: 
     log = head.log("failed-1")
     assert (job["status"], job["driver_exit_code"]) == ("FAILED", 1), log[-3000:]
     assert "empty_response" in log and "could be labelled" in log and "Traceback" not in log
-    assert LabelStore(str(folder / "failed")).progress().errors > 0
-    errors = head.scraped[f"ray_endoreward_errors_total {folder / 'failed'} empty_response"]
-    assert 0 < errors[-1] <= 120
+    assert LabelStore(str(folder / "failed")).progress().errors["empty_response"] > 0
 
 
 def test_a_stop_is_a_stop_and_leaves_a_store_that_nobody_holds(head: Head, folder: Path) -> None:
@@ -200,9 +200,9 @@ def test_a_stop_is_a_stop_and_leaves_a_store_that_nobody_holds(head: Head, folde
     words[words.index(folder / "a.jsonl")] = folder / "long.jsonl"
     head.submit("stop-1", *words)
     store = LabelStore(str(folder / "stopped"))
-    for _ in range(400):
-        if (folder / "stopped" / "labels").exists() and store.progress().labels:
-            break
+    deadline = time.monotonic() + WAITED_S
+    while not ((folder / "stopped" / "labels").exists() and store.progress().labels):
+        assert time.monotonic() < deadline, head.log("stop-1")[-3000:]
         assert head.job("stop-1")["status"] not in ENDED, head.log("stop-1")[-3000:]
         time.sleep(0.3)
     stopped = head.ray("job", "stop", "stop-1")
@@ -261,11 +261,9 @@ def test_labels_that_no_node_has_are_waited_for_with_a_warning(head: Head, folde
     for setting in ("rl.max_steps=1", "rl.batch_size=4", f'run.label_selector={{"{MARKET}" = "!spot"}}'):
         words += ["--set", setting]
     head.submit("none-1", *words)
-    for _ in range(240):
-        log = head.log("none-1")
-        if "waits until it has" in log:
-            break
-        assert head.job("none-1")["status"] not in ENDED, log[-3000:]
+    deadline = time.monotonic() + WAITED_S
+    while "waits until it has" not in (log := head.log("none-1")):
+        assert time.monotonic() < deadline and head.job("none-1")["status"] not in ENDED, log[-3000:]
         time.sleep(0.5)
     assert "has 0 and 0 free on nodes with {'ray.io/market-type': '!spot'}" in " ".join(log.split())
     assert not (folder / "none" / "metrics.jsonl").exists()
