@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from actors.sampler import deserialize, serialize
+from actors.sampler import deserialized, serialize
 from jobs.rl import source as module
 from jobs.rl.recipe import _means
 from jobs.rl.source import PromptSet, RolloutSource, read_version, version_name, write_version
+from pipeline.models.engines.transformers import load_into
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Prompt, Rewarded, Rollout
 
@@ -24,7 +25,7 @@ def test_older_weights_come_out_of_a_checkpoint_to_the_last_bit(dtype: torch.dty
     path = tmp_path / version_name(7)
     write_version(str(path), serialize(model.state_dict()))
     assert path.name == "weights-000007.safetensors"
-    deserialize(read_version(path.read_bytes()), other)
+    load_into(other, dict(deserialized(read_version(path.read_bytes()))))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -47,7 +48,7 @@ class Pool:
         self.seconds += 1.0
         if method == "reward":
             return [[[Rewarded(1.0, {}, np.ones(1), None, None)] * len(rollouts) for _, rollouts in parts[0][0]]]
-        version, weights, questions = parts[0]
+        version, weights, questions, _ = parts[0]
         self.asked.append((version, float(weights["w"][1].view(np.float32)[0])))
         rollout = Rollout([1], f"{questions[0].seed}", True, np.zeros(1, np.float32), version)
         return [[[rollout] * question.samples for question in questions]]
