@@ -132,11 +132,14 @@ class Logbook(Book):
 
 
 def _rounding(recipe: "RlRecipe") -> float:
-    """Nats by which samplers and learner may differ. Samples of a replay, or under a lag, come from other weights, so no
-    tolerance applies."""
-    dtype = resolve_dtype(recipe.config.learner.dtype, recipe.device)
-    others = recipe.config.rl.replay or recipe.config.rl.lag
-    return math.inf if others else ROUNDING.get(dtype, ROUNDING["float32"])
+    """Nats by which samplers and learner may differ: those of the coarsest dtype where another engine samples. Samples of a
+    replay, or under a lag, come from other weights, so no tolerance applies."""
+    config = recipe.config
+    if config.rl.replay or config.rl.lag:
+        return math.inf
+    if config.sampler.engine != "transformers":
+        return max(ROUNDING.values())
+    return ROUNDING.get(resolve_dtype(config.learner.dtype, recipe.device), ROUNDING["float32"])
 
 
 def _opened(recipe: "RlRecipe", step: int) -> RolloutStore | None:

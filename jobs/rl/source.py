@@ -10,7 +10,6 @@ lag 1 they are made while step k - 1 is learnt. A checkpoint then holds the one 
 
 import hashlib
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save_file
 
 from actors.learner import Learner
-from actors.sampler import Serialized, serialize
+from actors.sampler import Serialized, deserialized, serialize
 from jobs.learning.loop import Source
 from jobs.rl.pool import ActorPool, shared_out
 from pipeline.models.questions import Question
@@ -267,10 +266,8 @@ def version_name(version: int) -> str:
 
 
 def write_version(path: str, weights: Serialized) -> None:
-    """Weights as they travel, flat, into a file."""
-    with warnings.catch_warnings():  # shared memory is read-only, and is only read
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        save_file({name: torch.from_numpy(content).view(dtype) for name, (dtype, content) in weights.items()}, path)
+    """Weights as they travel, into a file."""
+    save_file(dict(deserialized(weights)), path)
 
 
 def read_version(content: bytes) -> Serialized:

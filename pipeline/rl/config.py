@@ -283,7 +283,8 @@ class RlConfig(LearningConfig):
     @property
     def correction(self) -> Correction:
         """As told, or none where samples are the learner's own but for rounding."""
-        return self.rl.correction or ("sequence-mask" if self.rl.lag else "none")
+        apart = self.rl.lag or self.sampler.engine != "transformers"
+        return self.rl.correction or ("sequence-mask" if apart else "none")
 
     @model_validator(mode="before")
     @classmethod

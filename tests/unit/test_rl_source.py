@@ -49,7 +49,7 @@ class Pool:
         if method == "reward":
             return [[[Rewarded(1.0, {}, np.ones(1), None, None)] * len(rollouts) for _, rollouts in parts[0][0]]]
         version, weights, questions, _ = parts[0]
-        self.asked.append((version, float(weights["w"][1].view(np.float32)[0])))
+        self.asked.append((version, float(dict(deserialized(weights))["w"][0])))
         rollout = Rollout([1], f"{questions[0].seed}", True, np.zeros(1, np.float32), version)
         return [[[rollout] * question.samples for question in questions]]
 
