@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its words; None in a process that is the command's own.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # no thread that outlives a run may have Ray join or start a cluster by itself
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     arguments = _parser().parse_args(words, argparse.Namespace(words=words, own_process=argv is None))
     try:
         code: int = arguments.command(arguments)

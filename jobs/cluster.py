@@ -45,10 +45,11 @@ class Pool:
     cpus: int
     gpus: int
     spare: bool = False
+    left: float = LEFT_CPUS  # CPUs of each that an actor does not ask for
 
     @property
     def actor_cpus(self) -> float:
-        return self.cpus - LEFT_CPUS
+        return self.cpus - self.left
 
     @property
     def prepare_cpus(self) -> float:
@@ -292,6 +293,7 @@ def pick_pool(config: LabelConfig, device: str) -> Pool:
 
     Raises ConfigError where this machine has no room for them. A cluster may grow, and is waited for with a warning.
     """
+    _refuse_client()
     scorer = config.scorer
     gpus = scorer.gpus_per_actor if device == "cuda" else 0
     there_now = [node["Resources"] for node in usable_nodes(config.run)]
@@ -310,7 +312,24 @@ def pick_pool(config: LabelConfig, device: str) -> Pool:
     elif room < scorer.min_actors:
         terminal.warn(f"the cluster {short}, or add nodes: the run waits until it has")
     spare = any(there - cpus * (on_gpus // gpus if gpus else there // cpus) >= 2 for there, on_gpus in nodes)
-    return Pool(scorer.min_actors, most, cpus, gpus, spare)
+    left = LEFT_CPUS if gpus else min([LEFT_CPUS, *(_left(there, cpus) for there, _ in nodes if there >= cpus)])
+    return Pool(scorer.min_actors, most, cpus, gpus, spare, left)
+
+
+def _left(there: int, cpus: int) -> float:
+    """How much less than `cpus` each actor may ask for on a node of `there` CPUs, so that what they leave holds no other."""
+    return 0.9 * (cpus - there / (there // cpus + 1))
+
+
+def _refuse_client() -> None:
+    """Raises ConfigError for a process that joined by a ray:// address, which Ray Data does not bear."""
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        raise ConfigError(
+            "a ray:// address cannot carry the labelling flow: submit the command to the cluster (ray job submit), or run it "
+            "on one of its nodes with RAY_ADDRESS=HOST:6379"
+        )
 
 
 def alive_nodes() -> set[str]:

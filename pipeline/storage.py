@@ -227,29 +227,28 @@ def remove(uri: str) -> None:
 
 # The right to write
 
-_guards: dict[str, tuple[Callable[[], None], str]] = {}
+_guards: dict[str, list[tuple[Callable[[], None], str]]] = {}
 
 
 @contextlib.contextmanager
 def guarding(folder: str, check: Callable[[], None], proof: str) -> Iterator[None]:
     """For the block, and in all of this process: whatever is written or deleted below the folder, `check` is called first,
     and raises where the right to do that is lost. Not for `proof`, the file that says whose it is."""
-    before = _guards.get(folder)
-    _guards[folder] = check, proof
+    guard = check, proof
+    _guards.setdefault(folder, []).append(guard)
     try:
         yield
-    finally:
-        if before is None:
-            _guards.pop(folder, None)
-        else:
-            _guards[folder] = before
+    finally:  # not the last one in any case: blocks of two threads may overlap
+        _guards[folder].remove(guard)
 
 
 def check_right(uri: str) -> None:
     """Raises what the guard of a folder around `uri` raises."""
-    for folder, (check, proof) in list(_guards.items()):
-        if uri != proof and uri.startswith(folder.partition("?")[0].rstrip("/") + "/"):
-            check()
+    for folder, guards in list(_guards.items()):
+        if uri.startswith(folder.partition("?")[0].rstrip("/") + "/"):
+            for check, proof in guards[-1:]:
+                if uri != proof:
+                    check()
 
 
 # What reads files through pyarrow reads an object store through the same client.

@@ -177,7 +177,7 @@ class ShardActor:
 
     def __init__(self, spec: ActorSpec, labeller: Labeller, target: Target):
         self.labeller, self.target = labeller, target
-        self.answering = threading.Lock()
+        self.answering, self.committing = threading.Lock(), threading.Lock()
         self.broken: EndorewardError | None = None
         try:
             self.actor = ActorBeside(spec)
@@ -201,11 +201,12 @@ class ShardActor:
     def _labelled(self, prepared: Prepared) -> Done:
         with self.answering:
             answered = self.actor.answer(_rows_of(prepared.shard), prepared.requests)
-        labels, failures = self.labeller.finish(prepared, answered.answers)
         target = self.target
-        record = commit(
-            target.store, prepared.shard, target.fingerprint, prepared.generation, labels, failures, target.lease
-        )
+        with self.committing:  # which may import what does not bear to be imported by two threads
+            labels, failures = self.labeller.finish(prepared, answered.answers)
+            record = commit(
+                target.store, prepared.shard, target.fingerprint, prepared.generation, labels, failures, target.lease
+            )
         notes = prepared.notes + answered.notes
         counts = prepared.counts
         return Done(record, answered.forwarded_tokens, answered.seconds, answered.layout, answered.check, notes, counts)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Self
 
 import ray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
 from jobs.cluster import Pool, alive_nodes, draining_nodes, placed, usable
 from jobs.label.work import PoolState
@@ -27,6 +27,8 @@ IN_FLIGHT = 2  # shards that an actor has: one is answered, the other is fetched
 AT_ONCE = IN_FLIGHT + 1  # calls: the third asks how far it is
 LOOK_S = 2.0  # how often nodes and idle actors are looked at
 IDLE_S = 60.0  # after which an actor leaves that nothing has been prepared for
+DECIDED_S = 30.0  # after which Ray knows whether an actor that cannot be reached died with its node
+ENDS_WITHIN_S = 10.0  # what feeds the pool, once it is closed
 
 
 @dataclass(eq=False)
@@ -47,7 +49,8 @@ class _Member:
     since: float
     node: str | None = None  # None until it has loaded its model
     leaving: bool = False
-    tokens: int = 0
+    tokens: int = 0  # that its model was given
+    done_tokens: int = 0  # of these for blocks that are done
     asked: bool = False
     blocks: set[_Block] = field(default_factory=set)
 
@@ -84,7 +87,9 @@ class LabelPool:
         self.room = threading.Semaphore(IN_FLIGHT * size.max_actors + 2)  # for blocks that are not yet an actor's
         self.ended = self.closed = False
         self.running_at = self.looked = time.monotonic()
-        self.tokens = 0  # of actors that have gone
+        self.tokens = 0  # of blocks that are done by actors that have gone
+        self.unreachable: list[tuple[float, _Member, set[_Block], RayError]] = []
+        self.feeder: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self._grow()
@@ -95,6 +100,8 @@ class LabelPool:
         self.room.release()  # the feeder, which then ends
         for member in self.members:
             ray.kill(member.handle)
+        if self.feeder is not None:  # it may be about to ask Ray for something
+            self.feeder.join(ENDS_WITHIN_S)
 
     def results(self, blocks: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """What the actors make of every block, in no order.
@@ -104,7 +111,8 @@ class LabelPool:
                 `scorer.max_restarts`; the death of a node counts for neither.
             RunError: where no actor could be had in time.
         """
-        threading.Thread(target=self._feed, args=(blocks,), daemon=True).start()
+        self.feeder = threading.Thread(target=self._feed, args=(blocks,), daemon=True)
+        self.feeder.start()
         while not (self.ended and not self.waiting and not any(member.blocks for member in self.members)):
             event = None
             with contextlib.suppress(queue.Empty):
@@ -146,8 +154,13 @@ class LabelPool:
         except RayError as error:
             return self._lost(member, error)
         if isinstance(node, EndorewardError):
-            raise node
+            if member.restarts >= self.scorer.max_restarts or not any(each.node for each in self.members):
+                raise node
+            self._dismiss(member)  # others have loaded it
+            self._start(member.restarts + 1)
+            return []
         member.node, member.since = node, time.monotonic()
+        self.looked = 0.0
         return []
 
     def _labelled(self, member: _Member, block: _Block, answer: Any) -> list[Any]:
@@ -162,6 +175,7 @@ class LabelPool:
         member.blocks.discard(block)
         member.since = time.monotonic()
         self.left -= len(done)
+        member.done_tokens += sum(getattr(each, "forwarded_tokens", 0) for each in done)
         return list(done)
 
     def _counted(self, member: _Member, answer: Any) -> list[Any]:
@@ -175,20 +189,32 @@ class LabelPool:
         if member not in self.members:
             return []
         self._dismiss(member)
-        gone = member.node is not None and member.node not in alive_nodes()
-        gone = gone or (isinstance(error, ActorDiedError) and error.preempted)
-        if not gone:
-            member.restarts += 1
-            if member.restarts > self.scorer.max_restarts:
-                raise error
-        for block in member.blocks:
-            block.tries += not gone
-            if block.tries > self.scorer.max_task_retries:
-                raise error
-        self.waiting.extendleft(member.blocks)
+        blocks, member.blocks = member.blocks, set()
+        self.waiting.extendleft(blocks)
+        if isinstance(error, ActorUnavailableError):  # Ray has not made up its mind
+            self.unreachable.append((time.monotonic(), member, blocks, error))
+        elif not self._died_with_node(member, error):
+            self._count(member, blocks, error)
         if len(self.members) < self._wanted():
             self._start(member.restarts)
         return []
+
+    def _died_with_node(self, member: _Member, error: RayError) -> bool:
+        if isinstance(error, ActorDiedError) and error.preempted:
+            return True
+        if member.node is None:  # while it loaded
+            return "node has died" in str(error)
+        return member.node not in alive_nodes()
+
+    def _count(self, member: _Member, blocks: set[_Block], error: RayError) -> None:
+        """A death that was no node's. Raises it where it is one too many."""
+        member.restarts += 1
+        if member.restarts > self.scorer.max_restarts or getattr(error, "actor_init_failed", False):
+            raise error
+        for block in blocks:
+            block.tries += 1
+            if block.tries > self.scorer.max_task_retries:
+                raise error
 
     # Actors
 
@@ -225,7 +251,12 @@ class LabelPool:
         """Every few seconds: actors on nodes that drain, actors without work, actors that are missing."""
         now = self.looked = time.monotonic()
         draining = draining_nodes()
-        for member in [each for each in self.members if not each.blocks]:
+        for each in [lost for lost in self.unreachable if now - lost[0] >= DECIDED_S]:
+            self.unreachable.remove(each)
+            if not self._died_with_node(each[1], each[3]):
+                self._count(*each[1:])
+        idlers = sorted((each for each in self.members if not each.blocks), key=lambda each: each.node is not None)
+        for member in idlers:  # first those that have not loaded their model
             idle = member.node is not None and now - member.since >= IDLE_S and len(self.members) > self.size.min_actors
             unneeded = len(self.members) > self._needed()
             if member.node in draining or unneeded or (idle and not self.waiting):
@@ -252,7 +283,7 @@ class LabelPool:
 
     def _dismiss(self, member: _Member) -> None:
         self.members.remove(member)
-        self.tokens += member.tokens
+        self.tokens += member.done_tokens
         ray.kill(member.handle)
 
     def _nobody(self) -> str:
@@ -261,5 +292,6 @@ class LabelPool:
         return (
             f"no actor could be started within run.wait_for_actors_s = {run.wait_for_actors_s:g} s: each asks for {size.cpus} "
             f"CPUs and {size.gpus} GPUs on one node{where} and the cluster has {usable(run, 'CPU'):g} CPUs and "
-            f"{usable(run, 'GPU'):g} GPUs in all; add nodes, or lower scorer.cpus_per_actor or scorer.gpus_per_actor"
+            f"{usable(run, 'GPU'):g} GPUs in all; add nodes, or lower scorer.cpus_per_actor or scorer.gpus_per_actor; where "
+            "there is room, the model took longer than that to load"
         )

@@ -147,7 +147,7 @@ def test_what_cannot_be_aggregated_is_refused(corpus: Corpus, tmp_path: Path) ->
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
     (copy / part).write_bytes(before[part][:-1])
-    with pytest.raises(StoreError, match="missing or damaged"):
+    with pytest.raises(StoreError, match="is damaged; endoreward validate"):
         aggregate(str(copy), output, WANTED)
     next((copy / "records").glob("*-000000.json")).unlink()
     with pytest.raises(StoreError, match="is not finished: 3 of 4 shards"):

@@ -88,4 +88,4 @@ def test_a_ray_that_the_process_has_decides_and_the_process_is_left_as_it_was(tm
         "after own": True,
     }
     assert "the cluster has room for 1 actors of 3 CPUs" in ran.stderr and "waits until it has" in ran.stderr
-    assert "responses are in error" in ran.stderr  # what ended the second
+    assert "endoreward: stopped: " in ran.stderr  # what ended the second

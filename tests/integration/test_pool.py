@@ -1,5 +1,6 @@
 """The pool of actors that label, on a real Ray: each block once, whoever dies; how often is enough; who leaves."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ def local_ray() -> Iterator[None]:
     import ray
 
     ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:  # workers do not have this process's sys.path
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        yield from _started()
+
+
+def _started() -> Iterator[None]:
     with cluster(LabelConfig.model_validate({"run": {"num_cpus": 2}}).run):
         yield
 
@@ -30,7 +37,8 @@ def run(
     import ray
 
     folder.mkdir(exist_ok=True)
-    config = LabelConfig.model_validate({"scorer": scorer, "run": {"wait_for_actors_s": 1.0}})
+    patience = 1.0 if size.cpus > 2 else 120.0
+    config = LabelConfig.model_validate({"scorer": scorer, "run": {"wait_for_actors_s": patience}})
     with LabelPool(Doubler, (str(folder), deaths), config, size, len(numbers), watch) as pool:
         return sorted(pool.results(lambda: map(ray.put, numbers)))
 
