@@ -1,4 +1,4 @@
-"""How many CPUs actors ask for: what they leave is enough for those who read and prepare, and too little for one actor more."""
+"""CPUs that actors ask for: what they leave is enough for those who read and prepare, and too little for one actor more."""
 
 import pytest
 
