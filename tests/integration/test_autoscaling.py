@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from autoscaled import autoscaled
 from tiny import CHATML, save_model
@@ -67,8 +68,9 @@ def test_a_cluster_grows_is_used_and_shrinks(joins: dict[str, str], tmp_path: Pa
         list(map(str, command)), cwd=ROOT, env={**os.environ, **joins}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     wait_for(lambda: running(log) == WORKERS, 300, driver)
-    first, *_ = gpu_nodes(joins)
-    drain(joins, first)
+    time.sleep(20)  # in which the rate of four is measured
+    drain(joins, gpu_nodes(joins)[0])
+    kill_a_node(joins)
     _, err = driver.communicate(timeout=600)
     assert driver.returncode == 0, err.decode()[-3000:]
     assert "4 actors wanted" in err.decode()
@@ -93,9 +95,12 @@ def running(log: Path) -> int:
 
 
 def rate(heard: list[dict[str, Any]]) -> float:
-    """Tokens a second while all actors were there and none was taken away."""
-    full = [each["at"] for each in heard if "pool" in each and each["pool"]["running"] == WORKERS]
-    done = [each for each in heard if "rows" in each and full[0] <= each["at"] <= full[-1]]
+    """Tokens a second from when all actors were there to when the first was taken away."""
+    states = [each for each in heard if "pool" in each]
+    full = [each["pool"]["running"] == WORKERS for each in states]
+    first = full.index(True)
+    last = full.index(False, first) - 1
+    done = [each for each in heard if "rows" in each and states[first]["at"] <= each["at"] <= states[last]["at"]]
     return sum(each["tokens"] for each in done[1:]) / (done[-1]["at"] - done[0]["at"])
 
 
@@ -109,6 +114,17 @@ def drain(joins: dict[str, str], node: str) -> None:
         env={**os.environ, **joins}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
+
+
+def kill_a_node(joins: dict[str, str]) -> None:
+    """The raylet of the youngest node, and with it all that runs there."""
+    mark = f":{joins['RAY_ADDRESS'].rpartition(':')[2]}"
+    raylets = [
+        each for each in psutil.process_iter(["name", "cmdline", "create_time"]) if each.info["name"] == "raylet"
+    ]
+    ours = [each for each in raylets if any(mark in word for word in each.info["cmdline"] or [])]
+    assert len(ours) > 1
+    max(ours, key=lambda each: each.info["create_time"]).kill()
 
 
 def wait_for(condition: Any, seconds: float, driver: "subprocess.Popen[bytes] | None" = None) -> None:
