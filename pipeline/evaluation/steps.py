@@ -1,7 +1,7 @@
 """The reward of each step of a response, from the stored tokens: which step a token belongs to, and what its tokens give.
 
-A token belongs to the step in which its text begins; the white space between two steps is the former's. Tokens around the
-response (an end of turn) belong to none. Of each step the sum, the mean and the minimum of
+A token belongs to the step in which its text begins, or the part of it that is the response's; the white space between two
+steps is the former's. Tokens around the response (an end of turn) belong to none. Of each step the sum, the mean and the minimum of
 
     endogenous    r_h, at the configured gamma (arXiv 2506.23235)
     likelihood    log pi(a_h | s_h)
@@ -95,9 +95,10 @@ def step_of_tokens(texts: list[str], response: str, starts: list[int]) -> tuple[
         if not core or not core.startswith(whole[begin:].rstrip("\ufffd")):
             return np.full(len(texts), NONE), 0
     offset = begin - (len(response) - len(response.lstrip()))  # of the response in the whole
-    places = np.array([0, *accumulate(map(len, texts))][:-1]) - offset
-    steps = np.searchsorted(np.array(starts), places, "right") - 1
-    outside = (places < 0) | (places >= len(response.rstrip()))
+    ends = np.array(list(accumulate(map(len, texts)))) - offset
+    places = ends - np.array(list(map(len, texts)))
+    steps = np.searchsorted(np.array(starts), np.maximum(places, 0), "right") - 1
+    outside = ((places < 0) & (ends <= 0)) | (places >= len(response.rstrip()))
     return np.where(outside, NONE, steps), len(starts)
 
 

@@ -9,8 +9,9 @@ import pytest
 from test_benchmarks import evaluated as checked
 from tiny import CHATML, save_model, tokenizer
 
-from pipeline.config import EvaluateConfig, InputConfig, RewardConfig
-from pipeline.corpus import Shard, find_files
+from pipeline.config import EvaluateConfig, InputConfig, ModelConfig, RewardConfig, TokensConfig
+from pipeline.corpus import Shard, find_files, turns
+from pipeline.corpus.samples import STEP_STARTS
 from pipeline.errors import ConfigError, InputError, RowError
 from pipeline.evaluation.benchmarks import find_benchmark
 from pipeline.evaluation.benchmarks.items import Answer, Item
@@ -19,12 +20,12 @@ from pipeline.evaluation.results import Cost, make_results
 from pipeline.evaluation.statistics import intervals
 from pipeline.evaluation.steps import step_of_tokens, step_variants
 from pipeline.evaluation.stores import evaluated
-from pipeline.models.loading import load_model
+from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.scoring import Scorer
 from pipeline.report.evaluation import draw_evaluation
 from pipeline.rewards.labellers import Endogenous
 from pipeline.store import LabelStore, commit
-from pipeline.tokens import pieces
+from pipeline.tokens import Renderer, pieces
 
 PROCESS = find_benchmark("process-bench")
 SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
@@ -237,9 +238,25 @@ def test_tokens_belong_to_the_step_that_they_begin_in(steps: list[str]) -> None:
 
 def test_text_around_a_response_is_of_no_step() -> None:
     texts = ["<think>", "\n", "</think>", " a", "b.", "\n\n", "c", "<end>"]
-    assert step_of_tokens(texts, "ab.\n\nc", [0, 5])[0].tolist() == [-1, -1, -1, -1, 0, 0, 1, -1]
+    assert step_of_tokens(texts, "ab.\n\nc", [0, 5])[0].tolist() == [-1, -1, -1, 0, 0, 0, 1, -1]
     assert step_of_tokens(["ab", ".", "\n\nc"], " ab.\n\nc ", [0, 6])[0].tolist() == [0, 0, 0]  # a template that strips
     assert step_of_tokens(["other", " text"], "ab.\n\nc", [0, 5]) == (pytest.approx(np.array([-1, -1])), 0)
+
+
+@pytest.mark.parametrize("name", ["soda-chat-3M", "stories260K"])
+def test_steps_of_real_tokenizers(shared: Path, name: str) -> None:
+    """With a chat template, behind which a space begins the first token, and without."""
+    model = ModelConfig(name=str(shared / "models" / name))
+    tok = load_tokenizer(model)
+    renderer = Renderer(tok, TokensConfig(), 256)
+    steps = ["First, 3 + 4 = 7 apples.", "So  naïvely\n- it is 7.", "\\boxed{7}"]
+    row = {"problem": "How many?", "steps": steps, "label": -1}
+    [turn] = turns(PROCESS.shape([row], InputConfig(), "a.json").normalise("a", 0, row))
+    texts = pieces(tok)(renderer.tokenize(turn).response_ids.tolist())
+    owners, number = step_of_tokens(texts, turn.response, turn.extra[STEP_STARTS])
+    joined = ["".join(text for text, owner in zip(texts, owners, strict=True) if owner == n) for n in range(3)]
+    assert number == 3 and "".join(joined).lstrip() == "\n\n".join(steps)
+    assert [each.strip() for each in joined] == steps  # neither joins the end of a step with the next
 
 
 def test_from_a_file_to_results(tmp_path: Path) -> None:
