@@ -1,7 +1,8 @@
 """The reward of each step of a response, from the stored tokens: which step a token belongs to, and what its tokens give.
 
 A token belongs to the step in which its text begins, or the part of it that is the response's; the white space between two
-steps is the former's. Tokens around the response (an end of turn) belong to none. Of each step the sum, the mean and the minimum of
+steps is the former's. Tokens around the response (an end of turn) belong to none. Of each step the sum, the mean and the
+minimum of
 
     endogenous    r_h, at the configured gamma (arXiv 2506.23235)
     likelihood    log pi(a_h | s_h)
@@ -67,10 +68,8 @@ class Steps:
         """Of each label: the step of each of its tokens, [H], and the number of steps; 0 of them where the tokens do not
         give the response's text again."""
         names = labels["id"].to_pylist()
-        new = [row for row, name in enumerate(names) if name not in self._known]
-        for row in (
-            labels.take(pa.array(new, pa.int64())).select(["id", "response", "extra_info", "token_ids"]).to_pylist()
-        ):
+        new = pa.array([row for row, name in enumerate(names) if name not in self._known], pa.int64())
+        for row in labels.select(["id", "response", "extra_info", "token_ids"]).take(new).to_pylist():
             starts = response_extra(row["extra_info"]).get(STEP_STARTS, [])
             texts = self.decode(row["token_ids"])
             self._known[row["id"]] = step_of_tokens(texts, row["response"], starts)
