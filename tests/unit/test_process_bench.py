@@ -305,6 +305,6 @@ def test_from_a_file_to_results(tmp_path: Path) -> None:
     assert document["benchmark"] == "process-bench" and 0 <= document["f1"] <= 1 and "threshold" in document
     first = table.to_pylist()[0]
     assert first["step_rewards"] == list(found[0].items[0].others[0].steps)
-    assert "| endogenous (sum of a step) |" in results_markdown(results)
+    assert "endogenous (sum of a step)" in results_markdown(results)
     page = draw_evaluation(results)
     assert all(words in page for words in ("minimum of a step", "chosen on gsm8k alone", "reward of the wrong step"))
