@@ -3,14 +3,13 @@
     python benchmarks/evidence/rewards.py MODEL [--set soda-chat ...] [--reward likelihood ...] [--judged 50]
 
 The sets, of ../shared: RM-Bench's chat, 500 pairs of HH harmless' test, soda-chat, 100 queries of DSP under its five rubrics,
-and 500 questions of GSM8K with a right and a wrong example solution each. `endoreward evaluate` labels, in a process of its own,
-below --output: stop it at any time, the same command goes on. Then the table is made of the stores, in seconds (--tables: only
-that). A table is a JSON document with command, commit, digest of the model, machine and inputs. The same command with one --set
-makes its table anew.
+and 500 questions of GSM8K with a right and a wrong example solution each. `endoreward evaluate` labels, in a process of its
+own, below --output: stop it at any time, the same command goes on. Then the table is made of the stores, in seconds (--tables:
+only that). A table is a JSON document with command, commit, digest of the model, machine and inputs; the same command with one
+--set makes its table anew.
 
-What is drawn is drawn by SEED and written below --output. A gamma that is read off a table was chosen on the set that the table
-is about: an upper bound. SmolLM2-135M-Instruct takes about a quarter of an hour for RM-Bench's chat on two cores, half an hour
-for each reward that asks the model anew.
+What is drawn is drawn by SEED and written below --output. A gamma that is read off a table was chosen on the set that the
+table is about: an upper bound.
 """
 
 import argparse
@@ -77,7 +76,7 @@ def json_lines(path: Path) -> list[Json]:
 
 def whole_answers(path: Path) -> list[Json]:
     """DSP's queries all of whose answers have a text."""
-    return [row for row in json.loads(path.read_text()) if all(map(str.strip, row["responses"].values()))]
+    return [row for row in json_rows(path) if all(map(str.strip, row["responses"].values()))]
 
 
 def right_and_wrong(path: Path) -> list[Json]:
@@ -93,16 +92,20 @@ def right_and_wrong(path: Path) -> list[Json]:
     return rows
 
 
+def json_rows(path: Path) -> list[Json]:
+    rows: list[Json] = json.loads(path.read_text())
+    return rows
+
+
+CHAT, DSP = "chat_filtered.json", "domain_specific_preference.test.json"
+RUBRICS = ("--rubrics", str(ROOT / "examples" / "dsp-rubrics.toml"))
 SETS = (
-    Set("rm-bench-chat", "rm-bench", ("rm-bench", "chat_filtered.json"), lambda p: json.loads(p.read_text()), "chat_filtered.json", None),
+    Set("rm-bench-chat", "rm-bench", ("rm-bench", CHAT), json_rows, CHAT, None),
     Set("hh-harmless", "pairs", ("hh-rlhf", "harmless-base-test.jsonl.gz"), json_lines, "harmless.json", 500),
     Set("soda-chat", "pairs", ("soda-chat", "preferences.jsonl"), json_lines, "soda-chat.json", None),
-    Set(
-        "dsp", "dsp", ("dsp", "domain_specific_preference.test.json"), whole_answers, "domain_specific_preference.test.json", 100,
-        ("--rubrics", str(ROOT / "examples" / "dsp-rubrics.toml")), ("judge-pairwise",),
-    ),
+    Set("dsp", "dsp", ("dsp", DSP), whole_answers, DSP, 100, RUBRICS, ("judge-pairwise",)),
     Set("gsm8k", "pairs", ("gsm8k", "example_model_solutions.jsonl"), right_and_wrong, "gsm8k.json", 500),
-)  # fmt: skip
+)
 
 
 def drawn(each: Set, source: Path, items: int | None) -> list[Json]:
@@ -283,9 +286,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--reward", action="append", help=f"of evaluate, beside the judges (default: {' '.join(REWARDS)})"
     )
-    parser.add_argument(
-        "--judged", type=int, default=JUDGED, help="items that the judges are asked about (default: %(default)s)"
-    )
+    parser.add_argument("--judged", type=int, default=JUDGED, help="items that judges see (default: %(default)s)")
     parser.add_argument("--items", type=int, help="items of each set (default: as above)")
     parser.add_argument("--given", action="append", default=[], metavar="KEY=VALUE", help="more of --set for evaluate")
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "evidence", help="stores (default: out/evidence)")

@@ -76,3 +76,29 @@ def test_a_table_follows_from_a_store(
     longer = [pairs[n, "chosen"]["num_tokens"] > pairs[n, "rejected"]["num_tokens"] for n, s in pairs if s == "chosen"]
     assert shown["the longer response"]["values"] == {"accuracy": np.mean(longer)}
     assert shown["the longer response"]["length"]["longer_wins"] == 1
+
+
+def test_the_loop_agrees_with_the_stores(
+    rewards: ModuleType, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In every layout; and it sees a reward that is another."""
+    import agreement
+
+    model = save_model(tmp_path / "tiny", CHATML, context=4096)
+    for each in rewards.SETS:
+        rows = rewards.drawn(each, shared.joinpath("data", *each.source), 1)
+        place = tmp_path / "out" / "tiny" / each.name
+        rewards.written(rows, place / "run-input" / each.file)
+        (place / "run" / "rewards").mkdir(parents=True)
+        tokens = {"rubrics": each.options[1]} if each.options else {}
+        label_store(place / "run" / "rewards" / "endogenous", model, rows, tokens=tokens)
+    with pytest.raises(SystemExit) as ended:
+        agreement.main([str(model), "--output", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and said.count("holds: ") == 15, said
+    scores = {(0, None, "chosen:0"): [1.0, 1.0, 1.0], (0, None, "rejected:0"): [0.0, 0.0, 0.0]}
+    turned = {key: [1 - value for value in values] for key, values in scores.items()}
+    claims = agreement.compare("x", scores, turned)
+    assert list(claims.values())[1] is False
+    less = {key: values for key, values in scores.items() if key[2] == "chosen:0"}
+    assert next(iter(agreement.compare("x", scores, less).values())) is False
