@@ -36,6 +36,7 @@ from pipeline.evaluation.benchmarks.best_of_n import BestOfN
 from pipeline.evaluation.benchmarks.maths import Maths
 from pipeline.evaluation.documents import EvaluationRun, Results, RewardEntry
 from pipeline.evaluation.results import Cost, make_results
+from pipeline.evaluation.steps import step_variants
 from pipeline.evaluation.stores import evaluated
 from pipeline.evaluation.variants import (
     OTHER_TOKENS,
@@ -55,6 +56,7 @@ from pipeline.rewards.labellers import Labeller
 from pipeline.storage import absolute
 from pipeline.store import LabelStore, documents, places
 from pipeline.store.manifest import BatchCheckEntry, InputEntry, Manifest
+from pipeline.tokens import pieces
 
 Json = dict[str, Any]
 
@@ -82,7 +84,7 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     for warning in [*idle, *config.reward.warnings()]:
         terminal.warn(warning)
     notes = [f"{name}: {note}" for name, store in stores.items() if (note := _unfinished(store))]
-    variants = [policy_variant(config)] if isinstance(benchmark, Maths) else _variants(config, stores)
+    variants = [policy_variant(config)] if isinstance(benchmark, Maths) else _variants(config, stores, benchmark)
     failed = {v.name: why for v in variants for name, why in stopped.items() if name in v.stores}
     variants = [variant for variant in variants if variant.name not in failed]
     evaluations = evaluated(stores, variants, benchmark)
@@ -228,10 +230,12 @@ def _dated(config: EvaluateConfig) -> EvaluateConfig:
     return config.model_copy(update={"tokens": config.tokens.dated(date)})
 
 
-def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore]) -> list[Variant]:
+def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore], benchmark: Benchmark) -> list[Variant]:
     stored: RewardConfig = config.reward
     if "endogenous" in stores:
         stored = stored_reward(stores["endogenous"].description())
+    if benchmark.by_step:
+        return step_variants(config, stored, pieces(load_tokenizer(config.model)))
     return variants_of(config, stored)
 
 

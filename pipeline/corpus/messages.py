@@ -32,6 +32,10 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 KEYS = (("role", "content"), ("from", "value"))
 TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+# How summarize-from-feedback (arXiv 2009.01325) asks for a summary, of a post and of an article.
+TLDR = (("subreddit", "SUBREDDIT: r/{}"), ("title", "TITLE: {}"), ("post", "POST: {}"))
+TLDR_END = "TL;DR:"
+STEP_END = "\n\n"
 LIST_AS_TEXT = re.compile(r"[\[\s]*\{\s*['\"]")  # how messages begin that came as text
 
 
@@ -177,6 +181,58 @@ def _up_to_last_answer(messages: list[Message], where: str) -> list[Message]:
     if last is None:
         raise RowError("no_assistant_turn", f"{where} has no message of the assistant, so there is nothing to score")
     return messages[: last + 1]
+
+
+def summary_question(info: Any, where: str) -> str:
+    """summarize-from-feedback's question about a post or an article. Raises RowError."""
+    if not isinstance(info, dict):
+        raise RowError("not_text", f"{where} is no object with a post or an article")
+    if info.get("post"):
+        parts = [form.format(to_text(info[key], f"{where}'s {key}")) for key, form in TLDR if info.get(key)]
+        return "\n\n".join([*parts, TLDR_END])
+    if info.get("article"):
+        return f"Article:\n{to_text(info['article'], where)}\n\n{TLDR_END}\n"
+    raise RowError("null", f"{where} has neither a post nor an article to summarise")
+
+
+def crossed(groups: Any, responses: Any, asked: str, given: str) -> Iterator[tuple[str, list[Message]]]:
+    """Every response behind every prompt, each with its name: `group.prompt.key`, counted from 0.
+
+    Args:
+        groups: lists of prompts, texts.
+        responses: objects with `key` and `text`.
+
+    Raises RowError.
+    """
+    if not isinstance(responses, list) or not all(isinstance(each, dict) for each in responses):
+        raise RowError("not_text", f"{given} is {_kind(responses)}; a list of objects with key and text is due")
+    texts = {str(each.get("key")): to_text(each.get("text"), f"a text of {given}") for each in responses}
+    if len(texts) < len(responses):
+        raise RowError("bad_message", f"two responses of {given} have the same key; give each its own")
+    for number, prompts in enumerate(groups if isinstance(groups, list) else [groups]):
+        for place, prompt in enumerate(prompts if isinstance(prompts, list) else [prompts]):
+            user = to_text(prompt, asked)
+            if not user.strip():
+                raise RowError("empty_prompt", f"a prompt of {asked} is empty")
+            for key, text in texts.items():
+                yield (
+                    f"{number}.{place}.{key}",
+                    [Message(role="user", content=user), Message(role="assistant", content=text)],
+                )
+
+
+def joined(steps: Any, where: str) -> tuple[str, list[int]]:
+    """A response in steps as one text, with an empty line between two, and the character at which each begins. Raises
+    RowError.
+
+    >>> joined(["1 + 1 = 2.", "So it is 2."], "steps")
+    ('1 + 1 = 2.\\n\\nSo it is 2.', [0, 12])
+    """
+    if not isinstance(steps, list) or not steps:
+        raise RowError("not_text", f"{where} is {_kind(steps)}; a list of steps is due")
+    texts = [to_text(step, f"a step of {where}") for step in steps]
+    starts = [sum(len(text) + len(STEP_END) for text in texts[:number]) for number in range(len(texts))]
+    return STEP_END.join(texts), starts
 
 
 def up_to_turn(messages: list[Message], turn: Any, where: str) -> list[Message]:

@@ -28,6 +28,7 @@ class Message(TypedDict):
 
 
 OPENS_THOUGHTS = "opens_thoughts"  # a column of samples: true where their prompt ends inside thoughts
+STEP_STARTS = "step_starts"  # of a response in steps: the character at which each begins
 BESIDE = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # what a message may have beside role and content
 
 

@@ -6,6 +6,8 @@ One function reads each arrangement of columns:
     threads       a column of user turns, and columns of assistant turns to put between them
     carried       the two halves of a pair, each with the prompt in front: messages or transcripts
     conversation  messages, of which the leading turns are the prompt
+    grid          several prompts, and responses of which each stands behind every one of them
+    steps         a prompt column, and one response in steps
     plain         text without a prompt
 
 Its column says which response is better, or the shape's label rule does (`pipeline.corpus.labels.rules`).
@@ -22,15 +24,23 @@ from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels.layouts import Form
 from pipeline.corpus.labels.rules import ByScores, Decision, Guessed, LabelRule, rule_from_json, rule_to_json
 from pipeline.corpus.labels.words import word
-from pipeline.corpus.samples import BESIDE, FailedResponse, Message, Preference, Response, Sample, Turn, turn_id
+from pipeline.corpus.samples import (
+    BESIDE,
+    STEP_STARTS,
+    FailedResponse,
+    Message,
+    Preference,
+    Response,
+    Sample,
+    Turn,
+    turn_id,
+)
 from pipeline.errors import RowError
 
 Column = tuple[str, Preference | None]
-# How summarize-from-feedback (arXiv 2009.01325) asks for a summary, of a post and of an article.
-TLDR = (("subreddit", "SUBREDDIT: r/{}"), ("title", "TITLE: {}"), ("post", "POST: {}"))
-TLDR_END = "TL;DR:"
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # what a prompt may speak of and no text holds
 PLURAL = {"responses", "completions", "answers", "outputs", "solutions", "generations"}  # of which JSON lists are lists
+WHOLE = ("threads", "grid", "steps")  # forms of which a column's value is read as it stands
 SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # columns that `sample` writes
 
 
@@ -96,7 +106,9 @@ class Shape:
         return cls(**data)
 
     @property
-    def arrangement(self) -> Literal["prompted", "threads", "carried", "conversation", "plain"]:
+    def arrangement(self) -> Literal["prompted", "threads", "carried", "conversation", "plain", "grid", "steps"]:
+        if self.form == "grid" or self.form == "steps":
+            return self.form
         if self.plain:
             return "plain"
         if self.prompt is not None:
@@ -191,7 +203,7 @@ class Shape:
             key = column if keyed and preference is None else ""
             try:
                 value = columns.lookup(row, column)
-                if self.form == "threads":
+                if self.form in WHOLE:
                     yield Draft(column, where, preference, value, {})
                     continue
                 if self.parses and column.rpartition(".")[2] in PLURAL:
@@ -266,7 +278,7 @@ def _prompt(shape: Shape, row: RawRow, value: Any) -> tuple[list[Message], bool,
     assert shape.prompt is not None
     where = f"column {shape.prompt!r}"
     if shape.form == "tldr":
-        return [Message(role="user", content=_tldr(value, where))], False, (shape.prompt,)
+        return [Message(role="user", content=read.summary_question(value, where))], False, (shape.prompt,)
     if shape.parses and read.is_transcript_prompt(value):
         return read.to_transcript_prompt(value, where), True, (shape.prompt,)
     prompt, conversational = read.to_prompt(shape.decoded(value, where), where)
@@ -276,18 +288,6 @@ def _prompt(shape: Shape, row: RawRow, value: Any) -> tuple[list[Message], bool,
         about = read.to_text(row[shape.context], f"column {shape.context!r}")
         prompt = [Message(role="user", content=f"{prompt[0]['content']}\n\n{about}")]
     return prompt, False, (shape.prompt, shape.context)
-
-
-def _tldr(info: Any, where: str) -> str:
-    """summarize-from-feedback's question about a post or an article. Raises RowError."""
-    if not isinstance(info, dict):
-        raise RowError("not_text", f"{where} is no object with a post or an article")
-    if info.get("post"):
-        parts = [form.format(read.to_text(info[key], f"{where}'s {key}")) for key, form in TLDR if info.get(key)]
-        return "\n\n".join([*parts, TLDR_END])
-    if info.get("article"):
-        return f"Article:\n{read.to_text(info['article'], where)}\n\n{TLDR_END}\n"
-    raise RowError("null", f"{where} has neither a post nor an article to summarise")
 
 
 def _threads(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
@@ -336,12 +336,40 @@ def _plain(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
     return Arranged([], any(len(response.messages) > 1 for response in responses), responses, failed)
 
 
+def _grid(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
+    """Every response behind every prompt: as many responses, each of which carries its prompt."""
+    assert shape.prompt is not None
+    asked = columns.lookup(row, shape.prompt)
+    cells = read.crossed(asked, _whole(drafts), f"column {shape.prompt!r}", drafts[0].where)
+    responses = [Response(cell, None, i, {"response_key": name}) for i, (name, cell) in enumerate(cells)]
+    return Arranged([], False, responses, [], (shape.prompt,))
+
+
+def _steps(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:
+    """A prompt column, and one response that is a list of steps."""
+    assert shape.prompt is not None
+    prompt, conversational, used = _prompt(shape, row, columns.lookup(row, shape.prompt))
+    text, starts = read.joined(_whole(drafts), drafts[0].where)
+    response = Response([Message(role="assistant", content=text)], extra={STEP_STARTS: starts})
+    return Arranged(prompt, conversational, [response], [], used)
+
+
+def _whole(drafts: Sequence[Draft]) -> Any:
+    """The value of the only column with responses. Raises RowError."""
+    [draft] = drafts
+    if isinstance(draft.value, RowError):
+        raise draft.value
+    return draft.value
+
+
 ARRANGEMENTS: dict[str, Callable[[Shape, RawRow, Sequence[Draft]], Arranged]] = {
     "prompted": _prompted,
     "threads": _threads,
     "carried": _carried,
     "conversation": _conversation,
     "plain": _plain,
+    "grid": _grid,
+    "steps": _steps,
 }
 
 
@@ -358,7 +386,7 @@ def _each(
         try:
             if isinstance(draft.value, RowError):
                 raise draft.value
-            value = shape.decoded(draft.value, draft.where) if shape.form != "threads" else draft.value
+            value = draft.value if shape.form in WHOLE else shape.decoded(draft.value, draft.where)
             responses.append(Response(messages(draft._replace(value=value)), draft.preference, index, draft.extra))
         except RowError as error:
             failed.append(FailedResponse(draft.preference, index, error))

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.ranking import MARGIN, RANK, SCORE, ranked_pairs
-from pipeline.corpus.samples import Message
+from pipeline.corpus.samples import STEP_STARTS, Message
 from pipeline.evaluation.benchmarks.items import Answer, Item
 from pipeline.rewards.labelling import KEPT
 from pipeline.store.schema import read_messages
 from pipeline.store.turns import last_turns
 
-OWN = ("response_key", SCORE, RANK, MARGIN)  # what the input says of one response alone
+OWN = ("response_key", STEP_STARTS, SCORE, RANK, MARGIN)  # what the input says of one response alone
 PROMPT = "prompt"
 COLUMNS = (
     "prompt_id", "rubric", "preference", "response_index", "turn", "response", "reward", "num_tokens", "truncated",
@@ -59,12 +59,12 @@ class LabelRows:
         for rows in self.groups:
             self.extras |= _extras(columns["extra_info"], rows)
 
-    def items(self, rewards: np.ndarray) -> list[Item]:
-        """[rows] rewards -> one item for each group."""
+    def items(self, rewards: np.ndarray, steps: Sequence[tuple[float, ...]] = ()) -> list[Item]:
+        """[rows] rewards, and where a benchmark is of them the rewards of each row's steps -> one item for each group."""
         values = np.asarray(rewards, np.float64).tolist()
-        return [self._item(rows, values) for rows in self.groups]
+        return [self._item(rows, values, steps) for rows in self.groups]
 
-    def _item(self, rows: Sequence[int], rewards: Sequence[float]) -> Item:
+    def _item(self, rows: Sequence[int], rewards: Sequence[float], steps: Sequence[tuple[float, ...]]) -> Item:
         answers: dict[str | None, list[Answer]] = {"chosen": [], "rejected": [], None: []}
         for row in rows:
             answers[self.columns["preference"][row]].append(
@@ -74,6 +74,7 @@ class LabelRows:
                     text=self.columns["response"][row],
                     truncated=self.columns["truncated"][row],
                     extra=self.extras[row][1],
+                    steps=steps[row] if steps else (),
                 )
             )
         return Item(
@@ -100,6 +101,11 @@ def _extras(texts: Sequence[str], rows: Sequence[int]) -> dict[int, tuple[dict[s
     first = parsed[rows[0]]
     shared = {key: value for key, value in first.items() if key not in (*OWN, KEPT)}
     return {row: (shared, _own(extra)) for row, extra in parsed.items()}
+
+
+def response_extra(text: str) -> dict[str, Any]:
+    """What an extra_info says of its response alone."""
+    return _own(json.loads(text))
 
 
 def _own(extra: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ ITEMS = pa.schema(
         ("chosen_tokens", pa.list_(pa.int32())),
         ("rejected_tokens", pa.list_(pa.int32())),
         ("other_tokens", pa.list_(pa.int32())),
+        ("step_rewards", pa.list_(pa.float64())),  # of the only response, where a benchmark is of them; else null
     ]
 )
 
@@ -190,6 +191,7 @@ def _rows(each: Evaluated, figures: Figures) -> pa.Table:
 
     def row(item: Item) -> Json:
         sides = {"chosen": item.chosen, "rejected": item.rejected, "other": item.others}
+        steps = [answer.steps for answer in item.others if answer.steps]
         return {
             "reward": each.variant.name,
             "id": item_name(item),
@@ -198,6 +200,7 @@ def _rows(each: Evaluated, figures: Figures) -> pa.Table:
             "scores": scores.get(item_name(item), scores.get(item.id, [])),
             **{f"{side}_rewards": [answer.reward for answer in answers] for side, answers in sides.items()},
             **{f"{side}_tokens": [answer.num_tokens for answer in answers] for side, answers in sides.items()},
+            "step_rewards": list(steps[0]) if len(steps) == 1 else None,
         }
 
     return pa.Table.from_pylist([row(item) for item in each.items], schema=ITEMS)

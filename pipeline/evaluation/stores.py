@@ -58,16 +58,18 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
         group = [variant for variant in variants if variant.stores == names]
         failed = _failures([(stores[name], shards[name]) for name in names])
         rewards: dict[str, list[np.ndarray]] = {variant.name: [np.zeros(0)] for variant in group}
+        steps: dict[str, list[tuple[float, ...]]] = {variant.name: [] for variant in group}
         tables = [LABELS.empty_table().select(columns)]
         for parts in _parts(stores, shards, names, columns, tokens=any(variant.tokens for variant in group)):
             tables.append(parts[names[0]].select(columns))
             for variant in group:
                 rewards[variant.name].append(variant.of(parts))
+                steps[variant.name] += variant.steps(parts) if variant.steps else []
         labels = pa.concat_tables(tables)
         rows = LabelRows(labels, benchmark.by_prompt)
         reasons = _reasons(rows, failed)
         for variant in group:
-            items = rows.items(np.concatenate(rewards[variant.name]))
+            items = rows.items(np.concatenate(rewards[variant.name]), steps[variant.name])
             evaluations.append(_evaluated(variant, labels, items, reasons, failed, benchmark))
     return sorted(evaluations, key=lambda each: variants.index(each.variant))
 

@@ -49,6 +49,7 @@ class Variant:
     stores: tuple[str, ...]  # the first gives the responses
     of: Callable[[Parts], Array]  # [rows]
     tokens: bool = True  # whether it needs the token columns
+    steps: Callable[[Parts], list[tuple[float, ...]]] | None = None  # [rows], of each step, for a benchmark of those
 
 
 def check_rewards(config: EvaluateConfig) -> None:

@@ -82,16 +82,22 @@ class TokenArrays:
             q = rewards + stored.gamma * _next(values.astype(np.float64), starts)
         return cls(q, values.astype(np.float64), starts, lengths, stored.alpha)
 
+    def token_rewards(self, wanted: RewardConfig) -> Array:
+        """r of every token, [T], rounded to float32 as the store rounds it. Raises ConfigError for another alpha."""
+        _same_alpha(self.alpha, wanted)
+        following = wanted.gamma * _next(self.values, self.starts)
+        return (self.q - following).astype(np.float32).astype(np.float64)
+
     def rewards(self, wanted: RewardConfig) -> Array:
         """The aggregated reward of every response, [n]: `reward.reward_columns`, all responses at once.
 
-        Token rewards are rounded to float32 as the store rounds them. Raises ConfigError for another alpha.
+        Raises ConfigError for another alpha.
         """
         _same_alpha(self.alpha, wanted)
         if not len(self.starts):
             return np.zeros(0)
+        r = self.token_rewards(wanted)
         following = wanted.gamma * _next(self.values, self.starts)
-        r = (self.q - following).astype(np.float32).astype(np.float64)
         positions = np.arange(len(r)) - np.repeat(self.starts, self.lengths)
         way = AGGREGATIONS[wanted.aggregation]
         terms = way.terms(Tokens(r, r + following, self.values, positions), wanted)

@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from pipeline.config import InputConfig
 
-Form = Literal["", "threads", "tldr", "turn"]
+Form = Literal["", "threads", "tldr", "turn", "grid", "steps"]  # the last two are of benchmarks
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from pipeline.evaluation.benchmarks.dsp import DomainPreference
 from pipeline.evaluation.benchmarks.kto import Kto
 from pipeline.evaluation.benchmarks.maths import MATHS
 from pipeline.evaluation.benchmarks.pairs import Pairs
+from pipeline.evaluation.benchmarks.process_bench import ProcessBench
 from pipeline.evaluation.benchmarks.reward_bench import RewardBench
 from pipeline.evaluation.benchmarks.reward_bench_2 import RewardBench2
 from pipeline.evaluation.benchmarks.rm_bench import RMBench
+from pipeline.evaluation.benchmarks.rmgap import Rmgap
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -20,6 +22,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         RewardBench(),
         RewardBench2(),
         DomainPreference(),
+        Rmgap(),
+        ProcessBench(),
         Pairs(),
         Kto(),
         BestOfN(),

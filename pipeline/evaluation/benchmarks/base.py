@@ -25,6 +25,7 @@ class Benchmark:
     fields: ClassVar[tuple[str, ...]] = ()  # columns that the published layout has; `a.b` is `b` within `a`
     choice: ClassVar[Choice] = Choice()  # what it is of a folder that holds several configurations or splits
     by_prompt: ClassVar[bool] = False  # whether its items need to know their prompts
+    by_step: ClassVar[bool] = False  # whether it is of the reward of each step, by its tokens, and not of a response's
     knows_preferences: ClassVar[bool] = True  # whether items have chosen and rejected responses
 
     def requires(self, config: EvaluateConfig) -> None:
@@ -40,6 +41,11 @@ class Benchmark:
 
     def shape(self, head: Sequence[RawRow], config: InputConfig, file: str) -> Shape:
         """Which columns hold what, from a file's first rows. Raises InputError that names file and missing field."""
+        self.require_fields(head, file)
+        return detect(list(head), config, file)
+
+    def require_fields(self, head: Sequence[RawRow], file: str) -> None:
+        """Raises InputError, naming file and missing field, unless each of a file's first rows has all of `fields`."""
         for row in head:
             for name in self.fields:
                 try:
@@ -49,7 +55,6 @@ class Benchmark:
                         f"{file}: not the layout of {self.name}: a row has no field {name!r} "
                         f"(it has {', '.join(sorted(map(str, row)))}); give the file that its authors publish"
                     ) from None
-        return detect(list(head), config, file)
 
     def check(self, item: Item) -> str | None:
         """Why a complete item cannot be evaluated (it is then counted as incomplete for this reason), or None."""

@@ -21,6 +21,7 @@ class Answer:
     text: str
     truncated: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)  # what the input says of this response alone: `response_key`
+    steps: tuple[float, ...] = ()  # the reward of each step, where a benchmark is of those; NaN of one without a token
 
 
 @dataclass(frozen=True, slots=True)
