@@ -11,7 +11,7 @@ from jobs.stores.export import already_there, refuse_existing
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.rewards.derive import SWEEP_COLUMNS, Outcome, outcomes, reward_grid, stored_reward
+from pipeline.rewards.derive import SWEEP_COLUMNS, Outcome, outcomes, reward_grid, stored_reward, token_columns
 from pipeline.store import LabelStore, documents
 from pipeline.store.summary import plain, signed, wilson_interval
 
@@ -44,7 +44,8 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None)
     wanted = reward_grid(stored, gammas)
     totals = [Outcome() for _ in wanted]
     shards = [shard for shard in survey.shards if shard.labels.rows]
-    for _, labels in terminal.track(store.read("labels", shards, SWEEP_COLUMNS), len(shards), "sweep", "shards"):
+    columns = list(dict.fromkeys([*SWEEP_COLUMNS, *token_columns(stored)]))
+    for _, labels in terminal.track(store.read("labels", shards, columns), len(shards), "sweep", "shards"):
         totals = [a + b for a, b in zip(totals, outcomes(labels, stored, wanted), strict=True)]
     count, pairs = totals[0].labels.count, totals[0].pairs.pairs
     if not count:

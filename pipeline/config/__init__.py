@@ -17,6 +17,7 @@ from pipeline.config.engines import EndpointConfig, LocalEngine, SamplerConfig
 from pipeline.config.inputs import MEANINGS, InputConfig, unread_of_prompts
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
+    CERTAINTY,
     REWARDS,
     SUMS,
     AnswersConfig,
@@ -41,6 +42,7 @@ from pipeline.config.section import (
 from pipeline.config.tokens import OF_A_TEMPLATE, OURS_TO_GIVE, TokensConfig, refuse_sampled, unread_of_tokens
 
 __all__ = [
+    "CERTAINTY",
     "MEANINGS",
     "OF_A_TEMPLATE",
     "OURS_TO_GIVE",

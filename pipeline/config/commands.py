@@ -126,7 +126,7 @@ class EvaluateConfig(LabelConfig):
             "judge.pointwise_pattern": {"judge-pointwise"},
             "judge.lowest": {"judge-pointwise"},
             "judge.highest": {"judge-pointwise"},
-            "reward": {"endogenous", "likelihood", "implicit"},
+            "reward": {"endogenous", "likelihood", "self-certainty", "negative-entropy", "implicit"},
         }.items():
             if not names.intersection(self.evaluate.rewards):
                 unread.append((section, f"without --reward {' or '.join(sorted(names))}"))

@@ -1,7 +1,7 @@
 """Each reward, and what it asks."""
 
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -9,7 +9,9 @@ from pipeline.config.engines import OF_AN_ENDPOINT, OF_AN_ENGINE, LocalEngine, c
 from pipeline.config.section import Place, Section
 
 SUMS = ("sum", "discounted_sum")
-"""Aggregations that are sums of r_h: they hold V(s_1), and gamma moves them. All others are of alpha * log pi alone."""
+"""Aggregations that are sums of r_h: they hold V(s_1), and gamma moves them. All others are of the policy alone."""
+CERTAINTY = ("self_certainty", "negative_entropy")
+"""Aggregations of what `token_certainty` stores: of the whole distribution at temperature 1, whatever alpha is."""
 
 
 class RewardConfig(Section):
@@ -17,13 +19,19 @@ class RewardConfig(Section):
 
     alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="temperature of the soft value")
     gamma: float = Field(default=1.0, ge=0, le=1, description="discount")
-    aggregation: Literal["sum", "mean", "discounted_sum"] = Field(
-        default="sum", description="sum_h r_h; alpha * mean_h log pi; sum_h gamma^(h-1) r_h"
+    aggregation: Literal["sum", "mean", "discounted_sum", "self_certainty", "negative_entropy"] = Field(
+        default="sum",
+        description="sum_h r_h; alpha * mean_h log pi; sum_h gamma^(h-1) r_h; mean_h KL(uniform || pi); -mean_h entropy of pi",
     )
     subtract_initial_value: bool = Field(
         default=False, description="take V(s_1) off the sums, to compare responses to different prompts"
     )
     min_weight: float = Field(default=0.0, ge=0, le=1, description="floor of gamma^(h-1) in discounted_sum")
+    token_certainty: bool = Field(
+        default=False,
+        description="store token_entropies and token_self_certainty too, at temperature 1, of which self_certainty and "
+        "negative_entropy are made",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -31,12 +39,22 @@ class RewardConfig(Section):
             raise ValueError(f"{self.aggregation} holds no V(s_1) to subtract")
         if self.min_weight and self.aggregation != "discounted_sum":
             raise ValueError("min_weight is for aggregation = discounted_sum")
+        if self.aggregation in CERTAINTY and not self.token_certainty:
+            raise ValueError(
+                f"aggregation = {self.aggregation} is of columns that only token_certainty = true stores; set that"
+            )
         return self
 
     @property
     def sums_rewards(self) -> bool:
         """Whether the reward is a sum of r_h, which holds V(s_1) and depends on gamma."""
         return self.aggregation in SUMS
+
+    def described(self) -> dict[str, Any]:
+        """What a description of labels says of it, by name of the configuration. What came later only where it is on, so that
+        stores from before it keep their fingerprint."""
+        fields = self.model_dump(exclude=set() if self.token_certainty else {"token_certainty"})
+        return {f"reward.{name}": value for name, value in fields.items()}
 
     def warnings(self) -> list[str]:
         """What a person should know about this reward before trusting it."""
@@ -200,4 +218,7 @@ class BestOfNConfig(Section):
         return self
 
 
-REWARDS = ("endogenous", "likelihood", "implicit", "verifier", "judge-pointwise", "judge-pairwise", "classifier")
+REWARDS = (
+    "endogenous", "likelihood", "self-certainty", "negative-entropy", "implicit", "verifier", "judge-pointwise",
+    "judge-pairwise", "classifier",
+)  # fmt: skip

@@ -19,7 +19,7 @@ from pipeline.evaluation.variants import Parts, Variant
 from pipeline.rewards.derive import TOKEN_COLUMNS
 from pipeline.rewards.labellers import UNPARSABLE
 from pipeline.store import Committed, LabelStore
-from pipeline.store.schema import LABELS
+from pipeline.store.schema import LABELS, WIDE_LABELS
 from pipeline.store.turns import Response
 
 Key = tuple[str, str | None]  # prompt_id and rubric; a row that failed before rubrics were applied has None
@@ -59,7 +59,9 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
         failed = _failures([(stores[name], shards[name]) for name in names])
         rewards: dict[str, list[np.ndarray]] = {variant.name: [np.zeros(0)] for variant in group}
         tables = [LABELS.empty_table().select(columns)]
-        for parts in _parts(stores, shards, names, columns, tokens=any(variant.tokens for variant in group)):
+        needed = list(dict.fromkeys(name for variant in group for name in variant.optional))
+        needed = [*TOKEN_COLUMNS, *needed] if any(variant.tokens for variant in group) else []
+        for parts in _parts(stores, shards, names, columns, needed):
             tables.append(parts[names[0]].select(columns))
             for variant in group:
                 rewards[variant.name].append(variant.of(parts))
@@ -77,10 +79,11 @@ def _parts(
     shards: Mapping[str, Sequence[Committed]],
     names: Sequence[str],
     columns: list[str],
-    tokens: bool,
+    tokens: list[str],
 ) -> Iterator[Parts]:
-    """The parts of several stores of the same input, the same responses in each: those that all of them have."""
-    columns = [*columns, "id", "token_ids", *TOKEN_COLUMNS] if tokens else columns
+    """The parts of several stores of the same input, the same responses in each: those that all of them have; `tokens` names
+    the columns of tokens that they are read with, none where empty."""
+    columns = [*columns, "id", "token_ids", *tokens] if tokens else columns
     first, *others = names
     by_name = {name: {shard.name: shard for shard in shards[name]} for name in others}
     for committed in shards[first]:
@@ -95,7 +98,7 @@ def _parts(
 
 def _part(store: LabelStore, shard: Committed | None, columns: list[str]) -> pa.Table:
     if shard is None or not shard.labels.rows:
-        return LABELS.empty_table().select(columns)
+        return WIDE_LABELS.empty_table().select(columns)
     return store.read_rows("labels", shard, columns)
 
 

@@ -5,22 +5,25 @@ likelihoods, the implicit reward) cost nothing beyond the pass that stored them.
 
     endogenous        sum, mean and discounted_sum of the token rewards (arXiv 2506.23235)
     likelihood        sum and mean of log pi at temperature 1
+    self-certainty    mean of KL(uniform || pi) a token (arXiv 2505.19590)
+    negative-entropy  less the mean entropy of pi (arXiv 2505.22660)
     implicit          beta * (log pi - log pi_ref), sum and mean (DPO, arXiv 2305.18290)
     verifier, classifier, judge-pointwise, judge-pairwise       the store's reward as it is
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import REWARDS, EvaluateConfig, RewardConfig
+from pipeline.config import CERTAINTY, REWARDS, EvaluateConfig, RewardConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.benchmarks.maths import Maths
 from pipeline.rewards.aggregations import AGGREGATIONS
-from pipeline.rewards.derive import GAMMA, aggregations, flat_column, rewards_of
+from pipeline.rewards.derive import CERTAINTY_COLUMNS, GAMMA, aggregations, flat_column, rewards_of
 from pipeline.rewards.labellers import (
     Classified,
     Endogenous,
@@ -32,7 +35,9 @@ from pipeline.rewards.labellers import (
 )
 
 Array = NDArray[np.float64]
+CERTAINTIES = {name.replace("_", "-"): name for name in CERTAINTY}  # as --reward has them, and as aggregations
 Parts = Mapping[str, pa.Table]  # by store: one part each, row i of all of them the same response
+OF_LABELS = ("endogenous", "likelihood", "self-certainty", "negative-entropy")  # that a store of `label` has
 OTHER_TOKENS = (
     "it makes other tokens of the same text than the model; give a reference that shares its tokenizer, such as the "
     "checkpoint that training began with"
@@ -49,6 +54,7 @@ class Variant:
     stores: tuple[str, ...]  # the first gives the responses
     of: Callable[[Parts], Array]  # [rows]
     tokens: bool = True  # whether it needs the token columns
+    optional: tuple[str, ...] = ()  # columns that it needs besides, which not every store has
 
 
 def check_rewards(config: EvaluateConfig) -> None:
@@ -65,11 +71,15 @@ def check_rewards(config: EvaluateConfig) -> None:
     }
     own = config.model.name or config.evaluate.labels
     for name in config.evaluate.rewards:
-        if config.evaluate.labels and name not in ("endogenous", "likelihood"):
+        if config.evaluate.labels and name not in OF_LABELS:
             raise ConfigError(f"--reward {name} cannot be read from a label store: leave --labels out, give --model")
         flag, value, what = needs.get(name, ("--model", own, "the model"))
         if not value:
             raise ConfigError(f"--reward {name} needs {what}: give {flag}")
+        if name in CERTAINTIES and not config.evaluate.labels and not config.reward.token_certainty:
+            raise ConfigError(
+                f"--reward {name} is made of columns that are stored when asked for: give --set reward.token_certainty=true"
+            )
         if name == "implicit" and not own:
             raise ConfigError("--reward implicit needs the model beside its reference: give --model")
 
@@ -80,7 +90,7 @@ def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
     judge = own.named(config.judge.model, config.judge.revision)
     every: dict[str, dict[str, Labeller]] = {
         "endogenous": {"endogenous": Endogenous(config, own)},
-        "likelihood": {"endogenous": Endogenous(config, own)},
+        **{name: {"endogenous": Endogenous(config, own)} for name in ("likelihood", *CERTAINTIES)},
         "implicit": {
             "endogenous": Endogenous(config, own),
             # rendered by the model's own tokenizer and template: both see the very same tokens
@@ -112,6 +122,7 @@ def variants_of(config: EvaluateConfig, stored: RewardConfig) -> list[Variant]:
     makers: dict[str, Callable[[], list[Variant]]] = {
         "endogenous": lambda: _endogenous(stored, config.reward),
         "likelihood": _likelihood,
+        **{name: partial(_certainty, name, stored) for name in CERTAINTIES},
         "implicit": lambda: _implicit(config.implicit.beta),
     }
     variants: list[Variant] = []
@@ -143,18 +154,28 @@ def _column(store: str) -> Callable[[Parts], Array]:
 
 
 def _endogenous(stored: RewardConfig, first: RewardConfig) -> list[Variant]:
-    others = aggregations(first.alpha, GAMMA if first.gamma == 1 else first.gamma)
-    wanted = [first, *(other for other in others if other.aggregation != first.aggregation)]
-    return [
-        Variant(
-            _named(each),
-            "endogenous",
-            AGGREGATIONS[each.aggregation].formula,
-            ("endogenous",),
-            _reaggregated(stored, each),
+    others = aggregations(first.alpha, GAMMA if first.gamma == 1 else first.gamma, first.token_certainty)
+    shown = {name for name, way in AGGREGATIONS.items() if not way.certainty} - {first.aggregation}
+    wanted = [first, *(other for other in others if other.aggregation in shown)]
+    return [_aggregated("endogenous", _named(each), stored, each) for each in wanted]
+
+
+def _certainty(name: str, stored: RewardConfig) -> list[Variant]:
+    """Raises ConfigError where the store has no such column."""
+    if not stored.token_certainty:
+        raise ConfigError(
+            f"--reward {name}: the store has not its columns; label anew with reward.token_certainty = true"
         )
-        for each in wanted
-    ]
+    wanted = RewardConfig.model_validate(
+        {"alpha": stored.alpha, "token_certainty": True, "aggregation": CERTAINTIES[name]}
+    )
+    return [_aggregated(name, name, stored, wanted)]
+
+
+def _aggregated(reward: str, name: str, stored: RewardConfig, wanted: RewardConfig) -> Variant:
+    way = AGGREGATIONS[wanted.aggregation]
+    optional = tuple(CERTAINTY_COLUMNS) if way.certainty else ()
+    return Variant(name, reward, way.formula, ("endogenous",), _reaggregated(stored, wanted), optional=optional)
 
 
 def _reaggregated(stored: RewardConfig, wanted: RewardConfig) -> Callable[[Parts], Array]:

@@ -66,8 +66,8 @@ def bias_by_aggregation(labels: pa.Table, stored: RewardConfig) -> list[tuple[st
     rewards = {"reward": own}
     if has_tokens(labels):
         rewards = {named(stored): own}
-        tokens = TokenArrays.of(labels.select(TOKEN_COLUMNS), stored)
-        for wanted in aggregations(stored.alpha):
+        tokens = TokenArrays.of(labels, stored)
+        for wanted in aggregations(stored.alpha, certainty=stored.token_certainty):
             if named(wanted) not in rewards:
                 rewards[named(wanted)] = tokens.rewards(wanted)
     biases = ((name, bias(items_of(labels, values))) for name, values in rewards.items())

@@ -73,6 +73,8 @@ def _reason(r: float, reward: RewardConfig) -> str:
         if r < 0:
             return "mean does not count tokens, so the later tokens of long answers are the less likely ones."
         return "mean does not count tokens, but later tokens are easier to predict and lift the mean of long answers."
+    if aggregation not in ("sum", "discounted_sum"):
+        return f"what {aggregation} does with length is its own."
     if aggregation == "sum" and gamma != 1:
         return (
             f"with sum and gamma = {gamma:g} every token adds (1 - gamma)V, whose level is arbitrary; "
@@ -85,8 +87,6 @@ def _reason(r: float, reward: RewardConfig) -> str:
             f"with gamma = {gamma:g} a token weighs little after about {1 / (1 - gamma):,.0f}, but each still costs; "
             "see a smaller gamma, or mean."
         )
-    if aggregation not in ("sum", "discounted_sum"):
-        return f"what {aggregation} does with length is its own."
     return (
         f"with aggregation {aggregation} the reward is a sequence log-probability, which favours short answers; "
         "see mean, or discounted_sum with gamma below 1."
