@@ -18,6 +18,7 @@ from pipeline.config.inputs import MEANINGS, InputConfig, unread_of_prompts
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
     CERTAINTY,
+    DISCOUNTED,
     REWARDS,
     SUMS,
     AnswersConfig,
@@ -43,6 +44,7 @@ from pipeline.config.tokens import OF_A_TEMPLATE, OURS_TO_GIVE, TokensConfig, re
 
 __all__ = [
     "CERTAINTY",
+    "DISCOUNTED",
     "MEANINGS",
     "OF_A_TEMPLATE",
     "OURS_TO_GIVE",

@@ -10,6 +10,8 @@ from pipeline.config.section import Place, Section
 
 SUMS = ("sum", "discounted_sum")
 """Aggregations that are sums of r_h: they hold V(s_1), and gamma moves them. All others are of the policy alone."""
+DISCOUNTED = ("discounted_sum", "discounted_logprobs")
+"""Aggregations that weigh token h by max(gamma^(h-1), min_weight)."""
 CERTAINTY = ("self_certainty", "negative_entropy")
 """Aggregations of what `token_certainty` stores: of the whole distribution at temperature 1, whatever alpha is."""
 
@@ -19,14 +21,19 @@ class RewardConfig(Section):
 
     alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="temperature of the soft value")
     gamma: float = Field(default=1.0, ge=0, le=1, description="discount")
-    aggregation: Literal["sum", "mean", "discounted_sum", "self_certainty", "negative_entropy"] = Field(
+    aggregation: Literal[
+        "sum", "mean", "discounted_sum", "discounted_logprobs", "self_certainty", "negative_entropy"
+    ] = Field(
         default="sum",
-        description="sum_h r_h; alpha * mean_h log pi; sum_h gamma^(h-1) r_h; mean_h KL(uniform || pi); -mean_h entropy of pi",
+        description="sum_h r_h; alpha * mean_h log pi; sum_h gamma^(h-1) r_h; alpha * sum_h gamma^(h-1) log pi; "
+        "mean_h KL(uniform || pi); -mean_h entropy of pi",
     )
     subtract_initial_value: bool = Field(
         default=False, description="take V(s_1) off the sums, to compare responses to different prompts"
     )
-    min_weight: float = Field(default=0.0, ge=0, le=1, description="floor of gamma^(h-1) in discounted_sum")
+    min_weight: float = Field(
+        default=0.0, ge=0, le=1, description="floor of gamma^(h-1) in discounted_sum and discounted_logprobs"
+    )
     token_certainty: bool = Field(
         default=False,
         description="store token_entropies and token_self_certainty too, at temperature 1, of which self_certainty and "
@@ -37,8 +44,8 @@ class RewardConfig(Section):
     def _fits(self) -> Self:
         if self.subtract_initial_value and not self.sums_rewards:
             raise ValueError(f"{self.aggregation} holds no V(s_1) to subtract")
-        if self.min_weight and self.aggregation != "discounted_sum":
-            raise ValueError("min_weight is for aggregation = discounted_sum")
+        if self.min_weight and self.aggregation not in DISCOUNTED:
+            raise ValueError("min_weight is for aggregation = discounted_sum or discounted_logprobs")
         if self.aggregation in CERTAINTY and not self.token_certainty:
             raise ValueError(
                 f"aggregation = {self.aggregation} is of columns that only token_certainty = true stores; set that"
@@ -49,6 +56,10 @@ class RewardConfig(Section):
     def sums_rewards(self) -> bool:
         """Whether the reward is a sum of r_h, which holds V(s_1) and depends on gamma."""
         return self.aggregation in SUMS
+
+    @property
+    def depends_on_gamma(self) -> bool:
+        return self.sums_rewards or self.aggregation in DISCOUNTED
 
     def described(self) -> dict[str, Any]:
         """What a description of labels says of it, by name of the configuration. What came later only where it is on, so that
@@ -64,10 +75,10 @@ class RewardConfig(Section):
                 f"reward.aggregation = sum with reward.gamma = {self.gamma:g} leaks the level of the logits, which training "
                 "does not fix; use discounted_sum, or gamma = 1"
             )
-        if self.min_weight:
+        if self.min_weight and self.sums_rewards:
             problems.append(
                 f"reward.min_weight = {self.min_weight:g} stops the discounted sum from telescoping: values leak where the "
-                "floor holds"
+                "floor holds; with reward.aggregation = discounted_logprobs nothing leaks"
             )
         return problems
 

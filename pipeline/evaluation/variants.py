@@ -186,7 +186,7 @@ def _reaggregated(stored: RewardConfig, wanted: RewardConfig) -> Callable[[Parts
 
 def _named(reward: RewardConfig) -> str:
     words: list[str] = [reward.aggregation]
-    words += [f"gamma {reward.gamma:g}"] if reward.sums_rewards and reward.gamma != 1 else []
+    words += [f"gamma {reward.gamma:g}"] if reward.depends_on_gamma and reward.gamma != 1 else []
     words += [f"weights from {reward.min_weight:g}"] if reward.min_weight else []
     return f"endogenous ({', '.join(words)})"
 

@@ -2,6 +2,8 @@
 
     sum              sum_h r_h. With gamma = 1 it telescopes to V(s_1) + alpha * log pi(response | prompt): short answers win.
     discounted_sum   sum_h max(gamma^(h-1), min_weight) * r_h; telescopes likewise for any gamma without the floor.
+    discounted_logprobs   alpha * sum_h max(gamma^(h-1), min_weight) * log pi: the same between the responses to one prompt, as
+                     V(s_1) is left out; with a floor too it leaks nothing of the level of the logits.
     mean             alpha * mean_h log pi = mean_h (Q_h - V_h). Not the mean of r_h, which would leak V(s_1)/H, and with it
                      the level of the logits, which next-token training does not determine.
     self_certainty   mean_h [V(s_h) - mean_a Q(s_h, a)] - log A = mean_h KL(uniform || pi(.|s_h)) (arXiv 2505.19590), with A
@@ -74,6 +76,7 @@ class Aggregation:
         by_length: whether the result is divided by H.
         discounts: whether gamma says how much a token weighs; elsewhere it is shown without a discount.
         certainty: whether it is of the columns that `reward.token_certainty` stores.
+        repeats: whether without a floor it ranks responses to one prompt as another entry does; shown when asked for.
     """
 
     formula: str
@@ -82,6 +85,7 @@ class Aggregation:
     by_length: bool = False
     discounts: bool = False
     certainty: bool = False
+    repeats: bool = False
 
 
 AGGREGATIONS = {
@@ -91,6 +95,12 @@ AGGREGATIONS = {
     ),
     "discounted_sum": Aggregation(
         "sum of gamma^(h-1) r_h", lambda tokens, config: tokens.weights(config) * tokens.rewards, discounts=True
+    ),
+    "discounted_logprobs": Aggregation(
+        "alpha times the sum of gamma^(h-1) log pi",
+        lambda tokens, config: tokens.weights(config) * (tokens.q - tokens.values),
+        discounts=True,
+        repeats=True,
     ),
     "self_certainty": Aggregation(
         "mean of KL(uniform || pi)",

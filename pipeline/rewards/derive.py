@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import CERTAINTY, SUMS, RewardConfig
+from pipeline.config import CERTAINTY, DISCOUNTED, SUMS, RewardConfig
 from pipeline.errors import ConfigError
 from pipeline.rewards.aggregations import AGGREGATIONS, Certainty, Tokens
 from pipeline.rewards.endogenous import reward_columns, stored_action_values
@@ -46,13 +46,13 @@ def stored_reward(description: Mapping[str, Any]) -> RewardConfig:
 
 
 def aggregations(alpha: float, gamma: float = GAMMA, certainty: bool = False) -> list[RewardConfig]:
-    """All aggregations as they are shown beside each other: with a discount where that is what they are about. `certainty`:
-    whether the tokens have the columns that `reward.token_certainty` stores."""
+    """The aggregations as they are shown beside each other, with a discount where that is what they are about; none that
+    repeats another. `certainty`: whether the tokens have the columns that `reward.token_certainty` stores."""
     shared = {"alpha": alpha, "token_certainty": certainty}
     return [
         RewardConfig.model_validate({**shared, "aggregation": name, **({"gamma": gamma} if way.discounts else {})})
         for name, way in AGGREGATIONS.items()
-        if certainty or not way.certainty
+        if not way.repeats and (certainty or not way.certainty)
     ]
 
 
@@ -190,25 +190,34 @@ def _next(values: Array, starts: NDArray[np.int64]) -> Array:
 # Outcomes
 
 
-def reward_grid(stored: RewardConfig, gammas: Sequence[float]) -> list[RewardConfig]:
+def reward_grid(stored: RewardConfig, gammas: Sequence[float], floor: float | None = None) -> list[RewardConfig]:
     """Every aggregation at every gamma, `stored` among them; once those that do not depend on gamma. Those of the optional
-    columns only where the store has them.
+    columns only where the store has them, those of discounted log pi only where a floor sets them apart.
 
-    The sums keep the store's `subtract_initial_value` and `min_weight`.
+    The sums keep the store's `subtract_initial_value`; all that are discounted have the floor `floor`, by default the store's.
     """
+    least = stored.min_weight if floor is None else floor
     without = {"subtract_initial_value": False, "min_weight": 0.0}
-    falling = sorted({*gammas, stored.gamma} if stored.sums_rewards else set(gammas), reverse=True)
+    falling = sorted({*gammas, stored.gamma} if stored.depends_on_gamma else set(gammas), reverse=True)
     others = [
         stored.model_copy(update={"aggregation": name, **without})
         for name in AGGREGATIONS
-        if name not in SUMS and (stored.token_certainty or name not in CERTAINTY)
+        if name not in (*SUMS, *DISCOUNTED) and (stored.token_certainty or name not in CERTAINTY)
     ]
-    return others + [
-        stored.model_copy(update={"aggregation": name, "gamma": g, **({} if way.discounts else {"min_weight": 0.0})})
+    grid = others + [
+        stored.model_copy(
+            update={
+                "aggregation": name,
+                "gamma": gamma,
+                "min_weight": least if way.discounts else 0.0,
+                "subtract_initial_value": stored.subtract_initial_value and name in SUMS,
+            }
+        )
         for name, way in AGGREGATIONS.items()
-        if name in SUMS
-        for g in falling
+        if name in (*SUMS, *DISCOUNTED) and (not way.repeats or least or stored.aggregation == name)
+        for gamma in falling
     ]
+    return grid if stored in grid else [stored, *grid]
 
 
 @dataclass(frozen=True, slots=True)
