@@ -55,6 +55,7 @@ from pipeline.rewards.labellers import Labeller
 from pipeline.storage import absolute
 from pipeline.store import LabelStore, documents, places
 from pipeline.store.manifest import BatchCheckEntry, InputEntry, Manifest
+from pipeline.tokens import tokenizer_digest
 
 Json = dict[str, Any]
 
@@ -231,8 +232,20 @@ def _dated(config: EvaluateConfig) -> EvaluateConfig:
 def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore]) -> list[Variant]:
     stored: RewardConfig = config.reward
     if "endogenous" in stores:
-        stored = stored_reward(stores["endogenous"].description())
+        description = stores["endogenous"].description()
+        stored = stored_reward(description)
+        if "answer-confidence" in config.evaluate.rewards:
+            _check_tokenizer(config, description)
     return variants_of(config, stored)
+
+
+def _check_tokenizer(config: EvaluateConfig, description: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the model's tokenizer is not the one whose tokens a store holds."""
+    if tokenizer_digest(load_tokenizer(config.model)) != description.get("model.tokenizer"):
+        raise ConfigError(
+            f"--reward answer-confidence: {config.model.name} has not the tokenizer that made the tokens of the store; put "
+            "that back, or label anew"
+        )
 
 
 def _cost(stores: Sequence[LabelStore]) -> Cost:

@@ -9,6 +9,7 @@ from pipeline.config.inputs import InputConfig, unread_of_prompts
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
     REWARDS,
+    AnswerConfidenceConfig,
     AnswersConfig,
     BestOfNConfig,
     ClassifierConfig,
@@ -84,6 +85,7 @@ class EvaluateConfig(LabelConfig):
 
     evaluate: EvaluateSection = EvaluateSection()
     implicit: ImplicitConfig = ImplicitConfig()
+    answer_confidence: AnswerConfidenceConfig = AnswerConfidenceConfig()
     verifier: VerifierConfig = VerifierConfig()
     judge: JudgeConfig = JudgeConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -117,6 +119,7 @@ class EvaluateConfig(LabelConfig):
         unread: list[tuple[str, str]] = []
         for section, names in {
             "implicit": {"implicit"},
+            "answer_confidence": {"answer-confidence"},
             "verifier": {"verifier"},
             "classifier": {"classifier"},
             "judge": {"judge-pointwise", "judge-pairwise"},
@@ -126,7 +129,14 @@ class EvaluateConfig(LabelConfig):
             "judge.pointwise_pattern": {"judge-pointwise"},
             "judge.lowest": {"judge-pointwise"},
             "judge.highest": {"judge-pointwise"},
-            "reward": {"endogenous", "likelihood", "self-certainty", "negative-entropy", "implicit"},
+            "reward": {
+                "endogenous",
+                "likelihood",
+                "self-certainty",
+                "negative-entropy",
+                "answer-confidence",
+                "implicit",
+            },
         }.items():
             if not names.intersection(self.evaluate.rewards):
                 unread.append((section, f"without --reward {' or '.join(sorted(names))}"))

@@ -91,6 +91,15 @@ class ImplicitConfig(Section):
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="scale of the implicit reward")
 
 
+class AnswerConfidenceConfig(Section):
+    """The mean probability of the final answer's tokens (arXiv 2510.13501)."""
+
+    span: Literal["boxed", "after_thoughts", "last_line"] = Field(
+        default="boxed",
+        description="where the answer is: in the last \\boxed{}; all behind the thoughts; the last line there",
+    )
+
+
 def _refuse_hidden(who: str, question: str, parts: tuple[str, ...]) -> str:
     """A question that shows what it is about. Raises ValueError for one that leaves a part out."""
     missing = [f"{{{part}}}" for part in parts if f"{{{part}}}" not in question]
@@ -230,6 +239,6 @@ class BestOfNConfig(Section):
 
 
 REWARDS = (
-    "endogenous", "likelihood", "self-certainty", "negative-entropy", "implicit", "verifier", "judge-pointwise",
-    "judge-pairwise", "classifier",
+    "endogenous", "likelihood", "self-certainty", "negative-entropy", "answer-confidence", "implicit", "verifier",
+    "judge-pointwise", "judge-pairwise", "classifier",
 )  # fmt: skip

@@ -22,6 +22,7 @@ from pipeline.store import Committed, LabelStore
 from pipeline.store.schema import LABELS, WIDE_LABELS
 from pipeline.store.turns import Response
 
+NO_ANSWER = "no_answer"
 Key = tuple[str, str | None]  # prompt_id and rubric; a row that failed before rubrics were applied has None
 
 
@@ -69,8 +70,9 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
         rows = LabelRows(labels, benchmark.by_prompt)
         reasons = _reasons(rows, failed)
         for variant in group:
-            items = rows.items(np.concatenate(rewards[variant.name]))
-            evaluations.append(_evaluated(variant, labels, items, reasons, failed, benchmark))
+            values = np.concatenate(rewards[variant.name])
+            evaluations.append(_evaluated(variant, labels, rows.items(values), reasons, failed, benchmark))
+            evaluations[-1].responses = int(np.isfinite(values).sum())
     return sorted(evaluations, key=lambda each: variants.index(each.variant))
 
 
@@ -155,7 +157,7 @@ def _evaluated(
         if key in incomplete:
             continue
         judged = _with_verdicts(item) if variant.reward == "judge-pairwise" else item
-        why = UNPARSABLE if judged is None else benchmark.check(judged)
+        why = UNPARSABLE if judged is None else _unanswered(judged) or benchmark.check(judged)
         if why is None and judged is not None:
             items.append(judged)
         elif why is not None:
@@ -171,6 +173,12 @@ def _evaluated(
         tokens=sum(labels["num_tokens"].to_pylist()),
         judgements=_judgements(variant, labels, whole, failed),
     )
+
+
+def _unanswered(item: Item) -> str | None:
+    """Why an item is not complete where a response has no answer that a reward is about."""
+    answers = (*item.chosen, *item.rejected, *item.others)
+    return NO_ANSWER if any(np.isnan(answer.reward) for answer in answers) else None
 
 
 def _with_verdicts(item: Item) -> Item | None:

@@ -7,22 +7,27 @@ likelihoods, the implicit reward) cost nothing beyond the pass that stored them.
     likelihood        sum and mean of log pi at temperature 1
     self-certainty    mean of KL(uniform || pi) a token (arXiv 2505.19590)
     negative-entropy  less the mean entropy of pi (arXiv 2505.22660)
+    answer-confidence mean probability of the final answer's tokens (arXiv 2510.13501)
     implicit          beta * (log pi - log pi_ref), sum and mean (DPO, arXiv 2305.18290)
     verifier, classifier, judge-pointwise, judge-pairwise       the store's reward as it is
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import CERTAINTY, REWARDS, EvaluateConfig, RewardConfig
+from pipeline.corpus.samples import OPENS_THOUGHTS
 from pipeline.errors import ConfigError
 from pipeline.evaluation.benchmarks.maths import Maths
+from pipeline.models.loading import load_tokenizer
 from pipeline.rewards.aggregations import AGGREGATIONS
+from pipeline.rewards.confidence import answer_confidence, without_ends
 from pipeline.rewards.derive import CERTAINTY_COLUMNS, GAMMA, aggregations, flat_column, rewards_of
 from pipeline.rewards.labellers import (
     Classified,
@@ -33,11 +38,12 @@ from pipeline.rewards.labellers import (
     PointwiseJudge,
     Verifier,
 )
+from pipeline.tokens import Decode, pieces, special_ids
 
 Array = NDArray[np.float64]
 CERTAINTIES = {name.replace("_", "-"): name for name in CERTAINTY}  # as --reward has them, and as aggregations
 Parts = Mapping[str, pa.Table]  # by store: one part each, row i of all of them the same response
-OF_LABELS = ("endogenous", "likelihood", "self-certainty", "negative-entropy")  # that a store of `label` has
+OF_LABELS = ("endogenous", "likelihood", *CERTAINTIES, "answer-confidence")  # that a store of `label` has
 OTHER_TOKENS = (
     "it makes other tokens of the same text than the model; give a reference that shares its tokenizer, such as the "
     "checkpoint that training began with"
@@ -52,7 +58,7 @@ class Variant:
     reward: str  # as given by --reward
     about: str  # its formula, for people
     stores: tuple[str, ...]  # the first gives the responses
-    of: Callable[[Parts], Array]  # [rows]
+    of: Callable[[Parts], Array]  # [rows]; NaN where a response has no answer that the reward is about
     tokens: bool = True  # whether it needs the token columns
     optional: tuple[str, ...] = ()  # columns that it needs besides, which not every store has
 
@@ -89,8 +95,7 @@ def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
     own = config.model
     judge = own.named(config.judge.model, config.judge.revision)
     every: dict[str, dict[str, Labeller]] = {
-        "endogenous": {"endogenous": Endogenous(config, own)},
-        **{name: {"endogenous": Endogenous(config, own)} for name in ("likelihood", *CERTAINTIES)},
+        **{name: {"endogenous": Endogenous(config, own)} for name in OF_LABELS},
         "implicit": {
             "endogenous": Endogenous(config, own),
             # rendered by the model's own tokenizer and template: both see the very same tokens
@@ -123,6 +128,7 @@ def variants_of(config: EvaluateConfig, stored: RewardConfig) -> list[Variant]:
         "endogenous": lambda: _endogenous(stored, config.reward),
         "likelihood": _likelihood,
         **{name: partial(_certainty, name, stored) for name in CERTAINTIES},
+        "answer-confidence": lambda: [_answer_confidence(config)],
         "implicit": lambda: _implicit(config.implicit.beta),
     }
     variants: list[Variant] = []
@@ -170,6 +176,27 @@ def _certainty(name: str, stored: RewardConfig) -> list[Variant]:
         {"alpha": stored.alpha, "token_certainty": True, "aggregation": CERTAINTIES[name]}
     )
     return [_aggregated(name, name, stored, wanted)]
+
+
+def _answer_confidence(config: EvaluateConfig) -> Variant:
+    rule = config.answer_confidence.span
+
+    @cache
+    def opened() -> tuple[Decode, frozenset[int]]:
+        tokenizer = load_tokenizer(config.model)
+        return pieces(tokenizer), special_ids(tokenizer)
+
+    def of(parts: Parts) -> Array:
+        (decode, special), labels = opened(), parts["endogenous"]
+        rewards = []
+        names = ("token_ids", "token_logprobs", "extra_info")
+        for ids, logprobs, extra in zip(*(labels[name].to_pylist() for name in names), strict=True):
+            texts = without_ends(ids, decode(ids), special)
+            rewards.append(answer_confidence(logprobs, texts, rule, json.loads(extra).get(OPENS_THOUGHTS) is True))
+        return np.array(rewards, np.float64)
+
+    about = f"mean pi of the answer's tokens ({rule.replace('_', ' ')})"
+    return Variant("answer-confidence", "answer-confidence", about, ("endogenous",), of)
 
 
 def _aggregated(reward: str, name: str, stored: RewardConfig, wanted: RewardConfig) -> Variant:
