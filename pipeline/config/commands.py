@@ -10,6 +10,7 @@ from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
     REWARDS,
     AnswerConfidenceConfig,
+    AnswerLikelihoodConfig,
     AnswersConfig,
     BestOfNConfig,
     ClassifierConfig,
@@ -86,6 +87,7 @@ class EvaluateConfig(LabelConfig):
     evaluate: EvaluateSection = EvaluateSection()
     implicit: ImplicitConfig = ImplicitConfig()
     answer_confidence: AnswerConfidenceConfig = AnswerConfidenceConfig()
+    answer_likelihood: AnswerLikelihoodConfig = AnswerLikelihoodConfig()
     verifier: VerifierConfig = VerifierConfig()
     judge: JudgeConfig = JudgeConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -120,6 +122,7 @@ class EvaluateConfig(LabelConfig):
         for section, names in {
             "implicit": {"implicit"},
             "answer_confidence": {"answer-confidence"},
+            "answer_likelihood": {"answer-likelihood"},
             "verifier": {"verifier"},
             "classifier": {"classifier"},
             "judge": {"judge-pointwise", "judge-pairwise"},

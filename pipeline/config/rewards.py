@@ -91,13 +91,21 @@ class ImplicitConfig(Section):
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="scale of the implicit reward")
 
 
+SpanRule = Literal["boxed", "after_thoughts", "last_line"]
+OF_A_SPAN = "where the answer is: in the last \\boxed{}; all behind the thoughts; the last line there"
+
+
 class AnswerConfidenceConfig(Section):
     """The mean probability of the final answer's tokens (arXiv 2510.13501)."""
 
-    span: Literal["boxed", "after_thoughts", "last_line"] = Field(
-        default="boxed",
-        description="where the answer is: in the last \\boxed{}; all behind the thoughts; the last line there",
-    )
+    span: SpanRule = Field(default="boxed", description=OF_A_SPAN)
+
+
+class AnswerLikelihoodConfig(Section):
+    """log pi of the right answer behind a response's reasoning (arXiv 2505.21493, 2506.18254, 2505.16022)."""
+
+    answer_key: str = Field(default="", description="column of the right answer, or of a solution that marks it")
+    span: SpanRule = Field(default="boxed", description=OF_A_SPAN)
 
 
 def _refuse_hidden(who: str, question: str, parts: tuple[str, ...]) -> str:
@@ -239,6 +247,6 @@ class BestOfNConfig(Section):
 
 
 REWARDS = (
-    "endogenous", "likelihood", "self-certainty", "negative-entropy", "answer-confidence", "implicit", "verifier",
-    "judge-pointwise", "judge-pairwise", "classifier",
+    "endogenous", "likelihood", "self-certainty", "negative-entropy", "answer-confidence", "answer-likelihood",
+    "implicit", "verifier", "judge-pointwise", "judge-pairwise", "classifier",
 )  # fmt: skip

@@ -8,6 +8,7 @@ likelihoods, the implicit reward) cost nothing beyond the pass that stored them.
     self-certainty    mean of KL(uniform || pi) a token (arXiv 2505.19590)
     negative-entropy  less the mean entropy of pi (arXiv 2505.22660)
     answer-confidence mean probability of the final answer's tokens (arXiv 2510.13501)
+    answer-likelihood log pi of the right answer behind the reasoning, and what VeriFree, RLPR and NOVER make of it
     implicit          beta * (log pi - log pi_ref), sum and mean (DPO, arXiv 2305.18290)
     verifier, classifier, judge-pointwise, judge-pairwise       the store's reward as it is
 """
@@ -16,6 +17,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +38,11 @@ from pipeline.rewards.labellers import (
     MathsAnswerer,
     PairwiseJudge,
     PointwiseJudge,
+    ReferenceAnswer,
     Verifier,
 )
+from pipeline.rewards.labellers.reference_answer import FORMS
+from pipeline.rewards.labelling import KEPT
 from pipeline.tokens import Decode, pieces, special_ids
 
 Array = NDArray[np.float64]
@@ -71,6 +76,11 @@ def check_rewards(config: EvaluateConfig) -> None:
     needs = {
         "implicit": ("--set implicit.reference", config.implicit.reference, "the reference model"),
         "classifier": ("--set classifier.model", config.classifier.model, "a trained reward model"),
+        "answer-likelihood": (
+            "--set answer_likelihood.answer_key",
+            config.answer_likelihood.answer_key,
+            "the column of the right answer",
+        ),
         "verifier": ("--model or --set verifier.model", config.verifier.model or config.model.name, "the verifier"),
         "judge-pointwise": ("--model or --set judge.model", config.judge.model or config.model.name, "the judge"),
         "judge-pairwise": ("--model or --set judge.model", config.judge.model or config.model.name, "the judge"),
@@ -86,8 +96,8 @@ def check_rewards(config: EvaluateConfig) -> None:
             raise ConfigError(
                 f"--reward {name} is made of columns that are stored when asked for: give --set reward.token_certainty=true"
             )
-        if name == "implicit" and not own:
-            raise ConfigError("--reward implicit needs the model beside its reference: give --model")
+        if name in ("implicit", "answer-likelihood") and not own:
+            raise ConfigError(f"--reward {name} needs the model beside that: give --model")
 
 
 def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
@@ -103,6 +113,7 @@ def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
                 config, own.named(config.implicit.reference, config.implicit.revision), tokenizer=own
             ),
         },
+        "answer-likelihood": {"answer-likelihood": ReferenceAnswer(config, own)},
         "verifier": {"verifier": Verifier(config, own.named(config.verifier.model, config.verifier.revision))},
         "judge-pointwise": {"judge-pointwise": PointwiseJudge(config, judge)},
         "judge-pairwise": {"judge-pairwise": PairwiseJudge(config, judge)},
@@ -129,6 +140,7 @@ def variants_of(config: EvaluateConfig, stored: RewardConfig) -> list[Variant]:
         "likelihood": _likelihood,
         **{name: partial(_certainty, name, stored) for name in CERTAINTIES},
         "answer-confidence": lambda: [_answer_confidence(config)],
+        "answer-likelihood": _answer_likelihood,
         "implicit": lambda: _implicit(config.implicit.beta),
     }
     variants: list[Variant] = []
@@ -197,6 +209,19 @@ def _answer_confidence(config: EvaluateConfig) -> Variant:
 
     about = f"mean pi of the answer's tokens ({rule.replace('_', ' ')})"
     return Variant("answer-confidence", "answer-confidence", about, ("endogenous",), of)
+
+
+def _answer_likelihood() -> list[Variant]:
+    def formed(form: Callable[[float, Mapping[str, Any]], float]) -> Callable[[Parts], Array]:
+        def of(parts: Parts) -> Array:
+            labels = parts["answer-likelihood"]
+            both = zip(labels["reward"].to_pylist(), labels["extra_info"].to_pylist(), strict=True)
+            return np.array([form(logprob, json.loads(extra)[KEPT]) for logprob, extra in both], np.float64)
+
+        return of
+
+    store = ("answer-likelihood",)
+    return [Variant(name, store[0], about, store, formed(form), False) for name, (about, form) in FORMS.items()]
 
 
 def _aggregated(reward: str, name: str, stored: RewardConfig, wanted: RewardConfig) -> Variant:

@@ -37,7 +37,7 @@ def answer_confidence(
         opened: whether the prompt opens the thoughts.
     """
     span = answer_span("".join(texts), rule, opened)
-    tokens = [] if span is None else _tokens_of(texts, span)
+    tokens = [] if span is None else tokens_of(texts, span)
     return float(np.exp(np.asarray(logprobs, np.float64)[tokens]).mean()) if tokens else float("nan")
 
 
@@ -83,7 +83,7 @@ RULES: dict[str, Callable[[str, int], Span | None]] = {
 }
 
 
-def _tokens_of(texts: Sequence[str], span: Span) -> list[int]:
+def tokens_of(texts: Sequence[str], span: Span) -> list[int]:
     """The numbers of tokens that share a character with a span; those without a text go with the character that they begin."""
     ends = np.cumsum([len(text) for text in texts])
     begins = np.append(0, ends[:-1])
