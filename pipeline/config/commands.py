@@ -14,6 +14,7 @@ from pipeline.config.rewards import (
     AnswersConfig,
     BestOfNConfig,
     ClassifierConfig,
+    ContrastConfig,
     ImplicitConfig,
     JudgeConfig,
     RewardConfig,
@@ -86,6 +87,7 @@ class EvaluateConfig(LabelConfig):
 
     evaluate: EvaluateSection = EvaluateSection()
     implicit: ImplicitConfig = ImplicitConfig()
+    contrast: ContrastConfig = ContrastConfig()
     answer_confidence: AnswerConfidenceConfig = AnswerConfidenceConfig()
     answer_likelihood: AnswerLikelihoodConfig = AnswerLikelihoodConfig()
     verifier: VerifierConfig = VerifierConfig()
@@ -121,6 +123,7 @@ class EvaluateConfig(LabelConfig):
         unread: list[tuple[str, str]] = []
         for section, names in {
             "implicit": {"implicit"},
+            "contrast": {"contrast"},
             "answer_confidence": {"answer-confidence"},
             "answer_likelihood": {"answer-likelihood"},
             "verifier": {"verifier"},
@@ -139,6 +142,7 @@ class EvaluateConfig(LabelConfig):
                 "negative-entropy",
                 "answer-confidence",
                 "implicit",
+                "contrast",
             },
         }.items():
             if not names.intersection(self.evaluate.rewards):

@@ -91,6 +91,13 @@ class ImplicitConfig(Section):
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="scale of the implicit reward")
 
 
+class ContrastConfig(Section):
+    """log pi of the response under one rubric less log pi under another, of one model."""
+
+    rubric: str = Field(default="", description="system prompt that the response is to follow")
+    against: str = Field(default="", description="system prompt that it is compared with; empty: none")
+
+
 SpanRule = Literal["boxed", "after_thoughts", "last_line"]
 OF_A_SPAN = "where the answer is: in the last \\boxed{}; all behind the thoughts; the last line there"
 
@@ -248,5 +255,5 @@ class BestOfNConfig(Section):
 
 REWARDS = (
     "endogenous", "likelihood", "self-certainty", "negative-entropy", "answer-confidence", "answer-likelihood",
-    "implicit", "verifier", "judge-pointwise", "judge-pairwise", "classifier",
+    "implicit", "contrast", "verifier", "judge-pointwise", "judge-pairwise", "classifier",
 )  # fmt: skip

@@ -10,6 +10,7 @@ likelihoods, the implicit reward) cost nothing beyond the pass that stored them.
     answer-confidence mean probability of the final answer's tokens (arXiv 2510.13501)
     answer-likelihood log pi of the right answer behind the reasoning, and what VeriFree, RLPR and NOVER make of it
     implicit          beta * (log pi - log pi_ref), sum and mean (DPO, arXiv 2305.18290)
+    contrast          log pi under one rubric less log pi under another, sum and mean
     verifier, classifier, judge-pointwise, judge-pairwise       the store's reward as it is
 """
 
@@ -75,6 +76,7 @@ def check_rewards(config: EvaluateConfig) -> None:
             raise ConfigError(f"there is no reward {name!r}; the rewards are {', '.join(REWARDS)}")
     needs = {
         "implicit": ("--set implicit.reference", config.implicit.reference, "the reference model"),
+        "contrast": ("--set contrast.rubric", config.contrast.rubric.strip(), "a system prompt to follow"),
         "classifier": ("--set classifier.model", config.classifier.model, "a trained reward model"),
         "answer-likelihood": (
             "--set answer_likelihood.answer_key",
@@ -96,8 +98,29 @@ def check_rewards(config: EvaluateConfig) -> None:
             raise ConfigError(
                 f"--reward {name} is made of columns that are stored when asked for: give --set reward.token_certainty=true"
             )
-        if name in ("implicit", "answer-likelihood") and not own:
+        if name == "contrast":
+            _check_contrast(config)
+        if name in ("implicit", "answer-likelihood", "contrast") and not own:
             raise ConfigError(f"--reward {name} needs the model beside that: give --model")
+
+
+def _check_contrast(config: EvaluateConfig) -> None:
+    if config.contrast.rubric == config.contrast.against:
+        raise ConfigError(
+            "--reward contrast: contrast.rubric and contrast.against are the same; give two system prompts"
+        )
+    for name in ("rubrics", "system_prompt"):
+        if getattr(config.tokens, name) is not None:
+            raise ConfigError(
+                f"--reward contrast puts its own system prompts before the prompts: leave tokens.{name} out, and give "
+                "contrast.rubric and contrast.against"
+            )
+
+
+def _under(config: EvaluateConfig, rubric: str) -> Endogenous:
+    """Scores responses under a system prompt, none where it is empty."""
+    tokens = config.tokens.model_copy(update={"system_prompt": rubric or None})
+    return Endogenous(config.model_copy(update={"tokens": tokens}), config.model)
 
 
 def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
@@ -114,6 +137,10 @@ def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
             ),
         },
         "answer-likelihood": {"answer-likelihood": ReferenceAnswer(config, own)},
+        "contrast": {
+            "contrast": _under(config, config.contrast.rubric),
+            "contrast-against": _under(config, config.contrast.against),
+        },
         "verifier": {"verifier": Verifier(config, own.named(config.verifier.model, config.verifier.revision))},
         "judge-pointwise": {"judge-pointwise": PointwiseJudge(config, judge)},
         "judge-pairwise": {"judge-pairwise": PairwiseJudge(config, judge)},
@@ -142,6 +169,7 @@ def variants_of(config: EvaluateConfig, stored: RewardConfig) -> list[Variant]:
         "answer-confidence": lambda: [_answer_confidence(config)],
         "answer-likelihood": _answer_likelihood,
         "implicit": lambda: _implicit(config.implicit.beta),
+        "contrast": _contrast,
     }
     variants: list[Variant] = []
     for name in dict.fromkeys(config.evaluate.rewards):
@@ -268,6 +296,28 @@ def _implicit(beta: float) -> list[Variant]:
     return [
         Variant("implicit (sum)", "implicit", "beta (log pi - log pi_ref)", both, total),
         Variant("implicit (mean)", "implicit", "beta (log pi - log pi_ref) a token", both, mean),
+    ]
+
+
+def _contrast() -> list[Variant]:
+    both = ("contrast", "contrast-against")
+
+    def total(parts: Parts) -> Array:
+        under, against = (parts[name] for name in both)
+        if not under["token_ids"].equals(against["token_ids"]):
+            raise ConfigError(
+                "--reward contrast: a response is cut at another token under one rubric than under the other; give --set "
+                "tokens.over_length=reject, which makes it an error row, and another --output"
+            )
+        return _sums(under)[0] - _sums(against)[0]
+
+    def mean(parts: Parts) -> Array:
+        return total(parts) / _sums(parts["contrast"])[1]
+
+    about = "log pi under contrast.rubric less log pi under contrast.against"
+    return [
+        Variant("contrast (sum)", "contrast", about, both, total),
+        Variant("contrast (mean)", "contrast", f"{about}, a token", both, mean),
     ]
 
 
