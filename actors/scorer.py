@@ -14,6 +14,7 @@ from pipeline.tokens import TokenizedTurn
 class ScorerSpec(ActorSpec):
     alpha: float = 1.0
     head_chunk_mb: int = 64
+    certainty: bool = False
 
     def open(self) -> "ScorerEngine":
         return ScorerEngine(self)
@@ -28,6 +29,7 @@ class ScorerEngine:
             alpha=spec.alpha,
             budget_tokens=spec.budget_tokens,
             head_chunk_mb=spec.head_chunk_mb,
+            certainty=spec.certainty,
         )
         self.layout, self.notes = self.scorer.layout, self.scorer.notes
 

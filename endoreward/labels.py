@@ -11,6 +11,7 @@ from pipeline.config.section import refuse_secrets
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store import ERRORS, LABELS, Committed, LabelStore, in_parallel
 from pipeline.store.commit import rows_uri
+from pipeline.store.schema import WIDE_LABELS
 
 
 def read_labels(store: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
@@ -35,12 +36,14 @@ def read_errors(store: str | os.PathLike[str], columns: Sequence[str] | None = N
 
 
 def _read(place: str | os.PathLike[str], kind: str, schema: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
+    store = LabelStore(_uri(place))
+    store.require()
+    if kind == "labels" and store.description().get("reward.token_certainty"):
+        schema = WIDE_LABELS
     names = list(schema.names if columns is None else columns)
     unknown = [name for name in names if name not in schema.names]
     if unknown:
         raise ConfigError(f"{kind} of a store have no column {', '.join(unknown)}; there are {', '.join(schema.names)}")
-    store = LabelStore(_uri(place))
-    store.require()
     survey = store.survey()
     progress = store.progress(survey)
     if not progress.complete:

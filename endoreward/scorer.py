@@ -23,6 +23,7 @@ from pipeline.corpus import counted, detect, find_files, plan_file, read_shards,
 from pipeline.corpus.samples import Message, parse_turn_id
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.loading import context_length, load_model, load_tokenizer
+from pipeline.rewards.aggregations import Certainty
 from pipeline.rewards.derive import aggregations
 from pipeline.rewards.endogenous import reward_columns, stored_action_values
 from pipeline.rewards.labelling import Prepared, finish, prepare
@@ -58,23 +59,31 @@ class ScoredResponse(Label):
     @property
     def rewards(self) -> dict[str, float]:
         """The reward by aggregation, as reports show them beside each other: `sum` and `mean` without discount, and
-        `discounted_sum` with gamma = 0.95."""
-        return {config.aggregation: self._reward(config) for config in aggregations(self.config.alpha)}
+        `discounted_sum` with gamma = 0.95; with token_certainty = true those of the whole distribution too."""
+        shown = aggregations(self.config.alpha, certainty=self.config.token_certainty)
+        return {config.aggregation: self._reward(config) for config in shown}
 
     def reward_under(self, **fields: Any) -> float:
         """The reward under other fields of the section `reward`: `reward_under(aggregation="discounted_sum", gamma=0.9)`.
 
-        What is not given has its default, but for alpha, which is the scorer's. Raises ConfigError.
+        What is not given has its default, but for alpha and token_certainty, which are the scorer's. Raises ConfigError.
         """
-        wanted = _config({"reward": {"alpha": self.config.alpha, **fields}}).reward
+        own = self.config.model_dump(include={"alpha", "token_certainty"})
+        wanted = _config({"reward": {**own, **fields}}).reward
         if wanted.alpha != self.config.alpha:
             raise ConfigError(f"another alpha than {self.config.alpha:g} needs the model: give it to the Scorer")
         return self._reward(wanted)
 
+    @property
+    def _certainty(self) -> Certainty | None:
+        if self.token_entropies is None or self.token_self_certainty is None:
+            return None
+        return Certainty(self.token_entropies, self.token_self_certainty)
+
     def _reward(self, wanted: RewardConfig) -> float:
         columns = (self.token_logprobs, self.token_values, self.token_rewards)
         q = stored_action_values(*columns, self.config.alpha, self.config.gamma)
-        return reward_columns(q, self.token_values, wanted)[1]
+        return reward_columns(q, self.token_values, wanted, self._certainty)[1]
 
     def __repr__(self) -> str:
         text = self.response if len(self.response) <= 40 else f"{self.response[:37]}..."
@@ -161,6 +170,7 @@ class Scorer:
             alpha=config.reward.alpha,
             budget_tokens=config.scorer.budget_tokens,
             head_chunk_mb=config.scorer.head_chunk_mb,
+            certainty=config.reward.token_certainty,
         )
         self._noted: set[str] = set()
 

@@ -168,6 +168,9 @@ def _add_store_commands(commands: Commands) -> None:
     sweep.add_argument(
         "--gamma", action="append", type=float, metavar="G", help="repeatable; default: eight from 1 to 0.7"
     )
+    sweep.add_argument(
+        "--floor", metavar="WEIGHT", type=float, help="floor of the discounted weights; default: the store's"
+    )
     sweep.add_argument("--output", metavar="FILE.json", type=_place, help="write the figures too")
     sweep.set_defaults(command=_sweep)
 
@@ -362,7 +365,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from jobs.stores.sweep import GAMMAS, sweep
 
-    return sweep(arguments.store, arguments.gamma or GAMMAS, arguments.output)
+    return sweep(arguments.store, arguments.gamma or GAMMAS, arguments.output, arguments.floor)
 
 
 def _aggregate(arguments: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ from pipeline.rewards.labellers import Labeller
 from pipeline.storage import absolute
 from pipeline.store import LabelStore, documents, places
 from pipeline.store.manifest import BatchCheckEntry, InputEntry, Manifest
-from pipeline.tokens import pieces
+from pipeline.tokens import pieces, tokenizer_digest
 
 Json = dict[str, Any]
 
@@ -233,10 +233,22 @@ def _dated(config: EvaluateConfig) -> EvaluateConfig:
 def _variants(config: EvaluateConfig, stores: Mapping[str, LabelStore], benchmark: Benchmark) -> list[Variant]:
     stored: RewardConfig = config.reward
     if "endogenous" in stores:
-        stored = stored_reward(stores["endogenous"].description())
+        description = stores["endogenous"].description()
+        stored = stored_reward(description)
+        if "answer-confidence" in config.evaluate.rewards:
+            _check_tokenizer(config, description)
     if benchmark.by_step:
         return step_variants(config, stored, pieces(load_tokenizer(config.model)))
     return variants_of(config, stored)
+
+
+def _check_tokenizer(config: EvaluateConfig, description: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the model's tokenizer is not the one whose tokens a store holds."""
+    if tokenizer_digest(load_tokenizer(config.model)) != description.get("model.tokenizer"):
+        raise ConfigError(
+            f"--reward answer-confidence: {config.model.name} has not the tokenizer that made the tokens of the store; put "
+            "that back, or label anew"
+        )
 
 
 def _cost(stores: Sequence[LabelStore]) -> Cost:

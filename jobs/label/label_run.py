@@ -171,7 +171,13 @@ def _spec(labeller: Labeller, device: str, pool: Pool) -> ActorSpec:
         if labeller.writer == "endpoint":  # whose answers cost something
             common |= {"endpoint": labeller.endpoint(), "check_responses": 0}
     if labeller.engine == "scorer":
-        return ScorerSpec(**common, alpha=config.reward.alpha, head_chunk_mb=config.scorer.head_chunk_mb)
+        reward = config.reward
+        return ScorerSpec(
+            **common,
+            alpha=reward.alpha,
+            head_chunk_mb=config.scorer.head_chunk_mb,
+            certainty=reward.token_certainty and labeller.name == "endogenous",
+        )
     if isinstance(labeller, Sampling):
         options = labeller.drawn.model_dump(include={"max_new_tokens", "temperature", "top_p"})
         return GeneratorSpec(**common, **options)

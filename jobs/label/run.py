@@ -73,7 +73,7 @@ def _idle(labeller: Endogenous) -> list[str]:
         idle.append(("tokens.append_eos", "with the tokenizer's chat template, which ends each turn itself"))
     else:
         idle += [(f"tokens.{field}", "without a chat template, which the tokenizer has not") for field in OF_A_TEMPLATE]
-    if not labeller.config.reward.sums_rewards:
+    if not labeller.config.reward.depends_on_gamma:
         kind = labeller.config.reward.aggregation
         idle.append(("reward.gamma", f"on the rewards of reward.aggregation = {kind}; it moves token_rewards"))
     return set_but_unread(labeller.config, idle)

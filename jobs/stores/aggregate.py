@@ -46,8 +46,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
     for warning in wanted.warnings():
         terminal.warn(warning)
     config = _config(manifest.config, wanted, target.uri)
-    reward = {f"reward.{name}": value for name, value in wanted.model_dump().items()}
-    description = {**source.description(), **reward}
+    description = {**source.description(), **wanted.described()}
     target.check_description(description)
     with contextlib.ExitStack() as stack:
         stack.enter_context(WriterLock(target.uri))
@@ -86,6 +85,11 @@ def _changed(stored: RewardConfig, assignments: list[str]) -> RewardConfig:
     if wanted.alpha != stored.alpha:
         raise ConfigError(
             f"reward.alpha: the store has {stored.alpha:g}; another alpha needs the model: label anew with {wanted.alpha:g}"
+        )
+    if wanted.token_certainty != stored.token_certainty:
+        raise ConfigError(
+            f"reward.token_certainty: the store has {str(stored.token_certainty).lower()}, and its columns need the model: "
+            f"label anew with {str(wanted.token_certainty).lower()}"
         )
     if wanted == stored:
         raise ConfigError(f"the store has this reward already: {_listed(stored)}; give --set reward.field=value")

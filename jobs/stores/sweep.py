@@ -11,7 +11,7 @@ from jobs.stores.export import already_there, refuse_existing
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.rewards.derive import SWEEP_COLUMNS, Outcome, outcomes, reward_grid, stored_reward
+from pipeline.rewards.derive import SWEEP_COLUMNS, Outcome, outcomes, reward_grid, stored_reward, token_columns
 from pipeline.store import LabelStore, documents
 from pipeline.store.summary import plain, signed, wilson_interval
 
@@ -19,15 +19,17 @@ GAMMAS = (1.0, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7)
 HEADER = ("reward", "gamma", "accuracy", "95% interval", "ties", "margin", "length", "mark")
 
 
-def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None) -> int:
+def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None, floor: float | None = None) -> int:
     """Print how the labels come out under each reward; write the same figures to the JSON file `output`.
 
-    Returns 0. Raises StoreError where there is no store or no label, ConfigError where it holds no token rewards or a
-    gamma is not in [0, 1].
+    Returns 0. Raises StoreError where there is no store or no label, ConfigError where it holds no token rewards, or a
+    gamma or the floor of the discounted weights is not in [0, 1].
     """
     wrong = [f"{gamma:g}" for gamma in gammas if not 0 <= gamma <= 1]
     if wrong:
         raise ConfigError(f"--gamma {', '.join(wrong)}: a discount is from 0 to 1")
+    if floor is not None and not 0 <= floor <= 1:
+        raise ConfigError(f"--floor {floor:g}: the floor of a weight is from 0 to 1")
     store = LabelStore(uri)
     store.require()
     survey = store.survey()
@@ -41,10 +43,11 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None)
             f"{uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled, and the figures "
             "are of these"
         )
-    wanted = reward_grid(stored, gammas)
+    wanted = reward_grid(stored, gammas, floor)
     totals = [Outcome() for _ in wanted]
     shards = [shard for shard in survey.shards if shard.labels.rows]
-    for _, labels in terminal.track(store.read("labels", shards, SWEEP_COLUMNS), len(shards), "sweep", "shards"):
+    columns = list(dict.fromkeys([*SWEEP_COLUMNS, *token_columns(stored)]))
+    for _, labels in terminal.track(store.read("labels", shards, columns), len(shards), "sweep", "shards"):
         totals = [a + b for a, b in zip(totals, outcomes(labels, stored, wanted), strict=True)]
     count, pairs = totals[0].labels.count, totals[0].pairs.pairs
     if not count:
@@ -54,7 +57,7 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None)
         _row(config, outcome, config == stored, config in best) for config, outcome in zip(wanted, totals, strict=True)
     ]
     terminal.print_grid(f"{uri}: {count:,} labels, {pairs:,} pairs, alpha = {stored.alpha:g}", HEADER, shown)
-    for sentence in _explanations(stored, wanted, pairs):
+    for sentence in _explanations(stored, wanted, pairs, floor):
         terminal.say(sentence)
     if output is not None:
         content = _figures(store.fingerprint(), progress.complete, stored, best, wanted, totals)
@@ -72,7 +75,7 @@ def _best(wanted: list[RewardConfig], totals: list[Outcome]) -> list[RewardConfi
 
 def _row(config: RewardConfig, outcome: Outcome, is_stored: bool, is_best: bool) -> list[str]:
     pairs, correlation = outcome.pairs, outcome.labels.correlation
-    gamma = f"{config.gamma:g}" if config.sums_rewards else "any"
+    gamma = f"{config.gamma:g}" if config.depends_on_gamma else "any"
     marks = [
         mark
         for mark, holds in (("stored", is_stored), ("highest", is_best), ("leaks", bool(config.warnings())))
@@ -92,7 +95,7 @@ def _row(config: RewardConfig, outcome: Outcome, is_stored: bool, is_best: bool)
     ]
 
 
-def _explanations(stored: RewardConfig, wanted: list[RewardConfig], pairs: int) -> list[str]:
+def _explanations(stored: RewardConfig, wanted: list[RewardConfig], pairs: int, floor: float | None) -> list[str]:
     sentences = ["length: correlation of a response's reward with its number of tokens."]
     if pairs:
         sentences.append(
@@ -106,11 +109,17 @@ def _explanations(stored: RewardConfig, wanted: list[RewardConfig], pairs: int) 
         sentences.append(
             "leaks: the figure depends on the level of the logits, which training does not fix; it is never marked highest."
         )
+    if floor is not None and floor != stored.min_weight:
+        others = "all discounted weights but those of the store's own reward"
+        sentences.append(f"{plain(floor)} is the floor of {others}.")
     unchanged = [
         text
         for text, holds in (
             ("reward.subtract_initial_value = true on the sums", stored.subtract_initial_value),
-            (f"reward.min_weight = {plain(stored.min_weight)} on discounted_sum", stored.min_weight > 0),
+            (
+                f"reward.min_weight = {plain(stored.min_weight)} on what is discounted",
+                stored.min_weight > 0 and floor is None,
+            ),
         )
         if holds
     ]

@@ -17,11 +17,16 @@ from pipeline.config.engines import EndpointConfig, LocalEngine, SamplerConfig
 from pipeline.config.inputs import MEANINGS, InputConfig, unread_of_prompts
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
+    CERTAINTY,
+    DISCOUNTED,
     REWARDS,
     SUMS,
+    AnswerConfidenceConfig,
+    AnswerLikelihoodConfig,
     AnswersConfig,
     BestOfNConfig,
     ClassifierConfig,
+    ContrastConfig,
     ImplicitConfig,
     JudgeConfig,
     RewardConfig,
@@ -41,15 +46,20 @@ from pipeline.config.section import (
 from pipeline.config.tokens import OF_A_TEMPLATE, OURS_TO_GIVE, TokensConfig, refuse_sampled, unread_of_tokens
 
 __all__ = [
+    "CERTAINTY",
+    "DISCOUNTED",
     "MEANINGS",
     "OF_A_TEMPLATE",
     "OURS_TO_GIVE",
     "REWARDS",
     "SUMS",
+    "AnswerConfidenceConfig",
+    "AnswerLikelihoodConfig",
     "AnswersConfig",
     "BestOfNConfig",
     "ClassifierConfig",
     "ClusterConfig",
+    "ContrastConfig",
     "EndpointConfig",
     "EvaluateConfig",
     "EvaluateSection",

@@ -9,9 +9,12 @@ from pipeline.config.inputs import InputConfig, unread_of_prompts
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import (
     REWARDS,
+    AnswerConfidenceConfig,
+    AnswerLikelihoodConfig,
     AnswersConfig,
     BestOfNConfig,
     ClassifierConfig,
+    ContrastConfig,
     ImplicitConfig,
     JudgeConfig,
     RewardConfig,
@@ -84,6 +87,9 @@ class EvaluateConfig(LabelConfig):
 
     evaluate: EvaluateSection = EvaluateSection()
     implicit: ImplicitConfig = ImplicitConfig()
+    contrast: ContrastConfig = ContrastConfig()
+    answer_confidence: AnswerConfidenceConfig = AnswerConfidenceConfig()
+    answer_likelihood: AnswerLikelihoodConfig = AnswerLikelihoodConfig()
     verifier: VerifierConfig = VerifierConfig()
     judge: JudgeConfig = JudgeConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -117,6 +123,9 @@ class EvaluateConfig(LabelConfig):
         unread: list[tuple[str, str]] = []
         for section, names in {
             "implicit": {"implicit"},
+            "contrast": {"contrast"},
+            "answer_confidence": {"answer-confidence"},
+            "answer_likelihood": {"answer-likelihood"},
             "verifier": {"verifier"},
             "classifier": {"classifier"},
             "judge": {"judge-pointwise", "judge-pairwise"},
@@ -126,7 +135,15 @@ class EvaluateConfig(LabelConfig):
             "judge.pointwise_pattern": {"judge-pointwise"},
             "judge.lowest": {"judge-pointwise"},
             "judge.highest": {"judge-pointwise"},
-            "reward": {"endogenous", "likelihood", "implicit"},
+            "reward": {
+                "endogenous",
+                "likelihood",
+                "self-certainty",
+                "negative-entropy",
+                "answer-confidence",
+                "implicit",
+                "contrast",
+            },
         }.items():
             if not names.intersection(self.evaluate.rewards):
                 unread.append((section, f"without --reward {' or '.join(sorted(names))}"))

@@ -1,7 +1,7 @@
 """Each reward, and what it asks."""
 
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -9,7 +9,11 @@ from pipeline.config.engines import OF_AN_ENDPOINT, OF_AN_ENGINE, LocalEngine, c
 from pipeline.config.section import Place, Section
 
 SUMS = ("sum", "discounted_sum")
-"""Aggregations that are sums of r_h: they hold V(s_1), and gamma moves them. All others are of alpha * log pi alone."""
+"""Aggregations that are sums of r_h: they hold V(s_1), and gamma moves them. All others are of the policy alone."""
+DISCOUNTED = ("discounted_sum", "discounted_logprobs")
+"""Aggregations that weigh token h by max(gamma^(h-1), min_weight)."""
+CERTAINTY = ("self_certainty", "negative_entropy")
+"""Aggregations of what `token_certainty` stores: of the whole distribution at temperature 1, whatever alpha is."""
 
 
 class RewardConfig(Section):
@@ -17,26 +21,51 @@ class RewardConfig(Section):
 
     alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="temperature of the soft value")
     gamma: float = Field(default=1.0, ge=0, le=1, description="discount")
-    aggregation: Literal["sum", "mean", "discounted_sum"] = Field(
-        default="sum", description="sum_h r_h; alpha * mean_h log pi; sum_h gamma^(h-1) r_h"
+    aggregation: Literal[
+        "sum", "mean", "discounted_sum", "discounted_logprobs", "self_certainty", "negative_entropy"
+    ] = Field(
+        default="sum",
+        description="sum_h r_h; alpha * mean_h log pi; sum_h gamma^(h-1) r_h; alpha * sum_h gamma^(h-1) log pi; "
+        "mean_h KL(uniform || pi); -mean_h entropy of pi",
     )
     subtract_initial_value: bool = Field(
         default=False, description="take V(s_1) off the sums, to compare responses to different prompts"
     )
-    min_weight: float = Field(default=0.0, ge=0, le=1, description="floor of gamma^(h-1) in discounted_sum")
+    min_weight: float = Field(
+        default=0.0, ge=0, le=1, description="floor of gamma^(h-1) in discounted_sum and discounted_logprobs"
+    )
+    token_certainty: bool = Field(
+        default=False,
+        description="store token_entropies and token_self_certainty too, at temperature 1, of which self_certainty and "
+        "negative_entropy are made",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.subtract_initial_value and not self.sums_rewards:
             raise ValueError(f"{self.aggregation} holds no V(s_1) to subtract")
-        if self.min_weight and self.aggregation != "discounted_sum":
-            raise ValueError("min_weight is for aggregation = discounted_sum")
+        if self.min_weight and self.aggregation not in DISCOUNTED:
+            raise ValueError("min_weight is for aggregation = discounted_sum or discounted_logprobs")
+        if self.aggregation in CERTAINTY and not self.token_certainty:
+            raise ValueError(
+                f"aggregation = {self.aggregation} is of columns that only token_certainty = true stores; set that"
+            )
         return self
 
     @property
     def sums_rewards(self) -> bool:
         """Whether the reward is a sum of r_h, which holds V(s_1) and depends on gamma."""
         return self.aggregation in SUMS
+
+    @property
+    def depends_on_gamma(self) -> bool:
+        return self.sums_rewards or self.aggregation in DISCOUNTED
+
+    def described(self) -> dict[str, Any]:
+        """What a description of labels says of it, by name of the configuration. What came later only where it is on, so that
+        stores from before it keep their fingerprint."""
+        fields = self.model_dump(exclude=set() if self.token_certainty else {"token_certainty"})
+        return {f"reward.{name}": value for name, value in fields.items()}
 
     def warnings(self) -> list[str]:
         """What a person should know about this reward before trusting it."""
@@ -46,10 +75,10 @@ class RewardConfig(Section):
                 f"reward.aggregation = sum with reward.gamma = {self.gamma:g} leaks the level of the logits, which training "
                 "does not fix; use discounted_sum, or gamma = 1"
             )
-        if self.min_weight:
+        if self.min_weight and self.sums_rewards:
             problems.append(
                 f"reward.min_weight = {self.min_weight:g} stops the discounted sum from telescoping: values leak where the "
-                "floor holds"
+                "floor holds; with reward.aggregation = discounted_logprobs nothing leaks"
             )
         return problems
 
@@ -60,6 +89,30 @@ class ImplicitConfig(Section):
     reference: Place = Field(default="", description="reference model, or an earlier checkpoint (arXiv 2510.02493)")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="scale of the implicit reward")
+
+
+class ContrastConfig(Section):
+    """log pi of the response under one rubric less log pi under another, of one model."""
+
+    rubric: str = Field(default="", description="system prompt that the response is to follow")
+    against: str = Field(default="", description="system prompt that it is compared with; empty: none")
+
+
+SpanRule = Literal["boxed", "after_thoughts", "last_line"]
+OF_A_SPAN = "where the answer is: in the last \\boxed{}; all behind the thoughts; the last line there"
+
+
+class AnswerConfidenceConfig(Section):
+    """The mean probability of the final answer's tokens (arXiv 2510.13501)."""
+
+    span: SpanRule = Field(default="boxed", description=OF_A_SPAN)
+
+
+class AnswerLikelihoodConfig(Section):
+    """log pi of the right answer behind a response's reasoning (arXiv 2505.21493, 2506.18254, 2505.16022)."""
+
+    answer_key: str = Field(default="", description="column of the right answer, or of a solution that marks it")
+    span: SpanRule = Field(default="boxed", description=OF_A_SPAN)
 
 
 def _refuse_hidden(who: str, question: str, parts: tuple[str, ...]) -> str:
@@ -200,4 +253,7 @@ class BestOfNConfig(Section):
         return self
 
 
-REWARDS = ("endogenous", "likelihood", "implicit", "verifier", "judge-pointwise", "judge-pairwise", "classifier")
+REWARDS = (
+    "endogenous", "likelihood", "self-certainty", "negative-entropy", "answer-confidence", "answer-likelihood",
+    "implicit", "contrast", "verifier", "judge-pointwise", "judge-pairwise", "classifier",
+)  # fmt: skip

@@ -19,9 +19,10 @@ from pipeline.evaluation.variants import Parts, Variant
 from pipeline.rewards.derive import TOKEN_COLUMNS
 from pipeline.rewards.labellers import UNPARSABLE
 from pipeline.store import Committed, LabelStore
-from pipeline.store.schema import LABELS
+from pipeline.store.schema import LABELS, WIDE_LABELS
 from pipeline.store.turns import Response
 
+NO_ANSWER = "no_answer"
 Key = tuple[str, str | None]  # prompt_id and rubric; a row that failed before rubrics were applied has None
 
 
@@ -60,7 +61,9 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
         rewards: dict[str, list[np.ndarray]] = {variant.name: [np.zeros(0)] for variant in group}
         steps: dict[str, list[tuple[float, ...]]] = {variant.name: [] for variant in group}
         tables = [LABELS.empty_table().select(columns)]
-        for parts in _parts(stores, shards, names, columns, tokens=any(variant.tokens for variant in group)):
+        needed = list(dict.fromkeys(name for variant in group for name in variant.optional))
+        needed = [*TOKEN_COLUMNS, *needed] if any(variant.tokens for variant in group) else []
+        for parts in _parts(stores, shards, names, columns, needed):
             tables.append(parts[names[0]].select(columns))
             for variant in group:
                 rewards[variant.name].append(variant.of(parts))
@@ -69,8 +72,10 @@ def evaluated(stores: Mapping[str, LabelStore], variants: Sequence[Variant], ben
         rows = LabelRows(labels, benchmark.by_prompt)
         reasons = _reasons(rows, failed)
         for variant in group:
-            items = rows.items(np.concatenate(rewards[variant.name]), steps[variant.name])
+            values = np.concatenate(rewards[variant.name])
+            items = rows.items(values, steps[variant.name])
             evaluations.append(_evaluated(variant, labels, items, reasons, failed, benchmark))
+            evaluations[-1].responses = int(np.isfinite(values).sum())
     return sorted(evaluations, key=lambda each: variants.index(each.variant))
 
 
@@ -79,10 +84,11 @@ def _parts(
     shards: Mapping[str, Sequence[Committed]],
     names: Sequence[str],
     columns: list[str],
-    tokens: bool,
+    tokens: list[str],
 ) -> Iterator[Parts]:
-    """The parts of several stores of the same input, the same responses in each: those that all of them have."""
-    columns = [*columns, "id", "token_ids", *TOKEN_COLUMNS] if tokens else columns
+    """The parts of several stores of the same input, the same responses in each: those that all of them have; `tokens` names
+    the columns of tokens that they are read with, none where empty."""
+    columns = [*columns, "id", "token_ids", *tokens] if tokens else columns
     first, *others = names
     by_name = {name: {shard.name: shard for shard in shards[name]} for name in others}
     for committed in shards[first]:
@@ -97,7 +103,7 @@ def _parts(
 
 def _part(store: LabelStore, shard: Committed | None, columns: list[str]) -> pa.Table:
     if shard is None or not shard.labels.rows:
-        return LABELS.empty_table().select(columns)
+        return WIDE_LABELS.empty_table().select(columns)
     return store.read_rows("labels", shard, columns)
 
 
@@ -154,7 +160,7 @@ def _evaluated(
         if key in incomplete:
             continue
         judged = _with_verdicts(item) if variant.reward == "judge-pairwise" else item
-        why = UNPARSABLE if judged is None else benchmark.check(judged)
+        why = UNPARSABLE if judged is None else _unanswered(judged) or benchmark.check(judged)
         if why is None and judged is not None:
             items.append(judged)
         elif why is not None:
@@ -170,6 +176,12 @@ def _evaluated(
         tokens=sum(labels["num_tokens"].to_pylist()),
         judgements=_judgements(variant, labels, whole, failed),
     )
+
+
+def _unanswered(item: Item) -> str | None:
+    """Why an item is not complete where a response has no answer that a reward is about."""
+    answers = (*item.chosen, *item.rejected, *item.others)
+    return NO_ANSWER if any(np.isnan(answer.reward) for answer in answers) else None
 
 
 def _with_verdicts(item: Item) -> Item | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.config import RewardConfig
+from pipeline.config import DISCOUNTED, RewardConfig
 from pipeline.evaluation.bias import bias
 from pipeline.evaluation.documents import Bias, ControlledAccuracy, PairAccuracy
 from pipeline.evaluation.reading import items_of
@@ -66,8 +66,8 @@ def bias_by_aggregation(labels: pa.Table, stored: RewardConfig) -> list[tuple[st
     rewards = {"reward": own}
     if has_tokens(labels):
         rewards = {named(stored): own}
-        tokens = TokenArrays.of(labels.select(TOKEN_COLUMNS), stored)
-        for wanted in aggregations(stored.alpha):
+        tokens = TokenArrays.of(labels, stored)
+        for wanted in aggregations(stored.alpha, certainty=stored.token_certainty):
             if named(wanted) not in rewards:
                 rewards[named(wanted)] = tokens.rewards(wanted)
     biases = ((name, bias(items_of(labels, values))) for name, values in rewards.items())
@@ -77,7 +77,7 @@ def bias_by_aggregation(labels: pa.Table, stored: RewardConfig) -> list[tuple[st
 def named(reward: RewardConfig) -> str:
     """An aggregation as people call it, with what sets it apart: `discounted_sum, gamma = 0.95`."""
     name: str = reward.aggregation
-    if name == "discounted_sum" or (name == "sum" and reward.gamma != 1):
+    if name in DISCOUNTED or (name == "sum" and reward.gamma != 1):
         name += f", gamma = {reward.gamma:g}"
     return name + (f", min_weight = {reward.min_weight:g}" if reward.min_weight else "")
 

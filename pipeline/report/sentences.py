@@ -1,6 +1,6 @@
 """What the figures mean, in sentences that depend on them."""
 
-from pipeline.config import RewardConfig
+from pipeline.config import DISCOUNTED, SUMS, RewardConfig
 from pipeline.report.markup import minus
 from pipeline.store.summary import Summary, plain, signed, wilson_interval
 
@@ -73,6 +73,8 @@ def _reason(r: float, reward: RewardConfig) -> str:
         if r < 0:
             return "mean does not count tokens, so the later tokens of long answers are the less likely ones."
         return "mean does not count tokens, but later tokens are easier to predict and lift the mean of long answers."
+    if aggregation not in (*SUMS, *DISCOUNTED):
+        return f"what {aggregation} does with length is its own."
     if aggregation == "sum" and gamma != 1:
         return (
             f"with sum and gamma = {gamma:g} every token adds (1 - gamma)V, whose level is arbitrary; "
@@ -80,13 +82,11 @@ def _reason(r: float, reward: RewardConfig) -> str:
         )
     if r > 0:
         return "no sum of log-probabilities favours length by itself, so this comes from the prompts or the corpus."
-    if aggregation == "discounted_sum" and gamma != 1:
+    if aggregation in DISCOUNTED and gamma != 1:
         return (
             f"with gamma = {gamma:g} a token weighs little after about {1 / (1 - gamma):,.0f}, but each still costs; "
             "see a smaller gamma, or mean."
         )
-    if aggregation not in ("sum", "discounted_sum"):
-        return f"what {aggregation} does with length is its own."
     return (
         f"with aggregation {aggregation} the reward is a sequence log-probability, which favours short answers; "
         "see mean, or discounted_sum with gamma below 1."

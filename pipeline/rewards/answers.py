@@ -119,7 +119,7 @@ def _checked(response: str, gold: str, thinking: bool) -> Verdict:
 def final_answer(text: str) -> str | None:
     r"""What the last closed `\boxed{}` or `\fbox{}` holds, else what the text marks as its answer; None without a mark."""
     for box in reversed(list(BOXED.finditer(text))[-BOXES:]):
-        inside = _braced(text[box.end() :].lstrip())
+        inside = braced(text[box.end() :].lstrip())
         if inside is not None:
             return inside.strip()
     _, mark, after = text.rpartition("####")
@@ -129,7 +129,7 @@ def final_answer(text: str) -> str | None:
     return said and said[1].strip(" *")
 
 
-def _braced(text: str) -> str | None:
+def braced(text: str) -> str | None:
     r"""The content of the braces that the text opens with, or its first token (`\boxed 5`); None where they stay open."""
     if not text.startswith("{"):
         bare = re.match(r"[^\s$.,]+", text)

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import SUMS, RewardConfig
+from pipeline.config import CERTAINTY, DISCOUNTED, SUMS, RewardConfig
 from pipeline.errors import ConfigError
-from pipeline.rewards.aggregations import AGGREGATIONS, Tokens
+from pipeline.rewards.aggregations import AGGREGATIONS, Certainty, Tokens
 from pipeline.rewards.endogenous import reward_columns, stored_action_values
 from pipeline.store.schema import Label, read_messages
 from pipeline.store.summary import Moments, Tally, find_pairs
@@ -26,9 +26,11 @@ from pipeline.store.summary import Moments, Tally, find_pairs
 Array = NDArray[np.float64]
 
 TOKEN_COLUMNS = ["token_logprobs", "token_values", "token_rewards"]
+CERTAINTY_COLUMNS = [f"token_{name}" for name in Certainty._fields]  # of stores with reward.token_certainty
 SWEEP_COLUMNS = [*TOKEN_COLUMNS, "reward", "prompt_id", "rubric", "preference", "response_index", "turn", "extra_info"]
 GAMMA = 0.95  # of the discounted sum that is shown beside a reward without discount
 SAME = 0.01  # relative, and in nats: rewards of one kind agree far closer, those of two kinds do not
+DIFFERING = "the token columns of a label differ in length: the store is damaged; see endoreward validate"
 NO_TOKENS = "this store holds no token rewards that another reward could be made of: its rewards are not endogenous"
 
 
@@ -43,13 +45,14 @@ def stored_reward(description: Mapping[str, Any]) -> RewardConfig:
     return RewardConfig(**{name: description[f"reward.{name}"] for name in names})
 
 
-def aggregations(alpha: float, gamma: float = GAMMA) -> list[RewardConfig]:
-    """All aggregations as they are shown beside each other: with a discount where that is what they are about."""
+def aggregations(alpha: float, gamma: float = GAMMA, certainty: bool = False) -> list[RewardConfig]:
+    """The aggregations as they are shown beside each other, with a discount where that is what they are about; none that
+    repeats another. `certainty`: whether the tokens have the columns that `reward.token_certainty` stores."""
+    shared = {"alpha": alpha, "token_certainty": certainty}
     return [
-        RewardConfig.model_validate(
-            {"alpha": alpha, "aggregation": name, **({"gamma": gamma} if way.discounts else {})}
-        )
+        RewardConfig.model_validate({**shared, "aggregation": name, **({"gamma": gamma} if way.discounts else {})})
         for name, way in AGGREGATIONS.items()
+        if not way.repeats and (certainty or not way.certainty)
     ]
 
 
@@ -67,20 +70,25 @@ class TokenArrays:
     starts: NDArray[np.int64]  # [n], where each response begins
     lengths: NDArray[np.int64]  # [n], at least 1
     alpha: float
+    certainty: Certainty | None = None  # [T] each
 
     @classmethod
     def of(cls, labels: pa.Table, stored: RewardConfig) -> Self:
-        """Of a labels table, which needs the columns TOKEN_COLUMNS. `stored` is what its `token_rewards` were made with.
+        """Of a labels table, which needs TOKEN_COLUMNS, and for some rewards all of `token_columns(stored)`. `stored` is what
+        its `token_rewards` were made with.
 
         Raises ConfigError where a response has no tokens.
         """
-        (logprobs, lengths), (values, _), (rewards, _) = _token_columns(labels)
+        known = stored.token_certainty and set(CERTAINTY_COLUMNS) <= set(labels.column_names)
+        columns = _token_columns(labels, token_columns(stored) if known else TOKEN_COLUMNS)
+        (logprobs, lengths), (values, _), (rewards, _), *optional = columns
+        certainty = Certainty(*(flat for flat, _ in optional)) if known else None
         starts = np.cumsum(lengths) - lengths
         if stored.alpha == 1:
             q = logprobs.astype(np.float64) + values
         else:
             q = rewards + stored.gamma * _next(values.astype(np.float64), starts)
-        return cls(q, values.astype(np.float64), starts, lengths, stored.alpha)
+        return cls(q, values.astype(np.float64), starts, lengths, stored.alpha, certainty)
 
     def token_rewards(self, wanted: RewardConfig) -> Array:
         """r of every token, [T], rounded to float32 as the store rounds it. Raises ConfigError for another alpha."""
@@ -100,7 +108,7 @@ class TokenArrays:
         following = wanted.gamma * _next(self.values, self.starts)
         positions = np.arange(len(r)) - np.repeat(self.starts, self.lengths)
         way = AGGREGATIONS[wanted.aggregation]
-        terms = way.terms(Tokens(r, r + following, self.values, positions), wanted)
+        terms = way.terms(Tokens(r, r + following, self.values, positions, self.certainty), wanted)
         total: Array = way.combine.reduceat(terms, self.starts) / (self.lengths if way.by_length else 1)
         return total - self.values[self.starts] if wanted.subtract_initial_value else total
 
@@ -119,19 +127,26 @@ def relabel(labels: pa.Table, stored: RewardConfig, wanted: RewardConfig) -> lis
     """
     _same_alpha(stored.alpha, wanted)
     _checked_tokens(labels, stored)
-    columns = _token_columns(labels)
+    names = token_columns(stored)
+    columns = _token_columns(labels, names)
     if not labels.num_rows:
         return []
     cuts = np.cumsum(columns[0][1])[:-1]
     tokens = zip(*(np.split(flat, cuts) for flat, _ in columns), strict=True)
-    rows = labels.drop_columns([*TOKEN_COLUMNS, "reward"]).to_pylist()
+    rows = labels.drop_columns([*names, "reward"]).to_pylist()
     relabelled = []
-    for row, (logprobs, values, rewards) in zip(rows, tokens, strict=True):
+    for row, (logprobs, values, rewards, *optional) in zip(rows, tokens, strict=True):
         row["prompt"] = read_messages(row["prompt"])
+        row |= zip(CERTAINTY_COLUMNS, optional, strict=False)
         q = stored_action_values(logprobs, values, rewards, stored.alpha, stored.gamma)
-        anew, total = reward_columns(q, values, wanted)
+        anew, total = reward_columns(q, values, wanted, Certainty(*optional) if optional else None)
         relabelled.append(Label(**row, reward=total, token_logprobs=logprobs, token_values=values, token_rewards=anew))
     return relabelled
+
+
+def token_columns(stored: RewardConfig) -> list[str]:
+    """The token columns of a store that was made with `stored`."""
+    return [*TOKEN_COLUMNS, *(CERTAINTY_COLUMNS if stored.token_certainty else [])]
 
 
 def _checked_tokens(labels: pa.Table, stored: RewardConfig) -> TokenArrays:
@@ -161,15 +176,13 @@ def flat_column(labels: pa.Table, name: str) -> tuple[NDArray[np.float32], NDArr
     return column.flatten().to_numpy(zero_copy_only=False), lengths
 
 
-def _token_columns(labels: pa.Table) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """All of TOKEN_COLUMNS, flat."""
-    if not set(TOKEN_COLUMNS) <= set(labels.column_names):
+def _token_columns(labels: pa.Table, names: Sequence[str]) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """These columns, flat."""
+    if not set(names) <= set(labels.column_names):
         raise ConfigError(NO_TOKENS)
-    columns = [flat_column(labels, name) for name in TOKEN_COLUMNS]
+    columns = [flat_column(labels, name) for name in names]
     if any((lengths != columns[0][1]).any() for _, lengths in columns):
-        raise ConfigError(
-            "the token columns of a label differ in length: the store is damaged; see endoreward validate"
-        )
+        raise ConfigError(DIFFERING)
     return columns
 
 
@@ -183,20 +196,34 @@ def _next(values: Array, starts: NDArray[np.int64]) -> Array:
 # Outcomes
 
 
-def reward_grid(stored: RewardConfig, gammas: Sequence[float]) -> list[RewardConfig]:
-    """Every aggregation at every gamma, `stored` among them; once those that do not depend on gamma.
+def reward_grid(stored: RewardConfig, gammas: Sequence[float], floor: float | None = None) -> list[RewardConfig]:
+    """Every aggregation at every gamma, `stored` among them; once those that do not depend on gamma. Those of the optional
+    columns only where the store has them, those of discounted log pi only where a floor sets them apart.
 
-    The sums keep the store's `subtract_initial_value` and `min_weight`.
+    The sums keep the store's `subtract_initial_value`; all that are discounted have the floor `floor`, by default the store's.
     """
+    least = stored.min_weight if floor is None else floor
     without = {"subtract_initial_value": False, "min_weight": 0.0}
-    falling = sorted({*gammas, stored.gamma} if stored.sums_rewards else set(gammas), reverse=True)
-    others = [stored.model_copy(update={"aggregation": name, **without}) for name in AGGREGATIONS if name not in SUMS]
-    return others + [
-        stored.model_copy(update={"aggregation": name, "gamma": g, **({} if way.discounts else {"min_weight": 0.0})})
-        for name, way in AGGREGATIONS.items()
-        if name in SUMS
-        for g in falling
+    falling = sorted({*gammas, stored.gamma} if stored.depends_on_gamma else set(gammas), reverse=True)
+    others = [
+        stored.model_copy(update={"aggregation": name, **without})
+        for name in AGGREGATIONS
+        if name not in (*SUMS, *DISCOUNTED) and (stored.token_certainty or name not in CERTAINTY)
     ]
+    grid = others + [
+        stored.model_copy(
+            update={
+                "aggregation": name,
+                "gamma": gamma,
+                "min_weight": least if way.discounts else 0.0,
+                "subtract_initial_value": stored.subtract_initial_value and name in SUMS,
+            }
+        )
+        for name, way in AGGREGATIONS.items()
+        if name in (*SUMS, *DISCOUNTED) and (not way.repeats or least or stored.aggregation == name)
+        for gamma in falling
+    ]
+    return grid if stored in grid else [stored, *grid]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +239,7 @@ class Outcome:
 
 
 def outcomes(labels: pa.Table, stored: RewardConfig, wanted: list[RewardConfig]) -> list[Outcome]:
-    """How the labels of one part come out under each of `wanted`. Needs SWEEP_COLUMNS."""
+    """How the labels of one part come out under each of `wanted`. Needs SWEEP_COLUMNS and `token_columns(stored)`."""
     tokens = _checked_tokens(labels, stored)
     lengths = tokens.lengths
     chosen, rejected = find_pairs(labels).T

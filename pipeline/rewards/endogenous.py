@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.rewards.aggregations import AGGREGATIONS, Tokens
+from pipeline.rewards.aggregations import AGGREGATIONS, Certainty, Tokens
 
 if TYPE_CHECKING:
     from pipeline.config import RewardConfig
@@ -70,14 +70,16 @@ def stored_action_values(
     return action_values(rewards, values, gamma, lengths)
 
 
-def reward_columns(q: ArrayLike, values: ArrayLike, config: RewardConfig) -> tuple[NDArray[np.float32], float]:
+def reward_columns(
+    q: ArrayLike, values: ArrayLike, config: RewardConfig, certainty: Certainty | None = None
+) -> tuple[NDArray[np.float32], float]:
     """What a store holds of a response under `config`, from its Q and stored values, [H] each.
 
     Returns:
         token_rewards [H], rounded to float32, and the aggregate of these rounded rewards.
     """
     rewards = token_rewards(q, values, config.gamma).astype(np.float32)
-    return rewards, aggregate(rewards, values, config)
+    return rewards, aggregate(rewards, values, config, certainty)
 
 
 def _next(values: ArrayLike, lengths: Lengths) -> Array:
@@ -89,27 +91,34 @@ def _next(values: ArrayLike, lengths: Lengths) -> Array:
     return following
 
 
-def aggregate(rewards: ArrayLike, values: ArrayLike, config: RewardConfig) -> float:
+def aggregate(rewards: ArrayLike, values: ArrayLike, config: RewardConfig, certainty: Certainty | None = None) -> float:
     """One number for a response, from its token rewards and values at `config.alpha` and `config.gamma`, as
     `pipeline.rewards.aggregations` has it.
 
     Args:
         rewards, values: shape [H], H >= 1.
+        certainty: [H] each, which self_certainty and negative_entropy need.
 
     Returns:
         The reward in nats times alpha. `subtract_initial_value` takes V(s_1) off the sums.
     """
-    [total] = aggregates(rewards, values, config, [len(np.asarray(rewards))])
+    [total] = aggregates(rewards, values, config, [len(np.asarray(rewards))], certainty)
     return total
 
 
-def aggregates(rewards: ArrayLike, values: ArrayLike, config: RewardConfig, lengths: Sequence[int]) -> list[float]:
+def aggregates(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    config: RewardConfig,
+    lengths: Sequence[int],
+    certainty: Certainty | None = None,
+) -> list[float]:
     """`aggregate` of each response, to the bit, of several behind one another."""
     r, v = np.asarray(rewards, np.float64), np.asarray(values, np.float64)
     way = AGGREGATIONS[config.aggregation]
     ends = np.cumsum(lengths)
     positions = np.arange(len(r)) - np.repeat(ends - lengths, lengths)
-    terms = way.terms(Tokens(r, action_values(r, v, config.gamma, lengths), v, positions), config)
+    terms = way.terms(Tokens(r, action_values(r, v, config.gamma, lengths), v, positions, certainty), config)
     totals = []
     for length, end in zip(lengths, ends.tolist(), strict=True):
         total = float(way.combine.reduce(terms[end - length : end])) / (length if way.by_length else 1)

@@ -18,6 +18,7 @@ from pipeline.corpus import NumberedRow, Shape, Shard, turns
 from pipeline.corpus.samples import Turn, response_id
 from pipeline.errors import RowError
 from pipeline.models.scores import Scores
+from pipeline.rewards.aggregations import Certainty
 from pipeline.rewards.endogenous import aggregates, stored_action_values, token_rewards
 from pipeline.store.schema import Failure, Label, extra_json, other_json
 from pipeline.tokens import Renderer, TokenizedTurn
@@ -139,14 +140,28 @@ def labels_of(scored: Sequence[tuple[Turn, TokenizedTurn, Scores]], reward: Rewa
     exact = token_rewards(np.concatenate([scores.q for _, _, scores in scored]), values, reward.gamma, lengths)
     q = stored_action_values(logprobs, values, exact, reward.alpha, reward.gamma, lengths)
     rewards = token_rewards(q, values, reward.gamma, lengths).astype(np.float32)
-    totals = aggregates(rewards, values, reward, lengths)
+    certainty = certainty_of([scores for _, _, scores in scored])
+    totals = aggregates(rewards, values, reward, lengths, certainty)
     ends = np.cumsum(lengths).tolist()
     return [
         make_label(
-            turn, tokens, total, (logprobs[end - length : end], values[end - length : end], rewards[end - length : end])
+            turn,
+            tokens,
+            total,
+            (logprobs[end - length : end], values[end - length : end], rewards[end - length : end]),
+            certainty=certainty and Certainty(*(column[end - length : end] for column in certainty)),
         )
         for (turn, tokens, _), total, length, end in zip(scored, totals, lengths, ends, strict=True)
     ]
+
+
+def certainty_of(scores: Sequence[Scores]) -> Certainty | None:
+    """The optional columns of all responses behind one another, rounded as they are stored; None where they were not asked
+    for."""
+    columns = [(each.entropies, each.self_certainty) for each in scores]
+    if any(column is None for each in columns for column in each):
+        return None
+    return Certainty(*(np.concatenate(column).astype(np.float32) for column in zip(*columns, strict=True)))
 
 
 def make_label(
@@ -155,12 +170,14 @@ def make_label(
     reward: float,
     columns: tuple[Column, Column, Column] = (NO_TOKENS, NO_TOKENS, NO_TOKENS),
     kept: Mapping[str, Any] | None = None,
+    certainty: Certainty | None = None,
 ) -> Label:
     """The label of one turn.
 
     Args:
         columns: log pi, V and r of its tokens, [H] each; empty for a reward that its tokens have no share in.
         kept: what else is worth keeping of how the reward came about: `reward_info` in `extra_info`.
+        certainty: the optional columns, [H] each.
     """
     logprobs, values, rewards = columns
     return Label(
@@ -183,6 +200,8 @@ def make_label(
         extra_info=extra_json({**turn.extra, **({KEPT: kept} if kept else {})}),
         prompt_token_ids=tokens.prompt_ids,
         response_other=other_json(turn.beside),
+        token_entropies=certainty and certainty.entropies,
+        token_self_certainty=certainty and certainty.self_certainty,
     )
 
 

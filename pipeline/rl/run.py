@@ -26,7 +26,7 @@ REPEATED = "repeated.json"
 ROLLOUTS = "rollouts"
 LEFT_BY_RUN = ("metrics.jsonl", RESULTS, SAMPLES, REPEATED)  # to be forgotten where another run takes its place
 RUN = "run."  # before what describes the run, in the description of its kept rollouts
-ADDED: dict[str, Any] = {"rl.mask_truncated": False, "rl.lag": 0, "rl.refill": 0}
+ADDED: dict[str, Any] = {"rl.mask_truncated": False, "rl.lag": 0, "rl.refill": 0, "reward.token_certainty": False}
 """Fields that earlier versions lacked, and the values under which a run is what it was there: these are not described."""
 LEARNT_FROM = ("rewards.", "reward.", "rewarding.", "tokens.", "policy.", "reference.", "prompts.", "input.")
 LEARNT_FROM_RL = ("rl.batch_size", "rl.group_size", "rl.max_new_tokens")

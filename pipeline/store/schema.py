@@ -37,6 +37,13 @@ LABELS = pa.schema(
         pa.field("response_other", pa.string()),
     ]
 )
+CERTAINTY = pa.schema(
+    [
+        pa.field("token_entropies", pa.list_(pa.float32()), nullable=False),
+        pa.field("token_self_certainty", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+WIDE_LABELS = pa.schema([*LABELS, *CERTAINTY])  # of stores with reward.token_certainty
 LATER = ("prompt_token_ids", "response_other")  # columns that stores of format 1 lack
 _FORMER_PROMPT = pa.field(
     "prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), nullable=False
@@ -78,6 +85,8 @@ class Label:
     extra_info: str
     prompt_token_ids: Sequence[int] | NDArray[np.int32] | None = None
     response_other: str | None = None
+    token_entropies: NDArray[np.floating[Any]] | None = None
+    token_self_certainty: NDArray[np.floating[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,14 +101,13 @@ class Failure:
     detail: str
 
 
-_FIELDS = attrgetter(*LABELS.names)
-
-
 def labels_table(labels: Sequence[Label]) -> pa.Table:
-    values = map(list, zip(*map(_FIELDS, labels), strict=True)) if labels else [[] for _ in LABELS.names]
-    columns: dict[str, list[Any]] = dict(zip(LABELS.names, values, strict=True))
+    schema = WIDE_LABELS if any(label.token_entropies is not None for label in labels) else LABELS
+    fields = attrgetter(*schema.names)
+    values = map(list, zip(*map(fields, labels), strict=True)) if labels else [[] for _ in schema.names]
+    columns: dict[str, list[Any]] = dict(zip(schema.names, values, strict=True))
     columns["prompt"] = _each_once(columns["prompt"], stored_messages)
-    return pa.table({name: _column(values, LABELS.field(name).type) for name, values in columns.items()}, schema=LABELS)
+    return pa.table({name: _column(values, schema.field(name).type) for name, values in columns.items()}, schema=schema)
 
 
 def _each_once(values: Sequence[Any], make: Callable[[Any], Any]) -> list[Any]:

@@ -35,6 +35,7 @@ from pipeline.store.status import NAME as STATUS
 from pipeline.store.survey import Survey
 
 INPUT_VERSION = 1
+NEED_THE_MODEL = ("reward.alpha", "reward.token_certainty")  # all other fields of a reward follow from stored tokens
 KINDS = ("labels", "errors")
 
 
@@ -132,7 +133,7 @@ class LabelStore:
             )
         lines = fingerprint.differences(stored, description)
         if lines:
-            derivable = all(line.startswith("reward.") and not line.startswith("reward.alpha") for line in lines)
+            derivable = all(line.startswith("reward.") and not line.startswith(NEED_THE_MODEL) for line in lines)
             remedy = (
                 " or make a store with it from this one, without the model: endoreward aggregate" if derivable else ""
             )

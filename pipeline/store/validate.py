@@ -16,7 +16,7 @@ from pipeline.errors import EndorewardError, InputError, StoreError
 from pipeline.store import fingerprint
 from pipeline.store.commit import Part, Record, part_name, part_uri, shard_name
 from pipeline.store.reading import READERS, column_digest, in_parallel, whole_groups
-from pipeline.store.schema import ERRORS, FORMER_LABELS, LABELS
+from pipeline.store.schema import ERRORS, FORMER_LABELS, LABELS, WIDE_LABELS
 from pipeline.store.segments import (
     REMEDY,
     DamagedSegment,
@@ -29,7 +29,7 @@ from pipeline.store.standing import Standing, own_uri
 from pipeline.store.store import LabelStore, StoredInput
 from pipeline.store.survey import Survey
 
-SCHEMAS = {"labels": (LABELS, FORMER_LABELS), "errors": (ERRORS,)}
+SCHEMAS = {"labels": (LABELS, WIDE_LABELS, FORMER_LABELS), "errors": (ERRORS,)}
 MEND = "delete its record in records/ and run label again"
 
 

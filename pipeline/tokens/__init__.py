@@ -12,7 +12,7 @@ thoughts   where a model's thoughts end and its answer begins
 sampled    responses that `sample` wrote, scored by the very tokens that were drawn
 """
 
-from pipeline.tokens.encoding import PROBE, Decode, pieces, tokenizer_digest
+from pipeline.tokens.encoding import PROBE, Decode, pieces, special_ids, tokenizer_digest
 from pipeline.tokens.plain import PlainRenderer
 from pipeline.tokens.renderer import Ending, Renderer
 from pipeline.tokens.templates import STAND_IN
@@ -35,5 +35,6 @@ __all__ = [
     "load_rubrics",
     "pieces",
     "read_texts",
+    "special_ids",
     "tokenizer_digest",
 ]

@@ -178,6 +178,12 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that no text is made of: begin, end, padding, and those of a chat template."""
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset({*added, *tokenizer.all_special_ids})
+
+
 def pieces(tokenizer: Any) -> Decode:
     """A function from token ids to the text of each, for people to look at, one piece per id.
 

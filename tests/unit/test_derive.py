@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.stores.sweep import GAMMAS
+from jobs.stores.sweep import GAMMAS, sweep
 from pipeline.config import RewardConfig
 from pipeline.corpus.samples import Turn
 from pipeline.errors import ConfigError
@@ -30,6 +30,8 @@ REWARDS = [
     {"aggregation": "discounted_sum", "gamma": 0.9},
     {"aggregation": "discounted_sum", "gamma": 0.0},
     {"aggregation": "discounted_sum", "gamma": 0.7, "min_weight": 0.2, "subtract_initial_value": True},
+    {"aggregation": "discounted_logprobs", "gamma": 0.93, "min_weight": 0.03},
+    {"aggregation": "discounted_logprobs", "gamma": 0.9},
 ]
 
 
@@ -122,6 +124,42 @@ def test_the_rewards_are_those_of_the_logits() -> None:
         np.testing.assert_allclose(rewards_of(labels, stored, wanted), telescoped, rtol=1e-6)
     mean = rewards_of(labels, stored, RewardConfig(aggregation="mean"))
     np.testing.assert_allclose(mean, [row.mean() for row in logprobs], rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_a_floor_on_log_pi_leaks_nothing_where_one_on_rewards_does(alpha: float) -> None:
+    """In float64 from the logits' own Q and V, and again with another level of the logits of each state."""
+    fields = {"alpha": alpha, "gamma": 0.93, "min_weight": 0.03}
+    of_logprobs = RewardConfig.model_validate({**fields, "aggregation": "discounted_logprobs"})
+    of_rewards = RewardConfig.model_validate({**fields, "aggregation": "discounted_sum"})
+    assert of_logprobs.warnings() == [] and "leak" in of_rewards.warnings()[0]
+    level = np.random.default_rng(1)
+    for turn, tokens, scores in scored(alpha):
+        logprobs = scores.q - scores.values  # alpha log pi at temperature alpha
+        wanted = sum(max(0.93**h, 0.03) * each for h, each in enumerate(logprobs))
+        shift = np.append(0.0, level.normal(size=len(logprobs) - 1) * 10)  # V(s_1) stays: it is the prompt's
+        moved = Scores(scores.q + shift, scores.values + shift, scores.logprobs)
+        here, there = (label(turn, tokens, each, of_logprobs).reward for each in (scores, moved))
+        assert here == pytest.approx(wanted, rel=1e-5) and there == pytest.approx(here, rel=1e-4, abs=1e-4)
+        if len(logprobs) > 60:  # where the floor holds
+            here, there = (label(turn, tokens, each, of_rewards).reward for each in (scores, moved))
+            assert abs(here - there) > 0.3
+
+
+def test_a_floor_is_swept_on_both() -> None:
+    stored = RewardConfig()
+    assert "discounted_logprobs" not in {config.aggregation for config in reward_grid(stored, GAMMAS)}
+    grid = reward_grid(stored, [0.93], floor=0.03)
+    floors = {(c.aggregation, c.gamma): c.min_weight for c in grid}
+    assert floors["discounted_sum", 0.93] == floors["discounted_logprobs", 0.93] == 0.03
+    assert floors["sum", 1.0] == floors["mean", 1.0] == 0 and stored in grid
+    own = RewardConfig(aggregation="discounted_sum", gamma=0.9, min_weight=0.2)
+    assert own in reward_grid(own, [0.93], floor=0.03)
+    for config, outcome in zip(grid, outcomes(labelled(stored), stored, grid), strict=True):
+        anew = labelled(config)["reward"].to_numpy()
+        assert outcome.pairs.right == (anew[::2] > anew[1::2]).sum()
+    with pytest.raises(ConfigError, match=r"--floor 1\.5: the floor of a weight"):
+        sweep("nowhere", floor=1.5)
 
 
 def test_slices_and_chunks_are_read_as_they_stand() -> None:

@@ -142,6 +142,23 @@ def test_endogenous_reward_is_its_equation_on_the_sampled_tokens(models: Folders
             np.testing.assert_allclose(found.values, -0.3 * forecast, atol=1e-9)
 
 
+@pytest.mark.parametrize("aggregation", ["self_certainty", "negative_entropy"])
+def test_certainty_of_the_reward_model_is_a_reward_of_each_token(models: Folders, aggregation: str) -> None:
+    """Of a frozen model, at temperature 1 whatever alpha is; every token has its share, and nothing forecasts them."""
+    prompt, rollouts = prompted(), [rolled(text) for text in TEXTS]
+    reward = {"alpha": 0.5, "aggregation": aggregation, "token_certainty": True}
+    config = configured(models, {"own": {"weight": 2.0}}, reward=reward)
+    for rollout, found in zip(rollouts, rewarded(config, prompt, *rollouts), strict=True):
+        q = logits(models.rewarding, prompt.ids, rollout.ids)
+        log_pi = q - np.logaddexp.reduce(q, axis=1, keepdims=True)
+        of_tokens = -np.log(q.shape[1]) - log_pi.mean(axis=1)  # KL(uniform || pi)
+        if aggregation == "negative_entropy":
+            of_tokens = (np.exp(log_pi) * log_pi).sum(axis=1)
+        assert found.parts == {"own": pytest.approx(of_tokens.mean(), abs=1e-6)}
+        np.testing.assert_allclose(found.token_rewards, 2 * of_tokens / len(of_tokens), atol=1e-6)
+        assert found.values is None
+
+
 def test_forecast_and_rewards_to_go_differ_by_log_probabilities(models: Folders) -> None:
     """Telescoping (eq. 12): the rewards from h on are V(s_h) plus what remains of alpha * log pi."""
     reward = {"alpha": 0.5, "gamma": 0.8, "aggregation": "discounted_sum", "subtract_initial_value": True}

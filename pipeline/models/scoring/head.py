@@ -7,7 +7,8 @@ Q and V, so a low-precision matrix product accumulates and returns float32.
 Shapes: P scored positions, D hidden size, V vocabulary.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,11 +19,18 @@ CPU_CHUNK_MB = 24
 
 @dataclass
 class HeadScores:
-    """Per scored token, each [P]: the taken logit, V at alpha, and log pi at temperature 1."""
+    """Per scored token, each [P]: the taken logit, V at alpha, and log pi at temperature 1; where they are asked for, at
+    temperature 1 too, the entropy of pi and its self-certainty KL(uniform || pi) over the A rows of the output matrix."""
 
     q: torch.Tensor
     values: torch.Tensor
     logprobs: torch.Tensor
+    entropies: torch.Tensor | None = None
+    self_certainty: torch.Tensor | None = None
+
+    def columns(self) -> list[torch.Tensor]:
+        """Those that are there, in the order of the fields."""
+        return [column for field in fields(self) if (column := getattr(self, field.name)) is not None]
 
 
 class Head:
@@ -51,15 +59,18 @@ class Head:
         """[P, D] -> [P, V] in float32 or better. Callers keep P small."""
         return self.reshape(raw_logits(hidden.to(self.weight.device), self.weight, self.bias))
 
-    def score(self, hidden: torch.Tensor, taken: torch.Tensor, alpha: float) -> HeadScores:
-        """Hidden states [P, D] and the tokens taken after them [P] -> scores, each [P]."""
+    def score(self, hidden: torch.Tensor, taken: torch.Tensor, alpha: float, certainty: bool = False) -> HeadScores:
+        """Hidden states [P, D] and the tokens taken after them [P] -> scores, each [P]; with `certainty` all five."""
         # Made before the slices: a result that stays would lie where a slice's logits were, and the next slice fits nowhere.
         dtype, device = torch.promote_types(self.weight.dtype, torch.float32), self.weight.device
-        scores = HeadScores(*(torch.empty(len(hidden), dtype=dtype, device=device) for _ in range(3)))
+        scores = HeadScores(
+            *(torch.empty(len(hidden), dtype=dtype, device=device) for _ in range(5 if certainty else 3))
+        )
         for begin in range(0, len(hidden), self.rows):
             part = slice(begin, begin + self.rows)
-            reduced = reduce_logits(self.logits(hidden[part]), taken[part], alpha)
-            scores.q[part], scores.values[part], scores.logprobs[part] = reduced.q, reduced.values, reduced.logprobs
+            reduced = reduce_logits(self.logits(hidden[part]), taken[part], alpha, certainty)
+            for whole, own in zip(scores.columns(), reduced.columns(), strict=True):
+                whole[part] = own
         return scores
 
 
@@ -75,21 +86,33 @@ def raw_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     return logits if bias is None else logits.add_(bias)
 
 
-def reduce_logits(logits: torch.Tensor, taken: torch.Tensor, alpha: float) -> HeadScores:
-    """Logits [P, V], which are overwritten, and the tokens taken [P] -> scores, each [P]."""
+def reduce_logits(logits: torch.Tensor, taken: torch.Tensor, alpha: float, certainty: bool = False) -> HeadScores:
+    """Logits [P, V], which are overwritten, and the tokens taken [P] -> scores, each [P].
+
+    With `certainty` two more reductions of the same slice, at temperature 1 and without another slice. Where a logit is
+    infinite, what comes out is not finite.
+    """
     q = logits.gather(1, taken.to(logits.device)[:, None])[:, 0]
     top = logits.amax(dim=1, keepdim=True)
     logits -= top
     scaled = None if alpha == 1 else (logits / alpha).exp_().sum(dim=1).log_() * alpha + top[:, 0]
-    logsum = logits.exp_().sum(dim=1).log_() + top[:, 0]
+    mean = logits.mean(dim=1) if certainty else None  # of Q - max Q
+    shares = logits.exp_().sum(dim=1)
+    logsum = shares.log() + top[:, 0]
     values = logsum if scaled is None else scaled
     # V >= Q holds exactly; in floating point both come from sums that round on their own.
-    return HeadScores(q=q, values=torch.maximum(values, q), logprobs=(q - logsum).clamp_(max=0.0))
+    scores = HeadScores(q=q, values=torch.maximum(values, q), logprobs=(q - logsum).clamp_(max=0.0))
+    if mean is not None:
+        # d = Q - max Q, e = exp d: entropy = log sum e - (sum e log e) / sum e, KL(uniform || pi) = log sum e - mean d - log A
+        negated = torch.special.entr(logits, out=logits).sum(dim=1)  # -sum e log e
+        scores.entropies = (shares.log() + negated / shares).clamp_(min=0.0)
+        scores.self_certainty = (shares.log() - mean - math.log(logits.shape[1])).clamp_(min=0.0)
+    return scores
 
 
 def concatenate(parts: list[HeadScores]) -> HeadScores:
     """Scores one after another."""
-    return HeadScores(*(torch.cat([getattr(p, name) for p in parts]) for name in ("q", "values", "logprobs")))
+    return HeadScores(*(torch.cat(column) for column in zip(*(part.columns() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)

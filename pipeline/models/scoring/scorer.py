@@ -54,6 +54,7 @@ class Scorer:
         alpha: temperature of V.
         budget_tokens: tokens forwarded at once, on a CPU `IN_CACHE` at most; halved, for good, whenever memory runs out.
         head_chunk_mb: largest slice of logits held, in MiB of float32.
+        certainty: whether entropy and self-certainty of each token are among the scores.
 
     Attributes:
         layout: "packed", "cached" or "plain".
@@ -61,10 +62,18 @@ class Scorer:
         notes: what a person should know of how the model is run, as it comes up; also logged as warnings.
     """
 
-    def __init__(self, model: Any, *, alpha: float = 1.0, budget_tokens: int = 16384, head_chunk_mb: int = 64):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        alpha: float = 1.0,
+        budget_tokens: int = 16384,
+        head_chunk_mb: int = 64,
+        certainty: bool = False,
+    ):
         correct(model)
         self.model = model.eval().requires_grad_(False)
-        self.alpha = alpha
+        self.alpha, self.certainty = alpha, certainty
         self.budget_tokens = budget_tokens
         self.forwarded_tokens = 0
         self.notes: list[str] = []
@@ -130,12 +139,12 @@ class Scorer:
         lengths = [len(t) for t in taken]
         flat = torch.cat(taken).to(self.device)
         if self.head is not None:
-            scores = self.head.score(self._forward(batch), flat, self.alpha)
+            scores = self.head.score(self._forward(batch), flat, self.alpha, self.certainty)
         else:
             own = zip(_singles(batch), flat.split(lengths), strict=True)
-            scores = concatenate([reduce_logits(self._own_logits(f), a, self.alpha) for f, a in own])
-        parts = [part.split(lengths) for part in (scores.q.cpu(), scores.values.cpu(), scores.logprobs.cpu())]
-        return [_finite(Scores(*(p.to(torch.float64).numpy() for p in three))) for three in zip(*parts, strict=True)]
+            scores = concatenate([reduce_logits(self._own_logits(f), a, self.alpha, self.certainty) for f, a in own])
+        parts = [column.cpu().split(lengths) for column in scores.columns()]
+        return [_finite(Scores(*(p.to(torch.float64).numpy() for p in each))) for each in zip(*parts, strict=True)]
 
     # Forward passes: each gives one state per response token, [P, D], in the order of the batch.
 
@@ -277,6 +286,12 @@ class Scorer:
 def _finite(scores: Scores) -> Scores | RowError:
     if scores.finite:
         return scores
+    if all(np.isfinite(array).all() for array in (scores.q, scores.values, scores.logprobs)):
+        return RowError(
+            "not_finite",
+            "the model gives a token the logit -inf, so that reward.token_certainty has no finite mean of its logits; leave "
+            "that out",
+        )
     return RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
 
 

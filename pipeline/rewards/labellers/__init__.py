@@ -2,6 +2,7 @@
 
     endogenous   the response's own tokens are scored; `label` and the reference of `implicit` too
     verifier     the word Yes is scored, behind a question about the response
+    reference_answer  the right answer is scored behind a response's reasoning
     classifier   a trained scalar reward model reads prompt and response
     judge        a model writes a verdict, of one response or of two in both orders
     answerer     a policy answers a benchmark's question, and a rule checks the answer
@@ -18,6 +19,7 @@ from pipeline.rewards.labellers.classifier import Classified
 from pipeline.rewards.labellers.endogenous import Endogenous
 from pipeline.rewards.labellers.judge import UNPARSABLE, PairwiseJudge, PointwiseJudge
 from pipeline.rewards.labellers.prompts import PromptSampler
+from pipeline.rewards.labellers.reference_answer import ReferenceAnswer
 from pipeline.rewards.labellers.sampling import Sampling
 from pipeline.rewards.labellers.verifier import Verifier
 
@@ -30,6 +32,7 @@ __all__ = [
     "PairwiseJudge",
     "PointwiseJudge",
     "PromptSampler",
+    "ReferenceAnswer",
     "Sampling",
     "Verifier",
     "open_renderer",

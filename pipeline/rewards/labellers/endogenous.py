@@ -19,7 +19,7 @@ class Endogenous(Labeller):
     name = "endogenous"
 
     def settings(self) -> dict[str, Any]:
-        reward = {f"reward.{name}": value for name, value in self.config.reward.model_dump().items()}
+        reward = self.config.reward.described()
         sampled = self.config.tokens.sampled
         return reward if sampled == "exact" else {**reward, "tokens.sampled": sampled}
 

@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.scores import Scores
 from pipeline.rewards.aggregations import AGGREGATIONS, Tokens
 from pipeline.rewards.endogenous import aggregate, token_rewards
+from pipeline.rewards.labelling import certainty_of
 from pipeline.rl.config import RlConfig
 from pipeline.rl.sources.base import Earned, Sampled, Source
 from pipeline.rl.sources.models import Models, reward_model
@@ -52,12 +53,13 @@ def earned(scores: Scores, reward: RewardConfig) -> Earned:
     `subtract_initial_value` takes V(s_1) off the first reward, and off the value of s_1, which forecasts it.
     """
     rewards, values = token_rewards(scores.q, scores.values, reward.gamma), scores.values.copy()
-    total = aggregate(rewards, values, reward)
+    certainty = certainty_of([scores])
+    total = aggregate(rewards, values, reward, certainty)
     if not reward.sums_rewards:
         way = AGGREGATIONS[reward.aggregation]
         if way.combine is not np.add:
             return Earned.whole(total, len(values))
-        terms = way.terms(Tokens(rewards, scores.q, values, np.arange(len(values))), reward)
+        terms = way.terms(Tokens(rewards, scores.q, values, np.arange(len(values)), certainty), reward)
         return Earned(total, terms / (len(values) if way.by_length else 1))
     if reward.subtract_initial_value:
         rewards[0] -= values[0]

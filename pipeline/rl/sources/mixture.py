@@ -54,7 +54,10 @@ class RewardMixture:
         self.sources = _sources(config)
         self.reference = _reference(config) if hold_reference else None
         self.readers = _readers(self.sources, self.reference)
-        self.models = Models(device, dtype, gpus, config.reward.alpha, config.rewarder.budget_tokens)
+        reward = config.reward
+        self.models = Models(
+            device, dtype, gpus, reward.alpha, config.rewarder.budget_tokens, certainty=reward.token_certainty
+        )
         for reader in self.readers:
             self.models.open(reader.model)
         self.notes: list[str] = []

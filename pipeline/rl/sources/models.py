@@ -30,11 +30,12 @@ class Models:
         gpus: as for `load_model`.
         alpha: temperature of V.
         budget_tokens: tokens forwarded at once.
+        certainty: whether scores hold the entropy and the self-certainty of each token.
     """
 
-    def __init__(self, device: str, dtype: str, gpus: int, alpha: float, budget_tokens: int):
+    def __init__(self, device: str, dtype: str, gpus: int, alpha: float, budget_tokens: int, certainty: bool = False):
         self.device, self.dtype, self.gpus = device, dtype, gpus
-        self.alpha, self.budget_tokens = alpha, budget_tokens
+        self.alpha, self.budget_tokens, self.certainty = alpha, budget_tokens, certainty
         self.identities: dict[ModelConfig, str] = {}
         self.scorers: dict[str, Scorer] = {}
         self.known: dict[tuple[str, bytes, bytes], Scores | RowError] = {}
@@ -52,7 +53,9 @@ class Models:
         self.identities[model] = identity
         if identity not in self.scorers:
             weights = load_model(model.model_copy(update={"dtype": dtype}), self.device, self.gpus)
-            self.scorers[identity] = Scorer(weights, alpha=self.alpha, budget_tokens=self.budget_tokens)
+            self.scorers[identity] = Scorer(
+                weights, alpha=self.alpha, budget_tokens=self.budget_tokens, certainty=self.certainty
+            )
 
     def score(self, model: ModelConfig, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         """The model's scores of each turn. What it has scored since `forget` it does not score again."""
