@@ -16,7 +16,7 @@ $(LOWEST)/.ready: constraints-lowest.txt
 %/.ready: pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "endoreward needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $*
-	$*/bin/pip install --quiet --disable-pip-version-check --constraint $(filter constraints%,$^) --editable ".[dev]"
+	$*/bin/pip install --quiet --disable-pip-version-check --constraint $(filter constraints%,$^) --editable ".[dev,serve]"
 	touch $@
 
 demo: setup ## label the embedded corpus with the embedded model, evaluate the labels, train the model on labels of its own answers, offline and online
@@ -37,7 +37,7 @@ VLLM_INSTALL ?= sh -c '"$$1" -m pip install --quiet "vllm>=0.30,<0.31"' sh
 
 $(VLLM)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,serve]"
 	$(VLLM_INSTALL) $(VLLM)/bin/python
 	touch $@
 

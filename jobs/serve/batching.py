@@ -213,7 +213,8 @@ class Batcher:
 def _filled(waiting: Sequence[_Job], budget_tokens: int) -> list[_Job]:
     """The oldest request, whatever its size, and others that fit beside it: first those that share a prompt with it."""
     oldest = set(waiting[0].keys)
-    batch, prompts, size = [], set[bytes](), 0
+    batch: list[_Job] = []
+    prompts, size = set[bytes](), 0
     for job in sorted(waiting, key=lambda job: oldest.isdisjoint(job.keys)):
         tokens = job.tokens(prompts)
         if not batch or size + tokens <= budget_tokens:

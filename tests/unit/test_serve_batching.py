@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from pipeline.tokens import TokenizedTurn
 
 IDS = st.lists(st.integers(0, 255), min_size=1, max_size=12)
 REQUESTS = st.lists(
-    st.tuples(st.sampled_from([[1], [2, 3, 4], [9] * 20]), st.lists(IDS, min_size=1, max_size=3)), min_size=1, max_size=8
+    st.tuples(st.sampled_from([[1], [2, 3, 4], [9] * 20]), st.lists(IDS, min_size=1, max_size=3)),
+    min_size=1,
+    max_size=8,
 )
 
 
@@ -72,7 +73,9 @@ def turn(prompt: list[int], response: list[int]) -> TokenizedTurn:
 
 @settings(max_examples=25, deadline=None)
 @given(REQUESTS)
-def test_a_number_does_not_depend_on_who_else_asks(scorer: Scorer, requests: list[tuple[list[int], list[list[int]]]]) -> None:
+def test_a_number_does_not_depend_on_who_else_asks(
+    scorer: Scorer, requests: list[tuple[list[int], list[list[int]]]]
+) -> None:
     turns = [[turn(prompt, response) for response in responses] for prompt, responses in requests]
     batcher = Batcher(lambda: scorer, 8)
     futures: list[Future[Answers] | None] = [None] * len(turns)
@@ -101,7 +104,9 @@ def test_a_batch_is_filled_with_those_that_share_a_prompt_first(started: Callabl
     first = batcher.submit([turn([1], [0])])
     assert held.began.wait(10)  # what comes now waits for the model
     rest = [
-        batcher.submit([turn([1, 2, 3], [number] + [0] * more)]) if number % 2 else batcher.submit([turn([7] * number, [number])])
+        batcher.submit([turn([1, 2, 3], [number] + [0] * more)])
+        if number % 2
+        else batcher.submit([turn([7] * number, [number])])
         for number, more in ((1, 3), (2, 0), (3, 2), (5, 3), (4, 0))
     ]
     held.go.set()
