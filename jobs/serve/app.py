@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from jobs.serve import frameworks, teachers
 from jobs.serve.batching import Expired
 from jobs.serve.bodies import ARROW, RewardsRequest, as_arrow, as_json
-from jobs.serve.gate import Gate, refusal
+from jobs.serve.gate import FAILED, Gate, refusal
 from jobs.serve.metrics import Metrics
 from jobs.serve.service import Refused, Service, sentence_of_mistakes, status_of
 from pipeline import __version__
@@ -103,6 +103,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Expired)
     async def expired(request: Request, error: Expired) -> Response:
         return _refused(504, str(error))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _refused(500, FAILED)  # the gate has the error too
 
 
 def _refused(status: int, sentence: str) -> Response:

@@ -29,6 +29,7 @@ OPEN = ("/health", "/docs", "/openapi.json")  # to everyone
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 GONE = 499  # no status that is sent: the client has gone
 RETRY_LOADING_S = 5
+FAILED = "the server failed on this request; its log names the error"
 
 
 class Gate:
@@ -59,7 +60,7 @@ class Gate:
             await answer.refuse(error.status, str(error))
         except Exception as error:  # whose message may quote the request
             log.error("%s answered with %s", scope["path"], type(error).__name__)
-            await answer.refuse(500, "the server failed on this request; its log names the error")
+            await answer.refuse(500, FAILED)
         finally:
             route = scope["path"] if scope["path"] in self.routes else "other"
             self.metrics.answered(route, answer.status or GONE, time.monotonic() - begun)
