@@ -37,7 +37,7 @@ VLLM_INSTALL ?= sh -c '"$$1" -m pip install --quiet "vllm>=0.30,<0.31"' sh
 
 $(VLLM)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,serve]"
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	$(VLLM_INSTALL) $(VLLM)/bin/python
 	touch $@
 

@@ -105,8 +105,8 @@ def as_arrow(rows: Sequence[Row], include: Sequence[Include]) -> bytes:
     }
     for name in include:
         columns[name] = pa.array([each and getattr(each, name) for each in labels], COLUMNS[name])
-    for name in ("reason", "detail"):
-        columns[name] = pa.array([each and getattr(each, name) for each in errors], pa.string())
+    for field in ("reason", "detail"):
+        columns[field] = pa.array([each and getattr(each, field) for each in errors], pa.string())
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
