@@ -71,7 +71,7 @@ def turn(prompt: list[int], response: list[int]) -> TokenizedTurn:
     return TokenizedTurn(prompt, response, [])  # type: ignore[arg-type]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(REQUESTS)
 def test_a_number_does_not_depend_on_who_else_asks(
     scorer: Scorer, requests: list[tuple[list[int], list[list[int]]]]
