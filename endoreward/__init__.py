@@ -2,6 +2,7 @@
 
 scorer     Scorer, ScoredResponse                    a language model that rewards responses
 labels     read_labels, read_errors                  a label store as an Arrow table
+trainers   reward, remote                            the reward as a function of TRL's
 public     these and what `pipeline` has of them     soft_value, token_rewards, aggregate, RewardConfig, errors
 origin     whether `pipeline`, `actors` and `jobs` are ours
 """
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
         aggregate,
         read_errors,
         read_labels,
+        remote,
+        reward,
         soft_value,
         token_rewards,
     )
@@ -37,6 +40,8 @@ __all__ = [
     "aggregate",
     "read_errors",
     "read_labels",
+    "remote",
+    "reward",
     "soft_value",
     "token_rewards",
 ]

@@ -2,6 +2,7 @@
 
 from endoreward.labels import read_errors, read_labels
 from endoreward.scorer import ScoredResponse, Scorer
+from endoreward.trainers import remote, reward
 from pipeline import __version__
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError, EndorewardError, RowError, StoreError
@@ -19,6 +20,8 @@ __all__ = [
     "aggregate",
     "read_errors",
     "read_labels",
+    "remote",
+    "reward",
     "soft_value",
     "token_rewards",
 ]

@@ -18,6 +18,7 @@ from pipeline.config import (
     LabelConfig,
     SampleConfig,
     Section,
+    ServeConfig,
     load_config,
     load_config_as,
     refuse_secrets,
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Label preference corpora with the reward model inside a language model, evaluate it, and train on it.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_add_label, _add_sample, _add_evaluate, _add_train, _add_rl, _add_store_commands):
+    for add in (_add_label, _add_sample, _add_evaluate, _add_train, _add_rl, _add_serve, _add_store_commands):
         add(commands)
     return parser
 
@@ -155,6 +156,24 @@ def _add_rl(commands: Commands) -> None:
     rl.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
     rl.add_argument("--dry-run", action="store_true", help="check everything and show what would be done")
     rl.set_defaults(command=_rl)
+
+
+def _add_serve(commands: Commands) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="answer training frameworks with rewards over HTTP",
+        description="Serve a model's endogenous reward, and its log-probabilities, to training frameworks over HTTP.",
+        epilog=_fields(ServeConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration; flags win over it")
+    serve.add_argument("--model", metavar="MODEL", help="a local folder or a model hub's name")
+    serve.add_argument("--revision", help="branch, tag or commit of a hub model")
+    serve.add_argument("--host", help="address to listen on; default: this machine's own, 127.0.0.1")
+    serve.add_argument("--port", type=int, help="default: 8000")
+    serve.add_argument("--local", action="store_true", help="in one process, without Ray; so far the only way")
+    serve.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
+    serve.set_defaults(command=_serve)
 
 
 def _add_store_commands(commands: Commands) -> None:
@@ -328,6 +347,15 @@ def _rl(arguments: argparse.Namespace) -> int:
     from jobs.rl.run import rl
 
     return rl(config, dry_run=arguments.dry_run, command=_command(arguments))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    fields = {"model": "model.name", "revision": "model.revision", "host": "serve.host", "port": "serve.port"}
+    config = load_config_as(ServeConfig, arguments.config, _given(arguments, fields), arguments.set)
+    quiet(False)
+    from jobs.serve.run import serve
+
+    return serve(config, arguments.local)
 
 
 def _given(arguments: argparse.Namespace, fields: Mapping[str, str]) -> list[tuple[str, Any]]:

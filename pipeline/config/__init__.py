@@ -43,6 +43,7 @@ from pipeline.config.section import (
     section_fields,
     set_but_unread,
 )
+from pipeline.config.serving import ServeConfig
 from pipeline.config.tokens import OF_A_TEMPLATE, OURS_TO_GIVE, TokensConfig, refuse_sampled, unread_of_tokens
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "SamplerConfig",
     "ScorerConfig",
     "Section",
+    "ServeConfig",
     "TokensConfig",
     "Unread",
     "VerifierConfig",

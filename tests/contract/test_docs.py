@@ -8,7 +8,15 @@ from typing import get_origin
 import pytest
 
 from jobs.__main__ import _flags, _parser
-from pipeline.config import EvaluateConfig, LabelConfig, SampleConfig, Section, load_config_as, section_fields
+from pipeline.config import (
+    EvaluateConfig,
+    LabelConfig,
+    SampleConfig,
+    Section,
+    ServeConfig,
+    load_config_as,
+    section_fields,
+)
 from pipeline.rl.config import RlConfig
 from pipeline.training.config import OBJECTIVES, TrainConfig
 
@@ -28,6 +36,7 @@ KINDS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
     "train": TrainConfig,
     "rl": RlConfig,
+    "serve": ServeConfig,
 }  # by command; all but the first by a section of that name too
 SECTIONS = {name: kind for kind in KINDS.values() for name in kind.model_fields}
 NAMED = {name for name, kind in SECTIONS.items() if get_origin(kind.model_fields[name].annotation) is dict}

@@ -86,6 +86,11 @@ class Scorer:
         self.head: Head | None = None
         self._probe(head_chunk_mb)
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that are forwarded at once, where there are as many."""
+        return min(self.budget_tokens, IN_CACHE) if self.device.type == "cpu" else self.budget_tokens
+
     @torch.inference_mode()
     def score(self, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         """Scores of each turn's response tokens, in the order given. Every turn has a prompt and a response token."""
@@ -118,8 +123,7 @@ class Scorer:
         long = [] if self.rope_limit is None else [f for f in ordered if f.longest >= self.rope_limit]
         rest = [f for f in ordered if f not in long]
         cut = token_batches if self.layout == "packed" else padded_batches
-        budget = min(self.budget_tokens, IN_CACHE) if self.device.type == "cpu" else self.budget_tokens
-        together = cut(_singles(rest) if self.layout == "plain" else rest, budget)
+        together = cut(_singles(rest) if self.layout == "plain" else rest, self.batch_tokens)
         return together + [[single] for single in _singles(long)]
 
     def _shrink(self, members: list[int], batch: list[Family], results: list[Scores | RowError | None]) -> None:

@@ -1,0 +1,1 @@
+"""Rewards over HTTP: a server in one process, whose model answers many requests at once."""

@@ -1,0 +1,117 @@
+"""The server's routes: rewards, and what a server is asked about itself; `frameworks` and `teachers` add those of trainers."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from jobs.serve import frameworks, teachers
+from jobs.serve.batching import Expired
+from jobs.serve.bodies import ARROW, RewardsRequest, as_arrow, as_json
+from jobs.serve.gate import FAILED, Gate, refusal
+from jobs.serve.metrics import Metrics
+from jobs.serve.service import Refused, Service, sentence_of_mistakes, status_of
+from pipeline import __version__
+from pipeline.errors import RowError
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"  # of Prometheus
+
+
+def app_of(service: Service, token: str = "") -> Gate:
+    """The server as an ASGI application; it starts loading the model when it is started."""
+
+    @contextlib.asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        yield
+        service.close()
+
+    app = FastAPI(title="endoreward", version=__version__, lifespan=living, redoc_url=None)
+    metrics = Metrics(service.batcher)
+    _add_errors(app)
+    _add_rewards(app, service)
+    _add_state(app, service, metrics)
+    frameworks.add_routes(app, service)
+    teachers.add_routes(app, service)
+    return Gate(app, service, metrics, {getattr(route, "path", "") for route in app.routes}, token)
+
+
+def _add_rewards(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/rewards")
+    async def rewards(body: RewardsRequest, request: Request) -> Response:
+        """The endogenous reward of each response, in nats times alpha; as an Arrow stream where Accept asks for one.
+
+        A response that cannot be scored has `error` in the place of its numbers; where none can, the status is 422."""
+        service.require_model(body.model)
+        reward = service.reward_under(body.reward)
+        inputs = [each.model_dump(exclude_none=True) for each in body.inputs]
+        rows = await service.rewards(inputs, reward, request.scope["deadline"])
+        errors = [row.answer for row in rows if isinstance(row.answer, RowError)]
+        status = status_of(errors) if len(errors) == len(rows) else 200
+        if ARROW in request.headers.get("accept", ""):
+            return Response(as_arrow(rows, body.include), status, media_type=ARROW)
+        answer = {"model": service.config.name, "reward": reward.model_dump(), "data": as_json(rows, body.include)}
+        return _json(answer, status)
+
+
+def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """200 once the model is loaded, 503 before and on the way down."""
+        ready = service.batcher.ready
+        return _json({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """The model that is served, by the name that requests call it."""
+        served = {"id": service.config.name, "object": "model", "created": service.created, "owned_by": "endoreward"}
+        limits = {"max_model_len": service.renderer.max_length, "reward": service.config.reward.model_dump()}
+        return _json({"object": "list", "data": [{**served, **limits}]})
+
+    @app.get("/metrics")
+    async def figures() -> Response:
+        """For Prometheus."""
+        return Response(metrics.page(), headers={"content-type": TEXT})
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Each error as a status and a sentence; none repeats the request."""
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_body(request: Request, error: RequestValidationError) -> Response:
+        mistakes = error.errors()
+        if any(each["type"] == "json_invalid" for each in mistakes):
+            return _refused(400, "the body is not JSON")
+        return _refused(400, sentence_of_mistakes(mistakes))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        sentences = {
+            404: "there is no such route; /docs lists them",
+            405: "this route takes another method; /docs has it",
+        }
+        return _refused(error.status_code, sentences.get(error.status_code, "the body cannot be read as JSON"))
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return _refused(error.status, str(error))
+
+    @app.exception_handler(Expired)
+    async def expired(request: Request, error: Expired) -> Response:
+        return _refused(504, str(error))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _refused(500, FAILED)  # the gate has the error too
+
+
+def _refused(status: int, sentence: str) -> Response:
+    return Response(refusal(status, sentence), status, media_type="application/json")
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(json.dumps(value, allow_nan=False), status, media_type="application/json")

@@ -1,0 +1,113 @@
+"""`endoreward serve`: what it refuses before it listens, and that it ends in peace."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from serving import described
+from tiny import save_model
+
+from jobs.__main__ import main
+from jobs.serve.run import listening, serve
+from pipeline.config import ServeConfig, load_config_as
+from pipeline.errors import ConfigError
+
+MODEL = "examples/addition/model"
+
+
+@pytest.mark.parametrize(
+    ("assignments", "sentence"),
+    [
+        (["serve.port=70000"], "serve.port: Input should be less than or equal to 65535"),
+        (["serve.sharpness=0"], "serve.sharpness: Input should be greater than 0"),
+        (["serve.replicas=2"], "serve.replicas: no such field; there are host, port"),
+        (["scorer.max_actors=2"], "scorer.max_actors: has no effect on serve, which holds one model in one process"),
+        (["tokens.rubrics=a.toml"], "a server has one rubric; give tokens.system_prompt, and start one for each"),
+        (["input.paths=a"], "input: no such field; there are model, tokens, reward, scorer, serve"),
+    ],
+)
+def test_wrong_descriptions(assignments: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        load_config_as(ServeConfig, None, [("model.name", MODEL)], assignments)
+
+
+def test_names_and_loopback() -> None:
+    assert [described(name).name for name in ("a/b/model/", "org/name", "name")] == ["model", "name", "name"]
+    assert described("m", serve={"name": "mine"}).name == "mine"
+    hosts = {
+        "127.0.0.1": True,
+        "127.3.2.1": True,
+        "::1": True,
+        "localhost": True,
+        "0.0.0.0": False,
+        "::": False,
+        "a.b": False,
+    }
+    for host, own in hosts.items():
+        assert described("m", serve={"host": host}).serve.on_loopback is own
+
+
+def test_other_machines_need_a_token(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("ENDOREWARD_TOKEN", raising=False)
+    assert main(["serve", "--local", "--model", MODEL, "--host", "0.0.0.0"]) == 2
+    assert "there is no token: set ENDOREWARD_TOKEN in the environment" in capsys.readouterr().err
+    assert main(["serve", "--model", MODEL]) == 2
+    assert "replicas on Ray Serve are not there yet: give --local" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_and_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with listening("127.0.0.1", 0) as taken:
+        config = described(save_model(tmp_path / "m"), serve={"port": taken.getsockname()[1]})
+        with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1, port \d+: .*; give another --port"):
+            serve(config, local=True)
+    with pytest.raises(ConfigError, match="there is no model folder /nowhere"):
+        serve(described("/nowhere"), local=True)
+
+
+def test_weights_that_cannot_be_loaded_end_the_command(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(ConfigError, match="tensors would be made up"):
+        serve(described(folder, serve={"port": 0}), local=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_peace(number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jobs", "serve", "--local", "--model", MODEL, "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            assert _health(port) == {"status": "ready"}
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (0, b"")
+    assert f"model at http://127.0.0.1:{port}" in out.decode()
+
+
+def _health(port: int) -> object:
+    until = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                return json.load(answer)
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < until
+            time.sleep(0.2)
