@@ -26,6 +26,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/health", "/docs", "/openapi.json")  # to everyone
+READ_ON = 4  # times the largest body that is read of a larger one, and thrown away
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 GONE = 499  # no status that is sent: the client has gone
 RETRY_LOADING_S = 5
@@ -105,9 +106,11 @@ class Gate:
                 return None
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > most:
+            if size > most and message.get("more_body") and size < READ_ON * most:
+                parts.clear()  # read on for a while, so that a client that writes before it reads hears of it
+            elif size > most:
                 raise too_large
-            if not message.get("more_body"):
+            elif not message.get("more_body"):
                 return b"".join(parts)
 
     async def _run(self, scope: Scope, receive: Receive, answer: "_Answer", body: bytes) -> None:

@@ -81,7 +81,7 @@ def run(tmp_path: Path, on_one_ray: Cli, rows: int, kills: int, seed: int) -> Co
 
 @pytest.mark.timeout(600)
 def test_a_few_kills(tmp_path: Path, on_one_ray: Cli) -> None:
-    run(tmp_path, on_one_ray, rows=240, kills=3, seed=1)
+    run(tmp_path, on_one_ray, rows=160, kills=3, seed=1)
 
 
 @pytest.mark.slow

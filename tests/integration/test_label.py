@@ -315,6 +315,7 @@ def test_a_ray_that_is_there_already_is_used_and_left_running(on_one_ray: Cli) -
     assert ray.is_initialized() and ray.get_runtime_context().get_node_id() == before
 
 
+@pytest.mark.slow
 def test_soda_chat(shared: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     """Pairs right on real dialogues: `sum` as labelled, the others from the stored tokens of the same store."""
     ran = on_one_ray(
