@@ -11,6 +11,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from test_store import (
+    DESCRIPTION,
+    changes_until_killed,
+    commit_all,
+    contents,
+    make_label,
+    rows_of,
+    shards_of,
+    store,
+)
 
 from endoreward.labels import read_errors, read_labels
 from jobs.evaluate.run import evaluate
@@ -41,16 +51,6 @@ from pipeline.store.store import KINDS
 from pipeline.training.config import TrainConfig
 from pipeline.training.examples import find_examples
 from pipeline.training.rows import RowReader
-from tests.unit.test_store import (
-    DESCRIPTION,
-    changes_until_killed,
-    commit_all,
-    contents,
-    make_label,
-    rows_of,
-    shards_of,
-    store,
-)
 
 __all__ = ["store"]  # the fixture
 

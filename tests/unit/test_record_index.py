@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from test_store import DESCRIPTION, make_label, rows_of, shards_of, store
 
 from jobs.stores.export import export
 from jobs.stores.inspect_store import status, validate
@@ -19,7 +20,6 @@ from pipeline.store.compaction import compact
 from pipeline.store.manifest import Manifest
 from pipeline.store.segments import segment_names, segment_uri
 from pipeline.store.store import KINDS
-from tests.unit.test_store import DESCRIPTION, make_label, rows_of, shards_of, store
 
 __all__ = ["store"]  # the fixture
 

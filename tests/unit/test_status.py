@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+from test_store import DESCRIPTION, rows_of, shards_of, store
 
 from jobs.stores.inspect_store import status
 from pipeline.errors import RunError, StoreError
 from pipeline.store import LabelStore, Status, StatusFile, Workforce, WriterLock, commit, fingerprint
 from pipeline.store import status as module
 from pipeline.store.status import duration, status_rows
-from tests.unit.test_store import DESCRIPTION, rows_of, shards_of, store
 
 __all__ = ["store"]  # the fixture
 
