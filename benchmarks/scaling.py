@@ -17,10 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "integration")]
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # of Ray's workers
 
 import psutil  # noqa: E402
 import ray  # noqa: E402
@@ -96,7 +98,8 @@ def measure(folder: Path, model: Path, actors: int, seconds: float, shards: int)
 @contextlib.contextmanager
 def many_gpus(actors: int) -> Iterator[None]:
     """A local Ray with that many logical GPUs, and the CPUs that their actors ask for."""
-    ray.init(num_cpus=actors + 2, num_gpus=actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    room: dict[str, Any] = {"num_cpus": actors + 2, "num_gpus": actors}
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **room)
     try:
         with cluster(LabelConfig().run):
             yield
