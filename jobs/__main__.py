@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, get_origin
 
 from pipeline.config import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jobs.label.sizing import Rate
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,12 +71,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_label(commands: Commands) -> None:
-    label = commands.add_parser(
+    label = _configured(
+        commands,
         "label",
+        LabelConfig,
         help="score a corpus into a label store",
         description="Score every response of a corpus with a model's endogenous reward and write a label store.",
-        epilog=_fields(LabelConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_run(label, "directory of the label store")
     label.add_argument("--dry-run", action="store_true", help="show configuration, shape, an example and an estimate")
@@ -92,12 +93,13 @@ def _add_label(commands: Commands) -> None:
 
 
 def _add_sample(commands: Commands) -> None:
-    sample = commands.add_parser(
+    sample = _configured(
+        commands,
         "sample",
+        SampleConfig,
         help="let a policy write several responses to each prompt",
         description="Sample several responses to every prompt of a corpus, and write them as a corpus for `label`.",
-        epilog=_fields(SampleConfig, without=("reward",)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        without=("reward",),
     )
     _add_run(sample, "directory of the samples", model="--policy", source="--prompts")
     sample.add_argument("--retry-errors", action="store_true", help="ask once more where there are error rows")
@@ -105,12 +107,12 @@ def _add_sample(commands: Commands) -> None:
 
 
 def _add_evaluate(commands: Commands) -> None:
-    evaluate = commands.add_parser(
+    evaluate = _configured(
+        commands,
         "evaluate",
+        EvaluateConfig,
         help="put rewards side by side on a benchmark",
         description="Compute the figures of a benchmark under one reward or several, with intervals, bias and a page.",
-        epilog=_fields(EvaluateConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_run(evaluate, "directory of the results, and of a label store for each reward")
     evaluate.add_argument("--benchmark", help="which benchmark; a name that is unknown lists the known")
@@ -124,66 +126,57 @@ def _add_evaluate(commands: Commands) -> None:
 
 
 def _add_train(commands: Commands) -> None:
-    train = commands.add_parser(
+    train = _configured(
+        commands,
         "train",
+        TrainConfig,
         help="train a policy on stored labels",
         description="Optimise a policy on label stores, with Ray Train and DeepSpeed, and write it as a Hugging Face model.",
-        epilog=_fields(TrainConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the run's configuration; flags win over it")
     train.add_argument("--labels", action="append", metavar="STORE", help="a finished label store; repeatable")
     train.add_argument("--policy", metavar="MODEL", help="what is trained: a local folder or a model hub's name")
     train.add_argument("--output", metavar="DIR", help="directory of the run, its checkpoints and the trained policy")
-    train.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
     train.add_argument("--dry-run", action="store_true", help="check everything and show what would be trained")
     train.set_defaults(command=_train)
 
 
 def _add_rl(commands: Commands) -> None:
-    rl = commands.add_parser(
+    rl = _configured(
+        commands,
         "rl",
+        RlConfig,
         help="improve a policy by its own samples under a frozen reward",
         description="Online RL: the policy samples, a frozen language model rewards, the policy learns.",
-        epilog=_fields(RlConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    rl.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the run's configuration; flags win over it")
     rl.add_argument("--prompts", action="append", metavar="PATH", help="what is practised on; as --input of label")
     rl.add_argument("--policy", metavar="MODEL", help="what is improved: a local folder or a model hub's name")
     rl.add_argument("--reward-model", metavar="MODEL", help="what rewards; default: the policy as it is now")
     rl.add_argument("--output", metavar="DIR", help="directory of the run, its checkpoints and the improved policy")
-    rl.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
     rl.add_argument("--dry-run", action="store_true", help="check everything and show what would be done")
     rl.set_defaults(command=_rl)
 
 
 def _add_serve(commands: Commands) -> None:
-    serve = commands.add_parser(
+    serve = _configured(
+        commands,
         "serve",
+        ServeConfig,
         help="answer training frameworks with rewards over HTTP",
         description="Serve a model's endogenous reward, and its log-probabilities, to training frameworks over HTTP.",
-        epilog=_fields(ServeConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    serve.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration; flags win over it")
     serve.add_argument("--model", metavar="MODEL", help="a local folder or a model hub's name")
     serve.add_argument("--revision", help="branch, tag or commit of a hub model")
     serve.add_argument("--host", help="address to listen on; default: this machine's own, 127.0.0.1")
     serve.add_argument("--port", type=int, help="default: 8000")
     serve.add_argument("--local", action="store_true", help="in one process, without Ray; so far the only way")
-    serve.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
     serve.set_defaults(command=_serve)
 
 
 def _add_store_commands(commands: Commands) -> None:
     """The commands that read a store or a run."""
-    report = commands.add_parser("report", help="draw the page of a finished label store, or of a training run so far")
-    report.add_argument("store", metavar="DIR", type=_place)
-    report.set_defaults(command=_report)
+    _of_store(commands, "report", _report, "draw the page of a finished label store, or of a training run so far")
 
-    sweep = commands.add_parser("sweep", help="accuracy of every aggregation and several gammas, from stored tokens")
-    sweep.add_argument("store", metavar="DIR", type=_place)
+    sweep = _of_store(commands, "sweep", _sweep, "accuracy of every aggregation and several gammas, from stored tokens")
     sweep.add_argument(
         "--gamma", action="append", type=float, metavar="G", help="repeatable; default: eight from 1 to 0.7"
     )
@@ -191,39 +184,36 @@ def _add_store_commands(commands: Commands) -> None:
         "--floor", metavar="WEIGHT", type=float, help="floor of the discounted weights; default: the store's"
     )
     sweep.add_argument("--output", metavar="FILE.json", type=_place, help="write the figures too")
-    sweep.set_defaults(command=_sweep)
 
-    aggregate = commands.add_parser("aggregate", help="a new label store with another reward.*; needs no model")
-    aggregate.add_argument("store", metavar="DIR", type=_place)
+    aggregate = _of_store(commands, "aggregate", _aggregate, "a new label store with another reward.*; needs no model")
     aggregate.add_argument(
         "--output", metavar="DIR", required=True, type=_place, help="directory of the new label store"
     )
     aggregate.add_argument("--set", action="append", default=[], metavar="reward.x=value", help="repeatable")
-    aggregate.set_defaults(command=_aggregate)
 
-    export = commands.add_parser("export", help="a label store as preference data for a trainer")
-    export.add_argument("store", metavar="DIR", type=_place)
+    export = _of_store(commands, "export", _export, "a label store as preference data for a trainer")
     export.add_argument(
         "--format", default="trl", help="trl: prompt, chosen, rejected as messages, with rewards and margin"
     )
     export.add_argument("--output", metavar="FILE", required=True, type=_place, help="a .parquet or .jsonl file")
-    export.set_defaults(command=_export)
 
-    status = commands.add_parser("status", help="how far a label store or a training run is")
-    status.add_argument("store", metavar="DIR", type=_place)
-    status.set_defaults(command=_status)
+    _of_store(commands, "status", _status, "how far a label store or a training run is")
 
-    validate = commands.add_parser("validate", help="check that a label store is whole")
-    validate.add_argument("store", metavar="DIR", type=_place)
+    validate = _of_store(commands, "validate", _validate, "check that a label store is whole")
     validate.add_argument("--workers", metavar="N", type=int, default=8, help="threads that read and check; default: 8")
-    validate.set_defaults(command=_validate)
 
-    compact = commands.add_parser("compact", help="few large files of a label store instead of many small ones")
-    compact.add_argument("store", metavar="DIR", type=_place)
+    compact = _of_store(commands, "compact", _compact, "few large files of a label store instead of many small ones")
     compact.add_argument(
         "--file-mb", metavar="MB", type=float, default=256, help="when a file of labels is large enough; default: 256"
     )
-    compact.set_defaults(command=_compact)
+
+
+def _of_store(commands: Commands, name: str, run: Command, help: str) -> argparse.ArgumentParser:
+    """A command that takes a store or a run."""
+    command = commands.add_parser(name, help=help)
+    command.add_argument("store", metavar="DIR", type=_place)
+    command.set_defaults(command=run)
+    return command
 
 
 def _place(text: str) -> str:
@@ -243,9 +233,19 @@ def _positive(text: str) -> float:
     return value
 
 
+def _configured(
+    commands: Commands, name: str, kind: type[Section], *, help: str, description: str, without: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """A command that takes a configuration, whose fields its --help lists; `without` the sections that it refuses."""
+    epilog, form = _fields(kind, without), argparse.RawDescriptionHelpFormatter
+    command = commands.add_parser(name, help=help, description=description, epilog=epilog, formatter_class=form)
+    command.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration; flags win over it")
+    command.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
+    return command
+
+
 def _add_run(command: argparse.ArgumentParser, output: str, *, model: str = "--model", source: str = "--input") -> None:
     """The flags of a command that takes a configuration; `model` and `source` are what it calls its model and input."""
-    command.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the run's configuration; flags win over it")
     command.add_argument(model, dest="model", metavar="MODEL", help="a local folder or a model hub's name")
     command.add_argument("--revision", help="branch, tag or commit of a hub model")
     command.add_argument(
@@ -256,7 +256,6 @@ def _add_run(command: argparse.ArgumentParser, output: str, *, model: str = "--m
         help="file, folder, glob, s3://, gs:// or hf://datasets/...; repeatable",
     )
     command.add_argument("--output", metavar="DIR", help=output)
-    command.add_argument("--set", action="append", default=[], metavar="a.b=value", help="any field below; repeatable")
 
 
 def _fields(kind: type[Section], without: Sequence[str] = ()) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from pipeline import objects
+
 _BUCKETS = itertools.count()
 ERROR = '<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>{code}, as the test asked</Message></Error>'
 
@@ -192,3 +194,21 @@ def serve(patch: pytest.MonkeyPatch, bucket: str | None = None) -> Iterator[Faul
         yield s3
     finally:
         s3.stop()
+
+
+@pytest.fixture(name="endpoint", scope="module")
+def of_a_module() -> Iterator[FaultyS3]:
+    with pytest.MonkeyPatch.context() as patch, serve(patch) as s3:
+        yield s3
+
+
+@pytest.fixture(name="s3")
+def of_a_test(endpoint: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> FaultyS3:
+    """The module's endpoint as it is without faults, and a client that does not wait long."""
+    monkeypatch.setattr(objects, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(objects, "LONGEST_PAUSE_S", 0.002)
+    endpoint.faults.clear()
+    endpoint.requests.clear()
+    endpoint.puts.clear()
+    endpoint.jitter_s, endpoint.conditions = 0.0, True
+    return endpoint

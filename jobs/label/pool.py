@@ -219,6 +219,7 @@ class LabelPool:
     # Actors
 
     def _wanted(self) -> int:
+        """Actors that what is left can occupy, one of them at least."""
         return min(self.size.max_actors, max(self.left, 1))
 
     def _start(self, restarts: int = 0) -> None:
@@ -258,7 +259,7 @@ class LabelPool:
         idlers = sorted((each for each in self.members if not each.blocks), key=lambda each: each.node is not None)
         for member in idlers:  # first those that have not loaded their model
             idle = member.node is not None and now - member.since >= IDLE_S and len(self.members) > self.size.min_actors
-            unneeded = len(self.members) > self._needed()
+            unneeded = len(self.members) > self._wanted()
             if member.node in draining or unneeded or (idle and not self.waiting):
                 self._dismiss(member)
         for member in self.members:
@@ -276,10 +277,6 @@ class LabelPool:
         tokens = self.tokens + sum(member.tokens for member in self.members)
         pending = len(self.members) - running
         self.watch(PoolState(self._wanted(), running, pending, len(alive_nodes()), len(self.waiting), tokens))
-
-    def _needed(self) -> int:
-        """Actors that what is left can occupy, one of them at least."""
-        return max(1, self.left)
 
     def _dismiss(self, member: _Member) -> None:
         self.members.remove(member)

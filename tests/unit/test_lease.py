@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import faulty_s3
 import pytest
-from faulty_s3 import FaultyS3
+from faulty_s3 import FaultyS3, of_a_module, of_a_test  # noqa: F401 - fixtures `endpoint` and `s3`
 
-from pipeline import objects, storage
+from pipeline import storage
 from pipeline.corpus import Shard
 from pipeline.errors import RunError, StoreError
 from pipeline.store import LabelStore, WriterLock, commit, documents, find_record, lock
@@ -24,23 +23,6 @@ from pipeline.store.schema import Failure
 
 SHARD = Shard("a.jsonl", 0, 0, 1, 1, "0" * 64, 0, 10)
 FAILURE = Failure("a.jsonl:0", "a.jsonl:0", "a.jsonl", 0, "unreadable_row", "as the test asked")
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[FaultyS3]:
-    with pytest.MonkeyPatch.context() as patch, faulty_s3.serve(patch) as s3:
-        yield s3
-
-
-@pytest.fixture
-def s3(endpoint: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> FaultyS3:
-    monkeypatch.setattr(objects, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(objects, "LONGEST_PAUSE_S", 0.002)
-    endpoint.faults.clear()
-    endpoint.requests.clear()
-    endpoint.puts.clear()
-    endpoint.jitter_s, endpoint.conditions = 0.0, True
-    return endpoint
 
 
 @pytest.fixture

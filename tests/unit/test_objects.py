@@ -4,40 +4,22 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import faulty_s3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from faulty_s3 import FaultyS3
+from faulty_s3 import FaultyS3, of_a_module, of_a_test  # noqa: F401 - fixtures `endpoint` and `s3`
 from pyarrow import fs
 
 from pipeline import objects, storage
 from pipeline.errors import ConfigError, StorageError
 from pipeline.store import documents
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[FaultyS3]:
-    with pytest.MonkeyPatch.context() as patch, faulty_s3.serve(patch) as s3:
-        yield s3
-
-
-@pytest.fixture
-def s3(endpoint: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> FaultyS3:
-    monkeypatch.setattr(objects, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(objects, "LONGEST_PAUSE_S", 0.002)
-    endpoint.faults.clear()
-    endpoint.requests.clear()
-    endpoint.jitter_s, endpoint.conditions = 0.0, True
-    return endpoint
 
 
 def test_one_of_many_creates(s3: FaultyS3) -> None:
