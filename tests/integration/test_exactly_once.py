@@ -81,11 +81,11 @@ def run(tmp_path: Path, on_one_ray: Cli, rows: int, kills: int, seed: int) -> Co
 
 @pytest.mark.timeout(600)
 def test_a_few_kills(tmp_path: Path, on_one_ray: Cli) -> None:
-    run(tmp_path, on_one_ray, rows=160, kills=3, seed=1)
+    run(tmp_path, on_one_ray, rows=2400, kills=3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_thirty_kills(tmp_path: Path, on_one_ray: Cli) -> None:
-    killed = run(tmp_path, on_one_ray, rows=4000, kills=30, seed=2)
+    killed = run(tmp_path, on_one_ray, rows=16000, kills=30, seed=2)
     assert set(killed) == {"driver", "actor", "worker"}
