@@ -27,6 +27,7 @@ class LabelProgress:
         self.forwarded = self.forwarded_by_done = 0
         self.started = self.logged = time.perf_counter()
         self.running = False
+        self.state = ""  # of the actors, while some are missing
         self.bar = Progress(
             TextColumn(name),
             BarColumn(),
@@ -60,11 +61,15 @@ class LabelProgress:
         self.forwarded_by_done += forwarded
         self._show()
 
-    def look(self, running: int, forwarded: int, state: str) -> None:
-        """How the actors are, and the tokens that their models were given so far."""
+    def look(self, running: int, wanted: int, forwarded: int, state: str) -> None:
+        """How the actors are, and the tokens that their models were given so far. A log gets the state at once when the
+        first actors are waited for, and with each line while some are missing."""
         if running and not self.running:
             self.running, self.started = True, time.perf_counter()
+        if not (running or self.state):
+            self.logged = float("-inf")
         self.forwarded = forwarded
+        self.state = state if running < wanted else ""
         self._show(state if not running else "")
 
     def _show(self, waits: str = "") -> None:
@@ -83,7 +88,8 @@ class LabelProgress:
         self.logged = now
         left = (self.rows - self.first_rows - reached) * self.seconds / reached if reached else None
         when = f"about {left:,.0f} s left" if left is not None else "time left unknown"
-        errors.print(f"labelled {self.done_rows:,} of {self.rows:,} rows, {waits or f'{rate}, {when}'}")
+        parts = [waits] if waits else [rate, when, *([self.state] if self.state and self.done_rows < self.rows else [])]
+        errors.print(f"labelled {self.done_rows:,} of {self.rows:,} rows, {', '.join(parts)}")
 
 
 class TrainProgress:

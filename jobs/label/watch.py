@@ -46,7 +46,7 @@ class Watch:
         """How the actors are. Of shards that are not committed it is known what their models were given, prompts included;
         their response tokens are reckoned from those of the shards before."""
         waits = state.sentence() if not state.running else None
-        self.progress.look(state.running, state.forwarded_tokens, state.sentence())
+        self.progress.look(state.running, state.wanted, state.forwarded_tokens, state.sentence())
         self.metrics.actors(state.running)
         self.metrics.waiting(state.pending)
         self.status.staff(
