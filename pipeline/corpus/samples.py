@@ -11,13 +11,17 @@ The words used everywhere:
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
+from pipeline.corpus.pictures import Picture
 from pipeline.errors import RowError
 
 Preference = Literal["chosen", "rejected"]
 
 
 class Message(TypedDict):
-    """One turn of a conversation, as chat templates take it. A key that a message does not need is absent, never None."""
+    """One turn of a conversation, as chat templates take it. A key that a message does not need is absent, never None.
+
+    Where it has pictures, its content holds `pictures.PLACEHOLDER` once for each, in their order.
+    """
 
     role: str
     content: str
@@ -25,6 +29,7 @@ class Message(TypedDict):
     tool_calls: NotRequired[list[dict[str, Any]]]  # as the corpus has them
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
+    pictures: NotRequired[list[Picture]]
 
 
 OPENS_THOUGHTS = "opens_thoughts"  # a column of samples: true where their prompt ends inside thoughts

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus.pictures import Picture
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
 
@@ -24,6 +25,7 @@ class TokenizedTurn:
     response_ids: Ids  # the scored tokens, at least one
     prompt: list[Message]
     truncated: bool = False
+    pictures: tuple[Picture, ...] = ()  # of the prompt, in order; prompt_ids hold each one's tokens
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "response_ids"):
