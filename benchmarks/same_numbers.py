@@ -1,10 +1,12 @@
 """Did a number move? The same commands under another commit and under this checkout, held against each other bit for bit.
 
-    python benchmarks/same_numbers.py COMMIT
+    python benchmarks/same_numbers.py COMMIT [--tolerance 1e-4]
 
 Labels of the addition pairs (and of soda-chat, where ../shared has it), the metrics and the weights of one run of `train` on
 the former, and of one of `rl`. What clocks say is left out. The commit is checked out beside, and removed at the end. Both
-run in this environment, so its dependencies have to suit both. Exits with 1 if a number moved.
+run in this environment, so its dependencies have to suit both. Exits with 1 if a number moved by more than the tolerance
+(0 where none is given: not by a bit), relative to the largest of the values that it stands among (a response's tokens, a
+tensor). Columns that only one side has are named and count for nothing.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from machine import CONSOLE, ROOT, SHARED, checked_out, table
 from safetensors.numpy import load_file
@@ -32,17 +35,40 @@ ONLINE = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", help="what this checkout is held against")
-    commit = parser.parse_args().commit
+    parser.add_argument("--tolerance", type=float, default=0.0, help="by how much a number may move")
+    arguments = parser.parse_args()
+    commit = arguments.commit
     with tempfile.TemporaryDirectory() as folder, checked_out(commit, Path(folder, "repository")) as there:
         before, now = (run(tree, Path(folder, name)) for tree, name in ((there, "before"), (ROOT, "now")))
-    shown = table(f"Against {commit}", "", "numbers", "moved")
+    shown = table(f"Against {commit}", "", "numbers", "moved", "by at most", "the furthest", "on one side only")
+    worst = 0.0
     for name in before:
-        moved = sorted(
-            key for key in before[name].keys() | now[name].keys() if before[name].get(key) != now[name].get(key)
+        both = before[name].keys() & now[name].keys()
+        moves = {key: moved(before[name][key], now[name][key]) for key in both if before[name][key] != now[name][key]}
+        alone = sorted({key.split()[-1] for key in before[name].keys() ^ now[name].keys()})
+        furthest = max(moves, key=moves.__getitem__, default="")
+        worst = max(worst, moves.get(furthest, 0.0))
+        shown.add_row(
+            name,
+            f"{len(both):,}",
+            f"{len(moves):,}",
+            f"{moves.get(furthest, 0.0):.1e}",
+            furthest or "none",
+            ", ".join(alone[:5]) or "none",
         )
-        shown.add_row(name, f"{len(before[name]):,}", ", ".join(moved[:5]) or "none")
     CONSOLE.print(shown)
-    return int(before != now)
+    return int(worst > arguments.tolerance)
+
+
+def moved(before: Any, now: Any) -> float:
+    """The largest difference relative to the largest value; infinite where they cannot be compared as numbers."""
+    try:
+        one, other = (np.asarray(each, dtype=np.float64) for each in (before, now))
+    except (TypeError, ValueError):
+        return float("inf")
+    if one.shape != other.shape or not one.size:
+        return float("inf")
+    return float(np.abs(one - other).max() / max(np.abs(one).max(), np.abs(other).max(), 1e-30))
 
 
 def run(tree: Path, folder: Path) -> dict[str, dict[str, Any]]:
@@ -90,7 +116,7 @@ def trained(output: Path) -> dict[str, Any]:
         if not name.startswith(CLOCKS) and name != "warnings"
     }
     weights = load_file(output / "hf" / "model.safetensors")
-    return numbers | {name: tensor.tobytes() for name, tensor in weights.items()}
+    return numbers | {name: tensor.ravel().tolist() for name, tensor in weights.items()}
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def in_parallel(
 
 def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
     """One part of a store, its page checksums verified: a Parquet file, or as `FILE#3` the row group 3 of one. Columns that
-    are asked for and that a store of format 1 lacks are null."""
+    are asked for are as stores have them now: those that format 1 lacks are null, and so is what its messages lack."""
     uri, group = split_group(uri)
     filesystem, path = storage.locate(uri)
     with filesystem.open_input_file(path) as file:
@@ -65,6 +65,9 @@ def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
     for name in LATER:
         if columns and name in columns and name not in table.column_names:
             table = table.append_column(LABELS.field(name), pa.nulls(table.num_rows, LABELS.field(name).type))
+    if columns and "prompt" in table.column_names and table.schema.field("prompt").type != LABELS.field("prompt").type:
+        place, now = table.column_names.index("prompt"), LABELS.field("prompt")
+        table = table.set_column(place, now, table["prompt"].cast(now.type))
     return table
 
 

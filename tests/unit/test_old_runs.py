@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.rl.run import rl
@@ -15,6 +17,8 @@ from jobs.stores.redraw import redraw
 from jobs.train.run import train
 from pipeline.errors import StoreError
 from pipeline.rl.config import RlConfig
+from pipeline.store.reading import read_part
+from pipeline.store.schema import LABELS, read_messages
 from pipeline.training.config import TrainConfig
 from pipeline.training.run import RunFolder, describe
 
@@ -42,6 +46,17 @@ def config_of(run: RunFolder, commit: str, **sections: Any) -> TrainConfig:
     places = {"policy": model, "output": {"path": run.uri}, "reference": {}}
     train = stored["train"] | {"labels": [str(DATA / STORES[commit])]} | sections
     return TrainConfig.model_validate(stored | places | {"train": train})
+
+
+@pytest.mark.parametrize("folder", STORES.values())
+def test_parts_that_are_read_by_their_columns_are_alike(folder: str) -> None:
+    [name, *_] = sorted((DATA / folder / "labels").glob("*.parquet"))
+    part = read_part(str(name), ["id", "prompt", "response_other"])
+    assert part.schema.field("prompt").type == LABELS.field("prompt").type
+    written = pq.read_table(name)["prompt"].to_pylist()
+    assert [read_messages(prompt) for prompt in part["prompt"].to_pylist()] == list(map(read_messages, written))
+    assert part.num_rows > 0
+    pa.concat_tables([LABELS.empty_table().select(part.column_names), part])  # what is evaluated by prompt
 
 
 def test_its_status_and_its_page_are_read(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
