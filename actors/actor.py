@@ -42,7 +42,7 @@ class ActorSpec:
     device: str  # "cpu" or "cuda"
     gpus: int
     threads: int
-    budget_tokens: int
+    budget_tokens: int | None
     check_responses: int  # answered once more alone, to see that batches move nothing
 
     def limit_threads(self) -> None:

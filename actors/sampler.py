@@ -44,7 +44,7 @@ class SamplerSpec:
     model: ModelConfig
     device: str  # "cpu" or "cuda"
     threads: int
-    budget_tokens: int
+    budget_tokens: int | None
     max_new_tokens: int
     max_length: int  # of prompt and response together
     end_tokens: tuple[int, ...]  # beside those of model and tokenizer

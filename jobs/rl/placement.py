@@ -5,7 +5,8 @@ while a batch is learnt from, as long as the longer of the two. Of several GPUs 
 least, where the configuration leaves it open. A turn is estimated in forward passes of a response (`turns`), with n responses,
 s samplers, r rewarders and l learners:
 
-    sampling    batches of a sampler x max(rows of one, DECODE_ROWS)    each token reads all weights, however few its rows
+    sampling    batches of a sampler x max(rows of one, DECODE_ROWS)    each token reads all weights, however few its rows;
+                                                                       one batch, where the budget is left to the memory
     rewarding   models x n / r
     learning    epochs x 3 x n / l                                      backward costs two forwards; 4 with checkpointing
 
@@ -80,7 +81,8 @@ def turns(config: RlConfig, samplers: int, rewarders: int, learners: int) -> Tur
     """Estimated for so many of each, on a GPU of its own."""
     responses = config.rl.batch_size * config.rl.group_size
     rows = math.ceil(responses / samplers)
-    held = max(1, config.sampler.budget_tokens // config.rl.max_new_tokens)
+    budget = config.sampler.budget_tokens
+    held = max(1, budget // config.rl.max_new_tokens) if budget else rows
     models = sum(source.kind in MODELLED for source in config.rewards.values())
     passes = 4 if config.learner.gradient_checkpointing else 3
     return Turns(

@@ -45,10 +45,11 @@ class ScorerConfig(Section):
     cpus_per_actor: int | None = Field(
         default=None, ge=1, description="threads of an actor; default: 1 with a GPU, else all of the smallest node"
     )
-    budget_tokens: int = Field(
-        default=16384,
+    budget_tokens: int | None = Field(
+        default=None,
         ge=1,
-        description="tokens forwarded at once, on a CPU at most 2,048 of them; halved when memory runs out",
+        description="tokens forwarded at once, on a CPU at most 2,048 of them; halved when memory runs out; default: 16,384, "
+        "and where a model writes, on a GPU, the tokens whose cache fills half of its free memory",
     )
     head_chunk_mb: int = Field(
         default=64,

@@ -28,6 +28,7 @@ import torch
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.corrections import correct
 from pipeline.models.loading import context_length
+from pipeline.models.memory import BUDGET_TOKENS
 from pipeline.models.scoring.scorer import out_of_memory
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Classifier:
     Args:
         model: a Hugging Face sequence classifier on its device or devices; put in eval mode.
         output: which of the model's outputs is the reward.
-        budget_tokens: tokens forwarded at once; halved, for good, whenever memory runs out.
+        budget_tokens: tokens forwarded at once; halved, for good, whenever memory runs out. None: `memory.BUDGET_TOKENS`.
 
     Attributes:
         forwarded_tokens: tokens given to the model so far.
@@ -57,7 +58,7 @@ class Classifier:
         ConfigError: where the model has no such output.
     """
 
-    def __init__(self, model: Any, *, output: int = 0, budget_tokens: int = 16384):
+    def __init__(self, model: Any, *, output: int = 0, budget_tokens: int | None = None):
         count = model.config.num_labels
         if output >= count:
             name = model.config.name_or_path or type(model).__name__
@@ -68,7 +69,7 @@ class Classifier:
         correct(model)
         self.model = model.eval().requires_grad_(False)
         self.output = output
-        self.budget_tokens = budget_tokens
+        self.budget_tokens = budget_tokens or BUDGET_TOKENS
         self.forwarded_tokens = 0
         self.notes: list[str] = []
         self.settings = model.config.get_text_config()

@@ -42,6 +42,7 @@ from pipeline.models.corrections import correct
 from pipeline.models.drawing import Blocks, stream_key
 from pipeline.models.growing import grow_in_place
 from pipeline.models.loading import context_length
+from pipeline.models.memory import sampling_budget
 from pipeline.models.questions import Completion, Question
 from pipeline.models.scoring.layouts import probe_families
 from pipeline.models.scoring.scorer import out_of_memory, rope_limit
@@ -75,7 +76,8 @@ class Generator:
         max_new_tokens: longest completion; less where the context ends before.
         temperature: 0 is greedy.
         top_p: the smallest set of tokens whose probability, at the temperature, reaches this; 1 is all.
-        budget_tokens: tokens held at once, prompts and longest completions; halved, for good, when memory runs out.
+        budget_tokens: tokens held at once, prompts and longest completions; halved, for good, when memory runs out. None: as
+            `memory.sampling_budget` has it.
         eos_token_ids: further end tokens, such as a chat template's end of turn.
         logprobs: whether completions get the log-probabilities of their tokens.
 
@@ -93,7 +95,7 @@ class Generator:
         max_length: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        budget_tokens: int = 16384,
+        budget_tokens: int | None = None,
         eos_token_ids: Sequence[int] = (),
         logprobs: bool = False,
     ):
@@ -103,7 +105,7 @@ class Generator:
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_p = top_p
-        self.budget_tokens = budget_tokens
+        self.budget_tokens = budget_tokens or sampling_budget(model)
         self.logprobs = logprobs
         self.forwarded_tokens = 0
         self.notes: list[str] = []

@@ -224,7 +224,11 @@ class PoolSection(Section):
         gt=0,
         description="where the learner has GPUs; default: 1, or less where samplers, rewarders and learner have to share",
     )
-    budget_tokens: int = Field(default=16384, ge=1, description="tokens held at once; halved when memory runs out")
+    budget_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens held at once; halved when memory runs out; default: 16,384; of a sampler on a GPU: what fits",
+    )
     max_restarts: int = Field(default=10, ge=0, description="how often a dead actor is started again")
 
     @field_validator("gpus_per_actor")

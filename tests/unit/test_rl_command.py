@@ -166,12 +166,15 @@ def test_learners_take_the_gpus_that_are_left_whole(
     assert (run.workers, run.gpus) == (learners, learners + 2 * of_each)
 
 
+HALF = {"sampler": {"budget_tokens": 16384}}  # holds 64 of a step's 128 responses
+
+
 @pytest.mark.parametrize("gpus", [0, 1, 2, 8])
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
 def test_what_each_gets_of_the_gpus(gpus: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "gpus_of", lambda config: gpus)
     monkeypatch.setattr(placement, "cpus_of", lambda config: 16)
-    share = placement.place_actors(RlConfig.model_validate({"learner": {"device": device}}))
+    share = placement.place_actors(RlConfig.model_validate({"learner": {"device": device}} | HALF))
     if device == "cpu" or (device == "auto" and not gpus):
         assert (share.samplers, share.sampler_gpus, share.rewarder_gpus) == (4, 0, 0)
         return
@@ -187,13 +190,13 @@ def test_what_each_gets_of_the_gpus(gpus: int, device: str, monkeypatch: pytest.
         (1, {}, (1, 1, 1)),  # of 0.3, 0.3 and 0.4
         (2, {}, (1, 1, 1)),  # a learner, and two halves
         (3, {}, (1, 1, 1)),
-        (4, {}, (2, 1, 1)),  # 200 + 128 + 384 forwards, where one sampler makes two batches: 400 + 128 + 192
-        (8, {}, (2, 2, 4)),  # 200 + 64 + 96; one rewarder: 200 + 128 + 77
-        (8, {"sampler": {"budget_tokens": 2**20}}, (1, 3, 4)),  # one batch: 200 + 43 + 96, before 200 + 64 + 78
-        (8, {"rl": {"epochs": 8}}, (2, 1, 5)),  # 200 + 128 + 624; one sampler: 400 + 128 + 528
+        (4, HALF, (2, 1, 1)),  # 200 + 128 + 384 forwards, where one sampler makes two batches: 400 + 128 + 192
+        (8, HALF, (2, 2, 4)),  # 200 + 64 + 96; one rewarder: 200 + 128 + 77
+        (8, {}, (1, 3, 4)),  # one batch: 200 + 43 + 96, before 200 + 64 + 78
+        (8, HALF | {"rl": {"epochs": 8}}, (2, 1, 5)),  # 200 + 128 + 624; one sampler: 400 + 128 + 528
         (8, {"sampler": {"actors": 5}}, (5, 1, 2)),
-        (8, {"learner": {"workers": 2}}, (2, 4, 2)),
-        (8, {"rewards": {"right": {"kind": "length"}}}, (2, 1, 5)),
+        (8, HALF | {"learner": {"workers": 2}}, (2, 4, 2)),
+        (8, HALF | {"rewards": {"right": {"kind": "length"}}}, (2, 1, 5)),
         (8, {"sampler": {"gpus_per_actor": 4}}, (1, 2, 2)),
         (3, {"learner": {"workers": 3}}, (1, 1, 3)),  # which is refused later, by what does not fit
     ],

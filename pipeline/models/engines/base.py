@@ -24,7 +24,7 @@ class Drawing:
         max_length: of prompt and completion together; None for the model's context.
         temperature: 0 is greedy.
         top_p: the smallest set of tokens whose probability, at the temperature, reaches this; 1 is all.
-        budget_tokens: tokens held at once, prompts and longest completions.
+        budget_tokens: tokens held at once, prompts and longest completions; None: as the engine has room for them.
         end_tokens: that end a completion, beside those of model and tokenizer.
         logprobs: whether completions get the log-probabilities of their tokens.
     """
@@ -33,7 +33,7 @@ class Drawing:
     max_length: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
-    budget_tokens: int = 16384
+    budget_tokens: int | None = None
     end_tokens: tuple[int, ...] = ()
     logprobs: bool = False
 

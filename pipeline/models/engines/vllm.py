@@ -31,6 +31,7 @@ from pipeline.models.engines.turns import DISCARDING, KEEPING, Turns
 from pipeline.models.engines.weights import Held, check_weights
 from pipeline.models.generation import end_tokens
 from pipeline.models.loading import context_length, load_settings, load_tokenizer, resolve_dtype
+from pipeline.models.memory import BUDGET_TOKENS, cache_token_bytes
 from pipeline.models.questions import Completion, Question
 
 ENVIRONMENT = {
@@ -75,7 +76,8 @@ class VllmEngine:
         self.folder = tempfile.TemporaryDirectory(prefix="endoreward-adapters-") if spec.adapters else None
         context = context_length(settings, self.tokenizer)
         self.context = context if drawing.max_length is None else min(context, drawing.max_length)
-        self.most = min(self.context, max(drawing.budget_tokens, 2))  # tokens of one sequence
+        budget = drawing.budget_tokens or BUDGET_TOKENS
+        self.most = min(self.context, max(budget, 2))  # tokens of one sequence
         dtype = resolve_dtype(spec.model.dtype, spec.device)
         if os.path.isdir(name):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -87,7 +89,7 @@ class VllmEngine:
                 load_format="auto" if spec.model.allow_pickle else "safetensors",
                 dtype=dtype,
                 max_model_len=self.most,
-                kv_cache_memory_bytes=cache_bytes(settings, dtype, max(drawing.budget_tokens, self.most)),
+                kv_cache_memory_bytes=cache_bytes(settings, dtype, max(budget, self.most)),
                 tensor_parallel_size=max(1, spec.gpus),
                 enforce_eager=spec.device == "cpu",  # compiling takes minutes there
                 logits_processors=[_draws_of(drawing)],
@@ -197,10 +199,7 @@ class VllmEngine:
 
 def cache_bytes(settings: Any, dtype: str, tokens: int) -> int:
     """Of keys and values of so many tokens, in whole blocks and two to spare."""
-    text = settings.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    a_token: int = 2 * text.num_hidden_layers * heads * size * torch.finfo(getattr(torch, dtype)).bits // 8
+    a_token = cache_token_bytes(settings, torch.finfo(getattr(torch, dtype)).bits // 8)
     block = 128  # tokens of the largest block that any platform has
     return a_token * block * (-(-tokens // block) + 2)
 

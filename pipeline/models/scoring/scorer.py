@@ -30,6 +30,7 @@ from transformers import DynamicCache
 
 from pipeline.errors import RowError
 from pipeline.models.corrections import correct
+from pipeline.models.memory import BUDGET_TOKENS
 from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
@@ -52,7 +53,8 @@ class Scorer:
     Args:
         model: a Hugging Face causal LM on its device or devices; put in eval mode.
         alpha: temperature of V.
-        budget_tokens: tokens forwarded at once, on a CPU `IN_CACHE` at most; halved, for good, whenever memory runs out.
+        budget_tokens: tokens forwarded at once, on a CPU `IN_CACHE` at most; halved, for good, whenever memory runs out. None:
+            `memory.BUDGET_TOKENS`.
         head_chunk_mb: largest slice of logits held, in MiB of float32.
         certainty: whether entropy and self-certainty of each token are among the scores.
 
@@ -67,14 +69,14 @@ class Scorer:
         model: Any,
         *,
         alpha: float = 1.0,
-        budget_tokens: int = 16384,
+        budget_tokens: int | None = None,
         head_chunk_mb: int = 64,
         certainty: bool = False,
     ):
         correct(model)
         self.model = model.eval().requires_grad_(False)
         self.alpha, self.certainty = alpha, certainty
-        self.budget_tokens = budget_tokens
+        self.budget_tokens = budget_tokens or BUDGET_TOKENS
         self.forwarded_tokens = 0
         self.notes: list[str] = []
         self.plain_attention = model.config._attn_implementation

@@ -33,7 +33,9 @@ class Models:
         certainty: whether scores hold the entropy and the self-certainty of each token.
     """
 
-    def __init__(self, device: str, dtype: str, gpus: int, alpha: float, budget_tokens: int, certainty: bool = False):
+    def __init__(
+        self, device: str, dtype: str, gpus: int, alpha: float, budget_tokens: int | None, certainty: bool = False
+    ):
         self.device, self.dtype, self.gpus = device, dtype, gpus
         self.alpha, self.budget_tokens, self.certainty = alpha, budget_tokens, certainty
         self.identities: dict[ModelConfig, str] = {}
