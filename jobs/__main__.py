@@ -9,9 +9,10 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, get_origin
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_origin
 
+from jobs.stores.commands import Commands, add_store_commands, place
 from pipeline.config import (
     REWARDS,
     EvaluateConfig,
@@ -21,7 +22,6 @@ from pipeline.config import (
     ServeConfig,
     load_config,
     load_config_as,
-    refuse_secrets,
     section_fields,
 )
 from pipeline.errors import ConfigError, EndorewardError
@@ -30,9 +30,6 @@ from pipeline.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from jobs.label.sizing import Rate
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # no thread that outlives a run may have Ray join or start a cluster by itself
         os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     arguments = _parser().parse_args(words, argparse.Namespace(words=words, own_process=argv is None))
+    if "config" not in arguments:  # whose run.verbose would say
+        quiet(False)
     try:
         code: int = arguments.command(arguments)
         return code
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Label preference corpora with the reward model inside a language model, evaluate it, and train on it.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_add_label, _add_sample, _add_evaluate, _add_train, _add_rl, _add_serve, _add_store_commands):
+    for add in (_add_label, _add_sample, _add_evaluate, _add_train, _add_rl, _add_serve, add_store_commands):
         add(commands)
     return parser
 
@@ -86,7 +85,7 @@ def _add_label(commands: Commands) -> None:
         metavar="N",
         help="of one actor, prompts included, for the estimate's hours",
     )
-    label.add_argument("--measured", type=_place, metavar="STORE", help="a finished store whose run had that rate")
+    label.add_argument("--measured", type=place, metavar="STORE", help="a finished store whose run had that rate")
     label.add_argument("--price", type=_positive, metavar="P", help="of an actor's hour, for the estimate's price")
     label.add_argument("--retry-errors", action="store_true", help="label shards that hold error rows once more")
     label.set_defaults(command=_label)
@@ -170,57 +169,6 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--port", type=int, help="default: 8000")
     serve.add_argument("--local", action="store_true", help="in one process, without Ray; so far the only way")
     serve.set_defaults(command=_serve)
-
-
-def _add_store_commands(commands: Commands) -> None:
-    """The commands that read a store or a run."""
-    _of_store(commands, "report", _report, "draw the page of a finished label store, or of a training run so far")
-
-    sweep = _of_store(commands, "sweep", _sweep, "accuracy of every aggregation and several gammas, from stored tokens")
-    sweep.add_argument(
-        "--gamma", action="append", type=float, metavar="G", help="repeatable; default: eight from 1 to 0.7"
-    )
-    sweep.add_argument(
-        "--floor", metavar="WEIGHT", type=float, help="floor of the discounted weights; default: the store's"
-    )
-    sweep.add_argument("--output", metavar="FILE.json", type=_place, help="write the figures too")
-
-    aggregate = _of_store(commands, "aggregate", _aggregate, "a new label store with another reward.*; needs no model")
-    aggregate.add_argument(
-        "--output", metavar="DIR", required=True, type=_place, help="directory of the new label store"
-    )
-    aggregate.add_argument("--set", action="append", default=[], metavar="reward.x=value", help="repeatable")
-
-    export = _of_store(commands, "export", _export, "a label store as preference data for a trainer")
-    export.add_argument(
-        "--format", default="trl", help="trl: prompt, chosen, rejected as messages, with rewards and margin"
-    )
-    export.add_argument("--output", metavar="FILE", required=True, type=_place, help="a .parquet or .jsonl file")
-
-    _of_store(commands, "status", _status, "how far a label store or a training run is")
-
-    validate = _of_store(commands, "validate", _validate, "check that a label store is whole")
-    validate.add_argument("--workers", metavar="N", type=int, default=8, help="threads that read and check; default: 8")
-
-    compact = _of_store(commands, "compact", _compact, "few large files of a label store instead of many small ones")
-    compact.add_argument(
-        "--file-mb", metavar="MB", type=float, default=256, help="when a file of labels is large enough; default: 256"
-    )
-
-
-def _of_store(commands: Commands, name: str, run: Command, help: str) -> argparse.ArgumentParser:
-    """A command that takes a store or a run."""
-    command = commands.add_parser(name, help=help)
-    command.add_argument("store", metavar="DIR", type=_place)
-    command.set_defaults(command=run)
-    return command
-
-
-def _place(text: str) -> str:
-    try:
-        return refuse_secrets(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> float:
@@ -380,50 +328,6 @@ def _flags(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
 def _command(arguments: argparse.Namespace) -> str:
     """What was typed, for the manifest."""
     return shlex.join(["endoreward", *arguments.words])
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    quiet(False)
-    from jobs.stores.redraw import redraw
-
-    return redraw(arguments.store)
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    from jobs.stores.sweep import GAMMAS, sweep
-
-    return sweep(arguments.store, arguments.gamma or GAMMAS, arguments.output, arguments.floor)
-
-
-def _aggregate(arguments: argparse.Namespace) -> int:
-    quiet(False)
-    from jobs.stores.aggregate import aggregate
-
-    return aggregate(arguments.store, arguments.output, arguments.set, _command(arguments))
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from jobs.stores.export import export
-
-    return export(arguments.store, arguments.format, arguments.output)
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    from jobs.stores.inspect_store import status
-
-    return status(arguments.store)
-
-
-def _validate(arguments: argparse.Namespace) -> int:
-    from jobs.stores.inspect_store import validate
-
-    return validate(arguments.store, arguments.workers)
-
-
-def _compact(arguments: argparse.Namespace) -> int:
-    from jobs.stores.compact import compact
-
-    return compact(arguments.store, arguments.file_mb)
 
 
 def _do_without_torch(arguments: argparse.Namespace, config: LabelConfig) -> None:
