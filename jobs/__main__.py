@@ -101,6 +101,7 @@ def _add_sample(commands: Commands) -> None:
         without=("reward",),
     )
     _add_run(sample, "directory of the samples", model="--policy", source="--prompts")
+    sample.add_argument("--dry-run", action="store_true", help="check everything and show what would be asked")
     sample.add_argument("--retry-errors", action="store_true", help="ask once more where there are error rows")
     sample.set_defaults(command=_sample)
 
@@ -120,6 +121,7 @@ def _add_evaluate(commands: Commands) -> None:
     )
     evaluate.add_argument("--labels", metavar="STORE", help="evaluate an existing label store; needs no model")
     evaluate.add_argument("--rubrics", metavar="FILE.toml", help="system prompts, one evaluation each")
+    evaluate.add_argument("--dry-run", action="store_true", help="check everything and show what would be labelled")
     evaluate.add_argument("--retry-errors", action="store_true", help="ask once more where there are error rows")
     evaluate.set_defaults(command=_evaluate)
 
@@ -261,7 +263,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     _do_without_torch(arguments, config)
     from jobs.sample.run import sample
 
-    return sample(config, retry_errors=arguments.retry_errors, command=_command(arguments))
+    return sample(config, retry_errors=arguments.retry_errors, command=_command(arguments), dry_run=arguments.dry_run)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -270,7 +272,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     _do_without_torch(arguments, config)
     from jobs.evaluate.run import evaluate
 
-    return evaluate(config, retry_errors=arguments.retry_errors, command=_command(arguments))
+    return evaluate(config, retry_errors=arguments.retry_errors, command=_command(arguments), dry_run=arguments.dry_run)
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from jobs.label.label_run import LabelRun, LateCluster
 from jobs.label.limits import TooManyErrors
 from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import find_inputs
-from jobs.label.preview import show_inputs
+from jobs.label.preview import show_inputs, show_runs
 from jobs.stores.finalize import versions
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
@@ -51,6 +51,7 @@ from pipeline.models.loading import context_length, load_settings, load_tokenize
 from pipeline.report.evaluation import draw_evaluation
 from pipeline.report.markdown import results_markdown
 from pipeline.report.page import standalone_charts
+from pipeline.report.toml import to_toml
 from pipeline.rewards.derive import stored_reward
 from pipeline.rewards.labellers import Labeller
 from pipeline.storage import absolute
@@ -61,10 +62,14 @@ from pipeline.tokens import pieces, tokenizer_digest
 Json = dict[str, Any]
 
 
-def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str = "") -> int:
-    """Run the job. Returns the exit code; raises EndorewardError. `command` is what the results say was run.
+def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str = "", dry_run: bool = False) -> int:
+    """Run the job. Returns the exit code; raises EndorewardError.
 
     What can be computed is written before a reward that failed ends the run with exit code 1.
+
+    Args:
+        command: what the results say was run.
+        dry_run: check everything, show what would be labelled, and write nothing.
     """
     benchmark = find_benchmark(config.evaluate.benchmark, config.best_of_n)
     benchmark.requires(config)
@@ -76,11 +81,17 @@ def evaluate(config: EvaluateConfig, *, retry_errors: bool = False, command: str
     require(output=config.output.path)
     idle = [] if isinstance(benchmark, Maths) else config.idle()
     config = _dated(with_absolute_places(config))
+    if dry_run:
+        terminal.say(to_toml(config.model_dump()))
     stopped: dict[str, str] = {}
     if config.evaluate.labels:
         config, stores = _given(config)
     else:
-        stores, stopped = _filled(config, benchmark, command, retry_errors)
+        stores, stopped = _filled(config, benchmark, command, retry_errors, dry_run)
+    if dry_run:
+        for name, store in stores.items() if config.evaluate.labels else ():
+            terminal.say(f"{name}: {store.uri}, {store.progress().labels:,} labels")
+        return 0
     for warning in [*idle, *config.reward.warnings()]:
         terminal.warn(warning)
     notes = [f"{name}: {note}" for name, store in stores.items() if (note := _unfinished(store))]
@@ -145,7 +156,7 @@ def _unfinished(store: LabelStore) -> str | None:
 
 
 def _filled(
-    config: EvaluateConfig, benchmark: Benchmark, command: str, retry_errors: bool
+    config: EvaluateConfig, benchmark: Benchmark, command: str, retry_errors: bool, dry_run: bool
 ) -> tuple[dict[str, LabelStore], dict[str, str]]:
     """Fill the label stores that the rewards need; all are checked and planned before the first is begun.
 
@@ -169,6 +180,9 @@ def _filled(
         }
         _check_reference(labellers)
         show_inputs(next(iter(runs.values())).inputs)
+        if dry_run:
+            show_runs(runs, retry_errors)
+            return {}, {}
         _claim(config, names)
         stopped = {}
         for name, run in runs.items():

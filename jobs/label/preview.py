@@ -1,10 +1,14 @@
 """What a run is about to do, shown before it does it: one rendered example, and an estimate of the whole."""
 
+from collections.abc import Mapping
 from itertools import product
 from typing import Self
 
 from jobs import terminal
+from jobs.label.label_run import LabelRun
+from jobs.label.plan import pending
 from jobs.label.sizing import Sample
+from jobs.label.writers import announce
 from pipeline.config import LabelConfig
 from pipeline.corpus import read_shards
 from pipeline.corpus.ranking import ranked_pairs
@@ -56,6 +60,22 @@ def first_preference(stored: StoredInput) -> str | None:
 def _quoted(response: Response) -> str:
     text = " ".join(response.messages[-1]["content"].split())
     return f'"{text}"' if len(text) <= QUOTED_CHARACTERS else f'"{text[: QUOTED_CHARACTERS - 3]}..."'
+
+
+def show_runs(runs: Mapping[str, LabelRun], retry_errors: bool) -> None:
+    """Print what is left to do for each of some label stores, by name, and what a server is going to be asked for it. Raises
+    ConfigError where that is more than the run may cost."""
+    grid = []
+    for name, run in runs.items():
+        work = pending(run.store, run.inputs, retry_errors)
+        left = sum(shard.rows for each in work for shard in each.shards)
+        rows = sum(stored.plan.rows for stored in run.inputs)
+        grid.append(
+            (name, run.labeller.model.name, run.labeller.writer or "scores", f"{left:,} of {rows:,}", run.store.uri)
+        )
+        if work and run.labeller.writer == "endpoint":
+            announce(run.labeller, work)
+    terminal.print_grid("What is left to do", ("store", "model", "by", "rows", "place"), grid)
 
 
 class Preview:

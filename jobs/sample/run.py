@@ -22,13 +22,14 @@ from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.label.label_run import LabelRun, LateCluster
 from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import find_inputs
-from jobs.label.preview import show_inputs
+from jobs.label.preview import show_inputs, show_runs
 from jobs.stores.finalize import counted
 from jobs.stores.inspect_store import error_rows
 from pipeline import storage
 from pipeline.config import SampleConfig
 from pipeline.corpus import InputFile
 from pipeline.errors import InputError, RunError, StoreError
+from pipeline.report.toml import to_toml
 from pipeline.rewards.labellers import PromptSampler
 from pipeline.rewards.labellers.prompts import STORED, Samples, prompt_shape, sampled
 from pipeline.store import LabelStore, Survey, documents, places, shard_name, typed
@@ -57,8 +58,13 @@ class SamplesSummary(typed.Document):
     errors: dict[str, int] = Field(default_factory=dict)  # by reason
 
 
-def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "") -> int:
-    """Run the job. Returns the exit code; raises EndorewardError. `command` is what the manifest says was run."""
+def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "", dry_run: bool = False) -> int:
+    """Run the job. Returns the exit code; raises EndorewardError.
+
+    Args:
+        command: what the manifest says was run.
+        dry_run: check everything, show what would be asked, and write nothing.
+    """
     require(policy=config.model.name, prompts=config.input.paths, output=config.output.path)
     config = with_absolute_places(config)
     output = config.output.path
@@ -73,6 +79,10 @@ def sample(config: SampleConfig, *, retry_errors: bool = False, command: str = "
         run = LabelRun.open(labeller, storage.join(output, STORE), pick_device(config), files, prompt_shape)
         check_names([stored.file for stored in run.inputs])
         show_inputs(run.inputs)
+        if dry_run:
+            terminal.say(to_toml(config.model_dump()))
+            show_runs({"samples": run}, retry_errors)
+            return 0
         run.complete(ray, command, retry_errors=retry_errors, quiet=True)
     if is_written(run.store, output):
         return 0
