@@ -32,7 +32,9 @@ def add_store_commands(commands: Commands) -> None:
 
     export = _of_store(commands, "export", _export, "a label store as preference data for a trainer")
     export.add_argument(
-        "--format", default="trl", help="trl: prompt, chosen, rejected as messages, with rewards and margin"
+        "--format",
+        default="trl",
+        help="trl, openrlhf, verl or axolotl: as its loader reads pairs, with rewards and margin",
     )
     export.add_argument("--output", metavar="FILE", required=True, type=place, help="a .parquet or .jsonl file")
 
