@@ -1,6 +1,7 @@
 """Preference pairs as trainers' own loaders read them, with rewards and margin.
 
-Of TRL 1.16, OpenRLHF 0.11, verl 0.9 and axolotl 0.19. A pair that a loader would read as something else is left out, and the reason is counted; `trl` can say them all.
+Of TRL 1.16, OpenRLHF 0.11, verl 0.9 and axolotl 0.19. A pair that a loader would read as something else is left out, and the
+reason is counted; `trl` can say them all.
 """
 
 from collections.abc import Callable, Sequence
