@@ -60,7 +60,7 @@ $(SHIMS)/verl:
 
 $(SHIMS)/openrlhf: constraints.txt
 	$(PYTHON) -m venv $@
-	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --constraint constraints.txt torch transformers aiohttp datasets pytest pytest-timeout
+	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --constraint constraints.txt torch transformers accelerate aiohttp datasets pytest pytest-timeout
 	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --no-deps openrlhf==0.11.2 axolotl==0.19.0
 
 test-shims: setup $(SHIMS)/trl $(SHIMS)/verl $(SHIMS)/openrlhf ## training frameworks' own code against our server, and their loaders on our exports; not part of CI

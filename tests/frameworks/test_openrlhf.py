@@ -43,8 +43,7 @@ def test_its_client_gets_our_reward(server: str, tokenizer: Any) -> None:
         """What vLLM gives it: the tokens of an answer, the end token with them."""
 
         async def generate(self, prompt_ids: list[int], params: Any, multi_modal_data: Any = None) -> Any:
-            ids = [*tokenizer("1023")["input_ids"]]
-            ids += [] if ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
+            ids = [*tokenizer("1023", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=None, finish_reason="stop")])
 
     params = SimpleNamespace(max_tokens=16, logprobs=None)

@@ -73,7 +73,7 @@ def test_its_client_of_a_teacher_reads_our_answers(
 
     monkeypatch.setattr(vllm_client, "is_vllm_available", lambda: True)
     client = vllm_client.VLLMClient(base_url=server, connection_timeout=5.0)
-    prompt, answer = tokenizer("345+678=")["input_ids"], tokenizer("1023")["input_ids"]
+    prompt, answer = tokenizer("345+678=")["input_ids"], tokenizer("1023", add_special_tokens=False)["input_ids"]
     read = client.get_sequence_logprobs([prompt + answer], [len(prompt)], top_logprobs=1)
     model = _float64()
     with torch.no_grad():

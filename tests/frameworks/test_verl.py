@@ -40,7 +40,9 @@ def manager_config(file: Path, name: str, *overrides: str) -> Any:
 
 def batch_of(tokenizer: Any) -> tuple[DataProto, list[tuple[list[int], list[int]]]]:
     """Rollouts as verl batches them: prompts padded on the left, responses on the right."""
-    pairs = [(tokenizer(p)["input_ids"], tokenizer(a)["input_ids"]) for p, a in ANSWERS.items()]
+    pairs = [
+        (tokenizer(p)["input_ids"], tokenizer(a, add_special_tokens=False)["input_ids"]) for p, a in ANSWERS.items()
+    ]
     width, length = (max(len(pair[side]) for pair in pairs) for side in (0, 1))
     prompts = torch.tensor([[0] * (width - len(p)) + p for p, _ in pairs])
     responses = torch.tensor([r + [0] * (length - len(r)) for _, r in pairs])
@@ -144,4 +146,6 @@ def test_pairs_are_read_by_its_dataset_of_rewards(tmp_path: Path, tokenizer: Any
         for number, side in enumerate(("chosen", "rejected")):
             label = labels[f"{row['prompt_id']}:{side}:0:0"]
             ids = item["input_ids"][number][item["attention_mask"][number].bool()].tolist()
-            assert ids == [*label["prompt_token_ids"], *label["token_ids"]], "as the model saw it, end token included"
+            prompt, response = label["prompt_token_ids"], label["token_ids"]
+            front = [tokenizer.bos_token_id]  # that verl's dataset lets the tokenizer put in front of a response too
+            assert prompt[:1] == front and ids == [*prompt, *front, *response], "the prompt and the end are as scored"
