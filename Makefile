@@ -7,7 +7,7 @@ LOWEST := .venv-lowest
 VLLM := .venv-vllm
 PROCESSES ?= 2 # that `make test` runs tests in
 
-.PHONY: setup demo test test-cluster test-lowest test-vllm coverage check chaos bench gpu clean
+.PHONY: setup demo test test-cluster test-lowest test-vllm test-shims coverage check chaos bench gpu clean
 
 setup: $(READY)
 
@@ -43,6 +43,30 @@ $(VLLM)/.ready: constraints.txt pyproject.toml
 
 test-vllm: $(VLLM)/.ready ## what holds of sampler.engine = vllm, in an environment of its own; minutes, and not part of CI
 	$(VLLM)/bin/pytest -m vllm --numprocesses 0 --timeout 600 tests/vllm
+
+# Frameworks as the package index has them, each in an environment of its own; SHIMS_PIP are options for its installer. What the
+# index has of OpenRLHF and axolotl asks for CUDA: their modules alone. verl wants transformers below 5.11, and an older antlr4 than ours.
+SHIMS := .venv-shims
+SHIMS_TEST = HF_HUB_OFFLINE=1 ENDOREWARD_PYTHON=$(abspath $(BIN)/python) $(1)/bin/python -m pytest -m shims -o pythonpath=. \
+	--confcutdir tests/frameworks --timeout 600 -p no:cacheprovider
+
+$(SHIMS)/trl: constraints.txt
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --constraint constraints.txt --editable ".[serve]" pytest pytest-timeout trl==1.16.0
+
+$(SHIMS)/verl:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) torch==2.13.0 pytest pytest-timeout verl==0.9.1
+
+$(SHIMS)/openrlhf: constraints.txt
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --constraint constraints.txt torch transformers accelerate aiohttp datasets pytest pytest-timeout
+	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --no-deps openrlhf==0.11.2 axolotl==0.19.0
+
+test-shims: setup $(SHIMS)/trl $(SHIMS)/verl $(SHIMS)/openrlhf ## training frameworks' own code against our server, and their loaders on our exports; not part of CI
+	$(call SHIMS_TEST,$(SHIMS)/trl) tests/frameworks/test_trl.py
+	$(call SHIMS_TEST,$(SHIMS)/verl) tests/frameworks/test_verl.py
+	$(call SHIMS_TEST,$(SHIMS)/openrlhf) tests/frameworks/test_openrlhf.py
 
 coverage: setup ## make test, and which lines it ran: of child processes and Ray's workers too, as far as they end in peace
 	$(BIN)/coverage erase
@@ -82,4 +106,4 @@ gpu: ## what is right on this GPU, how fast, and where the time goes: needs only
 	$(PYTHON) benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(VLLM) .venv-bench out build *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(VLLM) $(SHIMS) .venv-bench out build *.egg-info

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Label preference corpora with the reward model inside a language model, evaluate it, and train on it.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_add_label, _add_sample, _add_evaluate, _add_train, _add_rl, _add_serve, add_store_commands):
+    for add in (_add_label, _add_sample, _add_evaluate, _add_train, _add_rl, _add_serve, _add_shim, add_store_commands):
         add(commands)
     return parser
 
@@ -171,6 +171,12 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--port", type=int, help="default: 8000")
     serve.add_argument("--local", action="store_true", help="in one process, without Ray; so far the only way")
     serve.set_defaults(command=_serve)
+
+
+def _add_shim(commands: Commands) -> None:
+    shim = commands.add_parser("shim", help="print the file by which a training framework asks a server of rewards")
+    shim.add_argument("name", metavar="FRAMEWORK", help="trl, verl, openrlhf, slime, nemo-rl, skyrl or prime-rl")
+    shim.set_defaults(command=_shim)
 
 
 def _positive(text: str) -> float:
@@ -305,6 +311,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from jobs.serve.run import serve
 
     return serve(config, arguments.local)
+
+
+def _shim(arguments: argparse.Namespace) -> int:
+    from jobs.serve.shim import shim
+
+    return shim(arguments.name)
 
 
 def _given(arguments: argparse.Namespace, fields: Mapping[str, str]) -> list[tuple[str, Any]]:

@@ -32,7 +32,9 @@ def add_store_commands(commands: Commands) -> None:
 
     export = _of_store(commands, "export", _export, "a label store as preference data for a trainer")
     export.add_argument(
-        "--format", default="trl", help="trl: prompt, chosen, rejected as messages, with rewards and margin"
+        "--format",
+        default="trl",
+        help="trl, openrlhf, verl or axolotl: as its loader reads pairs, with rewards and margin",
     )
     export.add_argument("--output", metavar="FILE", required=True, type=place, help="a .parquet or .jsonl file")
 
@@ -45,6 +47,16 @@ def add_store_commands(commands: Commands) -> None:
     compact.add_argument(
         "--file-mb", metavar="MB", type=float, default=256, help="when a file of labels is large enough; default: 256"
     )
+
+    push = _of_store(commands, "push", _push, "publish a label store as a dataset with a card, on a model hub")
+    push.add_argument("--to", metavar="ORG/NAME", required=True, type=place, help="on the hub; or a folder: ./x, /x")
+    push.add_argument("--public", action="store_true", help="a new dataset may be read by everyone; default: private")
+
+    pull = commands.add_parser("pull", help="a published dataset as a label store again, checked")
+    pull.add_argument("source", metavar="ORG/NAME", type=place, help="on the hub; or a folder: ./x, /x")
+    pull.add_argument("--output", metavar="DIR", required=True, type=place, help="directory of the label store")
+    pull.add_argument("--revision", help="branch, tag or commit of the dataset")
+    pull.set_defaults(command=_pull)
 
 
 def _of_store(commands: Commands, name: str, run: Command, help: str) -> argparse.ArgumentParser:
@@ -102,3 +114,15 @@ def _compact(arguments: argparse.Namespace) -> int:
     from jobs.stores.compact import compact
 
     return compact(arguments.store, arguments.file_mb)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from jobs.stores.hub import push
+
+    return push(arguments.store, arguments.to, arguments.public)
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from jobs.stores.hub import pull
+
+    return pull(arguments.source, arguments.output, arguments.revision)

@@ -4,19 +4,21 @@ Shard by shard into one file, which shows under its name when it is complete.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import terminal
+from jobs.stores.formats import FORMATS, pairs_table
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store import LabelStore, documents
-from pipeline.store.pairs import PAIR_COLUMNS, PREFERENCES, PairCounts, preference_pairs, preferences_table
+from pipeline.store.pairs import PAIR_COLUMNS, PairCounts, preference_pairs
 
-FORMATS = ("trl",)
 ENDINGS = (".parquet", ".jsonl")
 
 
@@ -24,7 +26,7 @@ def export(uri: str, format: str, output: str) -> int:
     """Write the pairs of the store at `uri` to the file `output`; its ending says Parquet or JSON lines.
 
     Args:
-        format: `trl`, the conversational preference format of TRL; see `pipeline.store.pairs`.
+        format: of whose loader: FORMATS.
 
     Returns:
         0. Raises ConfigError for an unknown format or ending, StoreError where the store is not finished, holds no
@@ -46,21 +48,31 @@ def export(uri: str, format: str, output: str) -> int:
             "command again, then export"
         )
     warn_of_guesses(store)
-    counts = PairCounts()
+    form, counts, left_out, written = FORMATS[format](store), PairCounts(), Counter[str](), 0
+    if ending not in form.endings:
+        raise ConfigError(f"--output {output}: --format {format} is read from {' or '.join(form.endings)} alone")
 
     def parts() -> Iterator[list[dict[str, Any]]]:
-        nonlocal counts
+        nonlocal counts, written
         shards = [shard for shard in survey.shards if shard.labels.rows]
-        for _, labels in terminal.track(store.read("labels", shards, PAIR_COLUMNS), len(shards), "export", "shards"):
-            pairs, of_part = preference_pairs(labels)
-            counts += of_part
-            yield pairs
+        read = store.read("labels", shards, [*PAIR_COLUMNS, *form.extra])
+        for _, labels in terminal.track(read, len(shards), "export", "shards"):
+            pairs, of_part = preference_pairs(labels, form.extra)
+            converted = [form.convert(pair) for pair in pairs]
+            rows = [row for row in converted if not isinstance(row, str)]
+            left_out.update(reason for reason in converted if isinstance(reason, str))
+            counts, written = counts + of_part, written + len(rows)
+            yield rows
 
-    write = {".parquet": _write_parquet, ".jsonl": _write_json_lines}[ending]
     try:
         with documents.whole_file(output, replace=False) as path:
-            write(path, parts())
-            if not counts.known + counts.by_reward:
+            if ending == ".parquet":
+                _write_parquet(path, parts(), form.schema)
+            else:
+                _write_json_lines(path, parts())
+            if left_out and not written:
+                raise StoreError(f"{uri}: none of its pairs fits --format {format}: {next(iter(left_out))}; take trl")
+            if not written:
                 raise StoreError(
                     f"{uri} holds no pair: each of its prompts has one response, or responses that neither the input nor "
                     "the reward tells apart"
@@ -69,7 +81,10 @@ def export(uri: str, format: str, output: str) -> int:
         raise already_there(output) from None
     for sentence in explain(counts):
         terminal.say(sentence)
-    terminal.say(f"{counts.known + counts.by_reward:,} pairs: {output}")
+    for reason, count in left_out.most_common():
+        terminal.warn(f"{count:,} pairs left out: {reason}")
+    terminal.say(form.advice)
+    terminal.say(f"{written:,} pairs: {output}")
     return 0
 
 
@@ -96,9 +111,6 @@ def explain(counts: PairCounts) -> list[str]:
         sentences.append(f"{counts.ties:,} prompts left out: all their responses have the same reward.")
     if counts.alone:
         sentences.append(f"{counts.alone:,} prompts left out: they have no two responses to compare.")
-    sentences.append(
-        "TRL's RewardTrainer takes margin into its loss where the column is there; drop it if you do not want that."
-    )
     return sentences
 
 
@@ -112,11 +124,11 @@ def already_there(output: str) -> StoreError:
     return StoreError(f"{output} exists already and is left as it is; remove it, or give another --output")
 
 
-def _write_parquet(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:
-    with pq.ParquetWriter(path, PREFERENCES, compression="zstd", write_page_checksum=True) as writer:
+def _write_parquet(path: str, parts: Iterable[list[dict[str, Any]]], schema: pa.Schema) -> None:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for pairs in parts:
             if pairs:
-                writer.write_table(preferences_table(pairs))
+                writer.write_table(pairs_table(pairs, schema))
 
 
 def _write_json_lines(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:

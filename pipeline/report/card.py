@@ -53,7 +53,7 @@ def model_card(run: Run, metrics: list[MetricRow], results: RlResults | None = N
         "## Labels" if run.labels else "",
         _labels(run),
         "## Accuracy on held-out prompts" if accuracy else "",
-        _table(["", "accuracy", "95% interval"], accuracy),
+        table(["", "accuracy", "95% interval"], accuracy),
         "## Figures" if metrics else "",
         _figures(metrics, names),
         _counts(run),
@@ -101,7 +101,7 @@ def _labels(run: Run) -> str:
     for store in run.labels:
         reward = ", ".join(f"{name} = {value}" for name, value in (store.reward or {}).items() if value is not None)
         rows.append([last_part(store.path), last_part(store.model or ""), reward, f"`{store.fingerprint}`"])
-    return _table(["store", "model", "reward", "fingerprint"], rows)
+    return table(["store", "model", "reward", "fingerprint"], rows)
 
 
 def _figures(metrics: list[MetricRow], names: list[str]) -> str:
@@ -111,12 +111,12 @@ def _figures(metrics: list[MetricRow], names: list[str]) -> str:
         for key in (name, EVAL + name):
             if known := ends(metrics, key):
                 rows.append([words(key), *(figure(name, value) for value in known)])
-    return _table(["", "start", "end"], rows)
+    return table(["", "start", "end"], rows)
 
 
 def _counts(run: Run) -> str:
     rows = [[str(name), f"{value:,}" if isinstance(value, int) else str(value)] for name, value in run.examples]
-    return _table(["", "count or value"], rows)
+    return table(["", "count or value"], rows)
 
 
 def _known(run: Run, metrics: list[MetricRow], results: RlResults | None) -> list[str]:
@@ -131,15 +131,16 @@ def shareable_config(run: Run) -> dict[str, dict[str, Any]]:
     foreign -= {SECTION_OF.get(method, method)}
     foreign -= {"pairs"} if method in PAIR_OBJECTIVES else {"advantage"} if method in ADVANTAGE_OBJECTIVES else set()
     own = {name: fields for name, fields in run.config.items() if name not in {*foreign, *MACHINE}}
-    shortened: dict[str, dict[str, Any]] = _shortened(own)
-    return shortened
+    config: dict[str, dict[str, Any]] = shortened(own)
+    return config
 
 
-def _shortened(value: Any) -> Any:
+def shortened(value: Any) -> Any:
+    """`value` with every text in it `without_places`."""
     if isinstance(value, dict):
-        return {name: _shortened(each) for name, each in value.items()}
+        return {name: shortened(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_shortened(each) for each in value]
+        return [shortened(each) for each in value]
     return without_places(value) if isinstance(value, str) else value
 
 
@@ -150,7 +151,7 @@ def _made_by(run: Run) -> str:
     return f"{origin}{f' with {listed(made_with)}' if made_with else ''}. {fingerprint}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     if not rows:
         return ""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in map(without_places, row)] for row in rows]

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.ranking import ranked_rows
 from pipeline.corpus.samples import Message
-from pipeline.errors import StoreError
 from pipeline.store.schema import read_message, read_messages
 from pipeline.store.summary import find_pairs
 from pipeline.store.turns import last_turns
@@ -58,15 +57,15 @@ class PairCounts:
         return PairCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def preference_pairs(labels: pa.Table) -> tuple[list[dict[str, Any]], PairCounts]:
-    """The pairs of whole shards' labels, a row each with the columns PREFERENCES, messages whole. Needs the columns
-    PAIR_COLUMNS.
+def preference_pairs(labels: pa.Table, extra: Sequence[str] = ()) -> tuple[list[dict[str, Any]], PairCounts]:
+    """The pairs of whole shards' labels, a row each with the columns PREFERENCES, messages whole, and `extra`, columns of the
+    chosen response's label as they are. Needs the columns PAIR_COLUMNS.
 
     `choose_pairs` says which. The messages that both sides share are the prompt; what a conversation has of its own
     after them goes before its response.
     """
     pairs, counts = choose_pairs(labels)
-    return _rows(labels, pairs), counts
+    return _rows(labels, pairs, extra), counts
 
 
 def choose_pairs(
@@ -130,23 +129,10 @@ def last_turns_by_prompt(labels: pa.Table) -> dict[Group, tuple[list[int], bool]
     return groups
 
 
-def preferences_table(pairs: Sequence[dict[str, Any]]) -> pa.Table:
-    """Pairs with the columns PREFERENCES. Raises StoreError for a message that has more than role and content."""
-    for pair in pairs:
-        for message in (*pair["prompt"], *pair["chosen"], *pair["rejected"]):
-            more = sorted(message.keys() - {"role", "content"})
-            if more:
-                raise StoreError(
-                    f"{pair['prompt_id']}: a message has {' and '.join(more)}, for which a .parquet file of this format "
-                    "has no column; give an --output that ends in .jsonl"
-                )
-    return pa.Table.from_pylist(list(pairs), schema=PREFERENCES)
-
-
-def _rows(labels: pa.Table, pairs: Rows) -> list[dict[str, Any]]:
+def _rows(labels: pa.Table, pairs: Rows, extra: Sequence[str]) -> list[dict[str, Any]]:
     columns = ["prompt", "response", "response_other", "reward"]
     sides = [labels.select(columns).take(pairs[:, side]).to_pylist() for side in (0, 1)]
-    names = labels.select(["prompt_id", "rubric"]).take(pairs[:, 0]).to_pylist()
+    names = labels.select(["prompt_id", "rubric", *extra]).take(pairs[:, 0]).to_pylist()
     rows = []
     for chosen, rejected, name in zip(*sides, names, strict=True):
         left, right = (read_messages(side["prompt"]) for side in (chosen, rejected))

@@ -33,7 +33,9 @@ SCHEMAS = {"labels": (LABELS, WIDE_LABELS, FORMER_LABELS), "errors": (ERRORS,)}
 MEND = "delete its record in records/ and run label again"
 
 
-def problems(store: LabelStore, workers: int = READERS, survey: Survey | None = None) -> Iterator[str]:
+def problems(
+    store: LabelStore, workers: int = READERS, survey: Survey | None = None, *, inputs: bool = True
+) -> Iterator[str]:
     """What is wrong with a store, a sentence each; nothing where it is whole. Reads every byte of it once.
 
     Checked: every document's checksum, the fingerprint, a record for every planned shard and none besides, every part's
@@ -43,6 +45,7 @@ def problems(store: LabelStore, workers: int = READERS, survey: Survey | None = 
     Args:
         workers: threads that read and check parts.
         survey: takes every record that is intact.
+        inputs: hold the store against its input files too, where they can be reached.
     """
     store.require()
     try:
@@ -67,7 +70,8 @@ def problems(store: LabelStore, workers: int = READERS, survey: Survey | None = 
         elif not name.endswith((".json", ".tmp")):
             yield f"{uri}: not a file of a label store"
     yield from _check_shards(store, planned, run.fingerprint, workers, Survey() if survey is None else survey)
-    yield from _check_input_files(store)
+    if inputs:
+        yield from _check_input_files(store)
 
 
 def _check_shards(
@@ -266,6 +270,8 @@ def _check_input_files(store: LabelStore) -> Iterator[str]:
             continue
         try:
             stored = StoredInput.read(store.at("records", name))
+            if storage.absolute(stored.file.uri) != stored.file.uri.removeprefix("file://"):
+                continue  # a name alone, of a store that was published: a file of that name here is another
             [file] = find_files([stored.file.uri])
         except (EndorewardError, OSError):
             continue  # damaged, and reported already; or out of reach from here

@@ -224,7 +224,7 @@ def test_an_export_holds_every_pair(
 
     with pytest.raises(StoreError, match="exists already"):
         export(str(corpus.store), "trl", str(output))
-    with pytest.raises(ConfigError, match="unknown; there is trl"):
+    with pytest.raises(ConfigError, match="unknown; there is trl, openrlhf, verl, axolotl"):
         export(str(corpus.store), "csv", str(output))
     with pytest.raises(ConfigError, match=r"has to end in \.parquet or \.jsonl"):
         export(str(corpus.store), "trl", str(tmp_path / "pairs.csv"))

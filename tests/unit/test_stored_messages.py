@@ -15,6 +15,7 @@ from tiny import CHATML, save_model
 from jobs.stores.aggregate import aggregate
 from jobs.stores.export import export
 from jobs.stores.finalize import finish_store
+from jobs.stores.formats import pairs_table
 from jobs.stores.redraw import redraw
 from pipeline.config import LabelConfig, ModelConfig
 from pipeline.corpus.samples import Message, Turn
@@ -24,7 +25,7 @@ from pipeline.rewards.derive import relabel, stored_reward
 from pipeline.rewards.labelling import make_label
 from pipeline.store import LABELS, LabelStore, part_uri, problems, read_part
 from pipeline.store.commit import Record
-from pipeline.store.pairs import preference_pairs, preferences_table
+from pipeline.store.pairs import PREFERENCES, preference_pairs
 from pipeline.store.schema import FORMER_LABELS, labels_table, read_messages, stored_messages
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.config import TrainConfig
@@ -93,7 +94,7 @@ def test_nothing_of_a_conversation_is_dropped() -> None:
     ]
     assert pair["rejected"] == [{"role": "assistant", "content": "3"}]
     with pytest.raises(StoreError, match=r"a:0: a message has .*reasoning_content.* ends in \.jsonl"):
-        preferences_table([pair])
+        pairs_table([pair], PREFERENCES)
     page = draw_responses(table, lambda ids: [str(i) for i in ids], "r")
     assert "a sum" in page and "tool_call_id" in page
 

@@ -1,0 +1,98 @@
+"""Training frameworks' own code against a server of ours, which runs in the project's environment while they have their own.
+
+`make test-shims` gives ENDOREWARD_PYTHON, the project's interpreter. Only TRL's tests import anything of the project.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples/addition/model"
+PYTHON = os.environ.get("ENDOREWARD_PYTHON", sys.executable)
+STORE = ROOT / "tests/data/store-format-2"  # 8 pairs of additions
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def ours(*words: Any) -> subprocess.CompletedProcess[str]:
+    """A command of the project."""
+    command = [PYTHON, "-m", "jobs", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+
+
+def asked(server: str, prompt: str, response: str) -> float:
+    """The server's reward of a text, without a shim."""
+    body = json.dumps({"inputs": [{"prompt": prompt, "responses": [response]}]}).encode()
+    request = urllib.request.Request(f"{server}/v1/rewards", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return float(json.load(answer)["data"][0]["reward"])
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of a server of the embedded model."""
+    command = [PYTHON, "-m", "jobs", "serve", "--local", "--model", str(MODEL), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = ""
+            while "is loaded" not in said:
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            found = re.search(r"http://127\.0\.0\.1:\d+", said)
+            assert found
+            yield found[0]
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> Callable[[str], Path]:
+    """The file that `endoreward shim` prints, saved."""
+
+    def save(name: str) -> Path:
+        path = tmp_path / f"endoreward_{name.replace('-', '_')}.py"
+        path.write_text(ours("shim", name).stdout)
+        return path
+
+    return save
+
+
+@lru_cache
+def _model() -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def token_rewards() -> Callable[[Sequence[int], Sequence[int]], list[float]]:
+    """The reward of each token from the logits, at alpha = gamma = 1, without a word of the project's: Q(s, a) - V(s'), with
+    V = 0 at the end; they sum to V(s_1) + log pi of the response."""
+
+    def rewards(prompt: Sequence[int], response: Sequence[int]) -> list[float]:
+        with torch.no_grad():
+            logits = _model()(torch.tensor([[*prompt, *response]])).logits[0]
+        at = logits[len(prompt) - 1 : -1]
+        taken = at.gather(1, torch.tensor(response)[:, None])[:, 0]
+        after = torch.cat([torch.logsumexp(at[1:], 1), torch.zeros(1, dtype=at.dtype)])
+        return (taken - after).tolist()
+
+    return rewards
