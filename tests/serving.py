@@ -3,10 +3,13 @@
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+import uvicorn
 
 from jobs.serve.app import app_of
 from jobs.serve.connections import server_of
@@ -30,8 +33,8 @@ class Answer(NamedTuple):
 
 
 class Client:
-    def __init__(self, port: int, desk: Desk):
-        self.port, self.desk = port, desk
+    def __init__(self, port: int, desk: Desk, server: uvicorn.Server):
+        self.port, self.desk, self.server = port, desk, server
         self.url = f"http://127.0.0.1:{port}"
 
     def send(
@@ -52,14 +55,19 @@ class Client:
 
 
 @contextlib.contextmanager
-def served(config: ServeConfig, token: str = "", desk: Desk | None = None, ready: bool = True) -> Iterator[Client]:
-    """Args: desk: in the place of the one that `config` describes. ready: wait for its models."""
+def served(
+    config: ServeConfig, token: str = "", desk: Desk | None = None, ready: bool = True, send_buffer: int | None = None
+) -> Iterator[Client]:
+    """Args: desk: in the place of the one that `config` describes. ready: wait for its models. send_buffer: bytes of an answer
+    that the kernel takes off the server."""
     desk = desk or desk_of(config, open_renderers(config), in_process(config))
     with listening("127.0.0.1", 0) as listener:
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         server = server_of(app_of(desk, token), config.serve)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        client = Client(listener.getsockname()[1], desk)
+        client = Client(listener.getsockname()[1], desk, server)
         until = time.monotonic() + 30
         while not (server.started and (desk.ready or not ready)):
             assert time.monotonic() < until and thread.is_alive()

@@ -162,13 +162,16 @@ class Deployments:
             "ray_actor_options": asked,
         }
 
-    def close(self) -> None:
+    def close(self, stays: bool) -> None:
+        """Ends the replicas of a cluster that stays, and Ray Serve where that has nothing more; another ends as a whole."""
         from ray import serve
 
         for scorer in self._scorers:
             scorer.close()
-        for application in self._applications:
+        for application in self._applications if stays else ():
             serve.delete(application)
+        if stays and not serve.status().applications:
+            serve.shutdown()
 
 
 @contextlib.contextmanager
@@ -184,6 +187,4 @@ def deployments(config: ServeConfig, port: int) -> Iterator[Deployments]:
         try:
             yield opened
         finally:
-            opened.close()
-            if not cluster.joins_cluster(config.run):
-                serve.shutdown()
+            opened.close(cluster.joins_cluster(config.run))
