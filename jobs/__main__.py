@@ -22,6 +22,7 @@ from pipeline.config import (
     ServeConfig,
     load_config,
     load_config_as,
+    named_models,
     section_fields,
 )
 from pipeline.errors import ConfigError, EndorewardError
@@ -165,11 +166,11 @@ def _add_serve(commands: Commands) -> None:
         help="answer training frameworks with rewards over HTTP",
         description="Serve a model's endogenous reward, and its log-probabilities, to training frameworks over HTTP.",
     )
-    serve.add_argument("--model", metavar="MODEL", help="a local folder or a model hub's name")
+    serve.add_argument("--model", action="append", default=[], help="a folder or hub's name; several as NAME=MODEL")
     serve.add_argument("--revision", help="branch, tag or commit of a hub model")
     serve.add_argument("--host", help="address to listen on; default: this machine's own, 127.0.0.1")
     serve.add_argument("--port", type=int, help="default: 8000")
-    serve.add_argument("--local", action="store_true", help="in one process, without Ray; so far the only way")
+    serve.add_argument("--local", action="store_true", help="in one process, without Ray")
     serve.set_defaults(command=_serve)
 
 
@@ -305,8 +306,9 @@ def _rl(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    fields = {"model": "model.name", "revision": "model.revision", "host": "serve.host", "port": "serve.port"}
-    config = load_config_as(ServeConfig, arguments.config, _given(arguments, fields), arguments.set)
+    fields = {"revision": "model.revision", "host": "serve.host", "port": "serve.port"}
+    given = named_models(arguments.model) + _given(arguments, fields)
+    config = load_config_as(ServeConfig, arguments.config, given, arguments.set)
     quiet(False)
     from jobs.serve.run import serve
 

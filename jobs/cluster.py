@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from jobs import terminal
 from pipeline import storage
-from pipeline.config import ClusterConfig, LabelConfig
+from pipeline.config import ClusterConfig, LabelConfig, ServeConfig
 from pipeline.config.running import selects
 from pipeline.config.section import refuse_secrets
 from pipeline.errors import ConfigError, RunError, last_line
@@ -271,7 +271,7 @@ def placed(run: ClusterConfig) -> dict[str, Any]:
     return {"label_selector": dict(run.label_selector)} if run.label_selector else {}
 
 
-def pick_device(config: LabelConfig) -> str:
+def pick_device(config: LabelConfig | ServeConfig) -> str:
     """ "cpu" or "cuda": as configured, else by what there is. Call it connected where the run joins a cluster."""
     if config.scorer.device != "auto":
         return config.scorer.device

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from jobs.serve.app import app_of
-from jobs.serve.run import listening, open_renderer, service_of
-from jobs.serve.service import Service
+from jobs.serve.connections import server_of
+from jobs.serve.desk import Desk
+from jobs.serve.run import desk_of, in_process, listening, open_renderers
 from pipeline.config import ServeConfig
 
 
@@ -31,8 +33,8 @@ class Answer(NamedTuple):
 
 
 class Client:
-    def __init__(self, port: int, service: Service):
-        self.port, self.service = port, service
+    def __init__(self, port: int, desk: Desk, server: uvicorn.Server):
+        self.port, self.desk, self.server = port, desk, server
         self.url = f"http://127.0.0.1:{port}"
 
     def send(
@@ -54,18 +56,20 @@ class Client:
 
 @contextlib.contextmanager
 def served(
-    config: ServeConfig, token: str = "", service: Service | None = None, ready: bool = True
+    config: ServeConfig, token: str = "", desk: Desk | None = None, ready: bool = True, send_buffer: int | None = None
 ) -> Iterator[Client]:
-    """Args: service: in the place of the one that `config` describes. ready: wait for its model."""
-    service = service or service_of(config, open_renderer(config))
-    assert isinstance(service, Service)
+    """Args: desk: in the place of the one that `config` describes. ready: wait for its models. send_buffer: bytes of an answer
+    that the kernel takes off the server."""
+    desk = desk or desk_of(config, open_renderers(config), in_process(config))
     with listening("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app_of(service, token), log_level="warning", access_log=False))
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        server = server_of(app_of(desk, token), config.serve)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        client = Client(listener.getsockname()[1], service)
+        client = Client(listener.getsockname()[1], desk, server)
         until = time.monotonic() + 30
-        while not (server.started and (service.batcher.ready or not ready)):
+        while not (server.started and (desk.ready or not ready)):
             assert time.monotonic() < until and thread.is_alive()
             time.sleep(0.005)
         try:

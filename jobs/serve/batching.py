@@ -1,16 +1,16 @@
-"""Requests that come one by one, answered by a model many at a time: one queue, one thread that holds the model.
+"""Requests that come one by one, answered by a model many at a time: one queue, and a thread for each batch that the model, or
+its replicas, can have at once.
 
 While the model computes, requests wait; then the oldest is taken, with those that share a prompt with it, and others up to the
 tokens that the model forwards at once. So batches are full where there is load, and nobody waits where there is none. A number
 does not depend on who else was in the batch, beyond rounding (`pipeline.models.scoring`).
 """
 
-import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,25 +21,27 @@ from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_S = 60  # that a client is asked for before it tries again
+DEATHS = 3  # of the process that computed it, before a request is given up: alone, but for the first
+LOOK_EVERY_S = 0.5  # whether the model can have more batches at once
 Answers = list[Scores | RowError]
 
 
 class Scorer(Protocol):
-    """What answers: `pipeline.models.scoring.Scorer`."""
+    """What answers: a model in this process, or its replicas in others."""
 
     @property
-    def batch_tokens(self) -> int: ...
+    def batch_tokens(self) -> int:
+        """Tokens of a batch."""
+        ...
 
-    def score(self, turns: Sequence[TokenizedTurn]) -> Answers: ...
+    @property
+    def at_once(self) -> int:
+        """Batches that it takes before it has answered one; none while it has no replica."""
+        ...
 
-
-class Full(Exception):
-    """As many requests are in hand as may be; `retry_after_s` is about when there will be room."""
-
-    def __init__(self, most: int, retry_after_s: int):
-        super().__init__(f"{most} requests are in hand already; try again in {retry_after_s} s")
-        self.retry_after_s = retry_after_s
+    def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
+        """Raises Lost where the process that computed it ended."""
+        ...
 
 
 class Unready(Exception):
@@ -50,6 +52,10 @@ class Expired(Exception):
     """A request waited longer than it had time."""
 
 
+class Lost(Exception):
+    """The process that computed a batch ended before it answered."""
+
+
 @dataclass(eq=False)
 class _Job:
     """One request: responses that are answered together."""
@@ -58,6 +64,7 @@ class _Job:
     keys: list[bytes]  # of each turn's prompt
     future: "Future[Answers]"
     deadline: float  # of time.monotonic
+    deaths: int = 0  # of processes that computed it
 
     def tokens(self, besides: set[bytes]) -> int:
         """That the model computes for it, in a batch that has these prompts already."""
@@ -74,47 +81,42 @@ class Counts:
     tokens: int = 0  # of batches, a prompt that responses share once
     busy_s: float = 0.0
     failures: int = 0  # batches that the model raised on
+    lost: int = 0  # batches whose process ended
 
 
 class Batcher:
     """One model and those who wait for it.
 
     Args:
-        load: makes the scorer; called in the thread that will use it.
-        max_requests: that are in hand at once, from their arrival to their answer.
+        load: makes the scorer; called in a thread of the batcher.
         failed: called in that thread with what `load` raised.
+        threads: batches that are computed at once, at most.
     """
 
     def __init__(
-        self, load: Callable[[], Scorer], max_requests: int, failed: Callable[[Exception], None] = lambda error: None
+        self, load: Callable[[], Scorer], failed: Callable[[Exception], None] = lambda error: None, threads: int = 1
     ):
-        self.max_requests = max_requests
         self.counts = Counts()
-        self.in_hand = 0
-        self.ready = False
         self._load, self._failed = load, failed
+        self._scorer: Scorer | None = None
         self._waiting: list[_Job] = []
+        self._computing = 0
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
+        self._threads = [threading.Thread(target=self._work, name="batch", daemon=True) for _ in range(threads)]
+        self._opening = threading.Thread(target=self._open, name="load", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self._opening.start()
 
-    @contextlib.contextmanager
-    def room(self) -> Iterator[None]:
-        """A request's place, from its arrival on. Raises Full and Unready."""
-        with self._changed:
-            if not self.ready or self._closing:
-                raise Unready("the server is going down" if self._closing else "the model is being loaded")
-            if self.in_hand >= self.max_requests:
-                raise Full(self.max_requests, self.wait_s())
-            self.in_hand += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.in_hand -= 1
+    @property
+    def ready(self) -> bool:
+        """Whether there is a model that can answer."""
+        return self._scorer is not None and not self._closing and self._scorer.at_once > 0
+
+    @property
+    def closing(self) -> bool:
+        return self._closing
 
     def submit(self, turns: Sequence[TokenizedTurn], deadline: float = math.inf) -> "Future[Answers]":
         """The answers to turns, in their order, as soon as the model has them; cancelling the future takes the request out of
@@ -132,67 +134,82 @@ class Batcher:
         """Requests in the queue."""
         return len(self._waiting)
 
-    def wait_s(self) -> int:
-        """About how long what waits will take, in whole seconds, 1 at least."""
-        tokens = sum(job.tokens(set()) for job in self._waiting)
+    def wait_s(self) -> float:
+        """About how long what waits will take; 0 where that is not known."""
+        tokens = sum(job.tokens(set()) for job in list(self._waiting))
         rate = self.counts.tokens / self.counts.busy_s if self.counts.busy_s else 0.0
-        return min(LONGEST_WAIT_S, max(1, math.ceil(tokens / rate))) if rate else 1
+        return tokens / (rate * max(1, self._computing)) if rate else 0.0
 
     def close(self, timeout_s: float | None = None) -> None:
         """Take nothing more, answer what waits, and let go of the model."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+            self._changed.notify_all()
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        for thread in (self._opening, *self._threads):
+            if thread.is_alive():
+                thread.join(None if timeout_s is None else max(0.0, until - time.monotonic()))
 
-    def _run(self) -> None:
+    def _open(self) -> None:
         try:
             self._scorer = self._load()
         except Exception as error:
             self._failed(error)
             return
-        self.ready = True
-        while jobs := self._take():
-            self._answer(jobs)
-        self.ready = False
+        for thread in self._threads:
+            thread.start()
 
-    def _take(self) -> list[_Job]:
-        """The next batch, when there is one; none once there will be no more."""
+    def _work(self) -> None:
+        assert self._scorer is not None
+        while jobs := self._take(self._scorer):
+            try:
+                self._answer(self._scorer, jobs)
+            finally:
+                with self._changed:
+                    self._computing -= 1
+                    self._changed.notify_all()
+
+    def _take(self, scorer: Scorer) -> list[_Job]:
+        """The next batch, when there is one and the model can have it; none once there will be no more."""
         with self._changed:
             while True:
                 self._leave_out_the_expired()
-                if self._waiting:
+                if self._waiting and self._computing < scorer.at_once:
                     break
-                if self._closing:
+                if self._closing and not self._waiting and not self._computing:  # a batch that is lost comes back
                     return []
-                self._changed.wait()
-            taken = _filled(self._waiting, self._scorer.batch_tokens)
+                self._changed.wait(LOOK_EVERY_S if self._waiting else None)
+            taken = _filled(self._waiting, scorer.batch_tokens)
             self._waiting = [job for job in self._waiting if job not in taken]
+            self._computing += 1
             return taken
 
     def _leave_out_the_expired(self) -> None:
         now = time.monotonic()
         for job in self._waiting:
-            if job.deadline < now and job.future.set_running_or_notify_cancel():
+            if job.deadline < now and _is_wanted(job):
                 job.future.set_exception(Expired("the request's time was over before the model was free"))
         self._waiting = [job for job in self._waiting if not job.future.done()]
 
-    def _answer(self, jobs: Sequence[_Job]) -> None:
-        jobs = [job for job in jobs if job.future.running() or job.future.set_running_or_notify_cancel()]
+    def _answer(self, scorer: Scorer, jobs: Sequence[_Job]) -> None:
+        jobs = [job for job in jobs if _is_wanted(job)]
         if not jobs:
             return
         begun = time.monotonic()
         try:
-            answers = self._scorer.score([turn for job in jobs for turn in job.turns])
+            answers = scorer.score([turn for job in jobs for turn in job.turns])
+        except Lost as error:
+            self._again(jobs, error)
+            return
         except Exception as error:
-            self.counts.failures += 1
+            with self._changed:
+                self.counts.failures += 1
             log.error("the model raised %s on a batch of %d requests", type(error).__name__, len(jobs))
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
                 return
             for job in jobs:  # one request may fail another's batch, not its answer
-                self._answer([job])
+                self._answer(scorer, [job])
             return
         self._count(jobs, time.monotonic() - begun)
         place = 0
@@ -200,22 +217,45 @@ class Batcher:
             job.future.set_result(answers[place : place + len(job.turns)])
             place += len(job.turns)
 
+    def _again(self, jobs: Sequence[_Job], error: Lost) -> None:
+        """A batch whose process ended waits once more, each request for a batch of its own: one may have ended it."""
+        log.error("a replica ended (%s) with a batch of %d requests, which are asked again", error, len(jobs))
+        with self._changed:
+            self.counts.lost += 1
+            for job in jobs:
+                job.deaths += 1
+            self._waiting[:0] = [job for job in jobs if job.deaths < DEATHS]
+        for job in jobs:
+            if job.deaths >= DEATHS:
+                job.future.set_exception(error)
+
     def _count(self, jobs: Sequence[_Job], seconds: float) -> None:
         prompts: set[bytes] = set()
-        for job in jobs:
-            self.counts.tokens += job.tokens(prompts)
-            self.counts.responses += len(job.turns)
-            prompts.update(job.keys)
-        self.counts.batches += 1
-        self.counts.busy_s += seconds
+        with self._changed:
+            for job in jobs:
+                self.counts.tokens += job.tokens(prompts)
+                self.counts.responses += len(job.turns)
+                prompts.update(job.keys)
+            self.counts.batches += 1
+            self.counts.busy_s += seconds
+
+
+def _is_wanted(job: _Job) -> bool:
+    """Whether there is somebody who waits for it, who can then no longer take it back."""
+    return job.future.running() or job.future.set_running_or_notify_cancel()
 
 
 def _filled(waiting: Sequence[_Job], budget_tokens: int) -> list[_Job]:
-    """The oldest request, whatever its size, and others that fit beside it: first those that share a prompt with it."""
+    """The oldest request, whatever its size, and others that fit beside it: first those that share a prompt with it. One whose
+    process ended is alone."""
+    if waiting[0].deaths:
+        return [waiting[0]]
     oldest = set(waiting[0].keys)
     batch: list[_Job] = []
     prompts, size = set[bytes](), 0
     for job in sorted(waiting, key=lambda job: oldest.isdisjoint(job.keys)):
+        if job.deaths:
+            continue
         tokens = job.tokens(prompts)
         if not batch or size + tokens <= budget_tokens:
             batch.append(job)

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
+from jobs.serve.desk import Desk
 from jobs.serve.service import Refused, Service, status_of
 from pipeline.errors import RowError
 from pipeline.store.schema import Label
@@ -46,11 +47,12 @@ class Standardiser:
         return [(reward - self.mean) / deviation if deviation else 0.0 for reward in rewards]
 
 
-def add_routes(app: FastAPI, service: Service) -> None:
-    standardise = Standardiser()
+def add_routes(app: FastAPI, desk: Desk) -> None:
+    standardisers = {name: Standardiser() for name in desk.services}
 
-    def shown(rewards: Sequence[float]) -> list[float]:
-        return standardise(rewards) if service.config.serve.normalize else list(rewards)
+    def shown(labels: Sequence[Label], service: Service) -> list[float]:
+        rewards = [label.reward for label in labels]
+        return standardisers[service.name](rewards) if desk.config.serve.normalize else rewards
 
     @app.post("/get_reward")
     async def get_reward(body: OpenRLHFRequest, request: Request) -> Response:
@@ -64,21 +66,23 @@ def add_routes(app: FastAPI, service: Service) -> None:
                 raise Refused(
                     400, f"query {number} does not begin with its prompt; send both with their special tokens"
                 )
+        service = desk.service(request.query_params.get("model"))
         pairs = [(prompt, query[len(prompt) :]) for query, prompt in zip(body.query, body.prompts, strict=True)]
         asked = [{"prompt": prompt, "responses": [response], "as_written": True} for prompt, response in pairs]
         labels = await _labels(service, asked, request, "query")
         logprobs = [float(label.token_logprobs.sum(dtype="float64")) for label in labels]
         scores = [math.exp(each / label.num_tokens) for each, label in zip(logprobs, labels, strict=True)]
         logs = {"logprob": logprobs, "num_tokens": [label.num_tokens for label in labels]}
-        return _json({"rewards": shown([label.reward for label in labels]), "scores": scores, "extra_logs": logs})
+        return _json({"rewards": shown(labels, service), "scores": scores, "extra_logs": logs})
 
     @app.post("/rm")
     async def remote_rm(body: SlimeRequest, request: Request) -> Response:
         """slime's --rm-type remote_rm: a number."""
+        service = desk.service(request.query_params.get("model"))
         written = isinstance(body.prompt, str)
         asked = {"prompt": body.prompt, "responses": [body.response], "as_written": written}
-        [label] = await _labels(service, [asked], request, "request")
-        return _json(shown([label.reward])[0])
+        labels = await _labels(service, [asked], request, "request")
+        return _json(shown(labels, service)[0])
 
 
 async def _labels(service: Service, asked: Sequence[dict[str, Any]], request: Request, noun: str) -> list[Label]:

@@ -13,9 +13,10 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from jobs.serve.batching import Full, Unready
+from jobs.serve.batching import Unready
+from jobs.serve.desk import Desk, Full
 from jobs.serve.metrics import Metrics
-from jobs.serve.service import Refused, Service
+from jobs.serve.service import Refused
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,9 @@ class Gate:
     token: that requests must bear; empty for none.
     """
 
-    def __init__(self, app: App, service: Service, metrics: Metrics, routes: set[str], token: str):
-        self.app, self.service, self.metrics, self.routes = app, service, metrics, routes
-        self.settings = service.config.serve
+    def __init__(self, app: App, desk: Desk, metrics: Metrics, routes: set[str], token: str):
+        self.app, self.desk, self.metrics, self.routes = app, desk, metrics, routes
+        self.settings = desk.config.serve
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +72,7 @@ class Gate:
             self._require_right(dict(scope["headers"]))
         if scope["method"] != "POST":
             return await self.app(scope, receive, answer.send)
-        with self.service.batcher.room():
+        with self.desk.room():
             try:
                 async with asyncio.timeout_at(_loop_time(scope["deadline"])):
                     body = await self._body(scope, receive)

@@ -4,20 +4,29 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from jobs.terminal import say
-from pipeline.config import ServeConfig
+from pipeline.config import ModelConfig, ServeConfig, refuse_unread
+from pipeline.config.serving import unread_without_ray
 from pipeline.errors import ConfigError
-from pipeline.models.loading import context_length, load_model, load_settings, load_tokenizer
+from pipeline.models.loading import context_length, load_settings, load_tokenizer
 from pipeline.tokens import Renderer
+from pipeline.tokens.texts import load_rubrics
+
+if TYPE_CHECKING:
+    from jobs.serve.batching import Scorer
+    from jobs.serve.desk import Desk
+
+Open = Callable[[str, ModelConfig], "Scorer"]  # a model by its name, as a scorer
 
 
 def serve(config: ServeConfig, local: bool) -> int:
-    """Answers requests until SIGTERM or SIGINT; those in hand end first. Raises ConfigError."""
-    if not local:
-        raise ConfigError("replicas on Ray Serve are not there yet: give --local for one process without Ray")
+    """Answers requests until SIGTERM or SIGINT; those in hand end first. Raises ConfigError, RunError."""
+    if local:
+        refuse_unread(config, unread_without_ray())
     token = os.environ.get(config.serve.token_variable, "")
     if not token and not config.serve.on_loopback:
         raise ConfigError(
@@ -25,67 +34,118 @@ def serve(config: ServeConfig, local: bool) -> int:
             f"{config.serve.token_variable} in the environment, or leave serve.host out"
         )
     try:
-        import uvicorn
+        import jobs.serve.app
+        import jobs.serve.connections  # noqa: F401
 
-        from jobs.serve.app import app_of
+        if not local:
+            import ray.serve  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"serve needs {error.name}: pip install 'endoreward[serve]'") from None
-    renderer = open_renderer(config)
-    with listening(config.serve.host, config.serve.port) as listener:
-        server: uvicorn.Server
-        errors: list[Exception] = []
+    renderers = open_renderers(config)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listening(config.serve.host, config.serve.port))
+        open_model, batches = in_process(config), 1
+        if not local:
+            from jobs.serve.replicas import PER_REPLICA, deployments
 
-        def failed(error: Exception) -> None:
-            errors.append(error)
-            server.should_exit = True
-
-        service = service_of(config, renderer, failed)
-        seconds = int(config.serve.shutdown_s)
-        settings = uvicorn.Config(
-            app_of(service, token),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=seconds,
-            lifespan="on",
-        )
-        server = uvicorn.Server(settings)
-        server.capture_signals = lambda: _until_told(server)  # type: ignore[method-assign]
-        host, port = listener.getsockname()[:2]
-        say(f"{config.name} at http://{f'[{host}]' if ':' in host else host}:{port}, its routes at /docs")
-        server.run(sockets=[listener])
-    if errors:
-        raise errors[0]
+            open_model = stack.enter_context(deployments(config, listener.getsockname()[1])).open
+            batches = PER_REPLICA * config.serve.most_replicas
+        _answer(config, renderers, open_model, batches, listener, token)
     return 0
 
 
-def open_renderer(config: ServeConfig) -> Renderer:
-    """Raises ConfigError where the model's tokenizer or settings cannot be loaded."""
-    tokenizer = load_tokenizer(config.model)
-    return Renderer(tokenizer, config.tokens.dated(), context_length(load_settings(config.model), tokenizer))
+def _answer(
+    config: ServeConfig,
+    renderers: dict[str, dict[str, Renderer]],
+    open_model: Open,
+    batches: int,
+    listener: socket.socket,
+    token: str,
+) -> None:
+    """Until a signal, or until a model cannot be loaded, whose error is then raised."""
+    from jobs.serve.app import app_of
+    from jobs.serve.connections import server_of
+
+    errors: list[Exception] = []
+
+    def failed(error: Exception) -> None:
+        errors.append(error)
+        server.should_exit = True
+
+    server = server_of(app_of(desk_of(config, renderers, open_model, failed, batches), token), config.serve)
+    server.capture_signals = lambda: _until_told(server)  # type: ignore[method-assign]
+    host, port = listener.getsockname()[:2]
+    place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    say(f"{', '.join(config.models)} at {place}, its routes at /docs")
+    server.run(sockets=[listener])
+    if errors:
+        raise errors[0]
 
 
-def service_of(config: ServeConfig, renderer: Renderer, failed: Any = lambda error: None) -> Any:
-    """The model as requests see it; loaded when the server starts."""
+def open_renderers(config: ServeConfig) -> dict[str, dict[str, Renderer]]:
+    """Of each model, by its name, and by the names in requests: its own, or NAME@RUBRIC for each of `tokens.rubrics`.
+
+    Raises ConfigError where a model's tokenizer or settings cannot be loaded."""
+    tokens = config.tokens.dated()
+    under = {"": tokens}
+    if tokens.rubrics is not None:
+        texts = load_rubrics(tokens.rubrics)
+        under = {
+            f"@{name}": tokens.model_copy(update={"rubrics": None, "system_prompt": text})
+            for name, text in texts.items()
+        }
+    renderers = {}
+    for name, model in config.models.items():
+        tokenizer = load_tokenizer(model)
+        context = context_length(load_settings(model), tokenizer)
+        renderers[name] = {name + rubric: Renderer(tokenizer, own, context) for rubric, own in under.items()}
+    return renderers
+
+
+def desk_of(
+    config: ServeConfig,
+    renderers: dict[str, dict[str, Renderer]],
+    open_model: Open,
+    failed: Callable[[Exception], None] = lambda error: None,
+    batches: int = 1,
+) -> "Desk":
+    """The models as requests see them; loaded when the server starts.
+
+    Args:
+        failed: is called with what `open_model` raised.
+        batches: of a model, at once at most.
+    """
+    from jobs.serve.batching import Batcher
+    from jobs.serve.desk import Desk
     from jobs.serve.service import Service
 
-    def load() -> Any:
+    def loads(name: str) -> Callable[[], "Scorer"]:
+        return lambda: open_model(name, config.models[name])
+
+    batchers = {name: Batcher(loads(name), failed, batches) for name in renderers}
+    tokenizing = ThreadPoolExecutor(1, "tokenizer")
+    services = {
+        name: Service(name, config, renderer, batchers[model], tokenizing)
+        for model, named in renderers.items()
+        for name, renderer in named.items()
+    }
+    return Desk(config, batchers, services, tokenizing)
+
+
+def in_process(config: ServeConfig) -> Open:
+    def open_model(name: str, model: ModelConfig) -> "Scorer":
         import torch
 
-        from pipeline.models.scoring import Scorer
+        from jobs.serve.inprocess import InProcess, scorer_spec
 
         device = config.scorer.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        scorer = Scorer(
-            load_model(config.model, device),
-            alpha=config.reward.alpha,
-            budget_tokens=config.scorer.budget_tokens,
-            head_chunk_mb=config.scorer.head_chunk_mb,
-        )
-        say(f"{config.name} is loaded ({scorer.layout} on {device})")
+        scorer = InProcess(scorer_spec(config, model, device))
+        say(f"{name} is loaded ({scorer.layout} on {device})")
         return scorer
 
-    return Service(config, renderer, load, failed)
+    return open_model
 
 
 @contextlib.contextmanager

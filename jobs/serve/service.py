@@ -1,4 +1,4 @@
-"""One model as requests see it: texts become tokens in one thread, tokens become numbers in another."""
+"""A model, under one rubric, as requests see it: texts become tokens in one thread, tokens become numbers in others."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from jobs.serve.batching import Batcher, Scorer
+from jobs.serve.batching import Batcher
 from jobs.serve.bodies import Row
 from pipeline.config import RewardConfig, ServeConfig
 from pipeline.errors import RowError
@@ -18,6 +18,7 @@ from pipeline.rewards.requests import Asked, RequestReader
 from pipeline.tokens import Renderer, TokenizedTurn
 
 Result = TypeVar("Result")
+CONTEXT = 16  # tokens of a prompt that a response's own are cut behind
 OURS = ("out_of_memory", "not_finite")  # reasons that a request is not to blame for
 
 
@@ -31,29 +32,23 @@ class Refused(Exception):
 
 class Service:
     """Args:
+    name: in requests.
     renderer: of the model's tokenizer, under the server's `tokens`.
-    load: makes the scorer; called once, in the thread that uses it.
-    failed: called in that thread with what `load` raised.
+    batcher: of the model, which rubrics share.
+    tokenizing: one thread, which they share too: a tokenizer is not made for several.
     """
 
     def __init__(
-        self,
-        config: ServeConfig,
-        renderer: Renderer,
-        load: Callable[[], Scorer],
-        failed: Callable[[Exception], None] = lambda error: None,
+        self, name: str, config: ServeConfig, renderer: Renderer, batcher: Batcher, tokenizing: ThreadPoolExecutor
     ):
+        self.name = name
         self.config = config
         self.renderer = renderer
         self.reader = RequestReader(renderer)
-        self.batcher = Batcher(load, config.serve.max_requests, failed)
+        self.batcher = batcher
+        self.tokens = TokenCounts()
         self.created = int(time.time())
-        self._tokenizing = ThreadPoolExecutor(1, "tokenizer")  # which is not made for several
-
-    def require_model(self, name: str | None) -> None:
-        """Raises Refused for a name that is not served."""
-        if name is not None and name != self.config.name:
-            raise Refused(404, f"no such model is served here; leave model out, or give {self.config.name!r}")
+        self._tokenizing = tokenizing
 
     def reward_under(self, fields: Mapping[str, Any]) -> RewardConfig:
         """The server's `reward` with other values in some fields. Raises Refused."""
@@ -64,11 +59,13 @@ class Service:
             raise Refused(400, f"reward: {sentence_of(error)}") from None
         if wanted.alpha != own.alpha:
             raise Refused(400, f"reward.alpha is {own.alpha:g} on this server, and another needs another server")
+        if wanted.token_certainty and not own.token_certainty:
+            raise Refused(400, "reward.token_certainty is off on this server, and on needs another server")
         return wanted
 
     async def rewards(self, requests: Sequence[Mapping[str, Any]], reward: RewardConfig, deadline: float) -> list[Row]:
         """The label of each response of each request, under `reward`, or why it has none."""
-        read = await self.tokenizing(lambda: [_read(self.reader, request) for request in requests])
+        read = await self._in_tokenizer(lambda: [self._read(request) for request in requests])
         places = [(number, own) for number, answers in enumerate(read) for own in range(len(answers))]
         asked = [each for answers in read for each in answers]
         scores = iter(await self.scores([each.tokens for each in asked if isinstance(each, Asked)], deadline))
@@ -89,20 +86,33 @@ class Service:
             return []
         return await asyncio.wrap_future(self.batcher.submit(turns, deadline))
 
-    async def tokenizing(self, work: Callable[[], Result]) -> Result:
-        """The result of work in the tokenizer's thread."""
+    async def _in_tokenizer(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
 
-    def close(self) -> None:
-        self.batcher.close(self.config.serve.shutdown_s)
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+    def _read(self, request: Mapping[str, Any]) -> list[Asked | RowError]:
+        try:
+            asked = self.reader.read(request)
+        except RowError as error:
+            return [error] * max(1, len(request.get("responses") or request.get("response_token_ids") or ()))
+        if request.get("response_token_ids") is not None:
+            self.tokens.count(self.renderer, asked)
+        return asked
 
 
-def _read(reader: RequestReader, request: Mapping[str, Any]) -> list[Asked | RowError]:
-    try:
-        return reader.read(request)
-    except RowError as error:
-        return [error] * max(1, len(request.get("responses") or request.get("response_token_ids") or ()))
+class TokenCounts:
+    """Responses that came as tokens, and how many of these are not the tokens of their own text, which `label` would score
+    where it is given that: a policy may write a word in other pieces than its tokenizer cuts it into."""
+
+    def __init__(self) -> None:
+        self.sampled = self.other = 0
+
+    def count(self, renderer: Renderer, asked: Sequence[Asked | RowError]) -> None:
+        turns = [each.tokens for each in asked if isinstance(each, Asked)]
+        text = renderer.encoding.text
+        pairs = [(text(turn.prompt_ids[-CONTEXT:].tolist()), text(turn.response_ids.tolist())) for turn in turns]
+        for turn, cut in zip(turns, renderer.encoding.cut(pairs), strict=True):
+            self.sampled += 1
+            self.other += isinstance(cut, RowError) or cut[1] != turn.response_ids.tolist()
 
 
 def status_of(errors: Sequence[RowError]) -> int:

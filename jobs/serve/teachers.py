@@ -15,6 +15,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
+from jobs.serve.desk import Desk
 from jobs.serve.service import Refused, Service, status_of
 from pipeline.errors import RowError
 from pipeline.rewards.requests import LARGEST_ID
@@ -60,8 +61,11 @@ class TokenRequest(BaseModel):
     stream: bool = False
 
 
-def add_routes(app: FastAPI, service: Service) -> None:
-    sharpness = service.config.serve.sharpness
+def add_routes(app: FastAPI, desk: Desk) -> None:
+    sharpness = desk.config.serve.sharpness
+
+    def service_of(name: str | None, request: Request) -> Service:
+        return desk.service(name or request.query_params.get("model"))
 
     @app.post("/generate")
     async def sglang(body: SGLangRequest, request: Request) -> Response:
@@ -79,7 +83,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             "only of the given tokens; leave top_logprobs_num out",
         )
         _require(not body.stream, "answers come whole; leave stream out")
-        several = _lists(body.input_ids)
+        service, several = service_of(None, request), _lists(body.input_ids)
         answers = [
             _sglang(ids, own) for ids, own in zip(several, await _served(service, several, request), strict=True)
         ]
@@ -88,7 +92,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions")
     async def completions(body: CompletionsRequest, request: Request) -> Response:
         """OpenAI's, with vLLM's `prompt_logprobs` in each choice: of each token but the first {id: {logprob, rank: null}}."""
-        service.require_model(body.model)
+        service = service_of(body.model, request)
         _require_scoring(body.prompt_logprobs, body.max_tokens, body.temperature, body.stream)
         _require(
             sharpness == 1,
@@ -104,12 +108,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
         tokens = sum(map(len, several))
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         named = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": service.created}
-        return _json({**named, "model": service.config.name, "choices": choices, "usage": usage})
+        return _json({**named, "model": service.name, "choices": choices, "usage": usage})
 
     @app.post("/inference/v1/generate")
     async def tokens_in(body: TokenRequest, request: Request) -> Response:
         """vLLM's of tokens alone: `prompt_logprobs` as in /v1/completions."""
-        service.require_model(body.model)
+        service = service_of(body.model, request)
         own = body.sampling_params
         _require_scoring(own.prompt_logprobs, own.max_tokens, own.temperature, body.stream)
         [served] = await _served(service, [body.token_ids], request)

@@ -43,7 +43,7 @@ from pipeline.config.section import (
     section_fields,
     set_but_unread,
 )
-from pipeline.config.serving import ServeConfig
+from pipeline.config.serving import ServeConfig, named_models
 from pipeline.config.tokens import OF_A_TEMPLATE, OURS_TO_GIVE, TokensConfig, refuse_sampled, unread_of_tokens
 
 __all__ = [
@@ -85,6 +85,7 @@ __all__ = [
     "VerifierConfig",
     "load_config",
     "load_config_as",
+    "named_models",
     "refuse_sampled",
     "refuse_secrets",
     "refuse_unread",

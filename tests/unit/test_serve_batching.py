@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import save_model
 
-from jobs.serve.batching import Answers, Batcher, Expired, Full, Unready
+from jobs.serve.batching import Answers, Batcher, Expired, Lost, Unready
 from pipeline.config import ModelConfig
 from pipeline.models.loading import load_model
 from pipeline.models.scoring import Scorer
@@ -32,10 +33,25 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return Scorer(load_model(ModelConfig(name=str(folder)), "cpu"), budget_tokens=64)
 
 
+@dataclass
+class Own:
+    """A scorer of one batch at a time."""
+
+    scorer: Scorer
+    at_once: int = 1
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.scorer.batch_tokens
+
+    def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
+        return self.scorer.score(turns)
+
+
 class Held:
     """A scorer that waits until it is let go, and remembers its batches."""
 
-    batch_tokens = 10
+    batch_tokens, at_once = 10, 1
 
     def __init__(self) -> None:
         self.go, self.began = threading.Event(), threading.Event()
@@ -54,8 +70,8 @@ class Held:
 def started() -> Iterator[Callable[[Any], Batcher]]:
     open_: list[Batcher] = []
 
-    def start(scorer: Any, most: int = 8) -> Batcher:
-        batcher = Batcher(lambda: scorer, most)
+    def start(scorer: Any, batches: int = 1) -> Batcher:
+        batcher = Batcher(lambda: scorer, threads=batches)
         open_.append(batcher)
         batcher.start()
         while not batcher.ready:
@@ -77,7 +93,7 @@ def test_a_number_does_not_depend_on_who_else_asks(
     scorer: Scorer, requests: list[tuple[list[int], list[list[int]]]]
 ) -> None:
     turns = [[turn(prompt, response) for response in responses] for prompt, responses in requests]
-    batcher = Batcher(lambda: scorer, 8)
+    batcher = Batcher(lambda: Own(scorer))
     futures: list[Future[Answers] | None] = [None] * len(turns)
 
     def ask(position: int) -> None:
@@ -89,9 +105,11 @@ def test_a_number_does_not_depend_on_who_else_asks(
         thread.start()
     for thread in threads:
         thread.join()
-    for own, future in zip(turns, futures, strict=True):
-        assert future is not None
-        for each, answer in zip(own, future.result(10), strict=True):
+    answered = [
+        future.result(10) for future in futures if future is not None
+    ]  # a scorer is not for two threads at once
+    for own, answers in zip(turns, answered, strict=True):
+        for each, answer in zip(own, answers, strict=True):
             [alone] = scorer.score([each])
             for name in ("q", "values", "logprobs"):
                 np.testing.assert_allclose(getattr(answer, name), getattr(alone, name), rtol=1e-5, atol=1e-5)
@@ -132,17 +150,6 @@ def test_one_request_that_the_model_fails_on_fails_alone(started: Callable[..., 
     assert batcher.submit([turn([1], [6])]).result(10)
 
 
-def test_places_are_bounded_and_come_back(started: Callable[..., Batcher]) -> None:
-    batcher = started(Held(), 2)
-    with batcher.room(), batcher.room():
-        with pytest.raises(Full, match="2 requests are in hand already; try again in 1 s") as raised, batcher.room():
-            pass
-        assert raised.value.retry_after_s == 1
-    with batcher.room():
-        assert batcher.in_hand == 1
-    assert batcher.in_hand == 0
-
-
 def test_a_cancelled_or_late_request_is_not_computed(started: Callable[..., Batcher]) -> None:
     held = Held()
     batcher = started(held)
@@ -170,8 +177,7 @@ def test_closing_answers_what_waits_and_takes_nothing_more(started: Callable[...
     assert [future.result(0)[0].tolist() for future in futures] == [[number] for number in range(5)]  # type: ignore[union-attr]
     with pytest.raises(Unready, match="going down"):
         batcher.submit([turn([1], [1])])
-    with pytest.raises(Unready, match="going down"), batcher.room():
-        pass
+    assert not batcher.ready
 
 
 def test_a_model_that_cannot_be_loaded_is_told() -> None:
@@ -180,9 +186,82 @@ def test_a_model_that_cannot_be_loaded_is_told() -> None:
     def load() -> Any:
         raise OSError("no such weights")
 
-    batcher = Batcher(load, 2, errors.append)
-    with pytest.raises(Unready, match="being loaded"), batcher.room():
-        pass
+    batcher = Batcher(load, errors.append)
     batcher.start()
     batcher.close(10)
     assert [str(error) for error in errors] == ["no such weights"] and not batcher.ready
+
+
+class Replicas:
+    """As many batches at once as it has replicas; those whose first token is in `killers` end theirs, as often as it says."""
+
+    batch_tokens = 8
+
+    def __init__(self, at_once: int, killers: Mapping[int, int] = {}):
+        self.at_once, self.killers = at_once, dict(killers)
+        self.batches: list[list[int]] = []
+        self.computing, self.most = 0, 0
+        self._own = threading.Lock()
+
+    def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
+        first = [int(turn.response_ids[0]) for turn in turns]
+        with self._own:
+            self.batches.append(first)
+            self.computing += 1
+            self.most = max(self.most, self.computing)
+        time.sleep(0.01)
+        with self._own:
+            self.computing -= 1
+            for each in first:
+                if self.killers.get(each, 0) > 0:
+                    self.killers[each] -= 1
+                    raise Lost("it ended")
+        return [turn.response_ids for turn in turns]  # type: ignore[misc]
+
+
+def test_as_many_batches_at_once_as_there_are_replicas(started: Callable[..., Batcher]) -> None:
+    replicas = Replicas(2)
+    batcher = started(replicas, 6)
+    futures = [batcher.submit([turn([number] * 8, [number])]) for number in range(1, 30)]
+    assert [future.result(10)[0].tolist() for future in futures] == [[number] for number in range(1, 30)]  # type: ignore[union-attr]
+    assert replicas.most == 2 and batcher.counts.batches == 29
+    replicas.at_once = 5  # more have come
+    futures = [batcher.submit([turn([number] * 8, [number])]) for number in range(1, 30)]
+    assert all(future.result(10) for future in futures) and replicas.most == 5
+
+
+def test_requests_wait_while_there_is_no_replica(started: Callable[..., Batcher]) -> None:
+    replicas = Replicas(1)
+    batcher = started(replicas, 2)
+    replicas.at_once = 0
+    assert not batcher.ready
+    future = batcher.submit([turn([1], [1])])
+    late = batcher.submit([turn([1], [2])], deadline=time.monotonic() + 0.1)
+    with pytest.raises(Expired):
+        late.result(10)
+    assert not future.done()
+    replicas.at_once = 1
+    assert future.result(10) and batcher.ready
+
+
+def test_what_a_replica_took_with_it_is_asked_again(started: Callable[..., Batcher]) -> None:
+    """Each alone: one that ends every replica takes no other with it, and is given up."""
+    replicas = Replicas(1, killers={13: 9, 7: 1})
+    batcher = started(replicas, 2)
+    held = batcher.submit([turn([1] * 8, [5])])  # while this is computed, the others become one batch
+    futures = {number: batcher.submit([turn([1], [number])]) for number in (7, 13, 8)}
+    assert held.result(10)
+    assert [futures[number].result(10)[0].tolist() for number in (7, 8)] == [[7], [8]]  # type: ignore[union-attr]
+    with pytest.raises(Lost, match="it ended"):
+        futures[13].result(10)
+    assert sum(13 in batch for batch in replicas.batches) == 3 and replicas.batches.count([13]) >= 2
+    assert batcher.counts.lost == 9 - replicas.killers[13] + 1 and batcher.counts.failures == 0
+    assert batcher.submit([turn([1], [6])]).result(10)
+
+
+def test_a_batch_that_is_lost_on_the_way_down_is_answered(started: Callable[..., Batcher]) -> None:
+    replicas = Replicas(2, killers={1: 1})
+    batcher = started(replicas, 4)
+    futures = [batcher.submit([turn([number] * 8, [number])]) for number in (1, 2, 3)]
+    batcher.close(10)
+    assert [future.result(0)[0].tolist() for future in futures] == [[1], [2], [3]]  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from tiny import save_model
 
 from jobs.__main__ import main
 from jobs.serve.run import listening, serve
-from pipeline.config import ServeConfig, load_config_as
+from pipeline.config import ServeConfig, load_config_as, named_models
 from pipeline.errors import ConfigError
 
 MODEL = "examples/addition/model"
@@ -30,10 +30,19 @@ MODEL = "examples/addition/model"
     [
         (["serve.port=70000"], "serve.port: Input should be less than or equal to 65535"),
         (["serve.sharpness=0"], "serve.sharpness: Input should be greater than 0"),
-        (["serve.replicas=2"], "serve.replicas: no such field; there are host, port"),
-        (["scorer.max_actors=2"], "scorer.max_actors: has no effect on serve, which holds one model in one process"),
-        (["tokens.rubrics=a.toml"], "a server has one rubric; give tokens.system_prompt, and start one for each"),
-        (["input.paths=a"], "input: no such field; there are model, tokens, reward, scorer, serve"),
+        (["serve.replicas=0"], "serve.replicas: Input should be greater than or equal to 1"),
+        (["serve.replica=2"], "serve.replica: no such field; there are host, port"),
+        (["serve.max_replicas=2", "serve.min_replicas=3"], "serve: max_replicas = 2 is less than min_replicas = 3"),
+        (["serve.max_replicas=2", "serve.replicas=2"], "serve.replicas: has no effect under serve.max_replicas"),
+        (["serve.min_replicas=2"], "serve.min_replicas: has no effect without serve.max_replicas"),
+        (
+            ["scorer.max_actors=2"],
+            "scorer.max_actors: has no effect on serve, whose replicas are those of serve.replicas",
+        ),
+        (["serve.models={a = 'b'}"], "model.name: has no effect where serve.models names models"),
+        (["serve.models={'a/b' = 'c'}"], "a model's name is of letters, digits, _ . and -; wrong: a/b"),
+        (["serve.models={a = 'c'}", "serve.name=b"], "name is of one model, and models have names of their own"),
+        (["input.paths=a"], "input: no such field; there are model, tokens, reward, scorer, serve, run"),
     ],
 )
 def test_wrong_descriptions(assignments: list[str], sentence: str) -> None:
@@ -42,8 +51,21 @@ def test_wrong_descriptions(assignments: list[str], sentence: str) -> None:
 
 
 def test_names_and_loopback() -> None:
-    assert [described(name).name for name in ("a/b/model/", "org/name", "name")] == ["model", "name", "name"]
-    assert described("m", serve={"name": "mine"}).name == "mine"
+    assert [list(described(name).models) for name in ("a/b/model/", "org/name", "name")] == [
+        ["model"],
+        ["name"],
+        ["name"],
+    ]
+    assert list(described("m", serve={"name": "mine"}).models) == ["mine"]
+    several = load_config_as(ServeConfig, None, named_models(["a=some/folder", "b=org/name"]), ["model.dtype=float32"])
+    assert {name: (model.name, model.dtype) for name, model in several.models.items()} == {
+        "a": ("some/folder", "float32"),
+        "b": ("org/name", "float32"),
+    }
+    assert named_models([]) == [] and named_models(["some/a=b"]) == [("model.name", "some/a=b")]
+    for wrong in (["a", "b"], ["a=b", "c"], ["a=b", "a=c"]):
+        with pytest.raises(ConfigError, match="several --model want a name each, and each another: --model NAME=PATH"):
+            named_models(wrong)
     hosts = {
         "127.0.0.1": True,
         "127.3.2.1": True,
@@ -61,8 +83,22 @@ def test_other_machines_need_a_token(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.delenv("ENDOREWARD_TOKEN", raising=False)
     assert main(["serve", "--local", "--model", MODEL, "--host", "0.0.0.0"]) == 2
     assert "there is no token: set ENDOREWARD_TOKEN in the environment" in capsys.readouterr().err
-    assert main(["serve", "--model", MODEL]) == 2
-    assert "replicas on Ray Serve are not there yet: give --local" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "serve.replicas=2",
+        "serve.max_replicas=2",
+        "scorer.cpus_per_actor=2",
+        "scorer.gpus_per_actor=2",
+        "run.num_cpus=2",
+    ],
+)
+def test_one_process_has_no_use_for_replicas(assignment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--local", "--model", MODEL, "--set", assignment]) == 2
+    sentence = f"{assignment[:-2]}: has no effect on serve --local, which is one process without Ray; leave it out"
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_and_a_model_that_is_not_there(tmp_path: Path) -> None:

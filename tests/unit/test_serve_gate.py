@@ -1,5 +1,6 @@
 """What a server refuses: each with its status and a sentence, without a word of the request in the log, and it goes on."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -15,8 +16,8 @@ from serving import Client, described, served
 from tiny import CHATML, save_model
 
 from jobs.serve.batching import Answers
-from jobs.serve.run import open_renderer
-from jobs.serve.service import Service
+from jobs.serve.desk import Desk
+from jobs.serve.run import desk_of, open_renderers
 from pipeline.models.scores import Scores
 from pipeline.tokens import TokenizedTurn
 
@@ -27,7 +28,7 @@ ONE = {"inputs": [{"prompt": f"ab {SECRET}", "responses": ["cd"]}]}
 class Held:
     """A scorer that waits until it is let go."""
 
-    batch_tokens = 100
+    batch_tokens, at_once = 100, 1
 
     def __init__(self) -> None:
         self.go, self.began = threading.Event(), threading.Event()
@@ -61,9 +62,13 @@ def held() -> Iterator[Held]:
     scorer.go.set()
 
 
-def service_of(model: Path, scorer: Any, **serve: Any) -> Service:
+def desk_with(model: Path, scorer: Any, **serve: Any) -> Desk:
     config = described(model, serve=serve)
-    return Service(config, open_renderer(config), lambda: scorer)
+    return desk_of(config, open_renderers(config), lambda name, model: scorer)
+
+
+def with_desk(desk: Desk, token: str = "") -> contextlib.AbstractContextManager[Client]:
+    return served(desk.config, token, desk)
 
 
 def in_background(client: Client, answers: list[Any]) -> threading.Thread:
@@ -82,7 +87,7 @@ BAD = {
     "an unknown field": ({**ONE, "rewards": 1}, 400, "rewards: Extra inputs are not permitted"),
     "a path": ({"inputs": [{"prompt": {"path": "/etc/passwd"}, "responses": ["a"]}]}, 400, "inputs.0.prompt"),
     "ids that are text": ({"inputs": [{"prompt_token_ids": ["a"], "response_token_ids": [[1]]}]}, 400, "valid integer"),
-    "an unknown model": ({**ONE, "model": "../other"}, 404, "no such model is served here; leave model out, or give 'm'"),
+    "an unknown model": ({**ONE, "model": "../other"}, 404, "no such model is served here; there are m"),
     "NaN": (b'{"inputs":[{"prompt":"a","responses":["b"]}],"reward":{"gamma":NaN}}', 400, "reward: gamma: "),
     "deep": (b'{"inputs":' + b"[" * 20000 + b"]" * 20000 + b"}", 400, ""),
     "huge": ({"inputs": [{"prompt": "a" * 200_000, "responses": ["b"]}]}, 413, "the body is larger than 0.1 MiB; send less"),
@@ -141,7 +146,7 @@ def test_other_routes_and_methods(client: Client) -> None:
 
 def test_a_token_is_asked_for(model: Path, held: Held) -> None:
     held.go.set()
-    with served(described(model), token="t0ken", service=service_of(model, held)) as client:
+    with with_desk(desk_with(model, held), token="t0ken") as client:
         for headers in ({}, {"authorization": "Bearer other"}, {"authorization": "t0ken"}):
             answer = client.post("/v1/rewards", ONE, **headers)
             assert answer.status == 401 and answer.headers["www-authenticate"] == "Bearer"
@@ -160,7 +165,7 @@ def test_without_a_token_only_loopback_by_its_name(client: Client) -> None:
 
 def test_more_than_may_be_in_hand_comes_back_later(model: Path, held: Held) -> None:
     answers: list[Any] = []
-    with served(described(model), service=service_of(model, held, max_requests=1)) as client:
+    with with_desk(desk_with(model, held, max_requests=1)) as client:
         thread = in_background(client, answers)
         assert held.began.wait(10)
         busy = client.post("/v1/rewards", ONE)
@@ -173,7 +178,7 @@ def test_more_than_may_be_in_hand_comes_back_later(model: Path, held: Held) -> N
 
 
 def test_time_is_up(model: Path, held: Held) -> None:
-    with served(described(model), service=service_of(model, held, timeout_s=0.3)) as client:
+    with with_desk(desk_with(model, held, timeout_s=0.3)) as client:
         late = client.post("/v1/rewards", ONE)
         assert (late.status, late.sentence[:23]) == (504, "no answer within 0.3 s ")
         assert client.post("/v1/rewards", ONE).status == 504  # waits behind the first, and is never computed
@@ -188,16 +193,16 @@ def test_time_is_up(model: Path, held: Held) -> None:
 
 def test_a_client_that_goes_is_taken_out_of_the_queue(model: Path, held: Held) -> None:
     answers: list[Any] = []
-    with served(described(model), service=service_of(model, held)) as client:
+    with with_desk(desk_with(model, held)) as client:
         thread = in_background(client, answers)
         assert held.began.wait(10)
         body = json.dumps(ONE).encode()
         gone = socket.create_connection(("127.0.0.1", client.port))
         head = f"POST /v1/rewards HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
         gone.sendall(head.encode() + b"\r\n\r\n" + body)
-        _until(lambda: client.service.batcher.waiting == 1)
+        _until(lambda: client.desk.batchers["m"].waiting == 1)
         gone.close()
-        _until(lambda: client.service.batcher.in_hand == 1)
+        _until(lambda: client.desk.in_hand == 1)
         held.go.set()
         thread.join(10)
         assert answers[0].status == 200 and client.post("/v1/rewards", ONE).status == 200
@@ -209,15 +214,15 @@ def test_before_the_model_is_loaded_and_on_the_way_down(model: Path) -> None:
     held, loaded = Held(), threading.Event()
     held.go.set()
     config = described(model)
-    service = Service(config, open_renderer(config), lambda: held if loaded.wait(10) else None)
-    with served(config, service=service, ready=False) as client:
+    desk = desk_of(config, open_renderers(config), lambda name, model: held if loaded.wait(10) else Held())
+    with served(config, desk=desk, ready=False) as client:
         assert client.get("/health").status == 503
         early = client.post("/v1/rewards", ONE)
         assert (early.status, early.headers["retry-after"]) == (503, "5")
-        assert early.sentence == "the model is being loaded; try again"
+        assert early.sentence == "the model is being loaded, or has no replica now; try again"
         loaded.set()
         _until(lambda: client.get("/health").status == 200)
-        service.batcher.close()
+        desk.close()
         assert client.get("/health").status == 503
         assert client.post("/v1/rewards", ONE).sentence == "the server is going down; try again"
 
@@ -225,7 +230,7 @@ def test_before_the_model_is_loaded_and_on_the_way_down(model: Path) -> None:
 def test_requests_in_hand_end_before_the_server_does(model: Path) -> None:
     answers: list[Any] = []
     held = Held()
-    with served(described(model), service=service_of(model, held)) as client:
+    with with_desk(desk_with(model, held)) as client:
         thread = in_background(client, answers)
         assert held.began.wait(10)
         threading.Timer(0.3, held.go.set).start()
@@ -238,7 +243,7 @@ def test_a_failure_is_not_told_in_the_words_of_the_request(
 ) -> None:
     held.error = ValueError(f"cannot do {SECRET}")
     held.go.set()
-    with served(described(model), service=service_of(model, held)) as client:
+    with with_desk(desk_with(model, held)) as client:
         answer = client.post("/v1/rewards", ONE)
         assert answer.status == 500 and answer.sentence == "the server failed on this request; its log names the error"
         held.error = None

@@ -1,0 +1,190 @@
+"""Replicas of a model on Ray Serve: each scores one batch while the next waits at its door, and one that ends is replaced.
+
+The queue, the routes and all that HTTP asks for stay in the process of the command (`jobs.serve.batching`) whatever the number
+of replicas: a batch goes to whichever is free, and a batch whose replica ended goes to another.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from actors.scorer import ScorerSpec
+from jobs import cluster
+from jobs.serve.batching import Answers, Lost
+from jobs.serve.inprocess import InProcess, scorer_spec
+from jobs.terminal import say, warn
+from pipeline.config import ModelConfig, ServeConfig
+from pipeline.errors import ConfigError, RunError, last_line
+from pipeline.tokens import TokenizedTurn
+
+PER_REPLICA = 2  # batches: the one that is computed, and the one that comes next
+LOAD_OF_ONE = 1.5  # batches at a replica, above which there are to be more: as a rule one waits
+UP_AFTER_S, DOWN_AFTER_S = 10.0, 120.0
+TRIES = 3  # to load a model, before the command ends
+LOOK_EVERY_S = 1.0  # how many replicas there are, and whether each lives
+
+
+class Replica:
+    """A scorer in a process of Ray Serve's."""
+
+    def __init__(self, spec: ScorerSpec):
+        spec.limit_threads()
+        self._scorer = InProcess(spec)
+
+    def shape(self) -> tuple[int, str]:
+        return self._scorer.batch_tokens, self._scorer.layout
+
+    def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
+        return self._scorer.score(turns)
+
+
+class Replicas:
+    """All replicas of a model as one scorer, which takes several batches at once.
+
+    Args:
+        handle: of the deployment.
+        running: asks Ray Serve how many replicas there are.
+    """
+
+    def __init__(self, handle: Any, running: Callable[[], int]):
+        self._handle, self._running = handle, running
+        self.batch_tokens, self.layout = handle.shape.remote().result()
+        self.replicas: int = running()
+        self._closed = threading.Event()
+        threading.Thread(target=self._look, name="replicas", daemon=True).start()
+
+    @property
+    def at_once(self) -> int:
+        return PER_REPLICA * self.replicas
+
+    def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
+        """Raises Lost where the replica ended before it answered."""
+        import ray.exceptions
+
+        bare = [replace(turn, prompt=[]) for turn in turns]  # what is scored, and no text
+        try:
+            answers: Answers = self._handle.score.remote(bare).result()
+            return answers
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
+            raise Lost(type(error).__name__) from None
+
+    def _look(self) -> None:
+        while not self._closed.wait(LOOK_EVERY_S):
+            with contextlib.suppress(Exception):  # Ray Serve's controller may be on its way back
+                self.replicas = self._running()
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+class Deployments:
+    """The models of a server on Ray Serve, in an application of its own."""
+
+    def __init__(self, config: ServeConfig, port: int):
+        """Raises ConfigError where this machine has no room for them."""
+        self._config, self._port = config, port
+        self._device = cluster.pick_device(config)
+        self._gpus = config.scorer.gpus_per_actor if self._device == "cuda" else 0
+        self._cpus = self._pick_cpus()
+        self._scorers: list[Replicas] = []
+        self._applications: list[str] = []
+
+    def _pick_cpus(self) -> int:
+        """Threads of a replica: as configured, else 1 beside a GPU, else an equal part of the CPUs."""
+        config, scorer = self._config, self._config.scorer
+        nodes = [node["Resources"] for node in cluster.usable_nodes(config.run)]
+        on_nodes = [int(node.get("CPU", 0)) for node in nodes]
+        wanted = config.serve.most_replicas * len(config.models)
+        part = min(max(on_nodes, default=1), sum(on_nodes) // wanted)
+        cpus = scorer.cpus_per_actor or (1 if self._gpus else max(1, part))
+        least = config.serve.least_replicas * len(config.models)
+        room = sum(
+            min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) // self._gpus if self._gpus else least)
+            for node in nodes
+        )
+        if room < least:
+            short = (
+                f"has room for {room} replicas of {cpus} CPUs and {self._gpus} GPUs, and serve.replicas or "
+                f"serve.min_replicas asks for {least}; lower it, scorer.cpus_per_actor or scorer.gpus_per_actor"
+            )
+            if not cluster.joins_cluster(config.run):
+                raise ConfigError(f"this machine {short}")
+            warn(f"the cluster {short}, or add nodes: a model is ready once its replicas have room")
+        return cpus
+
+    def open(self, name: str, model: ModelConfig) -> Replicas:
+        """Starts a model's replicas, and waits for them. Raises ConfigError for a model that cannot be loaded."""
+        from ray import serve
+
+        application = f"endoreward-{self._port}-{name}"
+        self._applications.append(application)
+        spec = scorer_spec(self._config, model, self._device, self._gpus, self._cpus)
+        deployment = serve.deployment(name=name, **self._options())(Replica).bind(spec)
+        try:
+            handle = serve.run(deployment, name=application, route_prefix=None)
+        except RuntimeError as error:
+            raise RunError(f"the replicas of {name} do not start: {last_line(error)}") from None
+
+        def running() -> int:
+            states: dict[Any, int] = dict(serve.status().applications[application].deployments[name].replica_states)
+            return states.get("RUNNING", 0)
+
+        scorer = Replicas(handle, running)
+        self._scorers.append(scorer)
+        say(f"{name} is loaded ({scorer.layout} on {self._device}, {scorer.replicas} replicas)")
+        return scorer
+
+    def _options(self) -> Mapping[str, Any]:
+        section = self._config.serve
+        asked: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": self._gpus, **cluster.placed(self._config.run)}
+        count: dict[str, Any] = {"num_replicas": section.replicas}
+        if section.max_replicas is not None:
+            count = {
+                "autoscaling_config": {
+                    "min_replicas": section.min_replicas,
+                    "max_replicas": section.max_replicas,
+                    "target_ongoing_requests": LOAD_OF_ONE,
+                    "upscale_delay_s": UP_AFTER_S,
+                    "downscale_delay_s": DOWN_AFTER_S,
+                }
+            }
+        return {
+            **count,
+            "max_ongoing_requests": PER_REPLICA,
+            "max_constructor_retry_count": TRIES,
+            "health_check_period_s": LOOK_EVERY_S,
+            "graceful_shutdown_timeout_s": section.shutdown_s,
+            "ray_actor_options": asked,
+        }
+
+    def close(self, stays: bool) -> None:
+        """Ends the replicas of a cluster that stays, and Ray Serve where that has nothing more; another ends as a whole."""
+        from ray import serve
+
+        for scorer in self._scorers:
+            scorer.close()
+        for application in self._applications if stays else ():
+            serve.delete(application)
+        if stays and not serve.status().applications:
+            serve.shutdown()
+
+
+@contextlib.contextmanager
+def deployments(config: ServeConfig, port: int) -> Iterator[Deployments]:
+    """Ray Serve for as long as the block runs; what others run on the same cluster stays. Raises ConfigError, RunError."""
+    with cluster.cluster(config.run):
+        from ray import serve
+
+        for name in ("ray.serve", "ray.serve._private"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+        opened = Deployments(config, port)
+        try:
+            yield opened
+        finally:
+            opened.close(cluster.joins_cluster(config.run))
