@@ -13,7 +13,7 @@ from jobs import terminal
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store import LabelStore, documents
+from pipeline.store import LabelStore, documents, in_parallel
 from pipeline.store.pairs import PAIR_COLUMNS, PREFERENCES, PairCounts, preference_pairs, preferences_table
 
 FORMATS = ("trl",)
@@ -51,8 +51,8 @@ def export(uri: str, format: str, output: str) -> int:
     def parts() -> Iterator[list[dict[str, Any]]]:
         nonlocal counts
         shards = [shard for shard in survey.shards if shard.labels.rows]
-        for _, labels in terminal.track(store.read("labels", shards, PAIR_COLUMNS), len(shards), "export", "shards"):
-            pairs, of_part = preference_pairs(labels)
+        made = in_parallel(lambda shard: preference_pairs(store.read_rows("labels", shard, PAIR_COLUMNS)), shards)
+        for _, (pairs, of_part) in terminal.track(made, len(shards), "export", "shards"):
             counts += of_part
             yield pairs
 
