@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from actors.elastic import read_whole, write_whole
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.engines.probe import probe_text
 from pipeline.models.loading import load_model, load_tokenizer, resolve_dtype
@@ -246,6 +247,9 @@ class Learner:
     def save(self, folder: str, step: int) -> None:
         """Write this worker's part of a checkpoint. All workers call it; their folders may be one or merged later."""
         with _quiet():
+            if self.config.learner.min_workers:
+                write_whole(self.engine, folder, step)
+                return
             self.engine.save_checkpoint(
                 folder, tag=TAG, client_state={"step": step}, exclude_frozen_parameters=bool(self.config.lora.rank)
             )
@@ -256,6 +260,8 @@ class Learner:
         Raises ConfigError where there is none in the folder.
         """
         with _quiet():
+            if self.config.learner.min_workers:
+                return read_whole(self.engine, folder)
             path, state = self.engine.load_checkpoint(folder, tag=TAG, load_module_strict=not self.config.lora.rank)
         if path is None:
             raise ConfigError(f"{folder} holds no checkpoint")

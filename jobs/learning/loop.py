@@ -20,13 +20,14 @@ import torch
 
 from actors.learner import Learner, LearnerSpec
 from jobs.learning.book import Book
-from jobs.learning.worker import State, export, guarded, keep, restore
+from jobs.learning.worker import State, export, guarded, keep, leaving_nodes, restore
 from pipeline import storage
 from pipeline.training.config import LearningConfig
 from pipeline.training.metrics import MetricRow
 from pipeline.training.schedule import learning_rate
 
 Data = TypeVar("Data")
+NODE_GOES = "a node of its workers is about to be taken away"
 
 
 def work(payload: dict[str, "Recipe[Any]"]) -> None:
@@ -40,6 +41,7 @@ def loop(recipe: "Recipe[Any]") -> None:
     torch.set_num_threads(recipe.config.learner.cpus_per_worker)
     learner = Learner(recipe.learner())
     state = restore(learner, recipe.FRESH)
+    announced: set[str] = set()  # nodes that are taken back, of which a checkpoint knows
     with closing(recipe.source(learner, state["step"])) as source:
         source.update(state["step"], learner)
         book = recipe.book(source, state["step"], learner.notes) if learner.rank == 0 else None
@@ -58,9 +60,12 @@ def loop(recipe: "Recipe[Any]") -> None:
             row = {"step": step + 1, "num_tokens": state["num_tokens"], **row, **recipe.progress(step, tokens, clock)}
             if due:
                 row |= recipe.measure(learner, source, state)
+            going = leaving_nodes() - announced if recipe.nodes_go else set()
+            announced |= going
             if book:
-                book.write(row, data, due)
-            if due:
+                book.notes += [f"a checkpoint after step {step + 1}: {NODE_GOES}"] if going else []
+                book.write(row, data, due or bool(going))
+            if due or going:
                 keep(learner, recipe.output, state, row, source.save)
     export(learner, recipe.output, "hf")
     if book:
@@ -114,6 +119,7 @@ class Recipe(ABC, Generic[Data]):
     output: str
     steps: int
     rate: float  # after the warm-up
+    nodes_go: bool  # whether a cluster may take nodes away from its workers
     run: dict[str, Any]  # what trackers show of it
 
     def place(self, name: str) -> str:

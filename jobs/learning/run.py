@@ -86,6 +86,7 @@ class TrainingRun(ABC):
             "output": folder.uri,
             "steps": self.steps,
             "rate": self.rate,
+            "nodes_go": joins_cluster(self.config.run),  # a local Ray's one node is nobody's to take
             "run": {
                 "created": record.created,
                 "objective": record.objective,

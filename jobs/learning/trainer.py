@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.config import ClusterConfig, ModelConfig
 from pipeline.errors import ConfigError, RunError, StoreError, last_line
 from pipeline.models.loading import load_settings
-from pipeline.training.config import LearningConfig
+from pipeline.training.config import LearnerConfig, LearningConfig
 from pipeline.training.metrics import Follower
 from pipeline.training.run import CHECKPOINTS, RunFolder
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jobs.learning.loop import Recipe
 
 POLL_S = 1.0
+RESIZES_S = 30.0  # least time between two changes of the number of workers, where that may change
 WATCHES_NODES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # by another actor, for nodes that a cloud takes back
 COLLECTIVE_S = 7 * 24 * 3600
 """How long workers wait for each other. Ray notices the dead; what is slow is alive: the first worker measures on held-out
@@ -139,30 +140,62 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
         work,
         train_loop_config={"recipe": recipe},
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=COLLECTIVE_S),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources, **placed(config.run)
+        scaling_config=_scaling(
+            config.learner,
+            workers,
+            use_gpu=device == "cuda",
+            resources_per_worker=resources,
+            **placed(config.run),
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=config.learner.max_failures),
+            failure_config=_failures(config.learner),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),
     )
     _spare_actors(trainer)
-    unwatched = {} if joins_cluster(config.run) else {WATCHES_NODES: "0"}  # a local Ray's one node is nobody's to take
+    unwatched = {} if recipe.nodes_go else {WATCHES_NODES: "0"}
     try:
         with _watched(folder, recipe.steps), _own_interrupts(), _environment(unwatched):
             trainer.fit()
     except Exception as error:
         _raise_stopped(folder)
+        if isinstance(error, ray.train.PreemptionError):
+            raise RunError(
+                "nodes of the workers were taken away more often than learner.max_preemption_failures = "
+                f"{config.learner.max_preemption_failures}; what is in the last checkpoint is kept: run the same again to go "
+                "on, with a larger number, or without one"
+            ) from error
         raise RunError(
             f"the workers died more often than learner.max_failures = {config.learner.max_failures}: {last_line(error)}\n"
             "what is in the last checkpoint is kept; run the same again to go on, with --set run.verbose=true to see the "
             "workers' logs"
         ) from error
     _raise_stopped(folder)
+
+
+def _failures(learner: LearnerConfig) -> Any:
+    """How often Ray Train starts workers again: those that die, and those whose nodes were taken away."""
+    import ray.train
+
+    taken = learner.max_preemption_failures
+    limits: dict[str, Any] = {
+        "max_failures": learner.max_failures,
+        "max_preemption_failures": -1 if taken is None else taken,
+    }
+    return ray.train.FailureConfig(**limits)
+
+
+def _scaling(learner: LearnerConfig, workers: int, **each: Any) -> Any:
+    """How many workers, always or at most; `each` is what one of them asks for."""
+    import ray.train
+
+    if learner.min_workers:
+        each |= {"elastic_resize_monitor_interval_s": RESIZES_S}
+    each["num_workers"] = (learner.min_workers, workers) if learner.min_workers else workers
+    return ray.train.ScalingConfig(**each)
 
 
 @contextlib.contextmanager

@@ -71,17 +71,24 @@ def place_of() -> tuple[int, int]:
     return context.get_world_rank(), context.get_world_size()
 
 
+def leaving_nodes() -> set[str]:
+    """Nodes of these workers that are taken back soon: preempted, or drained by a person. All workers call it, and hear the
+    same."""
+    info = ray.train.get_preemption_info()
+    return set(info.preempted_node_ids) if info else set()
+
+
 def restore(learner: Learner, fresh: State) -> State:
     """Load the last checkpoint, where there is one, else begin as `fresh`.
 
-    Raises ConfigError where another number of workers wrote it.
+    Raises ConfigError where another number of workers wrote it and learner.min_workers is not set.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return {"step": 0, "num_tokens": 0, **fresh}
     with checkpoint.as_directory() as folder:
         saved = CheckpointState.read(os.path.join(folder, STATE))
-        if saved.workers != learner.world:
+        if saved.workers != learner.world and not learner.config.learner.min_workers:
             raise ConfigError(
                 f"the checkpoint was written by {saved.workers} workers and these are {learner.world}; set "
                 f"learner.workers={saved.workers}, or begin anew in another --output"

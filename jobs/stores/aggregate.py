@@ -59,12 +59,16 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
         elif is_final(target):
             terminal.say(f"{target.uri}: all shards are aggregated already; nothing to do")
             return 0
-        tables = in_parallel(lambda record: [_read(source, kind, record) for kind in ("labels", "errors")], left)
-        for record, (labels, errors) in terminal.track(tables, len(left), "aggregate", "shards"):
+        digest = fingerprint.digest(description)
+
+        def anew(record: Record) -> Record:
+            labels, errors = (_read(source, kind, record) for kind in ("labels", "errors"))
             relabelled = [] if labels is None else relabel(labels, stored, wanted)
             failures = [] if errors is None else [Failure(**row) for row in errors.to_pylist()]
-            digest = fingerprint.digest(description)
-            survey.add(commit(target.uri, record.shard, digest, record.generation, relabelled, failures))
+            return commit(target.uri, record.shard, digest, record.generation, relabelled, failures)
+
+        for _, committed in terminal.track(in_parallel(anew, left), len(left), "aggregate", "shards"):
+            survey.add(committed)
         notes = [
             *manifest.notes,
             f"aggregated from the stored tokens of a store with fingerprint {source.fingerprint()}",

@@ -16,7 +16,7 @@ from jobs.stores.formats import FORMATS, pairs_table
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store import LabelStore, documents
+from pipeline.store import LabelStore, documents, in_parallel
 from pipeline.store.pairs import PAIR_COLUMNS, PairCounts, preference_pairs
 
 ENDINGS = (".parquet", ".jsonl")
@@ -55,9 +55,9 @@ def export(uri: str, format: str, output: str) -> int:
     def parts() -> Iterator[list[dict[str, Any]]]:
         nonlocal counts, written
         shards = [shard for shard in survey.shards if shard.labels.rows]
-        read = store.read("labels", shards, [*PAIR_COLUMNS, *form.extra])
-        for _, labels in terminal.track(read, len(shards), "export", "shards"):
-            pairs, of_part = preference_pairs(labels, form.extra)
+        columns = [*PAIR_COLUMNS, *form.extra]
+        made = in_parallel(lambda shard: preference_pairs(store.read_rows("labels", shard, columns), form.extra), shards)
+        for _, (pairs, of_part) in terminal.track(made, len(shards), "export", "shards"):
             converted = [form.convert(pair) for pair in pairs]
             rows = [row for row in converted if not isinstance(row, str)]
             left_out.update(reason for reason in converted if isinstance(reason, str))

@@ -1,6 +1,7 @@
 """`endoreward sweep`: the labels of a store under every aggregation and many gammas. Needs no model and writes no store.
 
-One part is in memory at a time; pairs never cross a part, so the parts' figures merge.
+A few parts are read and reckoned at a time, by threads; pairs never cross a part, so the parts' figures merge, in the parts'
+order.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from jobs.stores.inspect_store import warn_of_guesses
 from pipeline.config import RewardConfig
 from pipeline.errors import ConfigError, StoreError
 from pipeline.rewards.derive import SWEEP_COLUMNS, Outcome, outcomes, reward_grid, stored_reward, token_columns
-from pipeline.store import LabelStore, documents
+from pipeline.store import LabelStore, documents, in_parallel
 from pipeline.store.summary import plain, signed, wilson_interval
 
 GAMMAS = (1.0, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7)
@@ -47,8 +48,9 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None,
     totals = [Outcome() for _ in wanted]
     shards = [shard for shard in survey.shards if shard.labels.rows]
     columns = list(dict.fromkeys([*SWEEP_COLUMNS, *token_columns(stored)]))
-    for _, labels in terminal.track(store.read("labels", shards, columns), len(shards), "sweep", "shards"):
-        totals = [a + b for a, b in zip(totals, outcomes(labels, stored, wanted), strict=True)]
+    parts = in_parallel(lambda shard: outcomes(store.read_rows("labels", shard, columns), stored, wanted), shards)
+    for _, of_part in terminal.track(parts, len(shards), "sweep", "shards"):
+        totals = [a + b for a, b in zip(totals, of_part, strict=True)]
     count, pairs = totals[0].labels.count, totals[0].pairs.pairs
     if not count:
         raise StoreError(f"{uri} holds no labels yet; run its label command again")

@@ -1,10 +1,10 @@
 """Which engine writes, and how a server is asked where that is one."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Place, Section, Unread
+from pipeline.config.section import OPERATORS, Place, Section, Unread
 
 LocalEngine = Literal["transformers", "vllm"]
 OF_AN_ENGINE = "transformers: exact, the reference; vllm: vLLM in the same process, pip install 'endoreward[vllm]'"
@@ -22,7 +22,7 @@ class SamplerConfig(Section):
     """What writes the samples."""
 
     engine: LocalEngine = Field(default="transformers", description=OF_AN_ENGINE)
-    endpoint: Place = Field(default="", description=OF_AN_ENDPOINT)
+    endpoint: Annotated[Place, OPERATORS] = Field(default="", description=OF_AN_ENDPOINT)
 
     _address = field_validator("endpoint")(check_address)
 
@@ -39,7 +39,7 @@ class EndpointConfig(Section):
         default="auto",
         description="chat sends messages, completions sends tokens; auto: completions for samples, chat for judges",
     )
-    key_variable: str = Field(
+    key_variable: Annotated[str, OPERATORS] = Field(
         default="OPENAI_API_KEY",
         min_length=1,
         description="the environment variable that holds the key, if there is one",

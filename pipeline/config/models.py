@@ -1,11 +1,12 @@
 """Which model, and how it is run."""
 
 import os
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config.section import (
+    OPERATORS,
     Place,
     Section,
     Unread,
@@ -19,8 +20,10 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         default="auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    trust_remote_code: bool = Field(default=False, description="run Python code that the model folder brings")
-    allow_pickle: bool = Field(
+    trust_remote_code: Annotated[bool, OPERATORS] = Field(
+        default=False, description="run Python code that the model folder brings"
+    )
+    allow_pickle: Annotated[bool, OPERATORS] = Field(
         default=False, description="load .bin weights, which can run code, where no safetensors are"
     )
 

@@ -1,12 +1,12 @@
 """Each reward, and what it asks."""
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.engines import OF_AN_ENDPOINT, OF_AN_ENGINE, LocalEngine, check_address
-from pipeline.config.section import Place, Section
+from pipeline.config.section import OPERATORS, Place, Section
 
 SUMS = ("sum", "discounted_sum")
 """Aggregations that are sums of r_h: they hold V(s_1), and gamma moves them. All others are of the policy alone."""
@@ -146,7 +146,9 @@ class JudgeConfig(Section):
     model: Place = Field(default="", description="default: model.name")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     engine: LocalEngine = Field(default="transformers", description=OF_AN_ENGINE)
-    endpoint: Place = Field(default="", description=f"{OF_AN_ENDPOINT}; `model` gives tokens alone")
+    endpoint: Annotated[Place, OPERATORS] = Field(
+        default="", description=f"{OF_AN_ENDPOINT}; `model` gives tokens alone"
+    )
     pointwise_prompt: str = Field(
         default="Rate how helpful, correct and harmless the answer to the question is, from 1 to 10. Reason briefly, "
         "then end with the rating in double brackets, such as [[5]].\n\nQuestion:\n{prompt}\n\nAnswer:\n{response}",

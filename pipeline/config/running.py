@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from pipeline.config.section import Place, Section, Unread
+from pipeline.config.section import OPERATORS, Place, Section, Unread
 
 NAME = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 LABEL = re.compile(rf"(?:{NAME}/)?{NAME}")
@@ -44,7 +44,7 @@ class OutputConfig(Section):
 class ClusterConfig(Section):
     """Where the job runs. Nothing here changes a number."""
 
-    ray_address: Place | None = Field(
+    ray_address: Annotated[Place | None, OPERATORS] = Field(
         default=None, description="cluster to join; default: $RAY_ADDRESS, else a local Ray"
     )
     num_cpus: int | None = Field(default=None, ge=1, description="CPUs of a local Ray; default: all")

@@ -34,6 +34,8 @@ def refuse_secrets(place: str) -> str:
 
 
 Place = Annotated[str, AfterValidator(refuse_secrets)]
+OPERATORS = "operator's"
+"""Marks a field that a configuration in object storage may not set: it runs code, or a key goes where it says."""
 
 
 Unread = Iterable[tuple[str, str]]
@@ -67,7 +69,10 @@ def load_config_as(
         ConfigError: with every mistake on a line of its own, each under its dotted path.
     """
     tree: dict[str, Any] = _read_toml(toml_path) if toml_path else {}
-    for path, value in overrides + [_parse_assignment(text, kind) for text in assignments]:
+    given = overrides + [_parse_assignment(text, kind) for text in assignments]
+    if toml_path and is_objects(toml_path):
+        _refuse_overreach(kind, tree, toml_path, {path for path, _ in given})
+    for path, value in given:
         _put(tree, path, value)
     try:
         config = kind.model_validate(tree)
@@ -75,6 +80,20 @@ def load_config_as(
         raise _mistakes(f"{_dotted(e['loc'])}: {_sentence(e, kind)}" for e in error.errors()) from None
     refuse_unread(config, config.unread())
     return config
+
+
+def _refuse_overreach(kind: type[Section], tree: Mapping[str, Any], place: str, given: set[str]) -> None:
+    """Raises ConfigError where a configuration in object storage says what is the operator's to say, and he does not."""
+    from pipeline.config.borrowed import overreach  # late: it knows sections
+
+    lines = [
+        f"{path}: {why}, which a configuration in object storage cannot say; give it on the command line, as --set "
+        f"{path}=..., or the configuration as a local file"
+        for path, why in overreach(kind, tree)
+        if path not in given
+    ]
+    if lines:
+        raise _mistakes([f"{place}:", *lines])
 
 
 def value_at(config: Section, path: str) -> Any:

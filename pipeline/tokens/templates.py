@@ -86,7 +86,9 @@ class ChatTemplate:
                 messages
             ):  # it wants the arguments of tool calls as objects, and the corpus has them as JSON
                 return self.render(parsed, tools, generation)
-            raise RowError("template_error", f"the chat template refuses this conversation: {error}") from None
+            raise RowError(
+                "template_error", f"the chat template refuses this conversation: {str(error) or type(error).__name__}"
+            ) from None
 
     def place(self, messages: Sequence[Message], answer: Message, tools: Tools) -> Rendering:
         """Where an answer to these messages stands in its rendering. Raises RowError."""

@@ -194,6 +194,12 @@ class LearnerConfig(Section):
     workers: int | None = Field(
         default=None, ge=1, description="processes; default: one per GPU there is, or one on CPUs"
     )
+    min_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="as many as there is room for, from this to learner.workers, more or fewer as nodes come and go; no two "
+        "such runs are equal to the bit. Default: learner.workers, always",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there are GPUs now")
     cpus_per_worker: int = Field(default=1, ge=1, description="threads of a worker")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -218,9 +224,18 @@ class LearnerConfig(Section):
         default=None, description="a DeepSpeed configuration (JSON) that is merged into ours"
     )
     max_failures: int = Field(default=3, ge=0, description="how often dead workers are started again")
+    max_preemption_failures: int | None = Field(
+        default=None, ge=0, description="how often for nodes that were taken back; default: each time"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.min_workers and (self.workers is None or self.min_workers > self.workers):
+            raise ValueError("min_workers needs workers, the most that there may be, and is not more than that")
+        if self.min_workers and self.zero_stage == 3:
+            raise ValueError(
+                "min_workers needs zero_stage = 1 or 2: a checkpoint for any number of workers passes through one whole"
+            )
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload = all needs zero_stage = 3; offload = optimizer works with every stage")
         return self

@@ -16,7 +16,8 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, Self, TypeGuard
+from io import FileIO
+from typing import Any, Self, TypeGuard
 
 from pipeline import storage
 from pipeline.errors import ConfigError, RunError, StoreError
@@ -43,7 +44,7 @@ class MetricsFile:
 
     def __init__(self, uri: str):
         self.uri = uri
-        self._file: BinaryIO | None = None  # local, open at its end
+        self._file: FileIO | None = None  # local, open at its end
         self._lines: list[bytes] | None = None  # all of them, of an object store
         self._unsaved, self._next_upload = False, 0.0
 
@@ -68,19 +69,15 @@ class MetricsFile:
             if time.monotonic() >= self._next_upload:
                 self.flush()
         elif self._file is not None:
-            try:
-                self._file.write(line)
-                self._file.flush()
-            except OSError as error:
-                raise RunError(
-                    f"cannot write {self.uri}: {error.strerror or error}; mend it and run the same again, which goes on "
-                    "from the last checkpoint"
-                ) from error
+            with self._said():
+                while line:
+                    line = line[self._file.write(line) :]
 
     def flush(self) -> None:
-        """Make what was appended safe: on the disk, or uploaded."""
+        """Make what was appended safe: on the disk, or uploaded. Raises RunError as `append` does."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with self._said():
+                os.fsync(self._file.fileno())
         elif self._lines is not None and self._unsaved:
             started = time.monotonic()
             documents.write_bytes(self.uri, b"".join(self._lines))
@@ -103,7 +100,18 @@ class MetricsFile:
             return
         if self._file is not None:
             self._file.close()
-        self._file = open(storage.locate(self.uri)[1], "ab")  # noqa: SIM115
+        self._file = open(storage.locate(self.uri)[1], "ab", buffering=0)  # noqa: SIM115 - and holds nothing back
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        """Turns what the disk says into a sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.uri}: {error.strerror or error}; mend it and run the same again, which goes on from the "
+                "last checkpoint"
+            ) from error
 
     def close(self) -> None:
         self.flush()

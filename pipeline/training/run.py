@@ -39,7 +39,10 @@ STOPPED = "stopped.json"
 POLICIES = "policies.json"
 KEPT = "checkpoints.json"  # the same, as it was before the last checkpoint
 CHECKPOINT = re.compile(r"checkpoint_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d+")  # Ray Train's name of one
-WITHOUT_EFFECT = {"max_failures"} | {"deepspeed", "device", "dtype", "workers"}  # the latter are said in another way
+WITHOUT_EFFECT = {"max_failures", "max_preemption_failures"} | {"deepspeed", "device", "dtype", "workers"}
+"""Of the learner's settings; the latter four are said in another way."""
+ADDED: dict[str, Any] = {"min_workers": None}
+"""Those that earlier versions lacked, and the value under which a run is what it was there: these are not described."""
 MUST_AGREE = {
     "learner.workers": "a checkpoint fits only as many workers as wrote it",
     "labels.records": "the labels changed since the run began",
@@ -80,7 +83,11 @@ def described(
 ) -> dict[str, Any]:
     """What any training run is described by: these sections of its configuration, the learner, policy and reference."""
     content = config.model_dump(include={*sections, "lora", "learner"})
-    content["learner"] = {name: value for name, value in content["learner"].items() if name not in WITHOUT_EFFECT}
+    content["learner"] = {
+        name: value
+        for name, value in content["learner"].items()
+        if name not in WITHOUT_EFFECT and not (name in ADDED and value == ADDED[name])
+    }
     reference = identify_model(config.reference, dtype) if config.reference.name else {}
     adding = deepspeed_config(config, dtype, deepspeed)["data_types"]["grad_accum_dtype"]
     return {

@@ -196,6 +196,54 @@ def test_a_step_behind_every_sample_is_of_its_version_and_kills_change_no_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_groups_that_tell_nothing_apart_give_way_to_others_and_kills_change_no_bit(
+    model: Path, prompts: Path, tmp_path: Path, on_one_ray: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third prompt is rewarded by the length of the response, the others alike whatever it is."""
+    (tmp_path / "reward.py").write_text(
+        "def third(prompts, completions, answer, **columns):\n"
+        "    return [len(text) * (int(number) % 3 == 0) for text, number in zip(completions, answer)]\n"
+    )
+    told = settings(
+        rl__max_steps=12, rl__refill=2, rl__keep_rollouts="true", rl__kl_coefficient=0.0, checkpoint__every_steps=3,
+        rewards__mine__kind="function", rewards__mine__function=f"{tmp_path / 'reward.py'}:third",
+    )  # fmt: skip
+    words = ["rl", "--prompts", str(prompts), "--policy", str(model), *told]
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    ran = on_one_ray(*words, "--output", quiet)
+    assert ran.returncode == 0, ran.stderr
+    rows = metrics(quiet)[-12:]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    filled = 0
+    for step, row in enumerate(rows):
+        groups, differ = RolloutStore(str(quiet / "rollouts")).read(step), _apart(quiet, step)
+        assert len(groups) == 4 <= row["refill/candidates"] <= 12
+        assert len({group.prompt.id for group in groups}) == 4, "no prompt twice in a batch"
+        assert differ == sorted(differ, reverse=True), "those that tell nothing apart fill what is left"
+        filled += sum(differ)
+        thirds = [int(group.prompt.columns["answer"]) % 3 == 0 for group in groups]
+        assert all(third or not apart for third, apart in zip(thirds, differ, strict=True))
+    assert filled > 0.75 * 12 * 4, "without refilling it would be a third"
+    said = [json.loads(line) for line in (quiet / "metrics.jsonl").read_text().splitlines()]
+    exhausted = {
+        row["step"] for row in said if any("rl.refill is exhausted" in text for text in row.get("warnings", []))
+    }
+    short = {step + 1 for step in range(12) if sum(_apart(quiet, step)) < 4}
+    assert exhausted == short
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    kinds = ("learner", "sampler")
+    command = [*words, "--output", str(killed)]
+    run_with_kills(command, killed, len(kinds), 0, done=steps_of, kept=kept_steps_of, kinds=kinds)
+    assert metrics(killed) == metrics(quiet)
+
+
+def _apart(output: Path, step: int) -> list[bool]:
+    groups = RolloutStore(str(output / "rollouts")).read(step)
+    return [len({each.reward for each in group.rewarded}) > 1 for group in groups]
+
+
+@pytest.mark.slow
 def test_equal_rewards_teach_nothing_and_are_said(model: Path, prompts: Path, tmp_path: Path, on_one_ray: Cli) -> None:
     """The policy stays as it was to the last bit; without a KL, that is. Nothing is held out: samples are of the batch."""
     (tmp_path / "mine.py").write_text(

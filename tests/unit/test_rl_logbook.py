@@ -62,6 +62,7 @@ def logbook(folder: Path, source: Any, step: int = 0, **settings: Any) -> Logboo
         output=str(folder),
         steps=6,
         rate=1e-4,
+        nodes_go=False,
         run={},
         rollouts=None,
         prompts=None,

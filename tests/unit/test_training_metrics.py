@@ -129,7 +129,7 @@ def test_damage_in_the_middle_is_named_and_not_skipped(tmp_path: Path, line: byt
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     file = MetricsFile(str(tmp_path / "metrics.jsonl"))
     file.truncate(0)
-    file._file = open("/dev/full", "ab")  # noqa: SIM115
+    file._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.raises(RunError, match=r"metrics\.jsonl.*No space left"):
         file.append({"step": 1})
 

@@ -10,11 +10,12 @@ from tiny import save_model
 
 from actors.learner import Diverged
 from jobs.learning import loop, worker
+from jobs.learning.trainer import _failures, _scaling
 from jobs.train.recipe import TrainRecipe
 from pipeline.config import load_config_as
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.store import documents
-from pipeline.training.config import DpoConfig, TrainConfig, TrainSection
+from pipeline.training.config import DpoConfig, LearnerConfig, TrainConfig, TrainSection
 from pipeline.training.deepspeed import deepspeed_config
 from pipeline.training.documents import Stopped
 from pipeline.training.objectives import objective_of
@@ -138,14 +139,17 @@ def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
         {"output": {"path": "x"}},
         {"checkpoint": {"keep": 5}},
         {"learner": {"max_failures": 9}},
+        {"learner": {"max_preemption_failures": 9}},
         {"ipo": {"beta": 1}},
     ]
     assert all(description(**sections) == first for sections in same)
     other = [
         {"train": {"seed": 1}}, {"dpo": {"beta": 1}}, {"pairs": {"label_smoothing": 0.1}}, {"lora": {"rank": 2}},
         {"learner": {"zero_stage": 2}}, {"learner": {"budget_tokens": 100}}, {"workers": 2}, {"deepspeed": "{}"},
+        {"learner": {"workers": 4, "min_workers": 2}},
     ]  # fmt: skip
     assert all(description(**sections) != first for sections in other)
+    assert "learner.min_workers" not in first, "as earlier versions described it"
     low, plain = json.dumps({"data_types": {"grad_accum_dtype": "bf16"}}), "{}"
     config = TrainConfig.model_validate({"policy": {"name": str(model)}})
     dtypes = [describe(config, labels, "bfloat16", "cpu", 1, text)["learner.grad_accum_dtype"] for text in (plain, low)]
@@ -280,6 +284,7 @@ def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
             output=str(tmp_path / name),
             steps=1,
             rate=1.0,
+            nodes_go=False,
             run={},
             stored_reference=True,
             policy_labelled=True,
@@ -324,3 +329,24 @@ def test_the_policies_of_a_run_go_with_it_and_nothing_else_does(tmp_path: Path) 
     left = sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert left == ["best/notes.txt"] and theirs.read_text() == "mine"
     folder.forget_policies()  # of a run that wrote none
+
+
+@pytest.mark.parametrize(
+    ("learner", "why"),
+    [
+        ({"min_workers": 1}, "min_workers needs workers, the most that there may be"),
+        ({"min_workers": 3, "workers": 2}, "is not more than that"),
+        ({"min_workers": 1, "workers": 2, "zero_stage": 3}, "min_workers needs zero_stage = 1 or 2"),
+    ],
+)
+def test_a_number_of_workers_that_may_change_has_its_limits(learner: dict[str, int], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        TrainConfig.model_validate({"learner": learner})
+
+
+def test_what_ray_is_told_of_workers_and_failures() -> None:
+    pytest.importorskip("ray.train")
+    fixed, elastic = LearnerConfig(workers=4), LearnerConfig(workers=4, min_workers=2, max_preemption_failures=7)
+    assert (_failures(fixed).max_failures, _failures(fixed).max_preemption_failures) == (3, -1), "any number"
+    assert _failures(elastic).max_preemption_failures == 7
+    assert _scaling(fixed, 4).num_workers == 4 and _scaling(elastic, 4).num_workers == (2, 4)

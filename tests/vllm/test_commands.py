@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, SIBLING
+from tiny import save_bigram
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 ADDITION = ROOT / "examples/addition"
@@ -48,6 +49,27 @@ def test_sample_writes_what_the_reference_writes(cli: Cli, prompts: Path, tmp_pa
     assert same >= 0.95 * len(written["vllm"]) == 0.95 * 128
     again = cli("sample", *common, "--output", tmp_path / "vllm", timeout=240)
     assert again.returncode == 2 and "engine: the store has 'vllm', this run None" in again.stderr
+
+
+def test_a_judge_answers_as_the_references_does(cli: Cli, tmp_path: Path) -> None:
+    """A judge of whole words whose verdicts are known, in both orders; heads of 32, which vLLM has."""
+    words = " ".join(f"w{i}" for i in range(22))  # that with the others make 32, the size of its one head
+    judge = save_bigram(tmp_path / "judge", {"better": "[[A]]", "worse": "[[B]]"}, f"{words} what is it one")
+    rows = [{"prompt": "what is it", "chosen": ["worse", "one worse"], "rejected": ["better"]} for _ in range(6)]
+    rows += [{"prompt": "what is it", "chosen": ["better", "one better"], "rejected": ["better"]} for _ in range(2)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entries = {}
+    for engine in ("transformers", "vllm"):
+        done = cli(
+            "evaluate", "--benchmark", "pairs", "--input", tmp_path / "a.jsonl", "--model", judge, "--output",
+            tmp_path / engine, "--reward", "judge-pairwise", *settings(judge__engine=engine, run__num_cpus=2),
+            *settings(judge__max_new_tokens=4, judge__pairwise_prompt="{prompt} {first} {second}"), timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        [entries[engine]] = json.loads((tmp_path / engine / "results.json").read_text())["rewards"]
+    assert entries["vllm"]["values"] == entries["transformers"]["values"]
+    assert entries["vllm"]["judgements"] == entries["transformers"]["judgements"]
+    assert entries["vllm"]["judgements"] == {"asked": 16, "unparsable": 0, "disagree": 4}
 
 
 def test_a_head_size_that_it_has_not_is_refused(cli: Cli, prompts: Path, tmp_path: Path) -> None:

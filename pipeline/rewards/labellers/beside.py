@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.apart import Apart
+from pipeline.apart import Apart, TimedOut
 from pipeline.corpus import NumberedRow, Shape, Shard
+from pipeline.errors import RunError
 from pipeline.killers import Bisection, killed
 from pipeline.rewards.labellers.base import Labeller
 from pipeline.rewards.labelling import Prepared
 
 DOING = "tokenising"
 WITHOUT = ("torch",)  # transformers imports it for its configurations, which no tokenizer needs
+MEMORY = 16 << 30  # bytes of address space: a template may write without end, and then it is the row's error
+WITHIN_S = 900.0  # a shard takes seconds
 QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # it would warn that there is none
 
 
@@ -23,7 +26,7 @@ class Preparation:
     beside: Apart = field(init=False)
 
     def __post_init__(self) -> None:
-        self.beside = Apart() if self.own_code else Apart(without=WITHOUT, environment=QUIET)
+        self.beside = Apart() if self.own_code else Apart(MEMORY, WITHOUT, QUIET)
 
     def prepare(
         self, labeller: Labeller, shard: Shard, generation: int, rows: Sequence[NumberedRow], shape: Shape
@@ -37,11 +40,17 @@ class Preparation:
                 for i, (number, row) in enumerate(rows)
                 if i in wanted
             ]
-            return self.beside.call(labeller.prepare, shard, generation, given, shape)
+            try:
+                return self.beside.call(labeller.prepare, shard, generation, given, shape, timeout_s=WITHIN_S)
+            except TimedOut:
+                raise RunError(
+                    f"{where} were not tokenised within {WITHIN_S:g} s, so the chat template or the tokenizer does not come "
+                    "to an end: see tokens.template, or take another model; a shard that is only large takes a lower "
+                    "input.shard_rows, in another output"
+                ) from None
 
-        search = Bisection(
-            work, self.beside.stop, f"rows {shard.start} to {shard.stop - 1} of {shard.file}", self.lived
-        )
+        where = f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
+        search = Bisection(work, self.beside.stop, where, self.lived)
         prepared = search.run(len(rows))
         self.lived = search.lived
         prepared.notes = [*prepared.notes, *search.notes(DOING)]
