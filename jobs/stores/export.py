@@ -32,12 +32,7 @@ def export(uri: str, format: str, output: str) -> int:
         0. Raises ConfigError for an unknown format or ending, StoreError where the store is not finished, holds no
         pair, or `output` exists.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"--format {format}: unknown; there is {', '.join(FORMATS)}")
-    ending = next((e for e in ENDINGS if output.partition("?")[0].endswith(e)), None)
-    if ending is None:
-        raise ConfigError(f"--output {output}: the name has to end in {' or '.join(ENDINGS)}")
-    refuse_existing(output)
+    ending = _check(format, output)
     store = LabelStore(uri)
     store.require()
     survey = store.survey()
@@ -56,7 +51,9 @@ def export(uri: str, format: str, output: str) -> int:
         nonlocal counts, written
         shards = [shard for shard in survey.shards if shard.labels.rows]
         columns = [*PAIR_COLUMNS, *form.extra]
-        made = in_parallel(lambda shard: preference_pairs(store.read_rows("labels", shard, columns), form.extra), shards)
+        made = in_parallel(
+            lambda shard: preference_pairs(store.read_rows("labels", shard, columns), form.extra), shards
+        )
         for _, (pairs, of_part) in terminal.track(made, len(shards), "export", "shards"):
             converted = [form.convert(pair) for pair in pairs]
             rows = [row for row in converted if not isinstance(row, str)]
@@ -86,6 +83,17 @@ def export(uri: str, format: str, output: str) -> int:
     terminal.say(form.advice)
     terminal.say(f"{written:,} pairs: {output}")
     return 0
+
+
+def _check(format: str, output: str) -> str:
+    """The ending of a new file. Raises ConfigError, StoreError."""
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format}: unknown; there is {', '.join(FORMATS)}")
+    ending = next((e for e in ENDINGS if output.partition("?")[0].endswith(e)), None)
+    if ending is None:
+        raise ConfigError(f"--output {output}: the name has to end in {' or '.join(ENDINGS)}")
+    refuse_existing(output)
+    return ending
 
 
 def explain(counts: PairCounts) -> list[str]:

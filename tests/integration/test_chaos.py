@@ -244,7 +244,7 @@ def test_a_network_that_parts_and_heals(
                         stdout=log,
                         stderr=log,
                         start_new_session=True,
-                    )  # fmt: skip
+                    )
                 )
             started = time.monotonic()
             while "Ray runtime started" not in (tmp_path / f"{space}.log").read_text():

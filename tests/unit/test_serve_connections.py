@@ -155,7 +155,11 @@ def test_a_connection_in_use_stays(client: Client) -> None:
     own = socket.create_connection(("127.0.0.1", client.port), timeout=10)
     for _ in range(6):
         own.sendall(whole(ONE))
-        assert own.recv(2000).startswith(b"HTTP/1.1 200 ")
+        with own.makefile("rb") as answer:
+            assert answer.readline().startswith(b"HTTP/1.1 200 ")
+            head = iter(answer.readline, b"\r\n")
+            [length] = [int(line.split(b":")[1]) for line in head if line.lower().startswith(b"content-length:")]
+            assert len(answer.read(length)) == length
         time.sleep(IDLE_S * 0.7)
     own.close()
 
