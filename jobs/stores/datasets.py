@@ -194,4 +194,6 @@ def _sentences(name: str) -> Iterator[None]:
         raise RunError(f"{name}: the hub answers {status}{words}; nothing was committed, run the same again") from None
     except Exception as error:  # of its HTTP library, whichever that is
         cause = last_line(error.__cause__ or error).rstrip(".")
-        raise RunError(f"{name}: the hub gives no answer: {cause}; nothing was committed, run the same again") from error
+        raise RunError(
+            f"{name}: the hub gives no answer: {cause}; nothing was committed, run the same again"
+        ) from error
