@@ -50,20 +50,23 @@ SHIMS := .venv-shims
 SHIMS_TEST = HF_HUB_OFFLINE=1 ENDOREWARD_PYTHON=$(abspath $(BIN)/python) $(1)/bin/python -m pytest -m shims -o pythonpath=. \
 	--confcutdir tests/frameworks --timeout 600 -p no:cacheprovider
 
-$(SHIMS)/trl: constraints.txt
-	$(PYTHON) -m venv $@
-	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --constraint constraints.txt --editable ".[serve]" pytest pytest-timeout trl==1.16.0
+$(SHIMS)/trl/.ready: constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --constraint constraints.txt --editable ".[serve]" pytest pytest-timeout trl==1.16.0
+	touch $@
 
-$(SHIMS)/verl:
-	$(PYTHON) -m venv $@
-	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) torch==2.13.0 pytest pytest-timeout verl==0.9.1
+$(SHIMS)/verl/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) torch==2.13.0 pytest pytest-timeout verl==0.9.1
+	touch $@
 
-$(SHIMS)/openrlhf: constraints.txt
-	$(PYTHON) -m venv $@
-	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --constraint constraints.txt torch transformers accelerate aiohttp datasets pytest pytest-timeout
-	$@/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --no-deps openrlhf==0.11.2 axolotl==0.19.0
+$(SHIMS)/openrlhf/.ready: constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --constraint constraints.txt torch transformers accelerate aiohttp datasets pytest pytest-timeout
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(SHIMS_PIP) --no-deps openrlhf==0.11.2 axolotl==0.19.0
+	touch $@
 
-test-shims: setup $(SHIMS)/trl $(SHIMS)/verl $(SHIMS)/openrlhf ## training frameworks' own code against our server, and their loaders on our exports; not part of CI
+test-shims: setup $(SHIMS)/trl/.ready $(SHIMS)/verl/.ready $(SHIMS)/openrlhf/.ready ## training frameworks' own code against our server, and their loaders on our exports; not part of CI
 	$(call SHIMS_TEST,$(SHIMS)/trl) tests/frameworks/test_trl.py
 	$(call SHIMS_TEST,$(SHIMS)/verl) tests/frameworks/test_verl.py
 	$(call SHIMS_TEST,$(SHIMS)/openrlhf) tests/frameworks/test_openrlhf.py

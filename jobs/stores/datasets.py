@@ -191,7 +191,9 @@ def _sentences(name: str) -> Iterator[None]:
             raise StoreError(
                 f"{name} changed while it was written, and is as others left it{words}; run the same again"
             ) from None
-        raise RunError(f"{name}: the hub answers {status}{words}; nothing was changed, run the same again") from None
+        raise RunError(f"{name}: the hub answers {status}{words}; nothing was committed, run the same again") from None
     except Exception as error:  # of its HTTP library, whichever that is
         cause = last_line(error.__cause__ or error).rstrip(".")
-        raise RunError(f"{name}: the hub gives no answer: {cause}; nothing was changed, run the same again") from error
+        raise RunError(
+            f"{name}: the hub gives no answer: {cause}; nothing was committed, run the same again"
+        ) from error

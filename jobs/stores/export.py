@@ -63,10 +63,8 @@ def export(uri: str, format: str, output: str) -> int:
 
     try:
         with documents.whole_file(output, replace=False) as path:
-            if ending == ".parquet":
-                _write_parquet(path, parts(), form.schema)
-            else:
-                _write_json_lines(path, parts())
+            write = _write_parquet if ending == ".parquet" else _write_json_lines
+            write(path, parts(), form.schema)
             if left_out and not written:
                 raise StoreError(f"{uri}: none of its pairs fits --format {format}: {next(iter(left_out))}; take trl")
             if not written:
@@ -76,12 +74,10 @@ def export(uri: str, format: str, output: str) -> int:
                 )
     except FileExistsError:
         raise already_there(output) from None
-    for sentence in explain(counts):
-        terminal.say(sentence)
     for reason, count in left_out.most_common():
         terminal.warn(f"{count:,} pairs left out: {reason}")
-    terminal.say(form.advice)
-    terminal.say(f"{written:,} pairs: {output}")
+    for sentence in (*explain(counts), form.advice, f"{written:,} pairs: {output}"):
+        terminal.say(sentence)
     return 0
 
 
@@ -139,7 +135,7 @@ def _write_parquet(path: str, parts: Iterable[list[dict[str, Any]]], schema: pa.
                 writer.write_table(pairs_table(pairs, schema))
 
 
-def _write_json_lines(path: str, parts: Iterable[list[dict[str, Any]]]) -> None:
+def _write_json_lines(path: str, parts: Iterable[list[dict[str, Any]]], schema: pa.Schema) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for pairs in parts:
             file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)

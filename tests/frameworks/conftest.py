@@ -3,12 +3,8 @@
 `make test-shims` gives ENDOREWARD_PYTHON, the project's interpreter. Only TRL's tests import anything of the project.
 """
 
-import json
-import os
 import re
 import subprocess
-import sys
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,27 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "examples/addition/model"
-PYTHON = os.environ.get("ENDOREWARD_PYTHON", sys.executable)
-STORE = ROOT / "tests/data/store-format-2"  # 8 pairs of additions
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def ours(*words: Any) -> subprocess.CompletedProcess[str]:
-    """A command of the project."""
-    command = [PYTHON, "-m", "jobs", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-
-
-def asked(server: str, prompt: str, response: str) -> float:
-    """The server's reward of a text, without a shim."""
-    body = json.dumps({"inputs": [{"prompt": prompt, "responses": [response]}]}).encode()
-    request = urllib.request.Request(f"{server}/v1/rewards", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return float(json.load(answer)["data"][0]["reward"])
+from project import MODEL, PYTHON, ROOT, ours
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import STORE, asked, ours
+from project import STORE, asked, ours
 
 pytestmark = pytest.mark.shims
 datasets = pytest.importorskip("datasets")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, STORE, ours
+from project import MODEL, STORE, ours
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, STORE, asked, ours
+from project import MODEL, STORE, asked, ours
 
 verl = pytest.importorskip("verl")
 torch = pytest.importorskip("torch")

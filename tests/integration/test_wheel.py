@@ -53,6 +53,7 @@ def test_a_wheel_puts_one_package_on_the_import_path(site: Path) -> None:
     assert (information / "top_level.txt").read_text().split() == ["endoreward"]
     assert {"py.typed", "pipeline", "actors", "jobs"} <= {path.name for path in (site / "endoreward").iterdir()}
     assert (site / "endoreward/pipeline/report/report.css").is_file()
+    assert (site / "endoreward/jobs/serve/shims/slime.sh").is_file()
     modules = {path.relative_to(site / "endoreward") for path in (site / "endoreward").rglob("*.py")}
     folders = [path.relative_to(ROOT) for top in FOLDERS for path in (ROOT / top).rglob("*.py")]
     assert modules == {

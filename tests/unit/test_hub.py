@@ -274,3 +274,14 @@ def test_a_revision_is_read_as_it_was(store: Path, hub: Hub, here: Run, tmp_path
     )
     done = here("pull", tmp_path, "--output", tmp_path / "x", "--revision", first)
     assert done.returncode == 2 and "is a folder and has none" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_store_in_a_bucket_is_published_as_one_on_a_disk(store: Path, s3: str, here: Run, tmp_path: Path) -> None:
+    place = f"{s3}/store"
+    documents.put_folder(str(store), place)
+    assert (done := here("push", place, "--to", tmp_path / "d")).returncode == 0, done.stderr
+    assert here("pull", tmp_path / "d", "--output", tmp_path / "back").returncode == 0
+    same(store, tmp_path / "back")
+    refused = here("pull", tmp_path / "d", "--output", f"{s3}/back")
+    assert refused.returncode == 2 and "pull writes to a local folder" in refused.stderr

@@ -1,1 +1,1 @@
-"""What `endoreward shim` prints: files of frameworks' own, none of which this program imports."""
+"""The files that `endoreward shim` prints, each for the environment of a training framework; none is imported here."""
