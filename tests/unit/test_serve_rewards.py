@@ -177,6 +177,14 @@ def test_reward_of_a_request_within_what_the_model_allows(client: Client, scorer
         assert (answer.status, answer.sentence) == (400, sentence)
 
 
+def test_rewards_of_the_whole_distribution(model: Path) -> None:
+    reward = {"token_certainty": True, "aggregation": "self_certainty"}
+    label = endoreward.Scorer.from_pretrained(model, device="cpu", reward=reward).score("ab?", "cd a")
+    with served(described(model, reward=reward, scorer={"device": "cpu"})) as client:
+        [row] = ask(client, {"prompt": "ab?", "responses": ["cd a"]})
+    np.testing.assert_allclose(row["reward"], label.reward, rtol=1e-5)
+
+
 def test_a_response_that_a_policy_wrote_is_scored_by_its_tokens(client: Client, scorer: endoreward.Scorer) -> None:
     """`abcd` as four tokens, which is not how it is tokenised, and an answer that is its end token alone."""
     label = scorer.score(PROMPTS[2], "abcd")
