@@ -86,7 +86,7 @@ class Replicas:
 
 
 class Deployments:
-    """The models of a server on Ray Serve, in an application of its own."""
+    """The models of a server on Ray Serve, each an application of its own, named by the server's port."""
 
     def __init__(self, config: ServeConfig, port: int):
         """Raises ConfigError where this machine has no room for them."""
@@ -114,7 +114,7 @@ class Deployments:
         return cpus
 
     def open(self, name: str, model: ModelConfig) -> Replicas:
-        """Starts a model's replicas, and waits for them. Raises ConfigError for a model that cannot be loaded."""
+        """Starts a model's replicas, and waits for them. Raises RunError where none can load it."""
         from ray import serve
 
         application = f"endoreward-{self._port}-{name}"
@@ -145,6 +145,7 @@ class Deployments:
                     "min_replicas": section.min_replicas,
                     "max_replicas": section.max_replicas,
                     "target_ongoing_requests": LOAD_OF_ONE,
+                    "look_back_period_s": UP_AFTER_S,
                     "upscale_delay_s": UP_AFTER_S,
                     "downscale_delay_s": DOWN_AFTER_S,
                 }
