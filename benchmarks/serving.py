@@ -169,7 +169,7 @@ def compare(model: str, vocabulary: int, options: argparse.Namespace) -> list[Me
         ours.send(None)
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(300)
         for worker in workers:
             worker.join(5)
             worker.kill()
