@@ -96,6 +96,7 @@ bench: setup ## what the figures in the docs come from (benchmarks/README.md); l
 	$(BIN)/python benchmarks/closed_form.py
 	$(BIN)/python benchmarks/rl_on_addition.py
 	$(BIN)/python benchmarks/rl_claims.py
+	$(BIN)/python benchmarks/serving.py
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	.venv-bench/bin/python benchmarks/lm_eval_agreement.py

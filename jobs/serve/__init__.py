@@ -1,1 +1,1 @@
-"""Rewards over HTTP: a server in one process, whose model answers many requests at once."""
+"""Rewards over HTTP: a server whose models answer many requests at once, in its own process or as replicas on Ray Serve."""

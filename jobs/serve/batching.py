@@ -21,7 +21,7 @@ from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
 
-DEATHS = 3  # of the process that computed it, before a request is given up: alone, but for the first
+DEATHS = 3  # of the process that computed it, before a request is given up; the last time with no other batch anywhere
 LOOK_EVERY_S = 0.5  # whether the model can have more batches at once
 Answers = list[Scores | RowError]
 
@@ -101,6 +101,7 @@ class Batcher:
         self._scorer: Scorer | None = None
         self._waiting: list[_Job] = []
         self._computing = 0
+        self._isolated = False  # what is computed is a request's last chance
         self._closing = False
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._work, name="batch", daemon=True) for _ in range(threads)]
@@ -174,7 +175,7 @@ class Batcher:
         with self._changed:
             while True:
                 self._leave_out_the_expired()
-                if self._waiting and self._computing < scorer.at_once:
+                if self._waiting and self._computing < self._most(scorer):
                     break
                 if self._closing and not self._waiting and not self._computing:  # a batch that is lost comes back
                     return []
@@ -182,7 +183,12 @@ class Batcher:
             taken = _filled(self._waiting, scorer.batch_tokens)
             self._waiting = [job for job in self._waiting if job not in taken]
             self._computing += 1
+            self._isolated = _is_last_chance(taken[0])
             return taken
+
+    def _most(self, scorer: Scorer) -> int:
+        """Batches at once. A process may end by one batch with another at its door: on its last chance a request is alone."""
+        return min(1, scorer.at_once) if self._isolated or _is_last_chance(self._waiting[0]) else scorer.at_once
 
     def _leave_out_the_expired(self) -> None:
         now = time.monotonic()
@@ -243,6 +249,10 @@ class Batcher:
 def _is_wanted(job: _Job) -> bool:
     """Whether there is somebody who waits for it, who can then no longer take it back."""
     return job.future.running() or job.future.set_running_or_notify_cancel()
+
+
+def _is_last_chance(job: _Job) -> bool:
+    return job.deaths == DEATHS - 1
 
 
 def _filled(waiting: Sequence[_Job], budget_tokens: int) -> list[_Job]:

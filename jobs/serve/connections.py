@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol  # whose headers have a bound, of 64 KiB
 
+from jobs.serve.gate import refusal
 from pipeline.config.serving import ServeSection
 
 IDLE_S = 15.0
@@ -18,7 +19,7 @@ REFUSED = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n"
     b"content-length: %d\r\n\r\n%s"
 )
-TOO_MANY = b'{"error": {"code": 503, "message": "as many connections are open as may be; try again"}}'
+TOO_MANY = refusal(503, "as many connections are open as may be; try again")
 
 
 def server_of(app: Any, settings: ServeSection) -> uvicorn.Server:

@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.scorer import ScorerSpec
 from jobs import cluster
-from jobs.serve.batching import Answers, Lost
+from jobs.serve.batching import Answers, Lost, Unready
 from jobs.serve.inprocess import InProcess, scorer_spec
 from jobs.terminal import say, warn
 from pipeline.config import ModelConfig, ServeConfig
@@ -61,8 +61,9 @@ class Replicas:
         return PER_REPLICA * self.replicas
 
     def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
-        """Raises Lost where the replica ended before it answered."""
+        """Raises Lost where the replica ended before it answered, Unready where Ray Serve has given up on all of them."""
         import ray.exceptions
+        from ray.serve.exceptions import RayServeException
 
         bare = [replace(turn, prompt=[]) for turn in turns]  # what is scored, and no text
         try:
@@ -70,6 +71,8 @@ class Replicas:
             return answers
         except ray.exceptions.RayTaskError:
             raise
+        except RayServeException:
+            raise Unready("the model has no replica now") from None
         except ray.exceptions.RayError as error:
             raise Lost(type(error).__name__) from None
 
@@ -83,7 +86,7 @@ class Replicas:
 
 
 class Deployments:
-    """The models of a server on Ray Serve, in an application of its own."""
+    """The models of a server on Ray Serve, each an application of its own, named by the server's port."""
 
     def __init__(self, config: ServeConfig, port: int):
         """Raises ConfigError where this machine has no room for them."""
@@ -95,21 +98,14 @@ class Deployments:
         self._applications: list[str] = []
 
     def _pick_cpus(self) -> int:
-        """Threads of a replica: as configured, else 1 beside a GPU, else an equal part of the CPUs."""
-        config, scorer = self._config, self._config.scorer
+        config, section = self._config, self._config.serve
         nodes = [node["Resources"] for node in cluster.usable_nodes(config.run)]
-        on_nodes = [int(node.get("CPU", 0)) for node in nodes]
-        wanted = config.serve.most_replicas * len(config.models)
-        part = min(max(on_nodes, default=1), sum(on_nodes) // wanted)
-        cpus = scorer.cpus_per_actor or (1 if self._gpus else max(1, part))
-        least = config.serve.least_replicas * len(config.models)
-        room = sum(
-            min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) // self._gpus if self._gpus else least)
-            for node in nodes
-        )
-        if room < least:
+        models = len(config.models)
+        cpus = config.scorer.cpus_per_actor or threads(nodes, section.most_replicas * models, self._gpus)
+        least, there = section.least_replicas * models, room(nodes, cpus, self._gpus)
+        if there < least:
             short = (
-                f"has room for {room} replicas of {cpus} CPUs and {self._gpus} GPUs, and serve.replicas or "
+                f"has room for {there} replicas of {cpus} CPUs and {self._gpus} GPUs, and serve.replicas or "
                 f"serve.min_replicas asks for {least}; lower it, scorer.cpus_per_actor or scorer.gpus_per_actor"
             )
             if not cluster.joins_cluster(config.run):
@@ -118,7 +114,7 @@ class Deployments:
         return cpus
 
     def open(self, name: str, model: ModelConfig) -> Replicas:
-        """Starts a model's replicas, and waits for them. Raises ConfigError for a model that cannot be loaded."""
+        """Starts a model's replicas, and waits for them. Raises RunError where none can load it."""
         from ray import serve
 
         application = f"endoreward-{self._port}-{name}"
@@ -149,6 +145,7 @@ class Deployments:
                     "min_replicas": section.min_replicas,
                     "max_replicas": section.max_replicas,
                     "target_ongoing_requests": LOAD_OF_ONE,
+                    "look_back_period_s": UP_AFTER_S,
                     "upscale_delay_s": UP_AFTER_S,
                     "downscale_delay_s": DOWN_AFTER_S,
                 }
@@ -172,6 +169,18 @@ class Deployments:
             serve.delete(application)
         if stays and not serve.status().applications:
             serve.shutdown()
+
+
+def room(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> int:
+    """Replicas that nodes of these resources hold, each on one node."""
+    there = ((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes)
+    return sum(min(on_node // cpus, on_gpus // gpus if gpus else on_node) for on_node, on_gpus in there)
+
+
+def threads(nodes: Sequence[Mapping[str, float]], replicas: int, gpus: int) -> int:
+    """CPUs of a replica where none are configured: 1 beside a GPU, else as many as all of them can have."""
+    most = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+    return next((cpus for cpus in range(1 if gpus else most, 1, -1) if room(nodes, cpus, 0) >= replicas), 1)
 
 
 @contextlib.contextmanager

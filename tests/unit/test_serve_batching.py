@@ -259,6 +259,38 @@ def test_what_a_replica_took_with_it_is_asked_again(started: Callable[..., Batch
     assert batcher.submit([turn([1], [6])]).result(10)
 
 
+class OneReplica:
+    """One process that computes a batch with the next at its door: where it ends, both are lost."""
+
+    batch_tokens, at_once = 8, 2
+
+    def __init__(self, killers: Sequence[int]):
+        self.killers, self.ends = killers, 0
+        self._computing = threading.Lock()
+
+    def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
+        begun = self.ends
+        kills = any(turn.response_ids[0] in self.killers for turn in turns)
+        time.sleep(0 if kills else 0.02)  # the others come behind it
+        with self._computing:
+            if self.ends == begun and kills:
+                self.ends += 1
+            if self.ends != begun:
+                raise Lost("it ended")
+            return [turn.response_ids for turn in turns]  # type: ignore[misc]
+
+
+def test_who_stood_behind_a_killer_is_not_taken_for_one(started: Callable[..., Batcher]) -> None:
+    batcher = started(OneReplica(range(13, 18)), 2)
+    futures = {number: batcher.submit([turn([number] * 8, [number])]) for number in (5, 13, 6, 14, 7, 15, 8, 16, 9, 17)}
+    for number, future in futures.items():
+        if number < 13:
+            assert future.result(10)[0].tolist() == [number]  # type: ignore[union-attr]
+        else:
+            with pytest.raises(Lost):
+                future.result(10)
+
+
 def test_a_batch_that_is_lost_on_the_way_down_is_answered(started: Callable[..., Batcher]) -> None:
     replicas = Replicas(2, killers={1: 1})
     batcher = started(replicas, 4)

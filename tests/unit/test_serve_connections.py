@@ -1,6 +1,7 @@
 """Clients that misbehave on their connection: each gets a status or an end, leaves nothing behind, and the server goes on."""
 
 import contextlib
+import http.client
 import json
 import socket
 import time
@@ -151,17 +152,18 @@ def test_connections_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch
     assert client.post("/v1/rewards", ONE).status == 200
 
 
-def test_a_connection_in_use_stays(client: Client) -> None:
-    own = socket.create_connection(("127.0.0.1", client.port), timeout=10)
-    for _ in range(6):
-        own.sendall(whole(ONE))
-        with own.makefile("rb") as answer:
-            assert answer.readline().startswith(b"HTTP/1.1 200 ")
-            head = iter(answer.readline, b"\r\n")
-            [length] = [int(line.split(b":")[1]) for line in head if line.lower().startswith(b"content-length:")]
-            assert len(answer.read(length)) == length
-        time.sleep(IDLE_S * 0.7)
-    own.close()
+def test_a_connection_in_use_stays(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "IDLE_S", 0.4)
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=10)
+    sockets = set()
+    for _ in range(10):
+        connection.request("POST", "/v1/rewards", json.dumps(ONE), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+        sockets.add(connection.sock)  # another, or none, where it was closed
+        time.sleep(0.1)
+    assert len(sockets) == 1 and None not in sockets
+    connection.close()
 
 
 def _received(own: socket.socket) -> bytes:

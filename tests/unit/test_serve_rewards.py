@@ -24,9 +24,12 @@ PROMPTS = [
     [{"role": "system", "content": "c"}, {"role": "user", "content": "d"}],
 ]
 RESPONSES = ["cd", "abcd abcd", "d a b", "cd a", "b" * 40]
+KINDS = ("text", "ids", "sampled", "messages", "written", "/get_reward", "/rm", "/generate", "/v1/completions")
 REQUESTS = st.lists(
-    st.tuples(st.sampled_from(PROMPTS), st.lists(st.sampled_from(RESPONSES), min_size=1, max_size=3), st.booleans()),
-    min_size=1, max_size=6,
+    st.tuples(
+        st.sampled_from(PROMPTS), st.lists(st.sampled_from(RESPONSES), min_size=1, max_size=3), st.sampled_from(KINDS)
+    ),
+    min_size=1, max_size=8,
 )  # fmt: skip
 
 
@@ -62,24 +65,76 @@ def assert_alike(row: dict[str, Any], label: endoreward.ScoredResponse) -> None:
         np.testing.assert_allclose(row[name], getattr(label, name), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@pytest.fixture(scope="module")
+def written(model: Path) -> endoreward.Scorer:
+    """`label` on text that no template is put around."""
+    return endoreward.Scorer.from_pretrained(model, device="cpu", reward=REWARD, tokens={"template": "none"})
+
+
+@settings(max_examples=12, deadline=None)
 @given(REQUESTS)
-def test_texts_and_ids_have_the_labels_of_label_whoever_else_asks(
-    client: Client, scorer: endoreward.Scorer, requests: list[tuple[Any, list[str], bool]]
+def test_every_route_has_the_labels_of_label_whoever_else_asks(
+    client: Client, scorer: endoreward.Scorer, written: endoreward.Scorer, requests: list[tuple[Any, list[str], str]]
 ) -> None:
-    expected = [scorer.score(prompt, responses) for prompt, responses, _ in requests]
+    """Text as `label` labels that text; ids as it labels the text whose tokens they are."""
+    final = ("written", "/get_reward", "/rm")
+    asked = [
+        ("ab?" if kind in final and not isinstance(prompt, str) else prompt, responses, kind)
+        for prompt, responses, kind in requests
+    ]
+    expected = [
+        (written if kind in final else scorer).score(prompt, responses) for prompt, responses, kind in asked
+    ]  # the server's own scorer is another
+    with ThreadPoolExecutor(len(asked)) as pool:
+        checks = [
+            pool.submit(ask_as, client, kind, prompt, responses, labels)
+            for (prompt, responses, kind), labels in zip(asked, expected, strict=True)
+        ]
+        for check in checks:
+            check.result(60)
 
-    def of(number: int) -> list[dict[str, Any]]:
-        prompt, responses, as_ids = requests[number]
-        if not as_ids:
-            return ask(client, {"prompt": prompt, "responses": responses})
-        ids = {"prompt_token_ids": expected[number][0].prompt_token_ids}
-        return ask(client, {**ids, "response_token_ids": [label.token_ids for label in expected[number]]})
 
-    with ThreadPoolExecutor(len(requests)) as pool:
-        for rows, labels in zip(pool.map(of, range(len(requests))), expected, strict=True):
-            for row, label in zip(rows, labels, strict=True):
-                assert_alike(row, label)
+def ask_as(
+    client: Client, kind: str, prompt: Any, responses: list[str], labels: list[endoreward.ScoredResponse]
+) -> None:
+    """A request of some kind, whose answer must be these labels."""
+    ids = [label.token_ids for label in labels]
+    prompt_ids = labels[0].prompt_token_ids
+    rewards = [label.reward for label in labels]
+    talk = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    rows: list[dict[str, Any]] = []
+    if kind == "text" or (kind in ("sampled", "messages") and isinstance(prompt, str)):
+        rows = ask(client, {"prompt": prompt, "responses": responses})
+    elif kind == "ids":
+        rows = ask(client, {"prompt_token_ids": prompt_ids, "response_token_ids": ids})
+    elif kind == "sampled":
+        rows = ask(client, {"prompt": prompt, "responses": responses, "response_token_ids": ids})
+    elif kind == "messages":
+        rows = ask(client, *({"messages": [*talk, {"role": "assistant", "content": each}]} for each in responses))
+    elif kind == "written":
+        rows = ask(client, {"prompt": prompt, "responses": responses, "as_written": True})
+    elif kind == "/get_reward":
+        body = {"query": [prompt + each for each in responses], "prompts": [prompt] * len(responses)}
+        np.testing.assert_allclose(client.post(kind, body).json["rewards"], rewards, rtol=1e-5, atol=1e-5)
+    elif kind == "/rm":
+        served = [client.post(kind, {"prompt": prompt, "response": each, "label": None}).json for each in responses]
+        np.testing.assert_allclose(served, rewards, rtol=1e-5, atol=1e-5)
+    else:
+        served_logprobs = _of_teacher(client, kind, [prompt_ids + own for own in ids])
+        for own, label in zip(served_logprobs, labels, strict=True):
+            np.testing.assert_allclose(own[-label.num_tokens :], label.token_logprobs, rtol=1e-5, atol=1e-5)
+    for row, label in zip(rows, labels, strict=True) if rows else ():
+        assert_alike(row, label)
+
+
+def _of_teacher(client: Client, kind: str, sequences: list[list[int]]) -> list[list[float]]:
+    """log pi of each token but the first."""
+    if kind == "/generate":
+        asked = {"input_ids": sequences, "return_logprob": True, "logprob_start_len": 0}
+        answers = client.post(kind, {**asked, "sampling_params": {"max_new_tokens": 0}}).json
+        return [[entry[0] for entry in each["meta_info"]["input_token_logprobs"][1:]] for each in answers]
+    answer = client.post(kind, {"prompt": sequences, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 1}).json
+    return [[next(iter(each.values()))["logprob"] for each in own["prompt_logprobs"][1:]] for own in answer["choices"]]
 
 
 def test_conversations_and_several_inputs_at_once(client: Client, scorer: endoreward.Scorer) -> None:
@@ -114,11 +169,20 @@ def test_reward_of_a_request_within_what_the_model_allows(client: Client, scorer
         np.testing.assert_allclose(row["reward"], label.reward_under(**wanted), rtol=1e-5, atol=1e-5)
     for fields, sentence in (
         ({"alpha": 1.0}, "reward.alpha is 2 on this server, and another needs another server"),
+        ({"token_certainty": True}, "reward.token_certainty is off on this server, and on needs another server"),
         ({"gama": 1.0}, "reward: gama: Extra inputs are not permitted"),
         ({"min_weight": 7}, "reward: min_weight: Input should be less than or equal to 1"),
     ):
         answer = client.post("/v1/rewards", {"inputs": [{"prompt": "a", "responses": ["b"]}], "reward": fields})
         assert (answer.status, answer.sentence) == (400, sentence)
+
+
+def test_rewards_of_the_whole_distribution(model: Path) -> None:
+    reward = {"token_certainty": True, "aggregation": "self_certainty"}
+    label = endoreward.Scorer.from_pretrained(model, device="cpu", reward=reward).score("ab?", "cd a")
+    with served(described(model, reward=reward, scorer={"device": "cpu"})) as client:
+        [row] = ask(client, {"prompt": "ab?", "responses": ["cd a"]})
+    np.testing.assert_allclose(row["reward"], label.reward, rtol=1e-5)
 
 
 def test_a_response_that_a_policy_wrote_is_scored_by_its_tokens(client: Client, scorer: endoreward.Scorer) -> None:
@@ -133,6 +197,11 @@ def test_a_response_that_a_policy_wrote_is_scored_by_its_tokens(client: Client, 
     assert sampled["token_ids"] == own != label.token_ids and sampled["prompt_token_ids"] == prompt_ids
     for row, other in zip((sampled, ended), ids, strict=True):
         np.testing.assert_allclose(row["reward"], other["reward"], rtol=1e-5)
+    page = client.get("/metrics").content.decode()
+    [counted] = [line for line in page.splitlines() if line.startswith("endoreward_serve_other_tokens_total")]
+    before = float(counted.split()[-1])
+    ask(client, {"prompt_token_ids": prompt_ids, "response_token_ids": [own, label.token_ids, own[-1:]]})
+    assert f'endoreward_serve_other_tokens_total{{model="m"}} {before + 1}' in client.get("/metrics").content.decode()
     [wrong] = client.post(
         "/v1/rewards", {"inputs": [{**written, "responses": ["cdab"], "response_token_ids": [own]}]}
     ).json["data"]
