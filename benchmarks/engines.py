@@ -133,7 +133,8 @@ def _engine(name: str, model: str) -> Callable[[list[list[int]]], int]:
     from pipeline.models.engines import Drawing, EngineSpec, open_engine
     from pipeline.models.questions import Question
 
-    drawing = Drawing(max_new_tokens=NEW_TOKENS, temperature=1.0, logprobs=True, budget_tokens=2**20)
+    held = SEQUENCES * (PROMPT_TOKENS + NEW_TOKENS)
+    drawing = Drawing(max_new_tokens=NEW_TOKENS, temperature=1.0, logprobs=True, budget_tokens=held)
     engine = open_engine(EngineSpec(ModelConfig(name=model, dtype="float32"), "cpu", drawing, engine=name))
 
     def ask(prompts: list[list[int]]) -> int:

@@ -1,13 +1,13 @@
 """The whole configuration of `serve`."""
 
 import ipaddress
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import RewardConfig
-from pipeline.config.section import Section, Unread
+from pipeline.config.section import OPERATORS, Section, Unread
 from pipeline.config.tokens import TokensConfig, unread_of_tokens
 
 OF_THE_POOL = (
@@ -24,7 +24,7 @@ class ServeSection(Section):
     )
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any that is free")
     name: str = Field(default="", description="the model's name in requests; default: the last part of model.name")
-    token_variable: str = Field(
+    token_variable: Annotated[str, OPERATORS] = Field(
         default="ENDOREWARD_TOKEN",
         min_length=1,
         description="the environment variable with the token that requests must bear; where it is set, on loopback too",

@@ -236,16 +236,8 @@ def test_a_network_that_parts_and_heals(
     try:
         for space, words in zip(spaces, (first, [f"--address={address}", "--node-ip-address=10.77.0.2"]), strict=True):
             with (tmp_path / f"{space}.log").open("w") as log:
-                nodes.append(
-                    subprocess.Popen(
-                        ["ip", "netns", "exec", space, RAY, "start", *words, *common],
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                    )  # fmt: skip
-                )
+                words = ["ip", "netns", "exec", space, RAY, "start", *words, *common]
+                nodes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True))
             started = time.monotonic()
             while "Ray runtime started" not in (tmp_path / f"{space}.log").read_text():
                 assert time.monotonic() < started + 120, (tmp_path / f"{space}.log").read_text()[-2000:]
