@@ -20,8 +20,8 @@ learner waits. Claims, of what is there: lag 1 and vLLM end within the interval 
 
 sample: the same 64 prompts of 32 tokens, 96 new tokens each and none that ends before, temperature 1, float32, with
 log-probabilities, in a process for each engine, after a warm-up; tokens a second of the clock and of the CPU. `generate` is
-transformers' own, which is TRL's engine where vLLM is not; TRL's with vLLM asks for a GPU. Their steps stand side by side in
-online_throughput.py.
+transformers' own, which is TRL's engine where vLLM is not; TRL gives weights to a vLLM server over NCCL alone, which needs a
+GPU. Their steps stand side by side in online_throughput.py.
 """
 
 import argparse
@@ -133,7 +133,8 @@ def _engine(name: str, model: str) -> Callable[[list[list[int]]], int]:
     from pipeline.models.engines import Drawing, EngineSpec, open_engine
     from pipeline.models.questions import Question
 
-    drawing = Drawing(max_new_tokens=NEW_TOKENS, temperature=1.0, logprobs=True, budget_tokens=2**20)
+    held = SEQUENCES * (PROMPT_TOKENS + NEW_TOKENS)
+    drawing = Drawing(max_new_tokens=NEW_TOKENS, temperature=1.0, logprobs=True, budget_tokens=held)
     engine = open_engine(EngineSpec(ModelConfig(name=model, dtype="float32"), "cpu", drawing, engine=name))
 
     def ask(prompts: list[list[int]]) -> int:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.config.models import ModelConfig, ScorerConfig, unread_revision
 from pipeline.config.rewards import RewardConfig
 from pipeline.config.running import ClusterConfig, unread_of_cluster
-from pipeline.config.section import Place, Section, Unread
+from pipeline.config.section import OPERATORS, Place, Section, Unread
 from pipeline.config.tokens import TokensConfig, unread_of_tokens
 from pipeline.errors import ConfigError
 
@@ -53,7 +53,7 @@ class ServeSection(Section):
     max_replicas: int | None = Field(
         default=None, ge=1, description="replicas of each model come and go with the load, up to this many"
     )
-    token_variable: str = Field(
+    token_variable: Annotated[str, OPERATORS] = Field(
         default="ENDOREWARD_TOKEN",
         min_length=1,
         description="the environment variable with the token that requests must bear; where it is set, on loopback too",

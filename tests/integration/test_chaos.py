@@ -43,8 +43,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("corpus") / "a.jsonl"
-    rows = ({"prompt": f"question {i}", "chosen": f"good {i} " * 3, "rejected": f"no {i}"} for i in range(ROWS))
+    return corpus(tmp_path_factory.mktemp("corpus") / "a.jsonl", ROWS)
+
+
+def corpus(file: Path, count: int) -> Path:
+    rows = ({"prompt": f"question {i}", "chosen": f"good {i} " * 3, "rejected": f"no {i}"} for i in range(count))
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -90,13 +93,13 @@ def rewards(output: Path) -> pa.Table:
     return pyarrow.dataset.dataset(str(output / "labels"), format="parquet").to_table(columns).sort_by("id")
 
 
-def require_whole(output: Path) -> None:
-    """Each id once, and rewards that are the simulated scorers'."""
+def require_whole(output: Path, rows: int = ROWS) -> None:
+    """Each id once, in a store that validates."""
     store = LabelStore(str(output))
     assert store.progress().complete and list(problems(store)) == []
     table = rewards(output)
     ids = table["id"].to_pylist()
-    assert len(ids) == len(set(ids)) == 2 * ROWS
+    assert len(ids) == len(set(ids)) == 2 * rows
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +135,10 @@ def test_a_disk_that_fills(model: Path, source: Path, undisturbed: pa.Table, tmp
         assert rewards(label.output).equals(undisturbed)
 
 
-def test_a_model_folder_that_goes(model: Path, source: Path, tmp_path: Path) -> None:
+def test_a_model_folder_that_goes(model: Path, tmp_path: Path) -> None:
     """An actor that dies then cannot load it again: the run ends, and says which folder is gone."""
-    folder = shutil.copytree(model, tmp_path / "model")
+    folder, rows = shutil.copytree(model, tmp_path / "model"), 2000
+    source = corpus(tmp_path / "a.jsonl", rows)
     label = Label(folder, source, tmp_path / "out", tmp_path, None, "scorer.max_actors=1", "scorer.max_restarts=2")
     driver = label.start()
     wait_for(lambda: label.done >= 2, label, driver)
@@ -144,11 +148,11 @@ def test_a_model_folder_that_goes(model: Path, source: Path, tmp_path: Path) -> 
             if any("ray::ShardActor" in word for word in process.cmdline()):
                 process.kill()
     code = label.ends(driver)
-    assert code == 1 and str(folder) in "".join(label.said.split()), label.said
-    assert "Traceback" not in label.said
+    assert code and str(folder) in "".join(label.said.split()), label.said
+    assert "Traceback" not in label.said and label.done < rows / 4
     (tmp_path / "moved").rename(folder)
     assert label.ends(label.start()) == 0, label.said
-    require_whole(label.output)
+    require_whole(label.output, rows)
     whole = Label(folder, source, tmp_path / "whole", tmp_path, None)
     assert whole.ends(whole.start()) == 0, whole.said
     assert rewards(label.output).equals(rewards(whole.output))
@@ -236,16 +240,8 @@ def test_a_network_that_parts_and_heals(
     try:
         for space, words in zip(spaces, (first, [f"--address={address}", "--node-ip-address=10.77.0.2"]), strict=True):
             with (tmp_path / f"{space}.log").open("w") as log:
-                nodes.append(
-                    subprocess.Popen(
-                        ["ip", "netns", "exec", space, RAY, "start", *words, *common],
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                    )
-                )
+                words = ["ip", "netns", "exec", space, RAY, "start", *words, *common]
+                nodes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True))
             started = time.monotonic()
             while "Ray runtime started" not in (tmp_path / f"{space}.log").read_text():
                 assert time.monotonic() < started + 120, (tmp_path / f"{space}.log").read_text()[-2000:]

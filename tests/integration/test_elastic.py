@@ -21,7 +21,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.documents import CheckpointState
 from pipeline.training.objectives import objective_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 CASES = {"zero1": (1, "none", "float32"), "zero2": (2, "optimizer", "float32"), "bfloat16": (1, "none", "bfloat16")}
@@ -73,7 +73,7 @@ def test_a_node_that_goes_leaves_a_checkpoint_and_the_others_go_on(tmp_path: Pat
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         settings = {"learner.workers": 2, "learner.min_workers": 1, "checkpoint.every_steps": 10**6}
-        settings |= {"train.max_steps": 4000, "tracking.tensorboard": "false", "train.batch_size": 4}
+        settings |= {"train.max_steps": 600, "tracking.tensorboard": "false", "train.batch_size": 4}
         command = [sys.executable, "-m", "jobs", "train", "--labels", labels.uri, "--policy", model, "--output", output]
         command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         joins = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
@@ -85,18 +85,18 @@ def test_a_node_that_goes_leaves_a_checkpoint_and_the_others_go_on(tmp_path: Pat
         drain(cluster.address, nodes[1].node_id)
         wait_for(lambda: len(checkpoints(output)) == 1, driver, tmp_path)
         cluster.remove_node(nodes[1], allow_graceful=False)
-        assert driver.wait(timeout=400) == 0, (tmp_path / "driver.log").read_text()[-3000:]
+        assert driver.wait(timeout=500) == 0, (tmp_path / "driver.log").read_text()[-3000:]
     finally:
         cluster.shutdown()
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in metrics] == list(range(1, 4001))
+    assert [row["step"] for row in metrics] == list(range(1, 601))
     [told] = [(row["step"], text) for row in metrics for text in row.get("warnings", []) if "taken away" in text]
     first, last = checkpoints(output)
     assert told == (
         first.step,
         f"a checkpoint after step {first.step}: a node of its workers is about to be taken away",
     )
-    assert first.workers == 2 and (last.step, last.workers) == (4000, 1)
+    assert first.workers == 2 and (last.step, last.workers) == (600, 1)
 
 
 def steps_of(output: Path) -> int:

@@ -18,7 +18,15 @@ from label_stores import label_store
 from tiny import CHATML, save_model
 
 from jobs.__main__ import main
-from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, TokensConfig, load_config, load_config_as
+from pipeline.config import (
+    EvaluateConfig,
+    LabelConfig,
+    ModelConfig,
+    ServeConfig,
+    TokensConfig,
+    load_config,
+    load_config_as,
+)
 from pipeline.corpus import find_files
 from pipeline.errors import ConfigError, RowError, RunError
 from pipeline.models.loading import load_model, load_tokenizer
@@ -274,6 +282,7 @@ RL: dict[str, str] = {
     "learner.deepspeed": '[learner]\ndeepspeed = "/etc/passwd"\n',
     "policy.trust_remote_code": '[policy]\nname = "org/model"\ntrust_remote_code = true\n',
 }
+SERVE: dict[str, str] = {"serve.token_variable": '[serve]\ntoken_variable = "HOME"\n'}
 EVALUATE: dict[str, str] = {
     "endpoint.key_variable": '[endpoint]\nkey_variable = "AWS_SECRET_ACCESS_KEY"\n',
     "judge.endpoint": '[judge]\nendpoint = "https://evil/v1"\n',
@@ -281,7 +290,7 @@ EVALUATE: dict[str, str] = {
 }
 CASES = [
     (kind, field, text)
-    for kind, texts in ((LabelConfig, LABEL), (RlConfig, RL), (EvaluateConfig, EVALUATE))
+    for kind, texts in ((LabelConfig, LABEL), (RlConfig, RL), (EvaluateConfig, EVALUATE), (ServeConfig, SERVE))
     for field, text in texts.items()
 ]
 
