@@ -26,12 +26,14 @@ def rewards(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_its_commands_are_those_of_the_product(rewards: ModuleType) -> None:
     for each in rewards.SETS:
-        for asked in (rewards.REWARDS, rewards.JUDGES):
+        for asked in ((*rewards.REWARDS, "contrast", *each.beside), rewards.JUDGES):
             words = rewards.command(each, Path("a.json"), "model", Path("out"), asked, ["judge.max_unparsable=1"])
             arguments = _parser().parse_args(words)
             config = load_config_as(EvaluateConfig, arguments.config, _flags(arguments), arguments.set)
             assert isinstance(config, EvaluateConfig) and config.evaluate.resamples == rewards.RESAMPLES
-            assert set(config.evaluate.rewards) == set(asked) - set(each.without)
+            assert set(config.evaluate.rewards) == set(asked) - set(each.without) - (
+                {"contrast"} - {each.contrast and "contrast"}
+            )
             find_benchmark(config.evaluate.benchmark).requires(config)
 
 
@@ -59,12 +61,14 @@ def test_a_table_follows_from_a_store(
     folder = tmp_path / "out" / "tiny" / "soda-chat" / "run" / "rewards" / "endogenous"
     folder.parent.mkdir(parents=True)
     store = label_store(folder, model, rows)
-    command = [str(model), "--set", "soda-chat", "--items", "8", "--tables", "--judged", "0"]
+    command = [str(model), "--set", "soda-chat", "--items", "8", "--tables", "--judged", "0", "--reward", "endogenous"]
     rewards.main([*command, "--output", str(tmp_path / "out"), "--results", str(tmp_path / "tables")])
     text = (tmp_path / "tables" / "soda-chat.json").read_text()
     made = json.loads(text)
     assert {"command", "commit", "machine", "model", "inputs", "created"} <= made.keys() and str(tmp_path) not in text
-    assert made["model"]["name"] == "tiny" and made["command"].endswith("tiny --set soda-chat --items 8 --judged 0")
+    assert made["model"]["name"] == "tiny" and made["command"].endswith(
+        "tiny --set soda-chat --items 8 --judged 0 --reward endogenous"
+    )
     shown = {entry["name"]: entry for entry in made["rewards"]}
     labels = [label for _, part in store.read("labels", store.survey().shards) for label in part.to_pylist()]
     pairs = {(label["prompt_id"], label["preference"]): label for label in labels}
@@ -93,9 +97,12 @@ def test_the_loop_agrees_with_the_stores(
         tokens = {"rubrics": each.options[1]} if each.options else {}
         label_store(place / "run" / "rewards" / "endogenous", model, rows, tokens=tokens)
     with pytest.raises(SystemExit) as ended:
-        agreement.main([str(model), "--output", str(tmp_path / "out")])
+        agreement.main([str(model), "--output", str(tmp_path / "out"), "--results", str(tmp_path / "tables")])
     said = capsys.readouterr().out
     assert ended.value.code == 0 and said.count("holds: ") == 15, said
+    counted = json.loads((tmp_path / "tables" / "agreement-hh-harmless.json").read_text())
+    at_one = next(each for each in counted["alphas"] if each["alpha"] == 1)
+    assert at_one["sum"] == counted["counts"]["sum"]["loop"] and at_one["mean"] == counted["counts"]["mean"]["loop"]
     scores = {(0, None, "chosen:0"): [1.0, 1.0, 1.0], (0, None, "rejected:0"): [0.0, 0.0, 0.0]}
     turned = {key: [1 - value for value in values] for key, values in scores.items()}
     claims = agreement.compare("x", scores, turned)
