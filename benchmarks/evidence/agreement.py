@@ -8,8 +8,9 @@ the sum and the mean of r_h and by log pi discounted by 0.93, and compared with 
 a count or a reward differs; a count may differ by as many pairs as are closer than the rewards agree. Left out: models without
 a chat template, and what had to be cut to fit, which the loop takes whole.
 
-Of the same logits it counts at other alphas too, the temperature of V and of pi = exp((Q - V) / alpha): the sum of r_h, which
-ranks the responses to a prompt as alpha * sum_h log pi does, and alpha * mean_h log pi. What it counts is a JSON document a set.
+Of the same logits it counts at other alphas too, the temperature of V and of pi = exp((Q - V) / alpha): the sum of r_h,
+which ranks the responses to a prompt as alpha * sum_h log pi does, and alpha * mean_h log pi. What it counts is a JSON
+document a set.
 """
 
 import argparse
@@ -31,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "
 
 from machine import CONSOLE, table, verdict  # noqa: E402  needs the line above
 
+SETS = ("rm-bench-chat", "hh-harmless", "soda-chat", "dsp", "gsm8k")
 WAYS = ("sum", "mean", "log pi, 0.93")
 ALPHAS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
 TOLERANCE = 1e-3  # of a reward, relative from 1 nat on: one side is float32
@@ -175,7 +177,7 @@ def main(given: Sequence[str] | None = None) -> None:
     claims: dict[str, bool] = {}
     for place in sorted((arguments.output / Path(arguments.model).resolve().name).iterdir()):
         store = place / "run" / "rewards" / "endogenous"
-        if store.exists() and (not arguments.sets or place.name in arguments.sets):
+        if store.exists() and (place.name in arguments.sets if arguments.sets else place.name in SETS):
             [path] = (place / "run-input").iterdir()
             rows = json.loads(path.read_text())[: arguments.items]
             rubrics: dict[str | None, str | None] = {None: None}

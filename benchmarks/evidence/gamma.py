@@ -1,14 +1,14 @@
-"""Which gamma, and what a wrong one costs: chosen on one set, reported on the others. Of the stores of rewards.py, in a minute.
+"""Which gamma, and what a wrong one costs: chosen on one set, reported on the others. Of rewards.py's stores, in a minute.
 
     python benchmarks/evidence/gamma.py MODEL
 
-Every reward here is of the stored log-probabilities of a response's H tokens at temperature 1, l_h = log pi(a_h | s_h), so that
-no V(s_1) and no level of the logits is in it:
+Every reward here is of the stored log-probabilities of a response's H tokens at temperature 1, l_h = log pi(a_h | s_h), so
+that no V(s_1) and no level of the logits is in it:
 
     gamma g            sum_h g^(h-1) l_h; 1 is the paper's sum less V(s_1), which cancels between responses to one prompt
     mean               sum_h l_h / H
-    horizon c          gamma = 1 - 1 / (c * median H of the set): the part of a typical response that counts; needs no preferences
-                       of the set, only its lengths
+    horizon c          gamma = 1 - 1 / (c * median H of the set): the part of a typical response that counts; needs the
+                       lengths of the set, c the preferences of others
     length-neutral     the gamma at which the longer response wins as often as the shorter; needs no preferences at all
     fit                u * sum_h l_h + v * H, u and v by logistic regression: a price for each token
 

@@ -36,7 +36,7 @@ from machine import CONSOLE, describe, shared, table  # noqa: E402  needs the li
 
 from jobs.__main__ import _flags, _parser  # noqa: E402
 from jobs.evaluate.run import _cost  # noqa: E402
-from pipeline.config import EvaluateConfig, RewardConfig, load_config_as  # noqa: E402
+from pipeline.config import CERTAINTY, EvaluateConfig, RewardConfig, load_config_as  # noqa: E402
 from pipeline.errors import RunError  # noqa: E402
 from pipeline.evaluation.benchmarks import find_benchmark  # noqa: E402
 from pipeline.evaluation.documents import RewardEntry  # noqa: E402
@@ -44,14 +44,14 @@ from pipeline.evaluation.results import Cost, make_results  # noqa: E402
 from pipeline.evaluation.stores import evaluated  # noqa: E402
 from pipeline.evaluation.variants import Parts, Variant, labellers_of, variants_of  # noqa: E402
 from pipeline.models.loading import folder_digest  # noqa: E402
-from pipeline.rewards.derive import flat_column, reward_grid, rewards_of, stored_reward  # noqa: E402
+from pipeline.rewards.derive import CERTAINTY_COLUMNS, flat_column, reward_grid, rewards_of, stored_reward  # noqa: E402
 from pipeline.store import LabelStore  # noqa: E402
 from pipeline.store.manifest import InputEntry  # noqa: E402
 
 GAMMAS = (1.0, 0.99, 0.97, 0.95, 0.93, 0.9, 0.8)
 ONE_PASS = ("endogenous", "likelihood", "self-certainty", "negative-entropy")
 REWARDS = (*ONE_PASS, "verifier")
-SHARD_ROWS = 16  # what a stop loses at most
+SHARD_ROWS = 8  # what a stop loses at most
 FIELDS = {
     "endogenous": ("reward.token_certainty=true",),
     "answer-confidence": ("answer_confidence.span=last_line",),
@@ -96,7 +96,8 @@ class Set:
         wanted = [setting for name in self.asked(rewards) for setting in FIELDS.get(name, ())]
         if self.contrast and "contrast" in rewards:
             wanted += [
-                f"contrast.{name}={json.dumps(text)}" for name, text in zip(("rubric", "against"), self.contrast)
+                f"contrast.{name}={json.dumps(text)}"
+                for name, text in zip(("rubric", "against"), self.contrast, strict=True)
             ]
         return wanted
 
@@ -237,6 +238,7 @@ def from_tokens(stored: RewardConfig) -> list[Variant]:
             "of the stored tokens",
             ("endogenous",),
             partial(_aggregated, stored, way),
+            optional=tuple(CERTAINTY_COLUMNS) if way.aggregation in CERTAINTY else (),
         )
         for way in reward_grid(stored, GAMMAS)
     ]
