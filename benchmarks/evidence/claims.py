@@ -1,5 +1,5 @@
-"""What stands at the top of docs/evidence.md, in words: which claims hold, by the figures of the JSON. Each verdict follows from
-an interval, so that a new measurement cannot leave an old sentence behind."""
+"""What stands at the top of docs/evidence.md, in words: which claims hold, by the figures of the JSON. Each verdict follows
+from an interval, so that a new measurement cannot leave an old sentence behind."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -127,7 +127,8 @@ def _certainty(made: Documents) -> str:
             parts.append(f"{title} {', '.join(percent(value) for value in three)}")
     if not parts:
         return ""
-    return f"**Certainty without looking at the tokens**: self-certainty, negative entropy and mean log pi give {'; '.join(parts)}."
+    said = "self-certainty, negative entropy and mean log pi give"
+    return f"**Certainty without looking at the tokens**: {said} {'; '.join(parts)}."
 
 
 def _rubrics(made: Documents) -> str:

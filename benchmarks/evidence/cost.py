@@ -2,10 +2,10 @@
 
     python benchmarks/evidence/cost.py MODEL
 
-Nothing here ran on a GPU. The tokens are those that `label --dry-run` counts with MODEL's tokenizer, of the files in ../shared;
-the arithmetic is the floor of scorer_speed.py: what no exact scorer leaves out. Seconds are that arithmetic over the peak of a
-GPU times two shares: of the peak that large products of matrices reach, an assumption, and of the floor that the scorer reaches,
-which on two cores of a CPU is measured (docs/performance.md: 0.8 is held). The price of an hour is an assumption too.
+Nothing here ran on a GPU. The tokens are those that `label --dry-run` counts with MODEL's tokenizer, of the files in
+../shared; the arithmetic is the floor of scorer_speed.py: what no exact scorer leaves out. Seconds are that arithmetic over
+the peak of a GPU times two shares: of the peak that large products of matrices reach, an assumption, and of the floor that
+the scorer reaches, 0.8, which is held on two cores of a CPU (benchmarks/README.md). The price of an hour is an assumption too.
 """
 
 import argparse
@@ -65,7 +65,7 @@ SHAPES = (
 
 def counted(model: str, file: str, shape: Shape | None = None, rate: float | None = None) -> tuple[list[str], Json]:
     """The words of the command, and what its --dry-run counts; with a rate also its hours and price."""
-    words = ["label", "--model", model, "--input", file, "--output", "out/rm-bench", "--set", "input.shard_rows=16"]
+    words = ["label", "--model", model, "--input", file, "--output", "out/rm-bench"]
     if shape and rate:
         gpus = ["--set", f"scorer.gpus_per_actor={shape.gpus}"] if shape.gpus > 1 else []
         words += [*gpus, "--tokens-per-second", f"{rate:.0f}", "--price", f"{EUROS_AN_HOUR * shape.gpus:g}"]

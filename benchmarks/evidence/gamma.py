@@ -310,7 +310,11 @@ def main(given: Sequence[str] | None = None) -> None:
     sets, rows = [], {}
     for each in SETS:
         folder = place / each.name / "run" / "rewards" / "endogenous"
-        if folder.exists() and (store := LabelStore(str(folder))).progress().labels:
+        if (
+            not each.name.startswith("dsp-")
+            and folder.exists()
+            and (store := LabelStore(str(folder))).progress().labels
+        ):
             sets.append(read(each.name, store))
             rows[each.name] = {"items": int(sets[-1].items.max()) + 1, "pairs": len(sets[-1].sides)}
     curves = {each.name: curve(each) for each in sets}

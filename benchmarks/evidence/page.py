@@ -92,8 +92,8 @@ def rewards_table(made: Json) -> str:
 
 
 def shown(entries: Sequence[Json]) -> list[tuple[str, Json]]:
-    """Name and entry of each row. Of rewards that rank the responses to a prompt alike one stands: discounted sums of r_h and of
-    log pi differ by V(s_1)."""
+    """Name and entry of each row. Of rewards that rank the responses to a prompt alike one stands: discounted sums of r_h and
+    of log pi differ by V(s_1)."""
     rows = []
     log_pi = {e["name"].rpartition(" ")[2]: e["values"] for e in entries if e["name"].startswith("log pi: ")}
     for entry in entries:
@@ -278,8 +278,8 @@ def cost_table(made: Json) -> str:
         f"\n{total['rows']:,} items of {' and '.join(made['files'])}: {total['response_tokens']:,} response tokens, "
         f"{total['tokens']:,} to forward, by a sample of each file. Assumed: a peak of {made['peak'] / 1e12:.0f} TFLOP/s, of "
         f"which products reach {made['of_peak']:g} and the scorer {made['of_floor']:g} of that, and "
-        f"{made['euros_an_hour']:g} euros for an hour of a GPU; a model spread over two GPUs computes on one of them at a time "
-        "and pays for both.\n"
+        f"{made['euros_an_hour']:g} euros for an hour of a GPU; a model spread over two GPUs computes on one of them at a "
+        "time and pays for both.\n"
     )
     commands = "".join(f"\n    {each['command']} --dry-run\n" for each in made["models"])
     return table(head, rows) + said + commands + source(made)

@@ -134,6 +134,8 @@ def json_rows(path: Path) -> list[Json]:
 
 CHAT, DSP = "chat_filtered.json", "domain_specific_preference.test.json"
 RUBRICS = ("--rubrics", str(ROOT / "examples" / "dsp-rubrics.toml"))
+PARAPHRASES = [ROOT / "benchmarks" / "evidence" / f"dsp-paraphrase-{number}.toml" for number in (1, 2, 3)]
+NO_JUDGES = ("judge-pairwise", "judge-pointwise", "verifier")
 SETS = (
     Set("rm-bench-chat", "rm-bench", ("rm-bench", CHAT), json_rows, CHAT, None, contrast=(GOOD, BAD)),
     Set(
@@ -163,6 +165,10 @@ SETS = (
         "gsm8k.json",
         500,
         beside=("answer-confidence", "answer-likelihood"),
+    ),
+    *(
+        Set(path.stem, "dsp", ("dsp", DSP), whole_answers, DSP, 100, ("--rubrics", str(path)), without=NO_JUDGES)
+        for path in PARAPHRASES
     ),
 )
 
@@ -352,7 +358,7 @@ def measure(each: Set, arguments: argparse.Namespace) -> Json:
     place = arguments.output / Path(arguments.model).name / each.name
     rows = drawn(each, shared("data", *each.source), each.items if arguments.items is None else arguments.items)
     runs = {"run": (rows, [*(arguments.reward or (*REWARDS, "contrast", *each.beside))], arguments.given)}
-    if arguments.judged:
+    if arguments.judged and each.asked(JUDGES):
         # all that a judge writes is counted, however little of it can be read
         runs["judged"] = rows[: arguments.judged], JUDGES, ["judge.max_unparsable=1", *arguments.given]
     entries, failed = list[Json](), dict[str, str]()
