@@ -33,7 +33,7 @@ def draw_lines(title: str, lines: Sequence[Line], horizontal: str) -> str:
     x, y = Axis(0, max(len(values) - 1, 1), 1).scale(FRAME.left + 8, FRAME.end - 8), axis.scale(FRAME.floor, FRAME.top)
     parts = [FRAME.rows(axis, y), f'<path class="chance" d="M{FRAME.left} {y(50):.1f}H{FRAME.end}"/>']
     for i, value in enumerate(values):
-        text = f"{value:g}"
+        text = f"{value:g}".replace("0.", ".")  # or they would touch
         parts.append(f'<text class="tick" x="{x(i):.1f}" y="{FRAME.floor + 18}" text-anchor="middle">{text}</text>')
     names = _apart([y(100 * line.points[-1][1]) for line in lines])
     for number, line in enumerate(lines):
