@@ -95,7 +95,8 @@ def shown(entries: Sequence[Json]) -> list[tuple[str, Json]]:
     """Name and entry of each row. Of rewards that rank the responses to a prompt alike one stands: discounted sums of r_h and
     of log pi differ by V(s_1)."""
     rows = []
-    log_pi = {e["name"].rpartition(" ")[2]: e["values"] for e in entries if e["name"].startswith("log pi: ")}
+    discounted = [entry for entry in entries if entry["name"].startswith("log pi: discounted")]
+    log_pi = {entry["name"].rpartition(" ")[2]: entry["values"] for entry in discounted}
     for entry in entries:
         name, tokens = entry["name"], entry["run"] == "tokens"
         if not tokens and entry["reward"] in (*ONE_REWARD, "self-certainty", "negative-entropy"):
@@ -110,7 +111,7 @@ def shown(entries: Sequence[Json]) -> list[tuple[str, Json]]:
 
 def row_name(name: str) -> str:
     gamma = name.rpartition("gamma ")[2]
-    if name.startswith("log pi: "):
+    if name.startswith("log pi: discounted"):
         return "**sum** (gamma 1)" if gamma == "1" else f"log pi discounted by {gamma}"
     if name.startswith("r_h: discounted_sum"):
         return f"r_h discounted by {gamma}"

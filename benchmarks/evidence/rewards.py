@@ -19,7 +19,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -51,6 +51,7 @@ from pipeline.store.manifest import InputEntry  # noqa: E402
 GAMMAS = (1.0, 0.99, 0.97, 0.95, 0.93, 0.9, 0.8)
 ONE_PASS = ("endogenous", "likelihood", "self-certainty", "negative-entropy")
 REWARDS = (*ONE_PASS, "verifier")
+CONTRAST = ("contrast", "contrast-against")  # its stores
 SHARD_ROWS = 8  # what a stop loses at most
 FIELDS = {
     "endogenous": ("reward.token_certainty=true",),
@@ -270,15 +271,31 @@ def _length(parts: Parts) -> np.ndarray:
     return parts["endogenous"]["num_tokens"].to_numpy().astype(np.float64)
 
 
-def grid(each: Set, model: str, store: LabelStore) -> list[RewardEntry]:
-    """The entries of `from_tokens`."""
+def grid(each: Set, model: str, stores: Mapping[str, LabelStore], variants: Sequence[Variant]) -> list[RewardEntry]:
+    """The entries of variants of these stores."""
     evaluation = {"benchmark": each.benchmark, "resamples": RESAMPLES, "seed": SEED}
     config = EvaluateConfig.model_validate({"model": {"name": model}, "evaluate": evaluation})
     benchmark = find_benchmark(each.benchmark)
-    found = evaluated({"endogenous": store}, from_tokens(stored_reward(store.description())), benchmark)
+    found = evaluated(stores, variants, benchmark)
     costs = [Cost(model, [], None, None, None)] * len(found)
     results, _ = make_results(found, costs, {}, benchmark, config, created="")
     return results.rewards
+
+
+def under_rubrics() -> list[Variant]:
+    """Sum and mean of log pi under each of the two rubrics that `contrast` holds against each other."""
+    variants = []
+    for store, which in (("contrast", "the rubric"), ("contrast-against", "the other rubric")):
+        for way, function in (("sum", np.sum), ("mean", np.mean)):
+            name = f"log pi under {which}: {way}"
+            of = partial(_of_logprobs, store, function)
+            variants.append(Variant(name, "likelihood", "of the response's tokens", (store,), of))
+    return variants
+
+
+def _of_logprobs(store: str, function: Callable[[np.ndarray], Any], parts: Parts) -> np.ndarray:
+    logprobs, lengths = flat_column(parts[store], "token_logprobs")
+    return np.array([function(each) for each in np.split(logprobs.astype(np.float64), np.cumsum(lengths)[:-1])])
 
 
 # The table
@@ -370,8 +387,14 @@ def measure(each: Set, arguments: argparse.Namespace) -> Json:
         made, without = of_stores(each, words, place / name)
         entries += [{**entry, "run": name} for entry in made]
         failed |= without
-    store = LabelStore(str(place / "run" / "rewards" / "endogenous"))
-    entries += [entry.model_dump() for entry in grid(each, arguments.model, store)]
+    kept = {name: LabelStore(str(place / "run" / "rewards" / name)) for name in ("endogenous", *CONTRAST)}
+    store = kept["endogenous"]
+    variants = from_tokens(stored_reward(store.description()))
+    if all(Path(kept[name].uri).exists() and kept[name].progress().labels for name in CONTRAST):
+        variants += under_rubrics()
+    needed = {name for variant in variants for name in variant.stores}
+    made = grid(each, arguments.model, {name: kept[name] for name in needed}, variants)
+    entries += [entry.model_dump() for entry in made]
     return document(each, arguments.model, entries, failed, store, _given(arguments))
 
 
