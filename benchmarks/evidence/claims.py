@@ -14,6 +14,7 @@ NAMES = {
     "soda-chat": "soda-chat",
 }
 CHOICES = ("sum (gamma 1)", "mean", "gamma 0.93 (RMGAP's)", "length-neutral gamma, no preferences")
+IN_THE_SAME_PASS = ("endogenous", "likelihood", "self-certainty", "negative-entropy", "answer-confidence")
 LEARNED = (
     "gamma chosen on all other sets",
     "horizon chosen on all other sets",
@@ -30,7 +31,8 @@ def claims(made: Documents) -> dict[str, str]:
             f"{first['model']['name']}: SHA-256 of its folder {first['model']['sha256'][:16]}…; {first['machine']}. "
             f"{sizes(made)}\n"
         )
-    lines = [line for line in (_ranks(made), _lengths(made), _gamma(made), _certainty(made), _rubrics(made)) if line]
+    makers = (_ranks, _lengths, _gamma, _certainty, _rubrics, _beside, _agreement)
+    lines = [line for line in (maker(made) for maker in makers) if line]
     if lines:
         texts["claims"] = "".join(f"- {line}\n" for line in lines)
     return texts
@@ -146,3 +148,33 @@ def _rubrics(made: Documents) -> str:
                 f"{100 * entry['values']['lift']:.1f} points ({100 * low:.1f} to {100 * high:.1f}), {verdict}"
             )
     return f"**A rubric steers the reward** (DSP): {'; '.join(parts)}." if parts else ""
+
+
+def _beside(made: Documents) -> str:
+    """Rewards that cost a pass of their own."""
+    parts = []
+    for name, title in NAMES.items():
+        for entry in made.get(name, {"rewards": ()})["rewards"]:
+            if entry["run"] == "tokens" or entry["reward"] in IN_THE_SAME_PASS:
+                continue
+            figure = next(iter(entry["values"]))
+            low, high = entry["intervals"][figure]
+            parts.append(
+                f"{entry['name']} on {title} {percent(entry['values'][figure])} ({100 * low:.1f} to {100 * high:.1f}, "
+                f"{entry['items']} items)"
+            )
+    return f"**Rewards beside it, each a pass more**: {'; '.join(parts)}." if parts else ""
+
+
+def _agreement(made: Documents) -> str:
+    counted = [each for name, each in made.items() if name.startswith("agreement-")]
+    if not counted:
+        return ""
+    ways = [way for each in counted for way in each["counts"].values()]
+    same = sum(way["loop"] == way["store"] for way in ways)
+    largest = max(way["largest"] for way in ways)
+    return (
+        f"**The counts are not the harness's own**: a float64 loop that shares no code with it gives the same count of right "
+        f"comparisons in {same} of {len(ways)} counts over {sum(each['responses'] for each in counted)} responses; rewards "
+        f"differ by {largest:.0e} at most, relative from 1 nat on."
+    )
