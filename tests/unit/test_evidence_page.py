@@ -113,3 +113,11 @@ def test_a_cost_is_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seven.flops(1, 1, 0) == 2 * weights[0] and seven.flops(2, 0, 10) - seven.flops(2, 0, 0) == 80 * 28 * 3584
     shown = "Rows               129 in 1 files\nResponses          774\nResponse tokens    1,234\nTokens to forward  2,345 (a"
     assert cost.estimate(shown) == {"rows": 129, "responses": 774, "response_tokens": 1234, "tokens": 2345}
+
+
+def test_a_difference_over_sets_weighs_each_set_alike(gamma: ModuleType) -> None:
+    """+1 on ten items and 0 on forty: half, and nothing varies."""
+    sets = [(np.ones(10), np.arange(10)), (np.zeros(40), np.arange(40))]
+    assert gamma.over_sets(sets) == {"points": 0.5, "interval": [0.5, 0.5]}
+    low, high = gamma.over_sets([(np.tile([1.0, -1.0], 50), np.arange(100)), sets[1]])["interval"]
+    assert -0.13 < low < -0.07 < 0.07 < high < 0.13
