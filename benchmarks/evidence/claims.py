@@ -83,7 +83,8 @@ def _lengths(made: Documents) -> str:
         return ""
     curves = made["gamma"]["curves"]
     wins = [f"{percent(curve[0]['longer_wins'])} on {NAMES[name]}" for name, curve in curves.items()]
-    said = f"**As the paper has it, summed at gamma 1, the reward goes by length**: the longer response wins {_listed(wins)}"
+    said = f"**As the paper has it, summed at gamma 1, the reward goes by length**: of pairs of unequal length the longer response wins "
+        f"{_listed(wins)}"
     styles = curves.get("rm-bench-chat", [{}])[0].get("kinds", {})
     if {"hard", "easy"} <= styles.keys():
         said += (
