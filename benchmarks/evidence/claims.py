@@ -83,8 +83,10 @@ def _lengths(made: Documents) -> str:
         return ""
     curves = made["gamma"]["curves"]
     wins = [f"{percent(curve[0]['longer_wins'])} on {NAMES[name]}" for name, curve in curves.items()]
-    said = f"**As the paper has it, summed at gamma 1, the reward goes by length**: of pairs of unequal length the longer response wins "
-        f"{_listed(wins)}"
+    said = (
+        "**As the paper has it, summed at gamma 1, the reward goes by length**: of pairs of unequal length the longer "
+    )
+    said += f"response wins {_listed(wins)}"
     styles = curves.get("rm-bench-chat", [{}])[0].get("kinds", {})
     if {"hard", "easy"} <= styles.keys():
         said += (
