@@ -13,6 +13,7 @@ NAMES = {
     "dsp": "DSP",
     "soda-chat": "soda-chat",
 }
+RUBRICS = 5  # of DSP, under each of which a query is an item
 CHOICES = ("sum (gamma 1)", "mean", "gamma 0.93 (RMGAP's)", "length-neutral gamma, no preferences")
 IN_THE_SAME_PASS = ("endogenous", "likelihood", "self-certainty", "negative-entropy", "answer-confidence")
 LEARNED = (
@@ -43,7 +44,7 @@ def sizes(made: Documents) -> str:
     said = []
     for name, title in NAMES.items():
         if name in made:
-            items = max(entry["items"] for entry in made[name]["rewards"])
+            items = max(entry["items"] for entry in made[name]["rewards"]) // (RUBRICS if name == "dsp" else 1)
             whole = sum(each.get("rows") or 0 for each in made[name].get("inputs", ()))
             said.append(f"{title} {items}" + (f" of {whole}" if whole > items else ""))
     return f"Items: {', '.join(said)}; where it is fewer than there are, the first in the file's order."
@@ -145,16 +146,18 @@ def _rubrics(made: Documents) -> str:
         return ""
     entries = {entry["name"]: entry for entry in made["dsp"]["rewards"]}
     parts = []
-    for name, title in (("log pi: discounted sum, gamma 1", "sum"), ("r_h: mean", "mean")):
+    ways = ((f"log pi: discounted sum, gamma {gamma}", f"log pi discounted by {gamma}") for gamma in ("0.97", "0.93"))
+    for name, title in (("log pi: discounted sum, gamma 1", "the sum"), ("r_h: mean", "the mean"), *ways):
         entry = entries.get(name)
         if entry and "lift" in entry["values"]:
             low, high = entry["intervals"]["lift"]
-            verdict = "above nothing" if low > 0 else "below nothing" if high < 0 else "not to be told from nothing"
+            verdict = "it does" if low > 0 else "it does the opposite" if high < 0 else "not to be told from nothing"
             parts.append(
-                f"by the {title} the diagonal is {percent(entry['values']['diagonal'])} and a domain's own rubric lifts it by "
-                f"{100 * entry['values']['lift']:.1f} points ({100 * low:.1f} to {100 * high:.1f}), {verdict}"
+                f"by {title} the diagonal is {percent(entry['values']['diagonal'])}, and a domain's own rubric lifts its "
+                f"answer by {100 * entry['values']['lift']:.1f} points ({100 * low:.1f} to {100 * high:.1f}): {verdict}"
             )
-    return f"**A rubric steers the reward** (DSP): {'; '.join(parts)}." if parts else ""
+    queries = max(entry["items"] for entry in made["dsp"]["rewards"]) // RUBRICS
+    return f"**Does a rubric steer the reward?** On DSP's first {queries} queries {'; '.join(parts)}." if parts else ""
 
 
 def _beside(made: Documents) -> str:

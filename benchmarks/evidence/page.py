@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "evidence")]
 
-from claims import claims  # noqa: E402  needs the line above
+from claims import RUBRICS, claims  # noqa: E402  needs the line above
 from figures import Line, draw_lines  # noqa: E402
 
 RESULTS, PAGE, FIGURES = (
@@ -257,7 +257,7 @@ def rubrics_table(made: Documents) -> str:
                 cells = [percent(values["diagonal"]), within(entry["intervals"]["diagonal"])]
                 lift = [points(values["lift"]), within(entry["intervals"].get("lift"))]
                 brightest = f"{round(5 * values['brightest'])} of 5"
-                rows.append([title, reward, f"{entry['items']}", *cells, *lift, brightest])
+                rows.append([title, reward, f"{entry['items'] // RUBRICS}", *cells, *lift, brightest])
     head = ["rubrics", "reward", "queries", "diagonal", "95%", "lift, points", "95%", "brightest"]
     return table(head, rows) + "".join(source(made[name]) for name in names if name in made)
 
