@@ -138,7 +138,23 @@ def _certainty(made: Documents) -> str:
     if not parts:
         return ""
     said = "self-certainty, negative entropy and mean log pi give"
+    parts += _confidence(made)
     return f"**Certainty without looking at the tokens**: {said} {'; '.join(parts)}."
+
+
+def _confidence(made: Documents) -> list[str]:
+    """Of the final answer, where a set has one."""
+    parts = []
+    for name, title in NAMES.items():
+        for entry in made.get(name, {"rewards": ()})["rewards"]:
+            if entry["name"] == "answer-confidence":
+                low, high = entry["intervals"]["accuracy"]
+                verdict = "below chance: it is surer of the wrong ones" if high < 0.5 else "not below chance"
+                ends = f"{100 * low:.1f} to {100 * high:.1f}"
+                parts.append(
+                    f"confidence in the final answer {percent(entry['values']['accuracy'])} on {title} ({ends}), {verdict}"
+                )
+    return parts
 
 
 def _rubrics(made: Documents) -> str:

@@ -84,6 +84,10 @@ def rewards_table(made: Json) -> str:
         rows.append([*cells, f"{entry['items']:,}", percent(length.get("longer_wins")), percent(controlled)])
     lines = [table(head, rows)]
     lines += [f"\n{name} has no figures: {why}\n" for name, why in made["failed"].items()]
+    for entry in made["rewards"][-1:]:  # of the store that all have
+        if lost := entry["incomplete"]["items"]:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in entry["incomplete"]["reasons"].items())
+            lines.append(f"\nItems without a reward for each response: {lost} ({reasons}).\n")
     judged = [entry for entry in made["rewards"] if entry["judgements"]]
     for entry in judged:
         told = entry["judgements"]
