@@ -32,7 +32,7 @@ def claims(made: Documents) -> dict[str, str]:
             f"{first['model']['name']}: SHA-256 of its folder {first['model']['sha256'][:16]}…; {first['machine']}. "
             f"{sizes(made)}\n"
         )
-    makers = (_ranks, _lengths, _gamma, _certainty, _rubrics, _beside, _agreement)
+    makers = (_ranks, _lengths, _gamma, _alpha, _certainty, _rubrics, _beside, _agreement)
     lines = [line for line in (maker(made) for maker in makers) if line]
     if lines:
         texts["claims"] = "".join(f"- {line}\n" for line in lines)
@@ -140,6 +140,22 @@ def _certainty(made: Documents) -> str:
     said = "self-certainty, negative entropy and mean log pi give"
     parts += _confidence(made)
     return f"**Certainty without looking at the tokens**: {said} {'; '.join(parts)}."
+
+
+def _alpha(made: Documents) -> str:
+    counted = [each for name, each in made.items() if name.startswith("agreement-") and each["alphas"]]
+    if not counted:
+        return ""
+    parts = []
+    for each in counted:
+        ways = {way: [alpha[way] for alpha in each["alphas"]] for way in ("sum", "mean")}
+        said = _listed([f"{min(counts)} to {max(counts)} by the {way}" for way, counts in ways.items()])
+        parts.append(f"{said} of {each['comparisons']} on {NAMES[each['set']]}")
+    alphas = [alpha["alpha"] for alpha in counted[0]["alphas"]]
+    return (
+        f"**alpha matters little beside gamma**: from alpha {min(alphas):g} to {max(alphas):g} the comparisons that are right go "
+        f"from {'; '.join(parts)}."
+    )
 
 
 def _confidence(made: Documents) -> list[str]:
