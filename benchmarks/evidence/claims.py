@@ -153,7 +153,7 @@ def _alpha(made: Documents) -> str:
         parts.append(f"{said} of {each['comparisons']} on {NAMES[each['set']]}")
     alphas = [alpha["alpha"] for alpha in counted[0]["alphas"]]
     return (
-        f"**alpha matters little beside gamma**: from alpha {min(alphas):g} to {max(alphas):g} the comparisons that are right go "
+        f"**alpha, the temperature**: from {min(alphas):g} to {max(alphas):g} the comparisons that are right go "
         f"from {'; '.join(parts)}."
     )
 
@@ -168,7 +168,7 @@ def _confidence(made: Documents) -> list[str]:
                 verdict = "below chance: it is surer of the wrong ones" if high < 0.5 else "not below chance"
                 ends = f"{100 * low:.1f} to {100 * high:.1f}"
                 parts.append(
-                    f"confidence in the final answer {percent(entry['values']['accuracy'])} on {title} ({ends}), {verdict}"
+                    f"final-answer confidence {percent(entry['values']['accuracy'])} on {title} ({ends}), {verdict}"
                 )
     return parts
 
