@@ -17,10 +17,12 @@ LEAST = 13.0  # between two names
 
 @dataclass(frozen=True)
 class Line:
-    """A line's name and its points, (value, share), in the order in which they stand on the page."""
+    """A line's name and its points, (value, share), in the order in which they stand on the page; `style` is the number of its
+    colour and dashes, its place among the lines where it has none."""
 
     name: str
     points: list[tuple[float, float]]
+    style: int | None = None
 
 
 def draw_lines(title: str, lines: Sequence[Line], horizontal: str) -> str:
@@ -37,7 +39,8 @@ def draw_lines(title: str, lines: Sequence[Line], horizontal: str) -> str:
         parts.append(f'<text class="tick" x="{x(i):.1f}" y="{FRAME.floor + 18}" text-anchor="middle">{text}</text>')
     names = _apart([y(100 * line.points[-1][1]) for line in lines])
     for number, line in enumerate(lines):
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        which = number if line.style is None else line.style
+        colour, dash = COLOURS[which % len(COLOURS)], DASHES[which % len(DASHES)]
         path = "L".join(f"{x(i):.1f} {y(100 * share):.1f}" for i, (_, share) in enumerate(line.points))
         style = f"stroke:{colour};stroke-dasharray:{dash or 'none'}"
         parts.append(f'<path class="line" style="{style}" d="M{path}"/>')

@@ -34,6 +34,7 @@ SETS = {
     "dsp": "DSP",
     "soda-chat": "soda-chat",
 }
+STYLES = {name: number for number, name in enumerate(SETS)}
 MISSING = "*Not measured.*\n"
 ONE_REWARD = ("endogenous", "likelihood")  # of these the rows of the stored tokens show more
 
@@ -185,7 +186,7 @@ def prices_table(made: Json) -> str:
 
 def gamma_figure(made: Json) -> str:
     lines = [
-        Line(SETS[name], [(point["gamma"], point["accuracy"]) for point in made["curves"][name]])
+        Line(SETS[name], [(point["gamma"], point["accuracy"]) for point in made["curves"][name]], STYLES[name])
         for name in SETS
         if name in made["curves"]
     ]
@@ -202,7 +203,7 @@ def styles_figure(made: Json) -> str:
 
 def longer_figure(made: Json) -> str:
     lines = [
-        Line(SETS[name], [(point["gamma"], point["longer_wins"]) for point in made["curves"][name]])
+        Line(SETS[name], [(point["gamma"], point["longer_wins"]) for point in made["curves"][name]], STYLES[name])
         for name in SETS
         if name in made["curves"]
     ]
@@ -229,7 +230,9 @@ def counts(made: Documents) -> list[Json]:
 
 def alpha_figure(made: Documents, way: str) -> str:
     lines = [
-        Line(SETS[each["set"]], [(a["alpha"], a[way] / each["comparisons"]) for a in each["alphas"]])
+        Line(
+            SETS[each["set"]], [(a["alpha"], a[way] / each["comparisons"]) for a in each["alphas"]], STYLES[each["set"]]
+        )
         for each in counts(made)
         if each["alphas"]
     ]
