@@ -52,6 +52,7 @@ class SamplerSpec:
     gpus: int = 0  # the model is spread over these where they are several
     engine: str = "transformers"
     shares_gpu: bool = False
+    certainty: bool = False  # whether rollouts have it
 
 
 class PolicySampler:
@@ -66,6 +67,7 @@ class PolicySampler:
             budget_tokens=spec.budget_tokens,
             end_tokens=spec.end_tokens,
             logprobs=True,
+            certainty=spec.certainty,
         )
         adapters = Adapters(spec.lora.rank, spec.lora.alpha or 2 * spec.lora.rank) if spec.lora.rank else None
         self.engine = open_engine(
@@ -106,7 +108,8 @@ class PolicySampler:
         rollouts = []
         for each in answers:
             assert each.logprobs is not None and self.engine.version is not None
-            rollouts.append(Rollout(each.token_ids, each.text, each.finished, each.logprobs, self.engine.version))
+            version, certainty = self.engine.version, each.certainty
+            rollouts.append(Rollout(each.token_ids, each.text, each.finished, each.logprobs, version, certainty))
         return rollouts
 
 

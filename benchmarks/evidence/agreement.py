@@ -7,12 +7,17 @@ transformers alone, full logits, one by one. Of the pairs, or of DSP's answers u
 the sum and the mean of r_h and by log pi discounted by 0.93, and compared with the counts of the store's tokens. Exits 1 where
 a count or a reward differs; a count may differ by as many pairs as are closer than the rewards agree. Left out: models without
 a chat template, and what had to be cut to fit, which the loop takes whole.
+
+Of the same logits it counts at other alphas too, the temperature of V and of pi = exp((Q - V) / alpha): the sum of r_h,
+which ranks the responses to a prompt as alpha * sum_h log pi does, and alpha * mean_h log pi. What it counts is a JSON
+document a set.
 """
 
 import argparse
 import json
 import re
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +32,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "
 
 from machine import CONSOLE, table, verdict  # noqa: E402  needs the line above
 
+SETS = ("rm-bench-chat", "hh-harmless", "soda-chat", "dsp", "gsm8k")
 WAYS = ("sum", "mean", "log pi, 0.93")
+ALPHAS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
 TOLERANCE = 1e-3  # of a reward, relative from 1 nat on: one side is float32
 Json = dict[str, Any]
 Messages = list[dict[str, str]]
@@ -63,7 +70,17 @@ def rewards(q: np.ndarray, v: np.ndarray) -> list[float]:
     return [float(r.sum()), float((q - v).mean()), float((0.93 ** np.arange(len(q)) * (q - v)).sum())]
 
 
+def at_alphas(logits: torch.Tensor, q: torch.Tensor) -> list[float]:
+    """Sum less V(s_1), then mean, at each of ALPHAS; logits [H, V], q [H]."""
+    both = []
+    for alpha in ALPHAS:
+        difference = q - alpha * (logits / alpha).logsumexp(1)
+        both += [float(difference.sum()), float(difference.mean())]
+    return both
+
+
 def plain(folder: str, rows: Sequence[Json], rubrics: dict[str | None, str | None]) -> dict[Key, list[float]]:
+    """WAYS, then `at_alphas`, of each response."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     found = {}
@@ -79,7 +96,7 @@ def plain(folder: str, rows: Sequence[Json], rubrics: dict[str | None, str | Non
                 with torch.no_grad():
                     logits = model(input_ids=ids[None]).logits[0, first - 1 : -1]  # [H, V]
                 q = logits.gather(1, ids[first:, None])[:, 0]
-                found[number, name, place] = rewards(q.numpy(), logits.logsumexp(1).numpy())
+                found[number, name, place] = rewards(q.numpy(), logits.logsumexp(1).numpy()) + at_alphas(logits, q)
     return found
 
 
@@ -114,11 +131,19 @@ def margins(scores: dict[Key, list[float]]) -> np.ndarray:
                 sides = one.partition(":")[0], other.partition(":")[0]
                 if sides == ("chosen", "rejected") or (sides == ("response", "response") and one < other):
                     differences.append(np.subtract(first, second))
-    return np.array(differences).reshape(-1, len(WAYS))
+    return np.array(differences).reshape(-1, len(next(iter(scores.values()))))
 
 
-def compare(name: str, expected: dict[Key, list[float]], found: dict[Key, list[float]]) -> dict[str, bool]:
-    """Print the counts of both sides; the claims."""
+def of_alphas(scores: dict[Key, list[float]]) -> list[Json]:
+    """Of each alpha the pairs that sum and mean have right; of DSP those under a domain's own rubric are not told apart."""
+    right = (margins(scores) > 0).sum(0)
+    return [{"alpha": alpha, "sum": int(right[2 * i]), "mean": int(right[2 * i + 1])} for i, alpha in enumerate(ALPHAS)]
+
+
+def compare(
+    name: str, expected: dict[Key, list[float]], found: dict[Key, list[float]], made: Json | None = None
+) -> dict[str, bool]:
+    """Print the counts of both sides, and put them into `made`; the claims."""
     both = [key for key in expected if key in found]
     far = np.array([np.abs(np.subtract(expected[k], found[k])) / np.maximum(1, np.abs(expected[k])) for k in both])
     ours, theirs = margins({k: found[k] for k in both}), margins({k: expected[k] for k in both})
@@ -131,6 +156,8 @@ def compare(name: str, expected: dict[Key, list[float]], found: dict[Key, list[f
         counts = [int((each[:, way] > 0).sum()) for each in (theirs, ours)]
         alike &= abs(counts[0] - counts[1]) <= (np.abs(theirs[:, way]) <= close[way]).sum()
         shown.add_row(title, *map(str, counts), f"{far[:, way].max():.1e}")
+        if made is not None:
+            made["counts"][title] = {"loop": counts[0], "store": counts[1], "largest": float(far[:, way].max())}
     CONSOLE.print(shown)
     return {
         f"{name}: no response is missing": both == list(expected),
@@ -145,18 +172,40 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", dest="sets", action="append", help="default: all that are labelled")
     parser.add_argument("--items", type=int, default=100, help="the first of each set (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "evidence", help="where rewards.py labelled")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "evidence", help="counts")
     arguments = parser.parse_args(given)
     claims: dict[str, bool] = {}
     for place in sorted((arguments.output / Path(arguments.model).resolve().name).iterdir()):
         store = place / "run" / "rewards" / "endogenous"
-        if store.exists() and (not arguments.sets or place.name in arguments.sets):
+        if store.exists() and (place.name in arguments.sets if arguments.sets else place.name in SETS):
             [path] = (place / "run-input").iterdir()
             rows = json.loads(path.read_text())[: arguments.items]
             rubrics: dict[str | None, str | None] = {None: None}
             if place.name == "dsp":
                 rubrics = {**tomllib.loads((ROOT / "examples" / "dsp-rubrics.toml").read_text())}
-            claims |= compare(place.name, plain(arguments.model, rows, rubrics), stored(store, len(rows)))
+            began = time.process_time()
+            looped = plain(arguments.model, rows, rubrics)
+            made = document(arguments, place.name, len(rows), looped, time.process_time() - began)
+            claims |= compare(
+                place.name, {k: v[: len(WAYS)] for k, v in looped.items()}, stored(store, len(rows)), made
+            )
+            arguments.results.mkdir(parents=True, exist_ok=True)
+            (arguments.results / f"agreement-{place.name}.json").write_text(json.dumps(made, indent=1) + "\n")
     verdict(claims)
+
+
+def document(
+    arguments: argparse.Namespace, name: str, items: int, looped: dict[Key, list[float]], seconds: float
+) -> Json:
+    from rewards import provenance
+
+    words = (
+        f"python benchmarks/evidence/agreement.py {Path(arguments.model).name} --set {name} --items {arguments.items}"
+    )
+    beyond = {key: each[len(WAYS) :] for key, each in looped.items()}
+    sizes = {"set": name, "items": items, "responses": len(looped), "comparisons": len(margins(looped))}
+    made = {**provenance(arguments.model, words), **sizes, "dtype": "float64", "cpu_seconds": round(seconds, 1)}
+    return {**made, "counts": {}, "alphas": [] if name == "dsp" else of_alphas(beyond)}
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from pipeline.rl.prompts import Prompts, read_prompts
 from pipeline.rl.rollout_store import RolloutStore, describe_rollouts
 from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
 from pipeline.rl.sources import check_prompts, check_rewards
+from pipeline.rl.sources.certainty import OF_THE_POLICY
 from pipeline.store import LabelStore, places
 from pipeline.training.deepspeed import deepspeed_config, read_deepspeed
 from pipeline.training.documents import Run
@@ -319,6 +320,7 @@ def _pools(run: RlRun) -> tuple[ActorPool, ActorPool]:
         gpus=int(placement.sampler_gpus),
         engine=config.sampler.engine,
         shares_gpu=run.device == "cuda" and placement.sampler_gpus < 1,
+        certainty=any(source.kind in OF_THE_POLICY for source in config.rewards.values()),
     )
     rewarder = RewarderSpec(config, run.device, run.dtype, int(placement.rewarder_gpus))
     gpus, nodes = (placement.sampler_gpus, placement.rewarder_gpus), placed(config.run)

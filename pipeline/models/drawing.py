@@ -11,6 +11,7 @@ numbers, so that they are the same on every device.
 """
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -75,3 +76,12 @@ class Blocks:
         """log softmax(logits) of one token a row: [R] -> [R]."""
         taken = self.logits.gather(1, tokens[:, None])[:, 0]
         return (taken - self.sums.logsumexp(1)).to(self.logits.dtype)
+
+    def certainty(self) -> torch.Tensor:
+        """The entropy of softmax(logits) and KL(uniform || softmax(logits)) of each row: [R, 2]. Not finite where a logit is
+        not."""
+        logsum = self.sums.logsumexp(1)
+        shares = (self.logits - logsum[:, None]).exp()
+        entropies = logsum - (shares * self.logits).sum(1)
+        certainties = logsum - self.logits.mean(1, dtype=torch.float64) - math.log(self.logits.shape[1])
+        return torch.stack([entropies, certainties], 1).to(self.logits.dtype)

@@ -80,6 +80,7 @@ class Generator:
             `memory.sampling_budget` has it.
         eos_token_ids: further end tokens, such as a chat template's end of turn.
         logprobs: whether completions get the log-probabilities of their tokens.
+        certainty: whether they get entropy and self-certainty of what each token is drawn from.
 
     Attributes:
         forwarded_tokens: tokens given to the model so far, padding and ended rows included.
@@ -98,6 +99,7 @@ class Generator:
         budget_tokens: int | None = None,
         eos_token_ids: Sequence[int] = (),
         logprobs: bool = False,
+        certainty: bool = False,
     ):
         correct(model)
         self.model = model.eval().requires_grad_(False)
@@ -106,7 +108,7 @@ class Generator:
         self.temperature = temperature
         self.top_p = top_p
         self.budget_tokens = budget_tokens or sampling_budget(model)
-        self.logprobs = logprobs
+        self.logprobs, self.certainty = logprobs, certainty
         self.forwarded_tokens = 0
         self.notes: list[str] = []
         self.end_tokens = end_tokens(model.generation_config, tokenizer, eos_token_ids)
@@ -204,7 +206,7 @@ class Generator:
     def _complete(self, batch: list[_Row]) -> list[Completion | RowError]:
         gathers = len(batch) > 1 and self.shares_prompts
         cache = self._prefill(*_distinct([row.prompt_ids for row in batch])) if gathers else None
-        draw = _Draw(batch, self.temperature > 0, self.logprobs, self.device)
+        draw = _Draw(batch, self.temperature > 0, self.logprobs, self.certainty, self.device)
         decoding = _Decoding(batch, draw, cache, torch.tensor(self.end_tokens, dtype=torch.long, device=self.device))
         while decoding.room and len(decoding.running):
             decoding.compact()
@@ -216,13 +218,15 @@ class Generator:
             decoding.advance(
                 self._generate(decoding.ids, decoding.mask, decoding.cache, room, self._processors(draw), criteria)
             )
-        logprobs = [None] * len(batch) if draw.logprobs is None else draw.logprobs.cpu().numpy()
-        rows = zip(decoding.tokens.tolist(), draw.broken.tolist(), logprobs, strict=True)
+        further = (
+            [None] * len(batch) if each is None else each.cpu().numpy() for each in (draw.logprobs, draw.certainty)
+        )
+        rows = zip(decoding.tokens.tolist(), draw.broken.tolist(), *further, strict=True)
         return [
             RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
             if broken
-            else self._completion(tokens, row_logprobs)
-            for tokens, broken, row_logprobs in rows
+            else self._completion(tokens, row_logprobs, row_certainty)
+            for tokens, broken, row_logprobs, row_certainty in rows
         ]
 
     def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[int]) -> Cache | None:
@@ -277,12 +281,14 @@ class Generator:
         nucleus = [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
         return [*heat, *nucleus, draw]
 
-    def _completion(self, tokens: list[int], logprobs: NDArray[np.float32] | None) -> Completion:
+    def _completion(
+        self, tokens: list[int], logprobs: NDArray[np.float32] | None, certainty: NDArray[np.float32] | None
+    ) -> Completion:
         end = next((position for position, token in enumerate(tokens) if token in self.end_tokens), None)
         token_ids = tokens if end is None else tokens[: end + 1]
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        own = None if logprobs is None else logprobs[: len(token_ids)].copy()
-        return Completion(text, token_ids, end is not None, own)
+        own = [None if each is None else each[: len(token_ids)].copy() for each in (logprobs, certainty)]
+        return Completion(text, token_ids, end is not None, *own)
 
     @contextlib.contextmanager
     def _own_settings_aside(self) -> Iterator[None]:
@@ -301,11 +307,12 @@ class _Draw(LogitsProcessor):
     `rows` says which rows of the batch the scores are of, [R].
     """
 
-    def __init__(self, batch: Sequence[_Row], sampled: bool, logprobs: bool, device: torch.device):
+    def __init__(self, batch: Sequence[_Row], sampled: bool, logprobs: bool, certainty: bool, device: torch.device):
         self.rows = torch.arange(len(batch), device=device)
         self.step = 0
         self.broken = torch.zeros(len(batch), dtype=torch.bool, device=device)  # rows with a logit that is not a number
         self.logprobs = torch.zeros((len(batch), batch[0].limit), device=device) if logprobs else None
+        self.certainty = torch.zeros((len(batch), batch[0].limit, 2), device=device) if certainty else None
         self.keys: torch.Tensor | None = None  # [B]; None where nothing is sampled
         if sampled:
             self.keys = torch.tensor([stream_key(row.seed, row.sample) for row in batch], device=device)
@@ -316,6 +323,8 @@ class _Draw(LogitsProcessor):
         self.broken[self.rows] |= scores.gather(1, tokens[:, None])[:, 0].isnan()  # the largest of all, for argmax
         if self.logprobs is not None:
             self.logprobs[self.rows, self.step] = blocks.logprobs(tokens)
+        if self.certainty is not None:
+            self.certainty[self.rows, self.step] = blocks.certainty()
         self.step += 1
         return scores.scatter_(1, tokens[:, None], torch.inf)
 

@@ -38,10 +38,12 @@ class Completion:
 
     `token_ids` hold the end token where there is one; `finished` is False where the limit cut it off. `logprobs`, where
     asked for, are log pi of each token, [H], nats, under the distribution that was sampled: after temperature and top_p;
-    greedy, that of temperature 1. They differ by rounding with the batch, so equality leaves them out.
+    greedy, that of temperature 1. `certainty`, where asked for, is of what each token was drawn from: entropy and
+    KL(uniform || pi), [H, 2], nats. Both differ by rounding with the batch, so equality leaves them out.
     """
 
     text: str
     token_ids: list[int]
     finished: bool
     logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
+    certainty: NDArray[np.float32] | None = field(default=None, compare=False)

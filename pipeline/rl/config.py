@@ -133,10 +133,13 @@ def _either(words: Sequence[str]) -> str:
 class RewardSource(Section):
     """One of the rewards whose weighted sum a run maximises."""
 
-    kind: Literal["endogenous", "relative", "teacher", "maths", "function", "length"] = Field(
+    kind: Literal[
+        "endogenous", "relative", "teacher", "self_certainty", "negative_entropy", "maths", "function", "length"
+    ] = Field(
         default="endogenous",
         description="endogenous: the reward model's logits; relative: its log-probabilities less those of `reference` "
-        "(arXiv 2510.02493); teacher: its log-probabilities less the policy's own (arXiv 2306.13649); maths: 1 where the "
+        "(arXiv 2510.02493); teacher: its log-probabilities less the policy's own (arXiv 2306.13649); self_certainty, "
+        "negative_entropy: of the policy's own logits (arXiv 2505.19590, 2505.22660); maths: 1 where the "
         "final answer equals `answer_key`, else 0; function: Python; length: 0 up to `free_tokens`, then down to -1 at "
         "rl.max_new_tokens (arXiv 2503.14476, eq. 13)",
     )

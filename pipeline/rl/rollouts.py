@@ -37,6 +37,7 @@ class Rollout:
     finished: bool  # False where it was cut off
     logprobs: Tokens  # [H], log pi of the weights that sampled it, nats
     version: int  # of these weights: how many steps they had learnt
+    certainty: Tokens | None = None  # [H, 2], entropy and KL(uniform || pi) of what each token was drawn from, nats
 
 
 @dataclass(frozen=True)

@@ -661,3 +661,25 @@ def test_a_check_says_what_is_right(models: Folders, tmp_path: Path) -> None:
     assert own(prompted(), "more") and not own(prompted(), "half")
     with pytest.raises(RunError, match="gave None"):
         own(prompted(), "else")
+
+
+def test_certainty_of_the_policy_is_a_mean_of_its_tokens(models: Folders) -> None:
+    """A weighted sum of both, by hand; nothing is loaded for it."""
+    rewards = {"sure": {"kind": "self_certainty"}, "calm": {"kind": "negative_entropy", "weight": 2.0}}
+    mixture = RewardMixture(configured(models, rewards), "cpu", "float32", hold_reference=False)
+    assert not mixture.models.scorers
+    certainty = np.array([[0.5, 3.0], [1.5, 1.0], [1.0, 2.0]], np.float32)  # entropy, KL(uniform || pi)
+    rollout = Rollout([5, 6, END], "ab", True, np.zeros(3, np.float32), 0, certainty)
+    prompt = Prompt("a:0", [], False, [1])
+    [[rewarded]] = mixture.reward([(prompt, [rollout])])
+    assert rewarded.parts == {"sure": 2.0, "calm": -1.0} and rewarded.reward == 0.0
+    np.testing.assert_allclose(rewarded.token_rewards, [(3 - 1) / 3, (1 - 3) / 3, (2 - 2) / 3])
+    endless = replace(rollout, certainty=np.where(certainty == 3.0, np.inf, certainty).astype(np.float32))
+    with pytest.raises(RunError, match="the policy gives a token of a response to prompt a:0 a logit"):
+        mixture.reward([(prompt, [endless])])
+
+
+def test_certainty_needs_the_logits(models: Folders) -> None:
+    config = configured(models, {"sure": {"kind": "self_certainty"}}, sampler={"engine": "vllm"})
+    with pytest.raises(ConfigError, match=r"set sampler\.engine = transformers"):
+        check_rewards(config)

@@ -1,5 +1,6 @@
 """The sampler without Ray: under the weights of the version that it is asked for, whatever their dtype, adapters apart."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,25 @@ def test_adapters_in_bfloat16_are_sampled_from_however_little_they_change(folder
         sampled, due, before = (model(ids).logits for model in (here.engine.model, policy, base))
     assert torch.equal(sampled, due) and not torch.equal(sampled, before)
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+
+
+def test_certainty_is_of_what_each_token_was_drawn_from(folder: Path) -> None:
+    """Against a plain float64 forward: entropy and KL(uniform || pi) of the policy, whoever is in the batch."""
+    policy = AutoModelForCausalLM.from_pretrained(folder)
+    spec = SamplerSpec(ModelConfig(name=str(folder), dtype="float32"), "cpu", 1, 4096, 8, 64, (), LoraSection())
+    here = PolicySampler(replace(spec, certainty=True))
+    questions = [Question(PROMPT, 2, 3), Question([8, 4], 1, 5)]
+    answers = here.sample(0, serialize(policy.state_dict()), questions).value
+    exact = policy.double()
+    for question, rollouts in zip(questions, answers, strict=True):
+        for rollout in rollouts:
+            asked = torch.tensor([question.prompt_ids + rollout.ids])
+            with torch.no_grad():
+                logpi = exact(asked).logits[0, len(question.prompt_ids) - 1 : -1].log_softmax(-1)
+            entropies, uniform = -(logpi.exp() * logpi).sum(1), torch.tensor(1 / logpi.shape[1])
+            certainties = (uniform * (uniform.log() - logpi)).sum(1)
+            assert rollout.certainty is not None
+            both = torch.stack([entropies, certainties], 1)
+            torch.testing.assert_close(torch.tensor(rollout.certainty).double(), both, rtol=0, atol=1e-5)
+    [[without]] = sampler(folder).sample(0, serialize(policy.float().state_dict()), questions[1:]).value
+    assert without.certainty is None and without.ids == answers[1][0].ids

@@ -27,6 +27,8 @@ class Drawing:
         budget_tokens: tokens held at once, prompts and longest completions; None: as the engine has room for them.
         end_tokens: that end a completion, beside those of model and tokenizer.
         logprobs: whether completions get the log-probabilities of their tokens.
+        certainty: whether they get the entropies and self-certainties of what their tokens are drawn from; of the reference
+            engine alone.
     """
 
     max_new_tokens: int
@@ -36,6 +38,7 @@ class Drawing:
     budget_tokens: int | None = None
     end_tokens: tuple[int, ...] = ()
     logprobs: bool = False
+    certainty: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class TransformersEngine:
             budget_tokens=drawing.budget_tokens,
             eos_token_ids=drawing.end_tokens,
             logprobs=drawing.logprobs,
+            certainty=drawing.certainty,
         )
         self.notes = self.generator.notes
 

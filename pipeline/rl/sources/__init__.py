@@ -5,7 +5,7 @@
 
 base        what a source is and what it gives
 models      the models in memory, and what each of them sees of a response
-endogenous, relative, teacher, maths, function, length      the sources, one file each
+endogenous, relative, teacher, certainty, maths, function, length      the sources, one file each
 mixture     their weighted sum; what can be checked before any weights are loaded
 """
 

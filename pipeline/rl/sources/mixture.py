@@ -12,6 +12,7 @@ from pipeline.rewards.labellers.base import open_renderer
 from pipeline.rl.config import RlConfig
 from pipeline.rl.rollouts import Array, Prompt, Rewarded, Rollout, Tokens
 from pipeline.rl.sources.base import Earned, Sampled, Source
+from pipeline.rl.sources.certainty import OF_THE_POLICY, Certainty
 from pipeline.rl.sources.endogenous import Endogenous
 from pipeline.rl.sources.function import Function, call, load_function
 from pipeline.rl.sources.length import Length
@@ -25,6 +26,7 @@ KINDS: dict[str, type[Source]] = {
     "endogenous": Endogenous,
     "relative": Relative,
     "teacher": Teacher,
+    **dict.fromkeys(OF_THE_POLICY, Certainty),
     "maths": Maths,
     "function": Function,
     "length": Length,
