@@ -32,8 +32,9 @@ from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers.base import open_renderer
 from pipeline.rl.algorithm_sections import OF_RESPONSES, WITHOUT_RATIO
 from pipeline.rl.algorithms import algorithm_of
-from pipeline.rl.config import RewardSource, RlConfig
+from pipeline.rl.config import RlConfig
 from pipeline.rl.prompts import Prompts, read_prompts
+from pipeline.rl.reward_sections import RewardSource
 from pipeline.rl.rollout_store import RolloutStore, describe_rollouts
 from pipeline.rl.run import ROLLOUTS, RUN, describe_rl, replay_differences
 from pipeline.rl.sources import check_prompts, check_rewards

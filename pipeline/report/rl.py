@@ -29,7 +29,8 @@ from pipeline.report.runs import (
 from pipeline.report.runs import ordered as ordered_by
 from pipeline.report.shares import Interval, draw_intervals, figure_text, interval_text
 from pipeline.rl.algorithm_sections import ALGORITHMS
-from pipeline.rl.config import RewardSource, RlConfig
+from pipeline.rl.config import RlConfig
+from pipeline.rl.reward_sections import RewardSource
 from pipeline.training.documents import Repeat, RlResults, Run, SampledResponse, SamplesLine
 from pipeline.training.metrics import MetricRow, ends, finite
 

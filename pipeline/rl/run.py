@@ -14,8 +14,9 @@ from pipeline import storage
 from pipeline.config import TokensConfig
 from pipeline.models.loading import identify_model
 from pipeline.rewards.labellers.base import open_renderer
-from pipeline.rl.config import RewardSource, RlConfig
+from pipeline.rl.config import RlConfig
 from pipeline.rl.prompts import Prompts
+from pipeline.rl.reward_sections import RewardSource
 from pipeline.store import LabelStore
 from pipeline.tokens import read_texts
 from pipeline.training.run import described

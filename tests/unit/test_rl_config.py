@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.config import load_config_as
 from pipeline.errors import ConfigError
-from pipeline.rl.config import READ_BY, RlConfig
+from pipeline.rl.config import RlConfig
+from pipeline.rl.reward_sections import READ_BY
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,8 @@ from pipeline.config import ModelConfig
 from pipeline.errors import RowError
 from pipeline.models.loading import identify_model, load_model
 from pipeline.models.scores import Scores
-from pipeline.rl.config import RewardSource, RlConfig
+from pipeline.rl.config import RlConfig
+from pipeline.rl.reward_sections import RewardSource
 from pipeline.tokens import TokenizedTurn
 
 if TYPE_CHECKING:
