@@ -1,6 +1,8 @@
 """Tiny vision-language models that tests build: real ones, of the real classes, with tokenizer, processor and template."""
 
+import functools
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +168,11 @@ def save(folder: Path, name: str, seed: int = 0, dtype: torch.dtype = torch.floa
     tok.save_pretrained(folder)
     image_processor(name).save_pretrained(folder)
     if own := OWN_SETTINGS.get(name):
-        import json
-
         (folder / "processor_config.json").write_text(json.dumps(own))
     return folder
 
 
+@functools.lru_cache
 def family_processor(name: str, folder: Path) -> Any:
     """The family's own processor, whose video processor, which would need torchvision, is left out."""
     config = ModelConfig(name=str(folder))
@@ -196,6 +197,7 @@ def family_processor(name: str, folder: Path) -> Any:
     return Own(**parts, **OWN_SETTINGS.get(name, {}))
 
 
+@functools.lru_cache
 def our_processor(folder: Path) -> PictureProcessor:
     config = ModelConfig(name=str(folder))
     return PictureProcessor(config, load_settings(config), load_tokenizer(config))

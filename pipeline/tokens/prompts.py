@@ -76,6 +76,11 @@ class ShownPrompt(Conversation):
         """The text of the system message, empty where there is none."""
         return next((m["content"].strip() for m in self.messages if m["role"] == "system"), "")
 
+    def shows_system(self, text: str) -> bool:
+        """Whether a text before an answer, which the template made, holds the system message."""
+        first = next((m for m in self.messages if m["role"] == "system"), None)
+        return first is None or all(part.strip() in text for part in texts_of(first))
+
     def require_shown(self, text: str) -> None:
         """Raises RowError where a text before an answer, which the template made, leaves out a part of the prompt."""
         if text not in self._shown:

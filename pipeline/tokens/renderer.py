@@ -323,7 +323,7 @@ class Renderer:
             if not prompt.system:
                 raise
             rendering = None
-        if rendering is None or prompt.system not in rendering.prompt:
+        if rendering is None or not prompt.shows_system(rendering.prompt):
             prompt = asked.folded
             rendering = render(prompt)
             whose = "the rubric" if asked.rubric else "a row's own"

@@ -1,17 +1,21 @@
 """Pictures through tiny vision-language models of each family, against the family's own processor and a plain forward."""
 
+import dataclasses
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_pictures import NAMES, family_processor, our_processor, picture, save, turn, user
+from tiny_pictures import MARKERS, NAMES, family_processor, our_processor, picture, save, template, turn, user
 
 from pipeline.config import ModelConfig, TokensConfig
+from pipeline.corpus.pictures import Picture
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
-from pipeline.models.loading import context_length, load_model, load_settings, load_tokenizer
+from pipeline.models.loading import context_length, folder_digest, load_model, load_tokenizer
 from pipeline.models.scores import Scores
 from pipeline.models.scoring import Scorer
 from pipeline.tokens import Renderer, TokenizedTurn
@@ -32,10 +36,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def renderer(folder: Path, **settings: Any) -> Renderer:
-    config = ModelConfig(name=str(folder))
-    tokenizer = load_tokenizer(config)
-    context = context_length(load_settings(config), tokenizer)
-    return Renderer(tokenizer, TokensConfig(**settings), context, pictures=our_processor(folder))
+    processor = our_processor(folder)
+    context = context_length(processor.config, processor.tokenizer)
+    return Renderer(processor.tokenizer, TokensConfig(**settings), context, pictures=processor)
+
+
+@functools.lru_cache
+def model(folder: Path, dtype: str = "float32") -> Any:
+    return load_model(ModelConfig(name=str(folder), dtype=dtype), "cpu")
 
 
 def conversation(prompt: list[Message]) -> list[dict[str, Any]]:
@@ -115,13 +123,13 @@ EXPECTED = {"gemma3": "cached"}  # what its pictures' tokens see both ways is no
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_equal_a_float64_forward(name: str, folders: dict[str, Path]) -> None:
     folder = folders[name]
-    config, own = ModelConfig(name=str(folder)), renderer(folder)
+    own = renderer(folder)
     pairs = [(prompt, response) for prompt in PROMPTS for response in RESPONSES]
     turns = [own.tokenize(turn(*pair)) for pair in pairs]
-    exact = load_model(ModelConfig(name=str(folder), dtype="float64"), "cpu")
+    exact = model(folder, "float64")
     exact.set_attn_implementation("eager")
     due = [reference(name, folder, exact, *pair, each) for pair, each in zip(pairs, turns, strict=True)]
-    scorer = Scorer(load_model(config, "cpu"), pictures=our_processor(folder), budget_tokens=400)
+    scorer = Scorer(model(folder), pictures=our_processor(folder), budget_tokens=400)
     assert scorer.layout == "packed" and scorer.head is not None
     together = scorer.score(turns)
     assert scorer.picture_layout == EXPECTED.get(name, "packed") and scorer.seeing.ahead
@@ -140,6 +148,159 @@ def test_pictures_matter(name: str, folders: dict[str, Path]) -> None:
     own = renderer(folders[name])
     seen = [own.tokenize(turn([user("@What is this?", picture(20, 12, n))], "yes")) for n in (1, 2)]
     assert seen[0].prompt_ids.tolist() == seen[1].prompt_ids.tolist()
-    scorer = Scorer(load_model(ModelConfig(name=str(folders[name])), "cpu"), pictures=our_processor(folders[name]))
+    scorer = Scorer(model(folders[name]), pictures=our_processor(folders[name]))
     first, second = scorer.score(seen)
     assert np.abs(first.logprobs - second.logprobs).max() > 1e-2
+
+
+def refused(ours: Renderer, prompt: list[Message], response: str = "yes") -> str:
+    """Why a turn is an error row."""
+    with pytest.raises(RowError) as error:
+        ours.tokenize(turn(prompt, response))
+    return f"{error.value.reason}: {error.value.detail}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_alone_scores_as_on_the_language_model_alone(name: str, folders: dict[str, Path]) -> None:
+    """After a prompt with a picture, too: nothing of that stays behind."""
+    folder, own = folders[name], renderer(folders[name])
+    turns = [own.tokenize(turn([user(text)], r)) for text in ("one", "another, longer") for r in RESPONSES]
+    seen = own.tokenize(turn(PROMPTS[0], "yes"))
+    scorer = Scorer(model(folder), pictures=our_processor(folder))
+    scorer.score([seen])
+    exact = model(folder, "float64")
+    language = getattr(exact.model, "language_model", None) or exact.model.text_model
+    for got, each in zip(scorer.score([*turns, seen])[:-1], turns, strict=True):
+        ids = torch.tensor([[*each.prompt_ids, *each.response_ids]])
+        with torch.no_grad():
+            logits = exact.lm_head(language(input_ids=ids).last_hidden_state)[0, len(each.prompt_ids) - 1 : -1]
+        due = torch.log_softmax(logits, 1).gather(1, ids[0, len(each.prompt_ids) :, None])[:, 0]
+        np.testing.assert_allclose(got.logprobs, due.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "smolvlm"])
+def test_typed_tokens_are_no_pictures(name: str, folders: dict[str, Path]) -> None:
+    """As text they are read where control tokens are, and else the row is an error, with a picture in it and without."""
+    marker = our_processor(folders[name]).marker
+    typed = [[user(f"@ a {marker} b", picture(20, 12))], [user(f"a {our_processor(folders[name]).token} b")]]
+    ours, keep = renderer(folders[name]), renderer(folders[name], control="keep")
+    text = "".join(ours.encoding.text([i]) for i in ours.tokenize(turn(typed[0], "yes")).prompt_ids)
+    assert f" a {marker} b" in text
+    soft = ours.pictures.token_id
+    plain = ours.tokenize(turn([user("@ a  b", picture(20, 12))], "yes")).prompt_ids
+    assert (ours.tokenize(turn(typed[0], "yes")).prompt_ids == soft).sum() == (plain == soft).sum()
+    for prompt in typed:
+        assert refused(keep, prompt).startswith("picture_tokens:")
+        assert refused(renderer(folders[name], control="refuse"), prompt).startswith("control_tokens:")
+    assert refused(keep, [user("a")], f"b {ours.pictures.token}").startswith("picture_tokens:")
+
+
+def test_a_model_or_template_without_sight_gives_an_error_row(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders["qwen3_vl"]
+    tokenizer = load_tokenizer(ModelConfig(name=str(folder)))
+    blind = Renderer(tokenizer, TokensConfig(), 512)
+    assert refused(blind, PROMPTS[0]).startswith("no_pictures: the prompt has a picture, and what is asked reads text")
+    path = tmp_path / "text.jinja"
+    path.write_text(template("qwen3_vl").replace(MARKERS["qwen3_vl"], ""))
+    assert "shows 0" in refused(renderer(folder, template=str(path)), PROMPTS[0])
+    turns = [renderer(folder).tokenize(turn(PROMPTS[n], "yes")) for n in (0, 2)]
+    seen, text = Scorer(model(folder)).score(turns)
+    assert isinstance(seen, RowError) and seen.reason == "no_pictures" and isinstance(text, Scores)
+    with pytest.raises(RowError, match="reads text alone"):
+        renderer(folder).prompt_ids(PROMPTS[0], True)  # what sample and rl ask with
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "idefics3"])
+def test_without_a_template_a_transcript_shows_the_picture(name: str, folders: dict[str, Path]) -> None:
+    ours = renderer(folders[name], template="none")
+    got = ours.tokenize(turn(PROMPTS[0], "yes"))
+    processor = our_processor(folders[name])
+    shown = processor.written.replace(processor.marker, processor.expanded([(20, 12)])[0])
+    assert ours.encoding.text(got.prompt_ids.tolist()).endswith(f"Human: {shown}What is this?\n\nAssistant:")
+    assert refused(ours, [user(f"@ {processor.marker}", picture(20, 12))]).startswith("picture_tokens:")
+
+
+def test_a_prompt_with_pictures_is_not_cut(folders: dict[str, Path]) -> None:
+    prompt = [user("long " * 20 + "@ end", picture(20, 12))]
+    size = len(renderer(folders["qwen3_vl"]).tokenize(turn(prompt, "yes")).prompt_ids)
+    cut = renderer(folders["qwen3_vl"], max_length=size, over_length="cut_prompt")
+    assert refused(cut, prompt).startswith("prompt_too_long:") and "is not cut" in refused(cut, prompt)
+    assert cut.tokenize(turn([user("long " * 200)], "yes")).truncated
+    longer = renderer(folders["qwen3_vl"], max_length=size + 2)
+    assert longer.tokenize(turn(prompt, "yes, and more")).truncated  # a response is
+
+
+def test_a_rubric_goes_before_a_picture(folders: dict[str, Path]) -> None:
+    ours = renderer(folders["qwen3_vl"], system_prompt="Judge.")
+    got = ours.tokenize(
+        turn([{"role": "system", **user("@ too", picture(9, 9, 7))} | {"role": "system"}, *PROMPTS[0]], "yes")
+    )
+    assert [each.place for each in got.pictures] == ["noise 7", "noise 1"]
+    assert ours.encoding.text(got.prompt_ids.tolist()).startswith("<|im_start|>system\nJudge.\n\n<|vision_start|>")
+
+
+def test_a_picture_that_a_processor_refuses_or_cannot_be_read(folders: dict[str, Path]) -> None:
+    ours = renderer(folders["qwen3_vl"])
+    assert "refuses a picture (900 x 2 pixels)" in refused(ours, [user("@", picture(900, 2))])
+    assert refused(ours, [user("@", Picture(b"no picture", "f:0"))]).startswith("bad_picture:")
+    good, sibling = (ours.tokenize(turn(PROMPTS[0], r)) for r in RESPONSES)
+    bad = dataclasses.replace(good, pictures=(Picture(b"broken since", "f:0"),))
+    processor = our_processor(folders["qwen3_vl"])
+    scored = Scorer(model(folders["qwen3_vl"]), pictures=processor).score([good, bad, sibling])
+    assert [getattr(each, "reason", None) for each in scored] == [None, "bad_picture", None]
+    other = dataclasses.replace(good, pictures=PROMPTS[1][0]["pictures"])  # of another size than its tokens say
+    [wrong] = Scorer(model(folders["qwen3_vl"]), pictures=processor).score([other])
+    assert isinstance(wrong, RowError) and wrong.reason == "picture_tokens"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_encoding_serves_all_responses(
+    name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer(model(folders[name]), pictures=our_processor(folders[name]), budget_tokens=1)
+    turns = [renderer(folders[name]).tokenize(turn(PROMPTS[0], f"answer {n}")) for n in range(5)]
+    scorer.score(turns[:1])
+    calls: list[int] = []
+    encode = scorer.seeing.trunk.get_image_features
+
+    @functools.wraps(encode)
+    def counted(**inputs: Any) -> Any:
+        calls.append(1)
+        return encode(**inputs)
+
+    monkeypatch.setattr(scorer.seeing.trunk, "get_image_features", counted)
+    scorer.seeing._last = None
+    scorer.score(turns)  # a budget of one token: each response is forwarded for itself
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_takes_pixels_alone(name: str, folders: dict[str, Path]) -> None:
+    """As all did in earlier versions of transformers."""
+    turns = [renderer(folders[name]).tokenize(turn(prompt, RESPONSES[1])) for prompt in PROMPTS[:2]]
+    ahead, pixels = (Scorer(model(folders[name]), pictures=our_processor(folders[name])) for _ in range(2))
+    due = ahead.score(turns)
+    pixels._see()
+    pixels.seeing.ahead = False
+    for got, want in zip(pixels.score(turns), due, strict=True):
+        np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-4)
+
+
+def test_files_of_the_processor_are_part_of_a_model_s_digest(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", "gemma3")
+    digests = {folder_digest(str(folder))}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        path.write_text(path.read_text().rstrip() + "\n\n")
+        digests.add(folder_digest(str(folder)))
+    assert len(digests) == 3
+
+
+def test_a_template_that_lies_with_the_processor(tmp_path: Path) -> None:
+    """LLaVA-OneVision's tokenizer brings that of its language model, which shows no picture."""
+    folder = save(tmp_path / "m", "llava_onevision")
+    (folder / "chat_template.jinja").unlink()
+    own = template("llava_onevision") + "{# its processor's #}"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": own}))
+    assert load_tokenizer(ModelConfig(name=str(folder))).chat_template == own
+    assert renderer(folder).tokenize(turn(PROMPTS[0], "yes")).pictures

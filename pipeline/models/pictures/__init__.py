@@ -6,6 +6,6 @@ features   pictures through a model once, for all that is asked behind them
 """
 
 from pipeline.models.pictures.families import FAMILIES
-from pipeline.models.pictures.processor import PictureProcessor, picture_processor, require_pictures
+from pipeline.models.pictures.processor import PictureProcessor, open_pictures, picture_processor, require_pictures
 
-__all__ = ["FAMILIES", "PictureProcessor", "picture_processor", "require_pictures"]
+__all__ = ["FAMILIES", "PictureProcessor", "open_pictures", "picture_processor", "require_pictures"]

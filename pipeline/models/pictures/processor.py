@@ -84,6 +84,13 @@ def picture_processor(model: "ModelSource", config: Any, tokenizer: Any) -> Pict
     return PictureProcessor(model, config, tokenizer) if config.model_type in FAMILIES else None
 
 
+def open_pictures(model: "ModelSource", config: Any) -> PictureProcessor | None:
+    """The same, with the tokenizer that the model has. Raises ConfigError where there is none to load."""
+    from pipeline.models.loading import load_tokenizer
+
+    return PictureProcessor(model, config, load_tokenizer(model)) if config.model_type in FAMILIES else None
+
+
 def require_pictures(model: "ModelSource", config: Any, tokenizer: Any) -> None:
     """What a corpus with pictures asks of a model, before anything is begun. Raises ConfigError."""
     processor = picture_processor(model, config, tokenizer)
