@@ -3,21 +3,29 @@
 import dataclasses
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preparing
 import pytest
 import torch
+from tiny import save_model
 from tiny_pictures import MARKERS, NAMES, family_processor, our_processor, picture, save, template, turn, user
 
-from pipeline.config import ModelConfig, TokensConfig
+from actors.scorer import ScorerSpec
+from pipeline.apart import Apart
+from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, TokensConfig
 from pipeline.corpus.pictures import Picture
 from pipeline.corpus.samples import Message
-from pipeline.errors import RowError
+from pipeline.errors import ConfigError, RowError
 from pipeline.models.loading import context_length, folder_digest, load_model, load_tokenizer
+from pipeline.models.pictures import processor
 from pipeline.models.scores import Scores
 from pipeline.models.scoring import Scorer
+from pipeline.rewards.labellers import Endogenous, Verifier
+from pipeline.rewards.labellers.beside import QUIET
 from pipeline.tokens import Renderer, TokenizedTurn
 from pipeline.tokens.pictures import content_parts
 
@@ -36,9 +44,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def renderer(folder: Path, **settings: Any) -> Renderer:
-    processor = our_processor(folder)
-    context = context_length(processor.config, processor.tokenizer)
-    return Renderer(processor.tokenizer, TokensConfig(**settings), context, pictures=processor)
+    own = our_processor(folder)
+    context = context_length(own.config, own.tokenizer)
+    return Renderer(own.tokenizer, TokensConfig(**settings), context, pictures=own)
 
 
 @functools.lru_cache
@@ -214,10 +222,10 @@ def test_a_model_or_template_without_sight_gives_an_error_row(folders: dict[str,
 def test_without_a_template_a_transcript_shows_the_picture(name: str, folders: dict[str, Path]) -> None:
     ours = renderer(folders[name], template="none")
     got = ours.tokenize(turn(PROMPTS[0], "yes"))
-    processor = our_processor(folders[name])
-    shown = processor.written.replace(processor.marker, processor.expanded([(20, 12)])[0])
+    own = our_processor(folders[name])
+    shown = own.written.replace(own.marker, own.expanded([(20, 12)])[0])
     assert ours.encoding.text(got.prompt_ids.tolist()).endswith(f"Human: {shown}What is this?\n\nAssistant:")
-    assert refused(ours, [user(f"@ {processor.marker}", picture(20, 12))]).startswith("picture_tokens:")
+    assert refused(ours, [user(f"@ {own.marker}", picture(20, 12))]).startswith("picture_tokens:")
 
 
 def test_a_prompt_with_pictures_is_not_cut(folders: dict[str, Path]) -> None:
@@ -245,11 +253,11 @@ def test_a_picture_that_a_processor_refuses_or_cannot_be_read(folders: dict[str,
     assert refused(ours, [user("@", Picture(b"no picture", "f:0"))]).startswith("bad_picture:")
     good, sibling = (ours.tokenize(turn(PROMPTS[0], r)) for r in RESPONSES)
     bad = dataclasses.replace(good, pictures=(Picture(b"broken since", "f:0"),))
-    processor = our_processor(folders["qwen3_vl"])
-    scored = Scorer(model(folders["qwen3_vl"]), pictures=processor).score([good, bad, sibling])
+    own = our_processor(folders["qwen3_vl"])
+    scored = Scorer(model(folders["qwen3_vl"]), pictures=own).score([good, bad, sibling])
     assert [getattr(each, "reason", None) for each in scored] == [None, "bad_picture", None]
     other = dataclasses.replace(good, pictures=PROMPTS[1][0]["pictures"])  # of another size than its tokens say
-    [wrong] = Scorer(model(folders["qwen3_vl"]), pictures=processor).score([other])
+    [wrong] = Scorer(model(folders["qwen3_vl"]), pictures=own).score([other])
     assert isinstance(wrong, RowError) and wrong.reason == "picture_tokens"
 
 
@@ -304,3 +312,43 @@ def test_a_template_that_lies_with_the_processor(tmp_path: Path) -> None:
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": own}))
     assert load_tokenizer(ModelConfig(name=str(folder))).chat_template == own
     assert renderer(folder).tokenize(turn(PROMPTS[0], "yes")).pictures
+
+
+def test_what_a_corpus_with_pictures_asks_is_said_before_anything_is_begun(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeing = ModelConfig(name=str(folders["qwen3_vl"]))
+    label, evaluate = LabelConfig(model=seeing), EvaluateConfig(model=seeing)
+    Endogenous(label, seeing).require_pictures()
+    blind = ModelConfig(name=str(save_model(tmp_path / "blind")))
+    with pytest.raises(ConfigError, match=r"\(llama\) reads text alone; take one of qwen2_vl"):
+        Endogenous(label, blind).require_pictures()
+    with pytest.raises(ConfigError, match="the reward or command verifier reads text alone"):
+        Verifier(evaluate, seeing).require_pictures()
+    monkeypatch.setattr(processor, "FAMILIES", {})
+    with pytest.raises(ConfigError, match=r"\(qwen3_vl\) is of a family whose pictures are not read"):
+        Endogenous(label, seeing).require_pictures()
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigError, match=r'pip install "endoreward\[pictures\]"'):
+        Endogenous(label, seeing).require_pictures()
+
+
+def test_prompts_are_prepared_without_torch(folders: dict[str, Path]) -> None:
+    """In the process beside a task, which may not import it."""
+    apart = Apart(without=("torch",), environment=QUIET)
+    for name in NAMES:
+        config = ModelConfig(name=str(folders[name]))
+        labeller = Endogenous(LabelConfig(model=config), config)
+        got = apart.call(preparing.tokens, labeller, turn(PROMPTS[1], "yes"))
+        assert got.prompt_ids.tolist() == renderer(folders[name]).tokenize(turn(PROMPTS[1], "yes")).prompt_ids.tolist()
+    apart.stop()
+
+
+def test_the_actor_s_engine_sees(folders: dict[str, Path]) -> None:
+    config = ModelConfig(name=str(folders["gemma3"]))
+    labeller = Endogenous(LabelConfig(model=config), config)
+    asked = [labeller.renderer.tokenize(turn(PROMPTS[0], r)) for r in RESPONSES]
+    answers = ScorerSpec(config, "cpu", 1, 1, 512, 0).open().answer(asked)
+    due = Scorer(model(folders["gemma3"]), pictures=our_processor(folders["gemma3"])).score(asked)
+    assert [a.logprobs.tolist() for a in answers] == [d.logprobs.tolist() for d in due]
