@@ -78,7 +78,7 @@ class LabelRun:
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
         inputs = plan_inputs(store, files, labeller.config.input, shape_of)
-        if any(getattr(stored.shape, "images", ()) for stored in inputs):
+        if any(getattr(stored.shape, "pictured", False) for stored in inputs):
             labeller.require_pictures()
         if isinstance(labeller, Endogenous):
             check_sampled(inputs, labeller.renderer)
