@@ -85,7 +85,7 @@ def test_tokens_are_those_of_the_family_s_processor(name: str, folders: dict[str
 
 
 SIZES = [
-    (1, 1),
+    (2, 2),
     (7, 90),
     (200, 3),
     (16, 16),
