@@ -42,7 +42,7 @@ class PictureProcessor:
         return self._family.written
 
     def expanded(self, sizes: Sequence[tuple[int, int]]) -> list[str]:
-        """Raises RowError `bad_picture` where the processor refuses a size, and ConfigError."""
+        """Raises RowError `refused_picture` where the processor refuses a size, and ConfigError."""
         try:
             return self._family.expanded(sizes)
         except ValueError as error:
@@ -109,5 +109,5 @@ def _has_vision(config: Any) -> bool:
 def _refused(sizes: Sequence[tuple[int, int]], error: ValueError) -> RowError:
     shown = ", ".join(f"{width} x {height}" for width, height in sizes)
     return RowError(
-        "bad_picture", f"the model's image processor refuses a picture ({shown} pixels): {error}; leave the row out"
+        "refused_picture", f"the model's image processor refuses a picture ({shown} pixels): {error}; leave the row out"
     )
