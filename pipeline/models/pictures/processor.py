@@ -48,13 +48,14 @@ class PictureProcessor:
         except ValueError as error:
             raise _refused(sizes, error) from None
 
-    def tensors(self, pictures: Sequence[Picture]) -> dict[str, Any]:
-        """The inputs of one prompt's pictures, as the processor gives them to its model. Raises RowError, ConfigError."""
-        decoded = [picture.open() for picture in pictures]
+    def tensors(self, *prompts: Sequence[Picture]) -> dict[str, Any]:
+        """The inputs of prompts' pictures, of one or several that are forwarded at once, as the processor gives them to its
+        model. Raises RowError, ConfigError."""
+        decoded = [[picture.open() for picture in pictures] for pictures in prompts]
         try:
-            return dict(self._images([decoded], return_tensors="pt", **self._family.options))
+            return dict(self._images(decoded, return_tensors="pt", **self._family.options))
         except ValueError as error:
-            raise _refused([image.size for image in decoded], error) from None
+            raise _refused([image.size for images in decoded for image in images], error) from None
 
     @cached_property
     def _family(self) -> Family:

@@ -20,6 +20,7 @@ from pipeline.models.scoring.batches import Family
 
 if TYPE_CHECKING:
     from pipeline.models.pictures import PictureProcessor
+    from pipeline.models.pictures.features import View
 
 
 def pack(batch: Sequence[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Packing]:
@@ -39,6 +40,17 @@ def pack(batch: Sequence[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
             positions.append(np.arange(prefix, prefix + rest))
             end += rest
     return joined(ids), joined(positions), joined(chosen), Packing(structure)
+
+
+def picture_positions(batch: Sequence[Family], view: View) -> torch.Tensor:
+    """Positions of a packed row where prompts have pictures: text goes on behind the largest of its prompt's. [3, 1, T] where
+    the model has those of time, height and width, else [1, T]."""
+    parts: list[torch.Tensor] = []
+    for family, own in zip(batch, view.positions([joined([f.prompt_ids]) for f in batch]), strict=True):
+        behind = (own.max() + 1 + torch.arange(len(response) - 1) for response in family.responses)
+        parts += [own, *(each.expand(len(own), -1) for each in behind)]
+    positions = torch.cat(parts, dim=1)
+    return positions[:, None] if len(positions) > 1 else positions
 
 
 def joined(parts: Sequence[Any]) -> torch.Tensor:

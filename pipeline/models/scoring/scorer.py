@@ -36,7 +36,7 @@ from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
 from pipeline.models.scoring.head import Head, concatenate, reduce_logits
-from pipeline.models.scoring.layouts import agree, joined, pack, pad, probe_families, probe_pictured
+from pipeline.models.scoring.layouts import agree, joined, pack, pad, picture_positions, probe_families, probe_pictured
 from pipeline.models.scoring.products import fast_products
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Scorer:
 
     Attributes:
         layout: "packed", "cached" or "plain".
-        picture_layout: the same for prompts with pictures, from the first on; each goes alone with the responses to it.
+        picture_layout: the same for prompts with pictures, from the first on.
         forwarded_tokens: tokens given to the model so far, padding included.
         notes: what a person should know of how the model is run, as it comes up; also logged as warnings.
     """
@@ -117,14 +117,12 @@ class Scorer:
             for batch in self._batches(families(turns, waiting, self.budget_tokens)):
                 members = [m for family in batch for m in family.members]
                 try:
-                    scored = self._score_batch(batch)
+                    scored = self._scored(batch)
                 except RuntimeError as error:
                     if not out_of_memory(error):
                         raise
                     self._shrink(members, batch, results)
                     break
-                except RowError as error:  # of its pictures
-                    scored = [error] * len(members)
                 for member, scores in zip(members, scored, strict=True):
                     results[member] = scores
             waiting = [i for i in waiting if results[i] is None]
@@ -137,8 +135,10 @@ class Scorer:
         rest = [f for f in ordered if not f.pictures and f not in long]
         cut = token_batches if self.layout == "packed" else padded_batches
         together = cut(_singles(rest) if self.layout == "plain" else rest, self.batch_tokens)
-        seen = _singles(seen) if self.picture_layout == "plain" else seen
-        return together + [[family] for family in seen] + [[single] for single in _singles(long)]
+        if self.picture_layout == "packed":
+            return together + token_batches(seen, self.batch_tokens) + [[single] for single in _singles(long)]
+        alone = _singles(seen) if self.picture_layout == "plain" else seen
+        return together + [[family] for family in [*alone, *_singles(long)]]
 
     def _shrink(self, members: list[int], batch: list[Family], results: list[Scores | RowError | None]) -> None:
         """Halve the budget after an out-of-memory error; a response that was alone cannot be helped."""
@@ -151,6 +151,15 @@ class Scorer:
             return
         self.budget_tokens = max(1, min(self.budget_tokens, sum(f.tokens for f in batch)) // 2)
         self._note(f"out of memory: scorer.budget_tokens is now {self.budget_tokens}")
+
+    def _scored(self, batch: list[Family]) -> list[Scores | RowError]:
+        """A prompt whose pictures cannot be read fails alone."""
+        try:
+            return self._score_batch(batch)
+        except RowError as error:
+            if len(batch) == 1:
+                return [error] * len(batch[0].members)
+            return [each for family in batch for each in self._scored([family])]
 
     def _score_batch(self, batch: list[Family]) -> list[Scores | RowError]:
         taken = [joined([r]) for family in batch for r in family.responses]
@@ -183,19 +192,16 @@ class Scorer:
 
     def _packed(self, batch: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = pack(batch)
-        at, seen = positions[None], {}
-        if view := self._view(batch[0]):
-            prompt = view.positions(joined([batch[0].prompt_ids]))
-            ahead = positions[prompt.shape[1] :] - prompt.shape[1]  # behind the prompt's last
-            at = torch.cat([prompt, (prompt.max() + 1 + ahead).expand(len(prompt), -1)], dim=1)
-            at, seen = at[:, None] if len(at) > 1 else at, view.options(ids[None])
+        at, seen = positions[None], dict[str, Any]()
+        if view := self._view(batch):
+            at, seen = picture_positions(batch, view), view.options(ids[None])
         out = self._trunk(ids[None], position_ids=at.to(self.device), use_cache=False, packing=packing, **seen)
         states: torch.Tensor = out.last_hidden_state[0]  # on the last device of a model that is spread over several
         return states[chosen.to(states.device)]
 
     def _cached(self, family: Family) -> torch.Tensor:
         prompt = joined([family.prompt_ids])[None]
-        view = self._view(family)
+        view = self._view([family])
         seen = view.options(prompt) if view else {}
         first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config), **seen)
         state: torch.Tensor = first.last_hidden_state[:, -1]
@@ -207,7 +213,7 @@ class Scorer:
         ids = torch.zeros((count, width), dtype=torch.long)
         for row, response in enumerate(family.responses):
             ids[row, : len(response) - 1] = joined([response[:-1]])
-        own = view.positions(prompt[0]) if view else torch.tensor([[prompt.shape[1] - 1]])
+        own = view.positions([prompt[0]])[0] if view else torch.tensor([[prompt.shape[1] - 1]])
         positions = (own.max() + 1 + torch.arange(width)).expand(count, -1).to(self.device)
         positions = positions.expand(len(own), -1, -1) if len(own) > 1 else positions
         rest = self._trunk(ids, past_key_values=cache, use_cache=True, position_ids=positions).last_hidden_state
@@ -215,7 +221,7 @@ class Scorer:
 
     def _plain(self, batch: list[Family], whole: bool = False) -> torch.Tensor:
         ids, mask, spans = pad(batch, whole)
-        view = self._view(batch[0])
+        view = self._view(batch)
         seen = view.options(ids) if view else {}
         states = self._trunk(ids, attention_mask=mask.to(self.device), use_cache=False, **seen).last_hidden_state
         return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
@@ -233,7 +239,7 @@ class Scorer:
         self.forwarded_tokens += ids.numel()
         keep = torch.arange(begin, end, device=self.device)
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        if view := self._view(single):
+        if view := self._view([single]):
             inputs |= view.options(ids)
         logits: torch.Tensor = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
         logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
@@ -269,12 +275,12 @@ class Scorer:
                 self._probe_pictures()
         return None
 
-    def _view(self, family: Family) -> View | None:
+    def _view(self, batch: list[Family]) -> View | None:
         """Raises RowError for what is no picture."""
-        if not family.pictures or self.seeing is None:
+        if not batch[0].pictures or self.seeing is None:
             return None
-        view = self.seeing.view(family.pictures)
-        view.require_fit(joined([family.prompt_ids]))
+        view = self.seeing.view(*(family.pictures for family in batch))
+        view.require_fit([joined([family.prompt_ids]) for family in batch])
         return view
 
     def _probe_pictures(self) -> None:
