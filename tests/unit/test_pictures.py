@@ -1,5 +1,6 @@
 """Pictures through tiny vision-language models of each family, against the family's own processor and a plain forward."""
 
+import base64
 import dataclasses
 import functools
 import json
@@ -15,6 +16,7 @@ from tiny import save_model
 from tiny_pictures import MARKERS, NAMES, family_processor, our_processor, picture, save, template, turn, user
 
 from actors.scorer import ScorerSpec
+from endoreward.pictures import row_as_json
 from pipeline.apart import Apart
 from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, TokensConfig
 from pipeline.corpus.pictures import Picture
@@ -352,3 +354,21 @@ def test_the_actor_s_engine_sees(folders: dict[str, Path]) -> None:
     answers = ScorerSpec(config, "cpu", 1, 1, 512, 0).open().answer(asked)
     due = Scorer(model(folders["gemma3"]), pictures=our_processor(folders["gemma3"])).score(asked)
     assert [a.logprobs.tolist() for a in answers] == [d.logprobs.tolist() for d in due]
+
+
+def test_rows_of_a_notebook_hold_pictures(tmp_path: Path) -> None:
+    """Where pictures are due; elsewhere bytes are refused as ever."""
+    shown = picture(9, 7)
+    (tmp_path / "a.png").write_bytes(shown.data)
+    url = f"data:;base64,{base64.b64encode(shown.data).decode()}"
+    parts = [{"type": "image", "image": shown.open()}, {"type": "text", "text": "?"}]
+    row = {
+        "images": [shown.data, tmp_path / "a.png", {"bytes": shown.data}],
+        "messages": [{"role": "user", "content": parts}],
+    }
+    read = json.loads(row_as_json(row))
+    assert read["images"] == [url, url, {"bytes": url}]
+    inline = read["messages"][0]["content"][0]["image"].removeprefix("data:;base64,")
+    assert Picture(base64.b64decode(inline), "").open().tobytes() == shown.open().tobytes()
+    with pytest.raises(TypeError):
+        row_as_json({"prompt": b"text", "response": "a"})
