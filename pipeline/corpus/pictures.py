@@ -9,7 +9,6 @@ from typing import Any
 from pipeline.errors import RowError
 
 PLACEHOLDER = "\ufffc"  # Unicode's object replacement character: stands in a message's text where a picture is
-BAD = "bad_picture"
 
 
 @dataclass(frozen=True)
@@ -39,4 +38,4 @@ class Picture:
         try:
             return Image.open(io.BytesIO(self.data)).convert("RGB")
         except Exception as error:  # of a broken file Pillow's decoders raise whatever they meet
-            raise RowError(BAD, f"{self.place}: no whole picture ({error})") from None
+            raise RowError("bad_picture", f"{self.place}: no whole picture ({error})") from None
