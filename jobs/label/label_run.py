@@ -78,6 +78,8 @@ class LabelRun:
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
         inputs = plan_inputs(store, files, labeller.config.input, shape_of)
+        if any(getattr(stored.shape, "pictured", False) for stored in inputs):
+            labeller.require_pictures()
         if isinstance(labeller, Endogenous):
             check_sampled(inputs, labeller.renderer)
         return cls(labeller, store, device, description, inputs)
