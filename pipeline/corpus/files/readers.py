@@ -88,7 +88,7 @@ def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128, shar
 
 
 def _start(file: InputFile) -> bytes:
-    with _open(file) as source:
+    with open_file(file) as source:
         return bytes(source.read(contents.LOOKED_AT))
 
 
@@ -116,8 +116,8 @@ def _verify(file: InputFile, shard: Shard, digest: str) -> None:
         )
 
 
-def _open(file: InputFile) -> pa.NativeFile:
-    """The file for reading anywhere in it."""
+def open_file(file: InputFile) -> pa.NativeFile:
+    """A file for reading anywhere in it."""
     filesystem, path = storage.locate(file.uri)
     return filesystem.open_input_file(path)
 
@@ -200,7 +200,7 @@ def _require_rows(draft: _Draft, how: Format) -> None:
 
 def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
     if shards[0].offset is not None:
-        with _open(file) as source:
+        with open_file(file) as source:
             for shard in shards:
                 data = source.read_at(shard.length, shard.offset)
                 _verify(file, shard, hashlib.sha256(data).hexdigest())
@@ -221,7 +221,7 @@ def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tu
 
 
 def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
-    with _open(draft.file) as source, columnar.open_parquet(source) as parquet:
+    with open_file(draft.file) as source, columnar.open_parquet(source) as parquet:
         footer = columnar.footer(source)
         for span in columnar.spans(parquet, shard_rows):
             digest = hashlib.sha256(footer)
@@ -239,7 +239,7 @@ def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int)
 
 
 def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
-    with _open(file) as source:
+    with open_file(file) as source:
         footer = columnar.footer(source)
         for (offset, length), group in groupby(shards, key=lambda shard: (shard.offset or 0, shard.length or 0)):
             together = list(group)
@@ -255,6 +255,20 @@ def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator
                 yield shard, list(columnar.rows_of(pieces, shard.start))
 
 
+def read_all(file: InputFile, how: Format) -> Iterator[NumberedRow]:
+    """Every row of a file that is read from its front."""
+    if how.kind in BATCHED:
+        with _batches(file, how) as batches:
+            row = 0
+            for batch in batches:
+                yield from columnar.rows_of([batch], row)
+                row += batch.num_rows
+        return
+    with _records(file, how) as (records, _):
+        for record in records:
+            yield from _parsed([record])
+
+
 def _content(how: Format, pieces: Iterable[pa.RecordBatch]) -> bytes:
     return b"".join(map(columnar.content if how.kind == "arrow" else columnar.cells, pieces))
 
@@ -263,7 +277,7 @@ def _content(how: Format, pieces: Iterable[pa.RecordBatch]) -> bytes:
 def _batches(file: InputFile, how: Format) -> Iterator[Iterator[pa.RecordBatch]]:
     """All record batches of a file that is read from its front."""
     if how.kind == "arrow":
-        with _open(file) as source:
+        with open_file(file) as source:
             yield columnar.arrow_batches(source)
         return
     delimiter = "\t" if how.kind == "tsv" else ","
