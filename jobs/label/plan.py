@@ -26,6 +26,7 @@ from pipeline.corpus import (
 )
 from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels.rules import Guessed, LabelRule, disagree
+from pipeline.corpus.sources import Origin
 from pipeline.errors import ConfigError, EndorewardError, InputError, StoreError
 from pipeline.evaluation.benchmarks.base import Benchmark
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
@@ -103,7 +104,21 @@ def plan_inputs(
         raise InputError("the input holds no rows: every file is empty")
     require_proof(new)
     _require_one_meaning(planned)
-    return planned
+    return [_with_origin(stored, config) for stored in planned]
+
+
+def _with_origin(stored: StoredInput, config: InputConfig) -> StoredInput:
+    """An input whose shape knows where its pictures are to be read."""
+    file = stored.file
+    origin = Origin(
+        file.uri,
+        stored.format,
+        config.picture_root and storage.absolute(config.picture_root),
+        config.picture_urls,
+        config.max_picture_pixels,
+        config.max_picture_bytes,
+    )
+    return replace(stored, shape=replace(stored.shape, origin=origin))
 
 
 def _is_as_stored(file: InputFile, stored: StoredInput | None) -> bool:

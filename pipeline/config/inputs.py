@@ -74,6 +74,19 @@ class InputConfig(Section):
     min_margin: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="scores or ranks of a pair differ by more than this"
     )
+    image_key: str | list[str] | None = Field(
+        default=None, description="column or columns of the prompt's pictures; default: image or images"
+    )
+    picture_root: Place | None = Field(
+        default=None, description="folder that pictures' paths are below; default: that of the corpus file"
+    )
+    picture_urls: bool = Field(default=False, description="fetch pictures that are given as http(s) addresses")
+    max_picture_pixels: int = Field(
+        default=50_000_000, ge=1, description="a picture of more pixels is an error row, and is not decoded"
+    )
+    max_picture_bytes: int = Field(
+        default=20 << 20, ge=1, description="a picture of more bytes is an error row, and is not read"
+    )
     turns: Literal["last", "all"] = Field(
         default="last", description="score the last assistant turn of a response, or every one (a label each)"
     )

@@ -47,7 +47,7 @@ FETCH_S = 30
 
 @dataclass(frozen=True)
 class Origin:
-    """The corpus file that rows are of, and what its pictures may be."""
+    """The corpus file that rows are of, and what its pictures may be. Without `uri` they are counted and not read."""
 
     uri: str
     format: str = "auto"
@@ -98,6 +98,9 @@ class Origin:
         return _from_web(place, self.max_bytes) if URL.match(place) else _from_file(place, self.max_bytes)
 
 
+COUNTING = Origin("")
+
+
 def _folder(uri: str) -> str:
     base, mark, query = (uri, "", "") if storage.is_local(uri) else uri.partition("?")
     return posixpath.dirname(base) + mark + query
@@ -113,25 +116,27 @@ def pictures_in(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple):
         for each in value:
             yield from pictures_in(each)
-    elif isinstance(value, Mapping):
-        yield from _in_object(value)
-    elif isinstance(value, bytes | str) and value:
+    elif isinstance(value, bytes) or (isinstance(value, str) and value):
         yield value
-
-
-def _in_object(value: Mapping[str, Any]) -> Iterator[Any]:
-    if value.get("type") in PARTS:
-        if (inline := inline_of(value)) is not None:
-            yield inline
-    elif is_struct(value):
-        if value.get("bytes") or value.get("path"):
-            yield value
     else:
-        for each in value.values():
-            if isinstance(each, list):
-                yield from (found for part in each if isinstance(part, Mapping) for found in _in_object(part))
-            elif isinstance(each, Mapping):
-                yield from _in_object(each)
+        yield from _in_parts(value)
+
+
+def _in_parts(value: Any) -> Iterator[Any]:
+    """Those of objects, at any depth; text within one is no picture."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _in_parts(each)
+    elif isinstance(value, Mapping):
+        if value.get("type") in PARTS:
+            if (inline := inline_of(value)) is not None:
+                yield inline
+        elif is_struct(value):
+            if value.get("bytes") is not None or value.get("path"):
+                yield value
+        else:
+            for each in value.values():
+                yield from _in_parts(each)
 
 
 def is_struct(value: Any) -> bool:
@@ -151,7 +156,7 @@ def embedded(value: Any, where: str) -> bytes | None:
     """The bytes that a value holds itself; None for a path or a URL. Raises RowError."""
     if isinstance(value, Mapping):
         inner = value.get("bytes")
-        return None if not inner and value.get("path") else embedded(inner, where)
+        return None if inner is None and value.get("path") else embedded(inner, where)
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value:
