@@ -26,7 +26,7 @@ from pipeline.corpus import (
 )
 from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels.rules import Guessed, LabelRule, disagree
-from pipeline.corpus.sources import Origin
+from pipeline.corpus.sources import PicturesBeside, origin_of, picture_names
 from pipeline.errors import ConfigError, EndorewardError, InputError, StoreError
 from pipeline.evaluation.benchmarks.base import Benchmark
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
@@ -109,15 +109,7 @@ def plan_inputs(
 
 def _with_origin(stored: StoredInput, config: InputConfig) -> StoredInput:
     """An input whose shape knows where its pictures are to be read."""
-    file = stored.file
-    origin = Origin(
-        file.uri,
-        stored.format,
-        config.picture_root and storage.absolute(config.picture_root),
-        config.picture_urls,
-        config.max_picture_pixels,
-        config.max_picture_bytes,
-    )
+    origin = origin_of(stored.file, stored.format, config)
     return replace(stored, shape=replace(stored.shape, origin=origin))
 
 
@@ -150,7 +142,8 @@ def _planned_by_tasks(files: Iterable[InputFile], config: InputConfig) -> Iterat
 
 
 def _plan(file: InputFile, config: InputConfig) -> FilePlan:
-    return plan_file(file, config.format, config.shard_rows, config.shard_bytes)
+    beside = PicturesBeside(origin_of(file, config.format, config), picture_names(config))
+    return plan_file(file, config.format, config.shard_rows, config.shard_bytes, beside)
 
 
 def _plan_or_error(file: InputFile, config: InputConfig) -> FilePlan | EndorewardError:

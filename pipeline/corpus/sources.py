@@ -21,16 +21,22 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, cast
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote
+
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.columns import RawRow, lookup
+from pipeline.corpus.files import text
 from pipeline.corpus.files.inputs import InputFile, file_format
 from pipeline.corpus.files.rows import open_rows
 from pipeline.corpus.pictures import MAX_BYTES, MAX_PIXELS, Picture
 from pipeline.errors import EndorewardError, RowError
+
+if TYPE_CHECKING:
+    from pipeline.config import InputConfig
 
 COLUMNS = ("image", "images")  # that hold pictures by their names
 PARTS = ("image", "image_url", "input_image")  # types of content parts
@@ -101,6 +107,26 @@ class Origin:
 COUNTING = Origin("")
 
 
+def origin_of(file: InputFile, format: str, config: "InputConfig") -> Origin:
+    """Of a file's rows, as the configuration has it."""
+    return Origin(
+        file.uri,
+        format,
+        config.picture_root and storage.absolute(config.picture_root),
+        config.picture_urls,
+        config.max_picture_pixels,
+        config.max_picture_bytes,
+    )
+
+
+def picture_names(config: "InputConfig") -> tuple[str, ...]:
+    """The columns that are stated to hold pictures, else those that may by their names."""
+    stated = config.image_key
+    return (
+        (*COLUMNS, "image_path", "Image") if stated is None else (stated,) if isinstance(stated, str) else tuple(stated)
+    )
+
+
 def _folder(uri: str) -> str:
     base, mark, query = (uri, "", "") if storage.is_local(uri) else uri.partition("?")
     return posixpath.dirname(base) + mark + query
@@ -168,15 +194,20 @@ def embedded(value: Any, where: str) -> bytes | None:
         if not header.endswith(";base64"):
             raise RowError("bad_picture", f"{where} is a data: URI that is not in base64; write it so")
         return _decoded(body, where)
-    text = value[:SHORTEST_BASE64].lstrip()
-    if len(value) >= SHORTEST_BASE64 and "." not in value and text.startswith(BASE64_HEADS) and BASE64.fullmatch(value):
+    start = value[:SHORTEST_BASE64].lstrip()
+    if (
+        len(value) >= SHORTEST_BASE64
+        and "." not in value
+        and start.startswith(BASE64_HEADS)
+        and BASE64.fullmatch(value)
+    ):
         return _decoded(value, where)
     return None
 
 
-def _decoded(text: str, where: str) -> bytes:
+def _decoded(value: str, where: str) -> bytes:
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RowError("bad_picture", f"{where} is not base64 ({error}); write its bytes anew") from None
 
@@ -223,11 +254,77 @@ def _from_web(url: str, most: int) -> bytes:
     return data
 
 
+# Counting
+
+
+@dataclass(frozen=True)
+class PicturesBeside:
+    """How many bytes of pictures rows have in files of their own (`pipeline.corpus.files.readers.Beside`); what is fetched
+    from the web counts nothing.
+
+    Args:
+        images: the columns of pictures, by their own names.
+    """
+
+    origin: Origin
+    images: tuple[str, ...] = COLUMNS
+
+    def of_text(self, row: int, raw: bytes) -> int:
+        if not any(sign in raw for sign in self._signs):
+            return 0
+        try:
+            return self._of_row(text.parse(row, raw))
+        except (RowError, RecursionError):
+            return 0
+
+    def of_batch(self, batch: pa.RecordBatch) -> int:
+        columns = [field.name for field in batch.schema if self._may_name_files(field, batch.column(field.name))]
+        return sum(map(self._of_row, batch.select(columns).to_pylist())) if columns else 0
+
+    @cached_property
+    def _signs(self) -> tuple[bytes, ...]:
+        names = (*PARTS, *(name for column in self.images for name in column.split(".")))
+        return tuple(f'"{name}"'.encode() for name in dict.fromkeys(names))
+
+    def _may_name_files(self, field: pa.Field, column: pa.Array) -> bool:
+        if not any(name == field.name or name.startswith(f"{field.name}.") for name in self.images):
+            return pa.types.is_nested(field.type) and any(f"{key}:" in str(field.type) for key in INLINE)
+        while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            column = column.flatten()
+        if pa.types.is_struct(column.type) and "bytes" in column.type.names:
+            return bool(column.field("bytes").null_count)
+        return not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type))
+
+    def _of_row(self, row: RawRow) -> int:
+        named = {column.partition(".")[0] for column in self.images} | set(self.images)
+        values = (pictures_in(value) if name in named else _in_parts(value) for name, value in row.items())
+        return sum(self._size(value) for found in values for value in found)
+
+    def _size(self, value: Any) -> int:
+        try:
+            if embedded(value, "") is not None:
+                return 0
+            address = self.origin.address(path_of(value))
+            return 0 if URL.match(address) else min(_size_of(address), self.origin.max_bytes)
+        except (RowError, OSError):
+            return 0
+
+
+def _size_of(uri: str) -> int:
+    filesystem, path = storage.locate(uri)
+    return filesystem.get_file_info(path).size or 0
+
+
 # Reading again
 
 
 def row_place(uri: str, row: int, column: str, index: int, format: str = "auto") -> str:
     return f"{uri}#{row}/{quote(column, safe='')}/{index}" + ("" if format == "auto" else f"/{format}")
+
+
+def has_own_file(place: str) -> bool:
+    """Whether a picture's place is a file that holds nothing else."""
+    return not URL.match(place) and ROW_PLACE.fullmatch(place) is None
 
 
 def read_place(place: str) -> Picture:

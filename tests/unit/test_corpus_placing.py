@@ -3,18 +3,20 @@
 import base64
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpora import Row, plan, preferences, scored, write
 from PIL import Image
-from test_corpus_pictures import BAD
+from test_corpus_pictures import BAD, encoded
 
 from pipeline.config import InputConfig
-from pipeline.corpus import detect
+from pipeline.corpus import detect, read_shards
 from pipeline.corpus.pictures import PLACEHOLDER as P
 from pipeline.corpus.pictures import read_picture
 from pipeline.corpus.samples import Message
@@ -301,3 +303,59 @@ def test_without_asking_for_pictures_a_prompt_with_one_is_refused() -> None:
     row = {"prompt": ASKED, "image": "a.png", **PAIR}
     with pytest.raises(RowError, match="only text is scored"):
         detect([row], InputConfig()).normalise("f", 0, row)
+
+
+def planned(folder: Path, **config: Any) -> list[int]:
+    """Rows of each shard."""
+    return [shard.rows for stored in plan(folder, InputConfig(**config)) for shard in stored.plan.shards]
+
+
+def test_the_bytes_of_pictures_beside_the_rows_count(folder: Path) -> None:
+    (folder / "images" / "large.png").write_bytes(b"\0" * 10_000)
+    rows = [{"prompt": ASKED, "images": ["images/large.png"], **PAIR} for _ in range(8)]
+    inline = [{"prompt": [{"role": "user", "content": [part(path="images/large.png"), text("?")]}], **PAIR}] * 8
+    for each in (rows, inline):
+        write(folder, each)
+        assert planned(folder, shard_bytes=20_000) == [2, 2, 2, 2]
+        pq.write_table(pa.Table.from_pylist(each), folder / "corpus.parquet")
+        (folder / "corpus.jsonl").unlink()
+        assert max(planned(folder, shard_bytes=20_000)) <= 2
+        (folder / "corpus.parquet").unlink()
+
+
+def test_rows_without_pictures_are_cut_as_before(folder: Path) -> None:
+    write(folder, [{"prompt": ASKED, **PAIR}] * 9)
+    assert planned(folder, shard_rows=4) == [4, 4, 1]
+
+
+@pytest.mark.parametrize("groups", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_corpus_of_pictures_is_read_in_bounded_memory(folder: Path, embedded: bool, groups: int) -> None:
+    """10,000 pictures of 20 kB, 200 MB (1,000 where it is to be quick): what is held is a few shards of 512 KiB."""
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    data = encoded(Image.fromarray(noise))
+    assert 18_000 < len(data) < 22_000
+    (folder / "images" / "noise.png").write_bytes(data)
+    value = {"bytes": data, "path": None} if embedded else {"bytes": None, "path": "images/noise.png"}
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", struct), *((name, pa.string()) for name in ("prompt", *PAIR))])
+    with pq.ParquetWriter(folder / "corpus.parquet", schema, compression="none", use_dictionary=False) as writer:
+        for _ in range(groups):
+            writer.write_table(pa.Table.from_pylist([{"image": value, "prompt": ASKED, **PAIR}] * 100, schema))
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    rows = most = 0
+    try:
+        [stored] = plan(folder)
+        for _, numbered in read_shards(stored.file, stored.format, stored.plan.shards):
+            for number, row in numbered[:1]:
+                assert isinstance(row, dict)
+                assert stored.shape.normalise("f", number, row).prompt[0]["pictures"][0].data == data
+            rows += len(numbered)
+            most = max(most, pa.total_allocated_bytes() - before)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows == 100 * groups
+    assert max(shard.rows for shard in stored.plan.shards) <= 30
+    assert held < 12 << 20 and most < 12 << 20, (held, most)
