@@ -150,8 +150,10 @@ class LabelRun:
 
 def _require_pictures(store: LabelStore, inputs: list[StoredInput]) -> None:
     """Raises StoreError where a picture that was labelled is another by now."""
-    if any(stored.shape.images for stored in inputs) and (changed := next(store.changed_pictures(), None)):
-        raise StoreError(f"{changed}; restore it, or label the new pictures into another --output")
+    if any(stored.shape.images for stored in inputs) and (place := next(store.changed_pictures(), None)):
+        raise StoreError(
+            f"{place}: the picture changed since it was labelled; restore it, or label the new pictures into another --output"
+        )
 
 
 def _pinned(labeller: Labeller) -> Labeller:

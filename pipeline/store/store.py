@@ -273,7 +273,7 @@ class LabelStore:
         yield from look.records(look.names())
 
     def changed_pictures(self) -> Iterator[str]:
-        """Pictures of labelled rows that are others by now, a sentence each. Raises StoreError for a damaged record."""
+        """Where pictures of labelled rows lie that are others by now. Raises StoreError for a damaged record."""
         pictured = (rows_uri(self.uri, "labels", record) for record in self.records() if record.stats.pictured)
         yield from changed_pictures(table for _, table in in_parallel(lambda uri: read_part(uri, ["prompt"]), pictured))
 

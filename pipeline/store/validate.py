@@ -74,7 +74,7 @@ def problems(store: LabelStore, workers: int = READERS, survey: Survey | None = 
         yield wrong
     yield from _check_input_files(store)
     if whole and survey.stats.pictured:
-        yield from store.changed_pictures()
+        yield from (f"{place}: the picture changed since it was labelled" for place in store.changed_pictures())
 
 
 def _check_shards(
