@@ -151,18 +151,17 @@ class LabelRun:
 
 def _require_sight(labeller: Labeller, inputs: list[StoredInput]) -> None:
     """Raises ConfigError where prompts show pictures and the labeller asks about text alone."""
-    pictured = next((stored for stored in inputs if stored.shape.images), None)
+    pictured = next((stored.file.name for stored in inputs if stored.shape.pictured), None)
     if pictured and not labeller.sees:
         raise ConfigError(
-            f"{pictured.file.name}: its prompts have pictures (column {' and '.join(pictured.shape.images)}), and {labeller.name} "
-            "reads text alone; give rewards that see them (endogenous and what is made of its tokens, implicit, contrast), or a "
-            "corpus without pictures"
+            f"{pictured}: its prompts have pictures, and {labeller.name} reads text alone; give rewards that see them "
+            "(endogenous and what is made of its tokens, implicit, contrast), or a corpus without pictures"
         )
 
 
 def _require_pictures(store: LabelStore, inputs: list[StoredInput]) -> None:
     """Raises StoreError where a picture that was labelled is another by now."""
-    if any(stored.shape.images for stored in inputs) and (place := next(store.changed_pictures(), None)):
+    if any(stored.shape.pictured for stored in inputs) and (place := next(store.changed_pictures(), None)):
         raise StoreError(
             f"{place}: the picture changed since it was labelled; restore it, or label the new pictures into another --output"
         )

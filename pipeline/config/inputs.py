@@ -81,6 +81,10 @@ class InputConfig(Section):
         default=None, description="folder that pictures' paths are below; default: that of the corpus file"
     )
     picture_urls: bool = Field(default=False, description="fetch pictures that are given as http(s) addresses")
+    pictures: Literal["given", "grey", "other"] = Field(
+        default="given",
+        description="what prompts show: their own pictures, or as a control grey ones of the same size or another row's",
+    )
     max_picture_pixels: int = Field(
         default=50_000_000, ge=1, description="a picture of more pixels is an error row, and is not decoded"
     )

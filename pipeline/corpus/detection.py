@@ -92,13 +92,14 @@ def _search(rows: Sequence[RawRow], config: InputConfig, name: str) -> Shape | N
                 errors.append(error)
                 continue
             if sample.responses:
-                return replace(shape, origin=None, note=_note(shape, row, sample))
+                pictured = bool(shape.images) or any("pictures" in message for message in sample.prompt)
+                return replace(shape, origin=None, pictured=pictured, note=_note(shape, row, sample))
             errors += [failure.error for failure in sample.failed]
         if any(error.reason not in MISFITS for error in errors):
             bearable.append(shape)
         elif errors:
             nearest.append((shape, errors[0]))
-    return replace(bearable[0], origin=None) if bearable else nearest
+    return replace(bearable[0], origin=None, pictured=bool(bearable[0].images)) if bearable else nearest
 
 
 def _keys(config: InputConfig) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ MIN_SIDE = 2  # pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112  # its EXIF tag
+GREY, GREY_PLACE = b"\x80\x80\x80\0", re.compile(r"grey:(\d+)x(\d+)")  # of `grey_picture`
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,14 @@ class Picture:
             "picture_too_large",
             f"{self.place}: {size}, and at most {most:,} are decoded; make it smaller, or raise input.max_picture_pixels",
         )
+
+
+def grey_picture(width: int, height: int) -> Picture:
+    """A picture of this size that is grey all over: a BMP of one bit a pixel, the same bytes everywhere."""
+    row = -(-width // 32) * 4
+    header = struct.pack("<2sIHHI", b"BM", 62 + row * height, 0, 0, 62)
+    header += struct.pack("<IiiHHIIiiII", 40, width, height, 1, 1, 0, row * height, 0, 0, 2, 2)
+    return Picture(header + GREY * 2 + bytes(row * height), f"grey:{width}x{height}")
 
 
 def pillow() -> Any:

@@ -6,12 +6,14 @@ has its pictures before the text of its first user message, as TRL has it. Anoth
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, cast
 
 from pipeline.corpus import columns
 from pipeline.corpus.columns import RawRow
+from pipeline.corpus.controls import instead, pictures_of
 from pipeline.corpus.pictures import PLACEHOLDER, Picture
 from pipeline.corpus.samples import Message, Response
 from pipeline.corpus.sources import COLUMNS, Origin, is_struct, pictures_in
@@ -88,8 +90,8 @@ def with_pictures(
                 f"the row has {len(given)} pictures in {' and '.join(map(repr, images)) or 'its columns'}, and its text "
                 f"{needed[0] + own} places for them; give as many of the one as of the other",
             )
-    read = _Pictures(row, number, images, origin)
-    filled = [[_filled(m, rest, read) for m in messages] for rest, messages in _each_with(given, needed, conversations)]
+    pictures = _read(row, number, images, _values(given, needed, conversations), origin)
+    filled = [[_filled(message, pictures) for message in messages] for messages in conversations]
     return filled[0], [
         replace(response, messages=messages) for response, messages in zip(responses, filled[1:], strict=True)
     ]
@@ -138,44 +140,33 @@ def _places(message: Message) -> int:
     return sum(value is None for value in message.get("pictures", ()))
 
 
-def _each_with(
-    given: list[Any], needed: list[int], conversations: list[list[Message]]
-) -> Iterator[tuple[Iterator[Any], list[Message]]]:
-    """Each conversation with the pictures that are its own: a response's follow those of the prompt."""
+def _values(given: list[Any], needed: list[int], conversations: list[list[Message]]) -> Iterator[Any]:
+    """Of every place of the prompt and then of each response what it shows: a response's follow those of the prompt."""
     for position, messages in enumerate(conversations):
-        yield iter(given[needed[0] :] if position else given[: needed[0]]), messages
+        columns = iter(given[needed[0] :] if position else given)
+        for message in messages:
+            yield from (next(columns) if value is None else value for value in message.get("pictures", ()))
 
 
-class _Pictures:
-    """Reads the pictures of one row, each once."""
-
-    def __init__(self, row: RawRow, number: int, images: Sequence[str], origin: Origin):
-        self.row, self.number, self.origin = row, number, origin
-        self.names = [*images, *(column for column in row if column not in images)]
-        self.known: list[tuple[Any, Picture]] = []
-
-    def of(self, value: Any) -> Picture:
-        if not self.origin.uri:
-            return Picture(b"", "")
-        for other, picture in self.known:
-            if other is value or other == value:
-                return picture
-        column, index = self._place(value)
-        picture = self.origin.picture(value, self.number, column, index)
-        self.known.append((value, picture))
-        return picture
-
-    def _place(self, value: Any) -> tuple[str, int]:
-        for column in self.names:
-            for index, other in enumerate(pictures_in(columns.lookup(self.row, column))):
-                if other is value or other == value:
-                    return column, index
-        raise RowError("missing_picture", "a picture of the row is in none of its columns")  # pragma: no cover
+def _read(row: RawRow, number: int, images: Sequence[str], values: Iterable[Any], origin: Origin) -> Iterator[Picture]:
+    """The picture of each value, each read once. Raises RowError."""
+    if not origin.uri:
+        return (Picture(b"", "") for _ in values)
+    there = list(pictures_of(row, images))
+    known: list[tuple[Any, Picture]] = []
+    shown: list[Picture] = []
+    for value in values:
+        picture = next((picture for other, picture in known if other is value or other == value), None)
+        if picture is None:
+            column, index = next((c, i) for other, c, i in there if other is value or other == value)
+            picture = origin.picture(value, number, column, index)
+            known.append((value, picture))
+        shown.append(picture)
+    return iter(shown if origin.shown == "given" else instead(shown, number, images, origin))
 
 
-def _filled(message: Message, given: Iterator[Any], read: _Pictures) -> Message:
+def _filled(message: Message, pictures: Iterator[Picture]) -> Message:
+    """A message with as many of the pictures as it has places."""
     if "pictures" not in message:
         return message
-    values: list[Any] = list(message["pictures"])
-    pictures = [read.of(next(given) if value is None else value) for value in values]
-    return cast(Message, {**message, "pictures": pictures})
+    return cast(Message, {**message, "pictures": list(islice(pictures, len(message["pictures"])))})

@@ -85,6 +85,7 @@ class Shape:
     layout: str | None = None  # a published one, by name
     sampled: bool = False  # the columns SAMPLED hold the tokens that a policy was asked with and wrote
     images: tuple[str, ...] = ()  # hold the prompt's pictures; where none is named, those that are called so
+    pictured: bool = False  # whether the prompts of its first rows have pictures
     origin: Origin | None = field(
         default=None, compare=False
     )  # of this run: where pictures are read; None: they are not
@@ -101,8 +102,8 @@ class Shape:
     def to_json(self) -> dict[str, Any]:
         data = {**asdict(self), "label": rule_to_json(self.label)}
         del data["origin"]
-        if not self.images:  # as stores from before there were pictures have it
-            del data["images"]
+        if not self.pictured:  # as stores from before there were pictures have it
+            del data["images"], data["pictured"]
         return data
 
     @classmethod

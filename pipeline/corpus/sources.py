@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -32,7 +32,7 @@ from pipeline.corpus.columns import RawRow, lookup
 from pipeline.corpus.files import text
 from pipeline.corpus.files.inputs import InputFile, file_format
 from pipeline.corpus.files.rows import open_rows
-from pipeline.corpus.pictures import MAX_BYTES, MAX_PIXELS, Picture
+from pipeline.corpus.pictures import GREY_PLACE, MAX_BYTES, MAX_PIXELS, Picture, grey_picture
 from pipeline.errors import EndorewardError, RowError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Origin:
     urls: bool = False
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+    shown: Literal["given", "grey", "other"] = "given"  # in their places (`pipeline.corpus.controls`)
 
     def picture(self, value: Any, row: int, column: str, index: int) -> Picture:
         """What a value says, read and held against the bounds. Raises RowError."""
@@ -116,6 +117,7 @@ def origin_of(file: InputFile, format: str, config: "InputConfig") -> Origin:
         config.picture_urls,
         config.max_picture_pixels,
         config.max_picture_bytes,
+        config.pictures,
     )
 
 
@@ -134,11 +136,7 @@ def _folder(uri: str) -> str:
 
 def pictures_in(value: Any) -> Iterator[Any]:
     """The pictures that a column's value holds, as they stand there, in order: of messages those of their parts."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return
+    value = _from_json(value)
     if isinstance(value, list | tuple):
         for each in value:
             yield from pictures_in(each)
@@ -163,6 +161,21 @@ def _in_parts(value: Any) -> Iterator[Any]:
         else:
             for each in value.values():
                 yield from _in_parts(each)
+
+
+def parts_in(value: Any) -> Iterator[Any]:
+    """The pictures of content parts within a value, be it as JSON text."""
+    return _in_parts(_from_json(value))
+
+
+def _from_json(value: Any) -> Any:
+    """A list that came as JSON text; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
 
 
 def is_struct(value: Any) -> bool:
@@ -297,7 +310,7 @@ class PicturesBeside:
 
     def _of_row(self, row: RawRow) -> int:
         named = {column.partition(".")[0] for column in self.images} | set(self.images)
-        values = (pictures_in(value) if name in named else _in_parts(value) for name, value in row.items())
+        values = (pictures_in(value) if name in named else parts_in(value) for name, value in row.items())
         return sum(self._size(value) for found in values for value in found)
 
     def _size(self, value: Any) -> int:
@@ -324,17 +337,19 @@ def row_place(uri: str, row: int, column: str, index: int, format: str = "auto")
 
 def has_own_file(place: str) -> bool:
     """Whether a picture's place is a file that holds nothing else."""
-    return not URL.match(place) and ROW_PLACE.fullmatch(place) is None
+    return not any(each.fullmatch(place) for each in (ROW_PLACE, GREY_PLACE)) and not URL.match(place)
 
 
 def read_place(place: str) -> Picture:
     """The picture at a place. Raises `missing_picture`."""
+    if grey := GREY_PLACE.fullmatch(place):
+        return grey_picture(int(grey[1]), int(grey[2]))
     match = None if URL.match(place) else ROW_PLACE.fullmatch(place)
     if match is None:
         return Picture(_from_web(place, MAX_BYTES) if URL.match(place) else _from_file(place, 1 << 40), place)
     column, index = unquote(match["column"]), int(match["index"])
     try:
-        row = _row(match["uri"], match["format"] or "auto", int(match["row"]))
+        row = row_of(match["uri"], match["format"] or "auto", int(match["row"]))
         data = embedded(list(pictures_in(lookup(row, column)))[index], f"picture {index} of column {column!r}")
     except (IndexError, OSError, RowError) as error:
         raise RowError(
@@ -345,7 +360,7 @@ def read_place(place: str) -> Picture:
     return Picture(data, place)
 
 
-def _row(uri: str, format: str, number: int) -> RawRow:
+def row_of(uri: str, format: str, number: int) -> RawRow:
     """One row of a file. Raises IndexError, OSError, RowError."""
     filesystem, path = storage.locate(uri)
     info = filesystem.get_file_info(path)

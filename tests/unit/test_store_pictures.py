@@ -77,7 +77,7 @@ def test_compacted_the_pictures_are_still_there(store: LabelStore, pictures: lis
 
 def test_a_changed_picture_is_found(store: LabelStore, pictures: list[Picture]) -> None:
     [stored] = store.inputs()
-    inputs = [StoredInput(stored.file, stored.format, replace(stored.shape, images=("image",)), stored.plan)]
+    inputs = [StoredInput(stored.file, stored.format, replace(stored.shape, pictured=True), stored.plan)]
     _require_pictures(store, inputs)
     Path(pictures[3].place).unlink()  # out of reach is not another
     assert list(problems(store)) == []
