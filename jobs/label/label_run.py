@@ -29,7 +29,7 @@ from jobs.label.writers import announce, checked_writer
 from jobs.stores.finalize import Timing, finalize
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
-from pipeline.errors import ConfigError, RunError, StoreError
+from pipeline.errors import RunError, StoreError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers import Endogenous, Labeller, Sampling
 from pipeline.store import LabelStore, StoredInput, Survey, WriterLock, fingerprint
@@ -78,8 +78,7 @@ class LabelRun:
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
         inputs = plan_inputs(store, files, labeller.config.input, shape_of)
-        _require_sight(labeller, inputs)
-        _require_pictures(store, inputs)
+        _require_same_pictures(store, inputs)
         if isinstance(labeller, Endogenous):
             check_sampled(inputs, labeller.renderer)
         return cls(labeller, store, device, description, inputs)
@@ -149,17 +148,7 @@ class LabelRun:
         return timing.stop()
 
 
-def _require_sight(labeller: Labeller, inputs: list[StoredInput]) -> None:
-    """Raises ConfigError where prompts show pictures and the labeller asks about text alone."""
-    pictured = next((stored.file.name for stored in inputs if stored.shape.pictured), None)
-    if pictured and not labeller.sees:
-        raise ConfigError(
-            f"{pictured}: its prompts have pictures, and {labeller.name} reads text alone; give rewards that see them "
-            "(endogenous and what is made of its tokens, implicit, contrast), or a corpus without pictures"
-        )
-
-
-def _require_pictures(store: LabelStore, inputs: list[StoredInput]) -> None:
+def _require_same_pictures(store: LabelStore, inputs: list[StoredInput]) -> None:
     """Raises StoreError where a picture that was labelled is another by now."""
     if any(stored.shape.pictured for stored in inputs) and (place := next(store.changed_pictures(), None)):
         raise StoreError(

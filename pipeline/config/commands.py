@@ -168,6 +168,7 @@ class SampleConfig(LabelConfig):
         if self.sampler.endpoint:
             yield "scorer", "under sampler.endpoint, whose server runs the model; leave it out"
         yield from unread_of_prompts()
+        yield "output.thumbnails", "on sampling, which draws no page of labels; leave it out"
         yield "scorer.head_chunk_mb", "on sampling, which scores nothing; leave it out"
         yield "tokens.over_length", "on sampling: a prompt is never cut; leave it out"
         for field in ("thoughts", "trailing_space"):

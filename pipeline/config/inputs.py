@@ -137,6 +137,12 @@ MEANINGS = (
 """Fields of `input` that say which response is better."""
 
 
+PICTURES = ("image_key", "picture_root", "picture_urls", "pictures", "max_picture_pixels", "max_picture_bytes")
+"""Fields of `input` that say of pictures what they are."""
+
+
 def unread_of_prompts() -> Unread:
+    for field in PICTURES:
+        yield f"input.{field}", "where a policy is asked with text alone; leave it out"
     for field in ("turns", *MEANINGS):
         yield f"input.{field}", "where only prompts are read; leave it out"

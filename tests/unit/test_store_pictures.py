@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_store import DESCRIPTION, commit_all, contents, rows_of, shards_of, store
 
-from jobs.label.label_run import _require_pictures
+from jobs.label.label_run import _require_same_pictures
 from jobs.stores.compact import compact
 from pipeline.corpus.pictures import Picture, read_picture
 from pipeline.corpus.sources import row_place
@@ -78,13 +78,13 @@ def test_compacted_the_pictures_are_still_there(store: LabelStore, pictures: lis
 def test_a_changed_picture_is_found(store: LabelStore, pictures: list[Picture]) -> None:
     [stored] = store.inputs()
     inputs = [StoredInput(stored.file, stored.format, replace(stored.shape, pictured=True), stored.plan)]
-    _require_pictures(store, inputs)
+    _require_same_pictures(store, inputs)
     Path(pictures[3].place).unlink()  # out of reach is not another
     assert list(problems(store)) == []
     Path(pictures[2].place).write_bytes(png("black"))
     assert list(problems(store)) == [f"{pictures[2].place}: the picture changed since it was labelled"]
     with pytest.raises(StoreError, match="restore it, or label the new pictures into another --output"):
-        _require_pictures(store, inputs)
+        _require_same_pictures(store, inputs)
     data = bytearray(pictures[2].data)
     data[-20] ^= 1  # one bit
     Path(pictures[2].place).write_bytes(data)

@@ -56,7 +56,6 @@ class Labeller:
     name: ClassVar[str] = ""  # what the label store's description calls it
     engine: ClassVar[Engine] = "scorer"  # what answers the requests
     ending: ClassVar[Ending] = "turn"
-    sees: ClassVar[bool] = False  # whether it shows the model a prompt's pictures; else it is asked about text alone
 
     @property
     def tokens(self) -> TokensConfig:
