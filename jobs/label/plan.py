@@ -109,7 +109,7 @@ def plan_inputs(
 
 def _with_origin(stored: StoredInput, config: InputConfig) -> StoredInput:
     """An input whose shape knows where its pictures are to be read."""
-    origin = origin_of(stored.file, stored.format, config)
+    origin = replace(origin_of(stored.file, stored.format, config), rows=stored.plan.shards[-1].stop)
     return replace(stored, shape=replace(stored.shape, origin=origin))
 
 

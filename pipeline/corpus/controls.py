@@ -1,7 +1,8 @@
 """Controls of what a picture does: prompts that show a grey one of the same size in its place, or another row's.
 
-Another row's is the first of the rows behind, and after the last of those from the front, that is none of the row's own by
-its bytes; of several pictures each has another. It depends on the file alone, not on how its rows are cut into shards.
+Another row's is looked for from a part of the file (0.382 of its rows) behind the row on, since neighbours are often about one
+picture, and goes on from the front after the last: the first that is none of the row's own by its bytes; of several pictures
+each has another. It depends on the file alone, not on how its rows are cut into shards.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,8 @@ from pipeline.corpus.pictures import Picture, grey_picture
 from pipeline.corpus.sources import COLUMNS, Origin, parts_in, pictures_in, row_of
 from pipeline.errors import RowError
 
-FARTHEST = 1000  # rows that are looked at for another picture
+AWAY = 0.382  # of the rows: how far behind a row its other picture is looked for; no simple part, as halves of a file may be
+MOST = 1000  # rows that are looked at
 
 
 def pictures_of(row: RawRow, images: Sequence[str]) -> Iterator[tuple[Any, str, int]]:
@@ -43,7 +45,7 @@ def instead(own: Sequence[Picture], number: int, images: Sequence[str], origin: 
             if other is None:
                 raise RowError(
                     "no_other_picture",
-                    f"none of the next {FARTHEST:,} rows has another picture to show in place of the row's own; mix the rows, "
+                    f"none of {MOST:,} other rows has another picture to show in place of the row's own; mix the rows, "
                     "or leave the control out",
                 )
             mine.add(other.digest)
@@ -52,20 +54,15 @@ def instead(own: Sequence[Picture], number: int, images: Sequence[str], origin: 
 
 
 def _others(number: int, images: Sequence[str], origin: Origin) -> Iterator[Picture]:
-    """The good pictures of the rows behind one, and after the last of those from the front up to it."""
-    row, wrapped = number, False
-    for _ in range(FARTHEST):
-        row += 1
-        if wrapped and row >= number:
-            return
-        try:
-            values = pictures_of(row_of(origin.uri, origin.format, row), images or COLUMNS)
-        except IndexError:
-            if wrapped:
-                return
-            row, wrapped = -1, True
+    """The good pictures of other rows, in their order."""
+    rows = max(origin.rows, 1)
+    for step in range(min(MOST, rows)):
+        row = (number + 1 + int(AWAY * rows) + step) % rows
+        if row == number:
             continue
-        except RowError:
+        try:
+            values = list(pictures_of(row_of(origin.uri, origin.format, row), images or COLUMNS))
+        except (IndexError, RowError):
             continue
         for value, column, index in values:
             try:

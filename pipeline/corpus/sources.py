@@ -53,7 +53,10 @@ FETCH_S = 30
 
 @dataclass(frozen=True)
 class Origin:
-    """The corpus file that rows are of, and what its pictures may be. Without `uri` they are counted and not read."""
+    """The corpus file that rows are of, and what its pictures may be. Without `uri` they are counted and not read.
+
+    `rows` is the number behind that of its last row, which the control by another row's picture needs.
+    """
 
     uri: str
     format: str = "auto"
@@ -62,6 +65,7 @@ class Origin:
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
     shown: Literal["given", "grey", "other"] = "given"  # in their places (`pipeline.corpus.controls`)
+    rows: int = 0
 
     def picture(self, value: Any, row: int, column: str, index: int) -> Picture:
         """What a value says, read and held against the bounds. Raises RowError."""
