@@ -31,7 +31,7 @@ def named(message: Message, text: str, numbers: Iterator[int]) -> str:
     if not message.get("pictures"):
         return text
     first, *others = text.split(PLACEHOLDER)
-    return first + "".join(f"[picture {next(numbers)}]{other}" for other in others)
+    return first + "".join(f"[picture {next(numbers)}] {other.removeprefix(' ')}" for other in others)
 
 
 def thumbnails(prompt: Sequence[Message]) -> list[Thumbnail]:

@@ -61,8 +61,9 @@ def test_the_page_shows_them_beside_the_tokens_unless_they_are_left_out(tmp_path
         extra_info="{}", prompt_token_ids=[1, 2, 3],
     )  # fmt: skip
     drawn = str(draw_responses(labels_table([label]), lambda ids: ["red"] * len(ids), "r", wanted))
-    assert "[picture 1]What is it?" in drawn and PLACEHOLDER not in drawn
+    assert "[picture 1] What is it?" in drawn and PLACEHOLDER not in drawn
     images = re.findall(r'<img src="data:image/jpeg;base64,[^"]+" alt="picture 1" width="40" height="30">', drawn)
     assert len(images) == wanted
     page = str(render("page", title="t", style="", pictures=wanted))
     assert ("img-src data:" in page) == wanted and "default-src 'none'" in page
+    assert "img-src" not in str(render("page", title="of a page that never shows any", style=""))
