@@ -78,6 +78,12 @@ def to_message(value: Any, where: str) -> Message:
             content = value[content_key]
             if content is None and "tool_calls" in beside:
                 content = ""
+            if value.get("pictures"):
+                raise RowError(
+                    "not_text",
+                    f"{where} has 'pictures' as a label store has them; write them as content parts, such as "
+                    '{"type": "image", "path": ...}',
+                )
             text, pictures = _content(content, f"{where}'s {content_key}")
             message: Message = {"role": role, "content": text, **beside}  # type: ignore[typeddict-item]
             if pictures:

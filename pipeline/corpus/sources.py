@@ -30,6 +30,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.corpus.columns import RawRow, lookup
 from pipeline.corpus.files import text
+from pipeline.corpus.files.columnar import UNREADABLE
 from pipeline.corpus.files.inputs import InputFile, file_format
 from pipeline.corpus.files.rows import open_rows
 from pipeline.corpus.pictures import GREY_PLACE, MAX_BYTES, MAX_PIXELS, Picture, grey_picture
@@ -296,7 +297,10 @@ class PicturesBeside:
 
     def of_batch(self, batch: pa.RecordBatch) -> int:
         columns = [field.name for field in batch.schema if self._may_name_files(field, batch.column(field.name))]
-        return sum(map(self._of_row, batch.select(columns).to_pylist())) if columns else 0
+        try:
+            return sum(map(self._of_row, batch.select(columns).to_pylist())) if columns else 0
+        except UNREADABLE:  # of such a row, which becomes an error
+            return 0
 
     @cached_property
     def _signs(self) -> tuple[bytes, ...]:

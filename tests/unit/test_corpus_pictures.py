@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import struct
+import threading
 import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline import storage
+from pipeline.corpus.files import rows
 from pipeline.corpus.pictures import Picture, read_picture
 from pipeline.corpus.sources import Origin, row_place
 from pipeline.errors import RowError
@@ -176,3 +180,51 @@ def test_bytes_and_pixels_are_bounded(tmp_path: Path) -> None:
             small.picture(value, 0, "image", 0)
         with pytest.raises(RowError, match=r"input.max_picture_pixels"):
             few.picture(value, 0, "image", 0)
+
+
+class _Web(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        data = {"/a.png": picture(), "/large.png": b"\0" * 5000}.get(self.path)
+        self.send_response(200 if data else 404)
+        self.end_headers()
+        self.wfile.write(data or b"")
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_a_url_is_fetched_where_that_is_asked_for(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        web = f"http://127.0.0.1:{server.server_port}"
+        origin = Origin(str(tmp_path / "rows.jsonl"), urls=True, max_bytes=4000)
+        mine = origin.picture(f"{web}/a.png", 0, "image", 0)
+        assert mine == Picture(picture(), f"{web}/a.png") and read_picture(mine.place, mine.digest) == mine
+        with pytest.raises(RowError, match=r"missing_picture: .*cannot be fetched"):
+            origin.picture(f"{web}/b.png", 0, "image", 0)
+        with pytest.raises(RowError, match=r"picture_too_large: .* input\.max_picture_bytes"):
+            origin.picture(f"{web}/large.png", 0, "image", 0)
+        server.shutdown()
+
+
+def test_pictures_lie_beside_a_corpus_in_an_object_store(s3: str) -> None:
+    base, mark, query = s3.partition("?")
+    storage.upload(f"{base}/corpus/images/a.png{mark}{query}", picture())
+    line = json.dumps({"image": base64.b64encode(picture("blue")).decode(), "images": "images/a.png"}).encode() + b"\n"
+    rows = f"{base}/corpus/rows.jsonl{mark}{query}"
+    storage.upload(rows, line)
+    for mine, data in (
+        (Origin(rows).picture("images/a.png", 0, "images", 0), picture()),
+        (Origin(rows).picture(json.loads(line)["image"], 0, "image", 0), picture("blue")),
+    ):
+        assert mine.data == data and read_picture(mine.place, mine.digest) == mine
+
+
+def test_a_large_row_group_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "HELD", 100)
+    monkeypatch.setattr(rows, "FEW", 3)
+    pictures = [picture(f"#0000{n:02x}") for n in range(20)]
+    pq.write_table(pa.table({"image": pictures}), tmp_path / "a.parquet", row_group_size=11)
+    for row in (0, 2, 3, 10, 11, 19, 4, 5, 12, 1):
+        mine = Picture(pictures[row], row_place(str(tmp_path / "a.parquet"), row, "image", 0))
+        assert read_picture(mine.place, mine.digest) == mine

@@ -170,6 +170,10 @@ WRONG = {
         },
         "not_text",
     ),
+    "as a label store has it": (
+        {"prompt": [{"role": "user", "content": "?", "pictures": [{"digest": "d", "place": "p"}]}]},
+        "not_text",
+    ),
     "not there": ({"image": "images/pink.png"}, "missing_picture"),
     "a folder": ({"image": "images"}, "missing_picture"),
     "a number": ({"image": 7}, "missing_picture"),

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.files import text
@@ -16,6 +17,7 @@ from pipeline.corpus.files.readers import open_file, read_all
 from pipeline.errors import RowError
 
 Row = dict[str, Any] | RowError
+HELD, FEW = 64 << 20, 32  # bytes of a row group that is held whole; rows of a larger one that are read at once
 
 
 class _Lines:
@@ -39,23 +41,31 @@ class _Lines:
 
 
 class _Groups:
-    """Of a Parquet file: the row group of the last row asked for stays in memory."""
+    """Of a Parquet file. The row group of the last row asked for stays in memory, or of a large one a few rows, from which the
+    next are read on."""
 
     def __init__(self, file: InputFile):
         self.parquet = pq.ParquetFile(open_file(file), pre_buffer=False)
         self.starts = [0]
         for group in range(self.parquet.metadata.num_row_groups):
             self.starts.append(self.starts[-1] + self.parquet.metadata.row_group(group).num_rows)
-        self.group, self.table = -1, None
+        self.group = -1
+        self.batches: Iterator[pa.RecordBatch] = iter(())
+        self.first, self.batch = 0, pa.RecordBatch.from_pylist([])
 
     def row(self, number: int) -> Row:
         if number >= self.starts[-1]:
             raise IndexError(f"it has {self.starts[-1]} rows")
         group = bisect_right(self.starts, number) - 1
-        if group != self.group:
-            self.table, self.group = self.parquet.read_row_group(group), group
-        assert self.table is not None
-        row: dict[str, Any] = self.table.slice(number - self.starts[group], 1).to_pylist(maps_as_pydicts="strict")[0]
+        if group != self.group or number < self.first:
+            small = self.parquet.metadata.row_group(group).total_byte_size <= HELD
+            size = self.starts[group + 1] - self.starts[group] if small else FEW
+            self.batches = self.parquet.iter_batches(batch_size=size, row_groups=[group])
+            self.group, self.first, self.batch = group, self.starts[group], next(self.batches)
+        while number >= self.first + self.batch.num_rows:
+            self.first += self.batch.num_rows
+            self.batch = next(self.batches)
+        row: dict[str, Any] = self.batch.slice(number - self.first, 1).to_pylist(maps_as_pydicts="strict")[0]
         return row
 
 
