@@ -51,6 +51,15 @@ class _Draft:
     shards: list[Shard] = field(default_factory=list)
     head: list[dict[str, Any]] = field(default_factory=list)
     trouble: str | None = None
+    weighs: bool = False  # whether anything lies beside its first rows
+
+    def beside_text(self, row: int, raw: bytes) -> int:
+        """Bytes that lie beside a row; of a file beside whose first rows nothing lies none."""
+        if self.beside is None or (row >= HEAD_ROWS and not self.weighs):
+            return 0
+        size = self.beside.of_text(row, raw)
+        self.weighs = self.weighs or size > 0
+        return size
 
     def show(self, row: dict[str, Any] | RowError) -> None:
         if isinstance(row, RowError):
@@ -190,7 +199,7 @@ def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) ->
             length += len(raw)
             if not text.is_blank(row, raw):
                 rows += 1
-                weight += draft.beside.of_text(row, raw) if draft.beside else 0
+                weight += draft.beside_text(row, raw)
                 if len(draft.head) < HEAD_ROWS:
                     draft.show(_parsed([(row, raw)])[0][1])
             if rows == shard_rows or length + weight >= shard_bytes:
