@@ -89,7 +89,9 @@ def _described(shape: Shape) -> dict[str, Any]:
     """What of a shape is not as it is by default, as it comes back from a document."""
     values = shape.to_json()
     set_here = {
-        each.name: values[each.name] for each in fields(shape) if each.compare and values[each.name] != each.default
+        each.name: values[each.name]
+        for each in fields(shape)
+        if each.compare and each.name in values and values[each.name] != each.default
     }
     plain: dict[str, Any] = json.loads(json.dumps(set_here))
     return plain
