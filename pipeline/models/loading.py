@@ -163,13 +163,13 @@ def identify_model(config: ModelSource, dtype: str) -> dict[str, Any]:
 
     The folder's own name is left out: the same weights at another place are the same model.
     """
-    name = _on_this_machine(config.name)
+    name = on_this_machine(config.name)
     if os.path.isdir(name):
         return {"content": folder_digest(name), "dtype": dtype}
     return {"name": config.name, "revision": config.revision, "dtype": dtype}
 
 
-def _on_this_machine(name: str) -> str:
+def on_this_machine(name: str) -> str:
     """A folder in an object store by its copy; another name as it is."""
     if not storage.is_objects(name):
         return name
@@ -205,7 +205,7 @@ class _explained:
         """The name to load by: on this machine where it is a folder."""
         if not self.config.name:
             raise ConfigError("no model: give --model, a local folder or a model hub's name")
-        name = _on_this_machine(self.config.name)
+        name = on_this_machine(self.config.name)
         if os.path.exists(name) and not os.path.isdir(name):
             raise ConfigError(
                 f"model.name = {name} is a file; give the folder that holds config.json and *.safetensors"
