@@ -16,7 +16,7 @@ $(LOWEST)/.ready: constraints-lowest.txt
 %/.ready: pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "endoreward needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $*
-	$*/bin/pip install --quiet --disable-pip-version-check --constraint $(filter constraints%,$^) --editable ".[dev,serve]"
+	$*/bin/pip install --quiet --disable-pip-version-check --constraint $(filter constraints%,$^) --editable ".[dev,serve,pictures]"
 	touch $@
 
 demo: setup ## label the embedded corpus with the embedded model, evaluate the labels, train the model on labels of its own answers, offline and online

@@ -34,6 +34,7 @@ from actors.elastic import read_whole, write_whole
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.engines.probe import probe_text
 from pipeline.models.loading import load_model, load_tokenizer, resolve_dtype
+from pipeline.models.pictures.files import copy_processor
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.adapters import merged, with_adapters
 from pipeline.training.batch import Response, collate
@@ -42,6 +43,7 @@ from pipeline.training.deepspeed import deepspeed_config
 from pipeline.training.objectives.base import Objective, Unit
 
 if TYPE_CHECKING:
+    from pipeline.training.pictures import PictureInputs
     from pipeline.training.policy import Outputs
 
 NOTHING = TokenizedTurn(np.zeros(1, np.int32), np.zeros(1, np.int32), [])
@@ -59,6 +61,7 @@ class LearnerSpec:
     deepspeed: str | None = None  # the content of `learner.deepspeed`
     critic: bool = False  # a critic is trained with the policy; the objective must use its values
     entropies: bool = False  # the objective sees entropies
+    pictures: bool = False  # prompts have pictures
 
 
 class Diverged(RunError):
@@ -117,6 +120,7 @@ class Learner:
             config.learner.head_chunk_mb,
             entropies=spec.entropies,
             critic_seed=config.optimizer.seed if spec.critic else None,
+            pictures=_picture_inputs(model, config) if spec.pictures else None,
         )
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -273,6 +277,7 @@ class Learner:
         state = self._whole(self.policy.model if self.adapted is None else self.adapted)
         if self.rank == 0:
             load_tokenizer(self.config.policy).save_pretrained(folder)
+            copy_processor(self.config.policy, folder)
             if self.adapted is None:
                 self.policy.model.save_pretrained(folder, state_dict=state)
             else:
@@ -323,6 +328,18 @@ class Learner:
 
 
 TAG = "state"
+
+
+def _picture_inputs(model: Any, config: LearningConfig) -> "PictureInputs":
+    """Raises ConfigError where the policy sees no pictures."""
+    from pipeline.models.pictures import picture_processor, require_pictures
+    from pipeline.training.pictures import PictureInputs
+
+    tokenizer = load_tokenizer(config.policy)
+    require_pictures(config.policy, model.config, tokenizer)
+    processor = picture_processor(config.policy, model.config, tokenizer)
+    assert processor is not None
+    return PictureInputs(model, processor)
 
 
 def _deepspeed(device: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from actors.actor import ActorSpec
 from pipeline.errors import RowError
 from pipeline.models.loading import load_model
+from pipeline.models.pictures import open_pictures
 from pipeline.models.scores import Scores
 from pipeline.tokens import TokenizedTurn
 
@@ -24,12 +25,14 @@ class ScorerEngine:
     def __init__(self, spec: ScorerSpec):
         from pipeline.models.scoring import Scorer
 
+        model = load_model(spec.model, spec.device, spec.gpus)
         self.scorer = Scorer(
-            load_model(spec.model, spec.device, spec.gpus),
+            model,
             alpha=spec.alpha,
             budget_tokens=spec.budget_tokens,
             head_chunk_mb=spec.head_chunk_mb,
             certainty=spec.certainty,
+            pictures=open_pictures(spec.model, model.config),
         )
         self.layout, self.notes = self.scorer.layout, self.scorer.notes
 

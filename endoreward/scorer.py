@@ -5,7 +5,6 @@ of the same lines. So labels have the bits that `label` writes on the same devic
 """
 
 import contextlib
-import json
 import logging
 import os
 import tempfile
@@ -17,12 +16,14 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
+from endoreward.pictures import row_as_json
 from pipeline.config import LabelConfig, RewardConfig
 from pipeline.config.section import load_config_as, refuse_unread
 from pipeline.corpus import counted, detect, find_files, plan_file, read_shards, require_proof
 from pipeline.corpus.samples import Message, parse_turn_id
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.loading import context_length, load_model, load_tokenizer
+from pipeline.models.pictures import picture_processor
 from pipeline.rewards.aggregations import Certainty
 from pipeline.rewards.derive import aggregations
 from pipeline.rewards.endogenous import reward_columns, stored_action_values
@@ -164,13 +165,15 @@ class Scorer:
         from pipeline.models.scoring import Scorer as Engine  # imports torch
 
         self.config = config
-        self.renderer = Renderer(tokenizer, config.tokens, context_length(model.config, tokenizer))
+        pictures = picture_processor(config.model, model.config, tokenizer) if config.model.name else None
+        self.renderer = Renderer(tokenizer, config.tokens, context_length(model.config, tokenizer), pictures=pictures)
         self.engine = Engine(
             model,
             alpha=config.reward.alpha,
             budget_tokens=config.scorer.budget_tokens,
             head_chunk_mb=config.scorer.head_chunk_mb,
             certainty=config.reward.token_certainty,
+            pictures=pictures,
         )
         self._noted: set[str] = set()
 
@@ -333,8 +336,8 @@ def _lines(rows: Iterable[Fields]) -> Iterator[str]:
                 f"row {number} is {type(row).__name__}; a dict by column is due, such as {{'messages': [...]}}"
             )
         try:
-            yield json.dumps(dict(row)) + "\n"
-        except (TypeError, ValueError, RecursionError) as error:
+            yield row_as_json(row) + "\n"
+        except (TypeError, ValueError, RecursionError, OSError) as error:
             raise ConfigError(
                 f"row {number} holds what JSON cannot: {error}; give text, numbers, lists and dicts"
             ) from None

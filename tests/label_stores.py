@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config import EvaluateConfig
 from pipeline.corpus import detect, find_files, plan_file, read_shards
+from pipeline.corpus.sources import origin_of
 from pipeline.models.loading import load_model
+from pipeline.models.pictures import open_pictures
 from pipeline.models.scoring import Scorer
 from pipeline.rewards.labellers import Endogenous, Labeller
 from pipeline.store import LabelStore, StoredInput, commit, documents, fingerprint, part_uri, shard_name
@@ -22,7 +24,9 @@ from pipeline.store.schema import FORMER_LABELS
 
 @lru_cache(maxsize=8)
 def _scorer(model: str, alpha: float) -> Scorer:
-    return Scorer(load_model(EvaluateConfig.model_validate({"model": {"name": model}}).model, "cpu", 0), alpha=alpha)
+    source = EvaluateConfig.model_validate({"model": {"name": model}}).model
+    loaded = load_model(source, "cpu", 0)
+    return Scorer(loaded, alpha=alpha, pictures=open_pictures(source, loaded.config))
 
 
 def label_store(
@@ -46,7 +50,7 @@ def label_store(
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     [file] = find_files([str(source)])
     plan = plan_file(file, shard_rows=shard_rows)
-    shape = detect(list(plan.head), config.input)
+    shape = replace(detect(list(plan.head), config.input), origin=origin_of(file, "auto", config.input))
     store, description = LabelStore(str(folder)), labeller.describe("float32")
     store.open_for_writing(description)
     store.add_input(StoredInput(file, "auto", shape, plan))

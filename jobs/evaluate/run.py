@@ -113,6 +113,7 @@ def _unread(benchmark: Benchmark) -> Unread:
     """What this benchmark has no use for."""
     if isinstance(benchmark, Maths):
         yield "reward", f"on {benchmark.name}, which checks answers; leave it out"
+        yield "evaluate.picture_control", f"on {benchmark.name}, which asks a policy; leave it out"
     else:
         yield "answers", f"on {benchmark.name}, which asks no policy; leave it out"
     if not isinstance(benchmark, BestOfN):
@@ -179,6 +180,8 @@ def _filled(
             for name, labeller in labellers.items()
         }
         _check_reference(labellers)
+        if config.evaluate.picture_control:
+            _require_pictures(next(iter(runs.values())))
         show_inputs(next(iter(runs.values())).inputs)
         if dry_run:
             show_runs(runs, retry_errors)
@@ -192,6 +195,12 @@ def _filled(
                 terminal.warn(str(error))
                 stopped[name] = str(error)
         return {name: run.store for name, run in runs.items()}, stopped
+
+
+def _require_pictures(run: LabelRun) -> None:
+    """Raises ConfigError where there is nothing for the control of pictures to replace."""
+    if not any(stored.shape.pictured for stored in run.inputs):
+        raise ConfigError("evaluate.picture_control: no prompt of the input has a picture; leave it out")
 
 
 def _check_reference(labellers: Mapping[str, Labeller]) -> None:

@@ -29,7 +29,7 @@ from jobs.label.writers import announce, checked_writer
 from jobs.stores.finalize import Timing, finalize
 from pipeline.config import EvaluateConfig, LabelConfig
 from pipeline.corpus import InputFile
-from pipeline.errors import RunError
+from pipeline.errors import RunError, StoreError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers import Endogenous, Labeller, Sampling
 from pipeline.store import LabelStore, StoredInput, Survey, WriterLock, fingerprint
@@ -78,6 +78,9 @@ class LabelRun:
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
         inputs = plan_inputs(store, files, labeller.config.input, shape_of)
+        if any(stored.shape.pictured for stored in inputs):
+            labeller.require_pictures()
+        _require_same_pictures(store, inputs)
         if isinstance(labeller, Endogenous):
             check_sampled(inputs, labeller.renderer)
         return cls(labeller, store, device, description, inputs)
@@ -145,6 +148,14 @@ class LabelRun:
                 f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on"
             )
         return timing.stop()
+
+
+def _require_same_pictures(store: LabelStore, inputs: list[StoredInput]) -> None:
+    """Raises StoreError where a picture that was labelled is another by now."""
+    if any(stored.shape.pictured for stored in inputs) and (place := next(store.changed_pictures(), None)):
+        raise StoreError(
+            f"{place}: the picture changed since it was labelled; restore it, or label the new pictures into another --output"
+        )
 
 
 def _pinned(labeller: Labeller) -> Labeller:

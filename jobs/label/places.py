@@ -17,7 +17,10 @@ def with_absolute_places(config: Labelling) -> Labelling:
         models += ["verifier.model", "judge.model", "classifier.model", "implicit.reference"]
     values: dict[str, Any] = {field: absolute_folder(value_at(config, field)) for field in models}
     values["tokens.rubrics"] = config.tokens.rubrics or None
-    return places.with_absolute_places(changed(config, values), "output.path", "tokens.rubrics", "tokens.template")
+    values["input.picture_root"] = config.input.picture_root or None
+    return places.with_absolute_places(
+        changed(config, values), "output.path", "tokens.rubrics", "tokens.template", "input.picture_root"
+    )
 
 
 def require(**flags: Any) -> None:

@@ -26,6 +26,7 @@ from pipeline.corpus import (
 )
 from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels.rules import Guessed, LabelRule, disagree
+from pipeline.corpus.sources import PicturesBeside, origin_of, picture_names
 from pipeline.errors import ConfigError, EndorewardError, InputError, StoreError
 from pipeline.evaluation.benchmarks.base import Benchmark
 from pipeline.store import LabelStore, Record, StoredInput, shard_name
@@ -103,7 +104,13 @@ def plan_inputs(
         raise InputError("the input holds no rows: every file is empty")
     require_proof(new)
     _require_one_meaning(planned)
-    return planned
+    return [_with_origin(stored, config) for stored in planned]
+
+
+def _with_origin(stored: StoredInput, config: InputConfig) -> StoredInput:
+    """An input whose shape knows where its pictures are to be read."""
+    origin = replace(origin_of(stored.file, stored.format, config), rows=stored.plan.shards[-1].stop)
+    return replace(stored, shape=replace(stored.shape, origin=origin))
 
 
 def _is_as_stored(file: InputFile, stored: StoredInput | None) -> bool:
@@ -135,7 +142,8 @@ def _planned_by_tasks(files: Iterable[InputFile], config: InputConfig) -> Iterat
 
 
 def _plan(file: InputFile, config: InputConfig) -> FilePlan:
-    return plan_file(file, config.format, config.shard_rows, config.shard_bytes)
+    beside = PicturesBeside(origin_of(file, config.format, config), picture_names(config))
+    return plan_file(file, config.format, config.shard_rows, config.shard_bytes, beside)
 
 
 def _plan_or_error(file: InputFile, config: InputConfig) -> FilePlan | EndorewardError:

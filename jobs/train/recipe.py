@@ -35,12 +35,14 @@ class TrainRecipe(Recipe[StepPart]):
     config: TrainConfig
     stored_reference: bool  # whether the labels hold the reference's log-probabilities
     policy_labelled: bool  # whether the policy, as it was before training, made the labels
+    pictures: bool  # whether prompts have pictures
     reference: str | None  # where the reference's log-probabilities were computed to
     steps_per_epoch: float
     examples: Any  # a Ray reference to (examples to learn from, examples to measure on)
 
     def learner(self) -> LearnerSpec:
-        return LearnerSpec(self.config, objective_of(self.config), self.device, self.deepspeed)
+        objective = objective_of(self.config)
+        return LearnerSpec(self.config, objective, self.device, self.deepspeed, pictures=self.pictures)
 
     def source(self, learner: Learner, step: int) -> "StoredSteps":
         learned, held_out = (self._data(each, learner) for each in ray.get(self.examples))

@@ -106,6 +106,7 @@ class TrainRun(learning.TrainingRun):
             **self.shared(folder, record),
             stored_reference=self.stored_reference,
             policy_labelled=self.policy_labelled,
+            pictures=self.examples.pictured,
             reference=_computed_reference(folder, self),
             steps_per_epoch=self.steps_per_epoch,
             examples=ray.put((self.examples, self.held_out)),

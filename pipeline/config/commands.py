@@ -31,6 +31,10 @@ class EvaluateSection(Section):
         default=["endogenous"], min_length=1, description=f"which rewards, of {', '.join(REWARDS)}"
     )
     labels: Place | None = Field(default=None, description="a label store to evaluate instead of scoring anew")
+    picture_control: bool = Field(
+        default=False,
+        description="score the endogenous reward with a grey picture and with another row's too: what the picture explains",
+    )
     resamples: int = Field(default=2000, ge=100, description="bootstrap samples and random sign flips")
     seed: int = Field(default=0, ge=0, description="of the resampling")
     check_responses: int = Field(
@@ -113,6 +117,7 @@ class EvaluateConfig(LabelConfig):
                 "run.ray_address",
                 "run.label_selector",
                 "evaluate.check_responses",
+                "evaluate.picture_control",
             ]
             for section in ("model", "tokens", "scorer", *own):
                 yield section, "with --labels, whose store was made already; leave it out, or label anew"
@@ -163,6 +168,7 @@ class SampleConfig(LabelConfig):
         if self.sampler.endpoint:
             yield "scorer", "under sampler.endpoint, whose server runs the model; leave it out"
         yield from unread_of_prompts()
+        yield "output.thumbnails", "on sampling, which draws no page of labels; leave it out"
         yield "scorer.head_chunk_mb", "on sampling, which scores nothing; leave it out"
         yield "tokens.over_length", "on sampling: a prompt is never cut; leave it out"
         for field in ("thoughts", "trailing_space"):

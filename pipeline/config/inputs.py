@@ -74,6 +74,23 @@ class InputConfig(Section):
     min_margin: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="scores or ranks of a pair differ by more than this"
     )
+    image_key: str | list[str] | None = Field(
+        default=None, description="column or columns of the prompt's pictures; default: image or images"
+    )
+    picture_root: Place | None = Field(
+        default=None, description="folder that pictures' paths are below; default: that of the corpus file"
+    )
+    picture_urls: bool = Field(default=False, description="fetch pictures that are given as http(s) addresses")
+    pictures: Literal["given", "grey", "other"] = Field(
+        default="given",
+        description="what prompts show: their own pictures, or as a control grey ones of the same size or another row's",
+    )
+    max_picture_pixels: int = Field(
+        default=50_000_000, ge=1, description="a picture of more pixels is an error row, and is not decoded"
+    )
+    max_picture_bytes: int = Field(
+        default=20 << 20, ge=1, description="a picture of more bytes is an error row, and is not read"
+    )
     turns: Literal["last", "all"] = Field(
         default="last", description="score the last assistant turn of a response, or every one (a label each)"
     )
@@ -120,6 +137,12 @@ MEANINGS = (
 """Fields of `input` that say which response is better."""
 
 
+PICTURES = ("image_key", "picture_root", "picture_urls", "pictures", "max_picture_pixels", "max_picture_bytes")
+"""Fields of `input` that say of pictures what they are."""
+
+
 def unread_of_prompts() -> Unread:
+    for field in PICTURES:
+        yield f"input.{field}", "where a policy is asked with text alone; leave it out"
     for field in ("turns", *MEANINGS):
         yield f"input.{field}", "where only prompts are read; leave it out"

@@ -39,6 +39,9 @@ def _fulfils(value: str | None, condition: str) -> bool:
 
 class OutputConfig(Section):
     path: Place = Field(default="", description="directory of the label store, the evaluation or the training run")
+    thumbnails: bool = Field(
+        default=True, description="show small copies of prompts' pictures on the page of a label store"
+    )
 
 
 class ClusterConfig(Section):

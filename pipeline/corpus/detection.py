@@ -28,8 +28,11 @@ from pipeline.corpus.labels.layouts import Form, Layout
 from pipeline.corpus.labels.meaning import label_rule
 from pipeline.corpus.labels.misreadings import RESPONSES, assignment, refuse_misread
 from pipeline.corpus.labels.rules import ByScores, LabelRule
+from pipeline.corpus.placing import holds_any
 from pipeline.corpus.samples import Sample
 from pipeline.corpus.shapes import SAMPLED, Column, Shape
+from pipeline.corpus.sources import COLUMNS as IMAGES
+from pipeline.corpus.sources import COUNTING
 from pipeline.errors import InputError, RowError
 
 if TYPE_CHECKING:
@@ -89,18 +92,19 @@ def _search(rows: Sequence[RawRow], config: InputConfig, name: str) -> Shape | N
                 errors.append(error)
                 continue
             if sample.responses:
-                return replace(shape, note=_note(shape, row, sample))
+                pictured = bool(shape.images) or any("pictures" in message for message in sample.prompt)
+                return replace(shape, origin=None, pictured=pictured, note=_note(shape, row, sample))
             errors += [failure.error for failure in sample.failed]
         if any(error.reason not in MISFITS for error in errors):
             bearable.append(shape)
         elif errors:
             nearest.append((shape, errors[0]))
-    return bearable[0] if bearable else nearest
+    return replace(bearable[0], origin=None, pictured=bool(bearable[0].images)) if bearable else nearest
 
 
 def _keys(config: InputConfig) -> Iterator[tuple[str, str]]:
     keys = ("prompt_key", "context_key", "history_key", "response_key", "chosen_key", "rejected_key", "messages_key")
-    for key in (*keys, "label_key", "score_key", "rank_key"):
+    for key in (*keys, "label_key", "score_key", "rank_key", "image_key"):
         named = getattr(config, key)
         yield from ((key, column) for column in ([named] if isinstance(named, str) else named or []) if column)
 
@@ -118,7 +122,17 @@ def _base(
         form=_form(rows, layout, config),
         desirable=layout.desirable if layout else None,
         layout=layout.name if layout else None,
+        images=_images(rows, config),
+        origin=COUNTING,
     )
+
+
+def _images(rows: Sequence[RawRow], config: InputConfig) -> tuple[str, ...]:
+    """The columns of pictures, as they are stated, else by their names. Where two are called so each row says which."""
+    if config.image_key is not None:
+        return (config.image_key,) if isinstance(config.image_key, str) else tuple(config.image_key)
+    held = tuple(column for column in IMAGES if any(holds_any(row.get(column)) for row in rows))
+    return held if len(held) == 1 else ()
 
 
 def _form(rows: Sequence[RawRow], layout: Layout | None, config: InputConfig) -> Form:

@@ -10,7 +10,8 @@
 
 A message keeps its thoughts (`reasoning_content`, `reasoning`, `thinking`) and its tool calls; whether a chat template
 shows them is known where it is rendered. Messages may have come as JSON text (`decoded`), a conversation as Anthropic's
-transcript. Pictures are errors: nothing but text can be labelled.
+transcript. Of a picture the message has the value that the part holds, or None where a column has it
+(`pipeline.corpus.placing`); a response with one is an error, and so is anything but text and pictures.
 """
 
 import json
@@ -18,7 +19,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.corpus.pictures import PLACEHOLDER
 from pipeline.corpus.samples import Message
+from pipeline.corpus.sources import PARTS, inline_of
 from pipeline.errors import RowError
 
 ROLES = {
@@ -75,8 +78,18 @@ def to_message(value: Any, where: str) -> Message:
             content = value[content_key]
             if content is None and "tool_calls" in beside:
                 content = ""
-            text = _content(content, f"{where}'s {content_key}")
+            if value.get("pictures"):
+                raise RowError(
+                    "not_text",
+                    f"{where} has 'pictures' as a label store has them; write them as content parts, such as "
+                    '{"type": "image", "path": ...}',
+                )
+            text, pictures = _content(content, f"{where}'s {content_key}")
             message: Message = {"role": role, "content": text, **beside}  # type: ignore[typeddict-item]
+            if pictures:
+                if role == "assistant":
+                    raise RowError("not_text", f"{where} is the assistant's and holds a picture; only text is scored")
+                message["pictures"] = pictures
             return message
     raise RowError("bad_message", f"{where} is no message: it has no 'role' and no 'from'")
 
@@ -136,13 +149,26 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def _content(value: Any, where: str) -> str:
-    if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
-        other = next((part["type"] for part in value if part["type"] != "text"), None)
-        if other is not None:
-            raise RowError("not_text", f"{where} holds a part of type {other!r}; only text can be labelled")
-        return "".join(to_text(part.get("text"), where) for part in value)
-    return to_text(value, where)
+def _content(value: Any, where: str) -> tuple[str, list[Any]]:
+    """A message's text, and the pictures that it holds a placeholder for: their values, None where a column has them."""
+    if not (isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value)):
+        return to_text(value, where), []
+    texts: list[str] = []
+    pictures: list[Any] = []
+    for part in value:
+        if part["type"] in PARTS:
+            pictures.append(inline_of(part))
+            texts.append(PLACEHOLDER)
+        elif part["type"] == "text":
+            texts.append(to_text(part.get("text"), where))
+        else:
+            raise RowError("not_text", f"{where} holds a part of type {part['type']!r}; only text can be labelled")
+    text = "".join(texts)
+    if pictures and text.count(PLACEHOLDER) > len(pictures):
+        raise RowError(
+            "bad_message", f"{where} holds pictures, and in its text U+FFFC, which stands for one; drop that sign"
+        )
+    return text, pictures
 
 
 def to_messages(value: Any, where: str) -> list[Message]:

@@ -24,6 +24,7 @@ from pipeline.corpus.columns import RawRow
 from pipeline.corpus.labels.layouts import Form
 from pipeline.corpus.labels.rules import ByScores, Decision, Guessed, LabelRule, rule_from_json, rule_to_json
 from pipeline.corpus.labels.words import word
+from pipeline.corpus.placing import picture_columns, refuse_media, with_pictures
 from pipeline.corpus.samples import (
     BESIDE,
     STEP_STARTS,
@@ -35,10 +36,10 @@ from pipeline.corpus.samples import (
     Turn,
     turn_id,
 )
+from pipeline.corpus.sources import Origin
 from pipeline.errors import RowError
 
 Column = tuple[str, Preference | None]
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # what a prompt may speak of and no text holds
 PLURAL = {"responses", "completions", "answers", "outputs", "solutions", "generations"}  # of which JSON lists are lists
 WHOLE = ("threads", "grid", "steps")  # forms of which a column's value is read as it stands
 SAMPLED = ("prompt_token_ids", "response_token_ids", "rendering")  # columns that `sample` writes
@@ -83,23 +84,33 @@ class Shape:
     parses: bool = True  # whether text may be messages as JSON, or a transcript
     layout: str | None = None  # a published one, by name
     sampled: bool = False  # the columns SAMPLED hold the tokens that a policy was asked with and wrote
+    images: tuple[str, ...] = ()  # hold the prompt's pictures; where none is named, those that are called so
+    pictured: bool = False  # whether the prompts of its first rows have pictures
+    origin: Origin | None = field(
+        default=None, compare=False
+    )  # of this run: where pictures are read; None: they are not
     note: str = field(default="", compare=False)  # what the first rows hold, for people
 
     def describe(self) -> str:
         """One line for people: `prompt + chosen + rejected (text, 3 each)`."""
         labels = self.label.columns if self.label else (self.desirable,)
         responses = (column for column, _ in self.responses)
-        named = [self.system, self.history, self.prompt, self.context, *responses, *labels]
+        named = [*self.images, self.system, self.history, self.prompt, self.context, *responses, *labels]
         tokens = ", with the tokens that were sampled" if self.sampled else ""
         return " + ".join(filter(None, named)) + (f" ({self.note})" if self.note else "") + tokens
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "label": rule_to_json(self.label)}
+        data = {**asdict(self), "label": rule_to_json(self.label)}
+        del data["origin"]
+        if not self.pictured:  # as stores from before there were pictures have it
+            del data["images"], data["pictured"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Shape":
         """Of older stores too: fields that they lack have the meaning that they had then."""
         data = {"parses": False, **data, "responses": tuple((column, kind) for column, kind in data["responses"])}
+        data["images"] = tuple(data.get("images", ()))
         first_label = data.pop("first_label", 1)
         label = data.get("label")
         data["label"] = Guessed(label, first_label) if isinstance(label, str) else rule_from_json(label)
@@ -125,18 +136,21 @@ class Shape:
             raise RowError("too_deep", "the row nests lists or objects too deeply to be handled") from None
 
     def _normalise(self, file_name: str, row_number: int, row: RawRow) -> Sample:
-        _refuse_media(row)
+        refuse_media(row)
         drafts, decision = self._judged(row)
         arranged = ARRANGEMENTS[self.arrangement](self, row, drafts)
         history = read.to_history(columns.lookup(row, self.history), f"column {self.history!r}") if self.history else []
         system = self._system(row, [*history, *arranged.prompt])
         responses, empty = self._scorable(row, arranged.responses)
-        extra = self._extra(row, [*arranged.used, self.history, self.system if system else None])
+        images = picture_columns(row, self.images)
+        prompt = [*system, *history, *arranged.prompt]
+        prompt, responses = with_pictures(row, row_number, images, prompt, responses, self.origin)
+        extra = self._extra(row, [*arranged.used, *images, self.history, self.system if system else None])
         prompt_token_ids, _, rendering = [row.get(column) if self.sampled else None for column in SAMPLED]
         return Sample(
             file=file_name,
             row=row_number,
-            prompt=[*system, *history, *arranged.prompt],
+            prompt=prompt,
             responses=responses,
             conversational=arranged.conversational or bool(history),
             extra={**decision.extra, **extra},
@@ -236,20 +250,6 @@ class Shape:
             if message["role"] == "assistant"
         ]
         return all(scored if self.turns == "all" else scored[-1:])
-
-
-def _refuse_media(row: RawRow) -> None:
-    """Raises RowError for a row whose prompt speaks of a picture or of sound."""
-    if media := next((column for column in MEDIA if column in row and _holds_any(row[column])), None):
-        raise RowError(
-            "not_text",
-            f"column {media!r} belongs to the prompt and is no text; only text can be labelled, so drop the row",
-        )
-
-
-def _holds_any(value: Any) -> bool:
-    """Whether a column of pictures or sound has one in a row: null, NaN, empty text and empty lists are none."""
-    return any(map(_holds_any, value)) if isinstance(value, list) else word(value) != ""
 
 
 def _prompted(shape: Shape, row: RawRow, drafts: Sequence[Draft]) -> Arranged:

@@ -204,6 +204,18 @@ class Comparison(typed.Entry):
     items: int
 
 
+class PictureControl(typed.Entry):
+    """The first reward with the picture (`given`), with a grey one of the same size and with another row's
+    (`pipeline.evaluation.pictures`)."""
+
+    items: int
+    pairs: int
+    accuracy: dict[str, float]
+    intervals: dict[str, Interval]
+    explained: dict[str, Gap]  # accuracy with the picture less that with `grey` and with `other`
+    margin: dict[str, float]  # mean over the pairs
+
+
 class Results(typed.Document):
     """`results.json`. Beside these fields it holds the figures and details of the first reward, by the benchmark's names."""
 
@@ -213,6 +225,7 @@ class Results(typed.Document):
     rewards: list[RewardEntry]
     failed: dict[str, str] = Field(default_factory=dict)
     comparisons: list[Comparison] = Field(default_factory=list)
+    pictures: PictureControl | None = None  # where the control was asked for
     notes: list[str] = Field(default_factory=list)
     config: dict[str, Any]
     fingerprints: dict[str, str] = Field(default_factory=dict)
@@ -225,5 +238,7 @@ class Results(typed.Document):
         """The figures stand before what they rest on."""
         content = super().content()
         first = {name: content.pop(name) for name in ("version", "benchmark", "about")}
+        if self.pictures is None:
+            del content["pictures"]
         figures = {name: content.pop(name) for name in self.model_extra or {}}
         return {**first, **figures, **content}

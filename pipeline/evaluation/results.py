@@ -16,6 +16,7 @@ from pipeline.evaluation.benchmarks.figures import Figures
 from pipeline.evaluation.benchmarks.items import Item
 from pipeline.evaluation.bias import bias
 from pipeline.evaluation.documents import Comparison, Incomplete, Results, RewardEntry
+from pipeline.evaluation.pictures import picture_control
 from pipeline.evaluation.statistics import by_stratum, compare, holm, intervals
 from pipeline.evaluation.stores import Evaluated
 from pipeline.store.manifest import BatchCheckEntry
@@ -96,6 +97,7 @@ def make_results(
         "rewards": [_entry(each, cost, figures, config) for each, cost, figures in shown],
         "failed": failed,
         "comparisons": _comparisons([(each.variant.name, figures) for each, _, figures in shown], config),
+        "pictures": picture_control(evaluations, config.evaluate.resamples, config.evaluate.seed),
         "notes": [*config.reward.warnings(), *notes],
         "config": config.model_dump(exclude={"run"}),
         "created": created,

@@ -11,12 +11,13 @@ likelihoods, the implicit reward) cost nothing beyond the pass that stored them.
     answer-likelihood log pi of the right answer behind the reasoning, and what VeriFree, RLPR and NOVER make of it
     implicit          beta * (log pi - log pi_ref), sum and mean (DPO, arXiv 2305.18290)
     contrast          log pi under one rubric less log pi under another, sum and mean
+    endogenous        with `evaluate.picture_control` the first aggregation again: a grey picture, another row's
     verifier, classifier, judge-pointwise, judge-pairwise       the store's reward as it is
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -50,6 +51,8 @@ Array = NDArray[np.float64]
 CERTAINTIES = {name.replace("_", "-"): name for name in CERTAINTY}  # as --reward has them, and as aggregations
 Parts = Mapping[str, pa.Table]  # by store: one part each, row i of all of them the same response
 OF_LABELS = ("endogenous", "likelihood", *CERTAINTIES, "answer-confidence")  # that a store of `label` has
+PICTURE_STORES = {"grey": "endogenous-grey", "other": "endogenous-other"}  # by what prompts show
+WITH = {"given": "with the picture", "grey": "with a grey picture", "other": "with another row's picture"}
 OTHER_TOKENS = (
     "it makes other tokens of the same text than the model; give a reference that shares its tokenizer, such as the "
     "checkpoint that training began with"
@@ -68,6 +71,7 @@ class Variant:
     tokens: bool = True  # whether it needs the token columns
     steps: Callable[[Parts], list[tuple[float, ...]]] | None = None  # [rows], of each step, for a benchmark of those
     optional: tuple[str, ...] = ()  # columns that it needs besides, which not every store has
+    pictures: str = ""  # with the control of pictures: what prompts show, as `input.pictures` has it
 
 
 def check_rewards(config: EvaluateConfig) -> None:
@@ -103,6 +107,12 @@ def check_rewards(config: EvaluateConfig) -> None:
             _check_contrast(config)
         if name in ("implicit", "answer-likelihood", "contrast") and not own:
             raise ConfigError(f"--reward {name} needs the model beside that: give --model")
+    shows = config.input.pictures == "given"
+    if config.evaluate.picture_control and not (shows and "endogenous" in config.evaluate.rewards):
+        raise ConfigError(
+            "evaluate.picture_control shows the endogenous reward other pictures than those of the rows: give --reward "
+            "endogenous, and leave input.pictures out"
+        )
 
 
 def _check_contrast(config: EvaluateConfig) -> None:
@@ -122,6 +132,12 @@ def _under(config: EvaluateConfig, rubric: str) -> Endogenous:
     """Scores responses under a system prompt, none where it is empty."""
     tokens = config.tokens.model_copy(update={"system_prompt": rubric or None})
     return Endogenous(config.model_copy(update={"tokens": tokens}), config.model)
+
+
+def _showing(config: EvaluateConfig, pictures: str) -> Endogenous:
+    """Scores responses to prompts that show other pictures than their own."""
+    shown = config.input.model_copy(update={"pictures": pictures})
+    return Endogenous(config.model_copy(update={"input": shown}), config.model)
 
 
 def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
@@ -149,6 +165,8 @@ def labellers_of(config: EvaluateConfig) -> dict[str, Labeller]:
             "classifier": Classified(config, own.named(config.classifier.model, config.classifier.revision))
         },
     }
+    if config.evaluate.picture_control:
+        every["endogenous"] |= {store: _showing(config, kind) for kind, store in PICTURE_STORES.items()}
     return {store: each for name in config.evaluate.rewards for store, each in every[name].items()}
 
 
@@ -164,7 +182,7 @@ def variants_of(config: EvaluateConfig, stored: RewardConfig) -> list[Variant]:
         stored: the reward that the endogenous store was made with.
     """
     makers: dict[str, Callable[[], list[Variant]]] = {
-        "endogenous": lambda: _endogenous(stored, config.reward),
+        "endogenous": lambda: _controlled(_endogenous(stored, config.reward), config.evaluate.picture_control),
         "likelihood": _likelihood,
         **{name: partial(_certainty, name, stored) for name in CERTAINTIES},
         "answer-confidence": lambda: [_answer_confidence(config)],
@@ -205,6 +223,22 @@ def _endogenous(stored: RewardConfig, first: RewardConfig) -> list[Variant]:
     shown = {name for name, way in AGGREGATIONS.items() if not way.certainty} - {first.aggregation}
     wanted = [first, *(other for other in others if other.aggregation in shown)]
     return [_aggregated("endogenous", _named(each), stored, each) for each in wanted]
+
+
+def _controlled(variants: list[Variant], controlled: bool) -> list[Variant]:
+    """Variants of which the first is also that of the control of pictures, and its two others behind it."""
+    if not controlled:
+        return variants
+    first, *rest = variants
+
+    def of(store: str) -> Callable[[Parts], Array]:
+        return lambda parts: first.of({"endogenous": parts[store]})
+
+    others = [
+        replace(first, name=f"{first.name} {WITH[kind]}", stores=(store,), of=of(store), pictures=kind)
+        for kind, store in PICTURE_STORES.items()
+    ]
+    return [replace(first, pictures="given"), *others, *rest]
 
 
 def _certainty(name: str, stored: RewardConfig) -> list[Variant]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.models.pictures.families import FAMILIES
 from pipeline.tokens import UNBOUNDED
 
 WEIGHED = (".safetensors", ".json", ".model", ".bin", ".jinja", ".py", ".txt", ".tiktoken")
@@ -38,7 +39,41 @@ def load_tokenizer(config: ModelSource) -> Any:
     from transformers import AutoTokenizer
 
     with _explained(config) as name:
-        return AutoTokenizer.from_pretrained(name, **_source(config))
+        tokenizer = AutoTokenizer.from_pretrained(name, **_source(config))
+        template = processor_settings(config).get("chat_template") if _sees(name, config) else None
+        if template is not None:  # of those that keep it with their processor
+            tokenizer.chat_template = template
+        return tokenizer
+
+
+def processor_settings(config: ModelSource) -> dict[str, Any]:
+    """What the files of the model's processor say beside its image processor: `processor_config.json` and the chat template.
+    Empty where there are none. Raises ConfigError."""
+    from transformers.processing_utils import ProcessorMixin
+
+    with _explained(config) as name:
+        settings: dict[str, Any] = ProcessorMixin.get_processor_dict(name, revision=config.revision)[0]
+        return settings
+
+
+def load_image_processor(config: ModelSource) -> Any:
+    """The model's image processor: of torchvision where that is installed, else of Pillow. Raises ConfigError."""
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise ConfigError('pictures need Pillow: pip install "endoreward[pictures]"') from None
+    from transformers import AutoImageProcessor
+
+    with _explained(config) as name:
+        return AutoImageProcessor.from_pretrained(name, **_source(config))
+
+
+def _sees(name: str, config: ModelSource) -> bool:
+    """Whether it is a model of a family whose pictures are read."""
+    from transformers import PretrainedConfig
+
+    stated = PretrainedConfig.get_config_dict(name, revision=config.revision)[0]
+    return stated.get("model_type") in FAMILIES
 
 
 def load_settings(config: ModelSource) -> Any:
@@ -53,14 +88,23 @@ def load_settings(config: ModelSource) -> Any:
 
 
 def load_model(config: ModelSource, device: str, gpus: int = 1) -> Any:
-    """The causal LM on its device, in evaluation mode; over `gpus` GPUs of this process when that is more than one.
+    """The causal LM on its device, in evaluation mode; over `gpus` GPUs of this process when that is more than one. A
+    vision-language model whole, where transformers has no class for its language model alone.
 
     Args:
         device: "cpu" or "cuda".
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
-    return _load(AutoModelForCausalLM, config, device, gpus, "causal LM", "an encoder, a classifier")
+    kind = type(load_settings(config))
+    sees = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return _load(loader, config, device, gpus, "causal LM", "an encoder, a classifier")
 
 
 def load_classifier(config: ModelSource, device: str, gpus: int = 1) -> Any:
@@ -119,13 +163,13 @@ def identify_model(config: ModelSource, dtype: str) -> dict[str, Any]:
 
     The folder's own name is left out: the same weights at another place are the same model.
     """
-    name = _on_this_machine(config.name)
+    name = on_this_machine(config.name)
     if os.path.isdir(name):
         return {"content": folder_digest(name), "dtype": dtype}
     return {"name": config.name, "revision": config.revision, "dtype": dtype}
 
 
-def _on_this_machine(name: str) -> str:
+def on_this_machine(name: str) -> str:
     """A folder in an object store by its copy; another name as it is."""
     if not storage.is_objects(name):
         return name
@@ -161,7 +205,7 @@ class _explained:
         """The name to load by: on this machine where it is a folder."""
         if not self.config.name:
             raise ConfigError("no model: give --model, a local folder or a model hub's name")
-        name = _on_this_machine(self.config.name)
+        name = on_this_machine(self.config.name)
         if os.path.exists(name) and not os.path.isdir(name):
             raise ConfigError(
                 f"model.name = {name} is a file; give the folder that holds config.json and *.safetensors"

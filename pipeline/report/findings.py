@@ -9,7 +9,10 @@ from pipeline.report.markup import minus
 from pipeline.report.page import listed
 from pipeline.report.shares import figure_text, interval_text
 from pipeline.store.manifest import BatchCheckEntry
+from pipeline.store.summary import signed
 
+SHOWN = {"given": "the row's picture", "grey": "a grey picture", "other": "another row's picture"}
+PICTURE_HEAD = ["prompts show", "accuracy", "95%", "explained", "95%", "mean margin"]
 SIGNIFICANT = 0.05
 MUCH_TRUNCATED = 0.05  # of the responses; above it the page says so at its top
 
@@ -235,3 +238,41 @@ def _power(value: float) -> str:
 
 def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def picture_rows(results: Results) -> list[list[str]]:
+    """Of the control of pictures a row for each that is shown: accuracy, what the picture explains over it, mean margin."""
+    control = results.pictures
+    if control is None:
+        return []
+    rows = []
+    for kind, title in SHOWN.items():
+        gap = control.explained.get(kind)
+        explained = "" if gap is None else f"{minus(f'{100 * gap.difference:+.1f}')} points"
+        within = "" if gap is None else minus(f"{100 * gap.interval[0]:+.1f} to {100 * gap.interval[1]:+.1f}")
+        accuracy = figure_text(control.accuracy[kind], True)
+        interval, margin = interval_text(control.intervals[kind], True), minus(signed(control.margin[kind]))
+        rows.append([title, accuracy, interval, explained, within, margin])
+    return rows
+
+
+def picture_sentences(results: Results) -> list[str]:
+    """What the control of pictures says."""
+    control = results.pictures
+    if control is None:
+        return []
+    gap = control.explained["grey"]
+    points = f"{abs(100 * gap.difference):.1f} points"
+    told = gap.interval[0] > 0 or gap.interval[1] < 0
+    said = (
+        f"The picture explains {points} of accuracy"
+        if gap.difference >= 0
+        else f"The picture costs {points} of accuracy"
+    )
+    own, grey = control.margin["given"], control.margin["grey"]
+    share = f" Of the mean margin, {100 * (own - grey) / own:.0f}% is gone with a grey picture." if own > 0 else ""
+    return [
+        f"{results.rewards[0].name}, over the same {control.pairs:,} pairs: with the row's picture, with a grey one of the "
+        "same size, and with another row's. What is right without the picture is right by the text alone.",
+        f"{said}, over a grey one{'' if told else ', which may be none: the interval holds zero'}.{share}",
+    ]

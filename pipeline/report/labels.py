@@ -1,7 +1,7 @@
 """The report of a label store: one HTML page that a person reads, without a script and without a network.
 
-It shows what the manifest says of all labels, and draws a bounded sample of them. What it leaves out: anything that
-needs a model.
+It shows what the manifest says of all labels, and draws a bounded sample of them, with small copies of its prompts' pictures
+where these are in reach. What it leaves out: anything that needs a model.
 """
 
 import numpy as np
@@ -17,6 +17,7 @@ from pipeline.report.responses import Decode, draw_responses
 from pipeline.report.sentences import length_sentence, pairs_by_length_sentence, reward_sentence
 from pipeline.rewards.aggregations import AGGREGATIONS
 from pipeline.store.manifest import Manifest
+from pipeline.store.pictures import pictured_rows
 from pipeline.store.summary import accuracy_text, plain, signed, summary_rows
 from pipeline.store.typed import parse
 
@@ -40,6 +41,7 @@ def draw_report(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
     inputs = [file.name for file in manifest.inputs]
     drawn = labels.num_rows > 0
     first = "r" if reward.sums_rewards else "l"
+    pictures = bool(pictured_rows(labels)) and (manifest.config.get("output") or {}).get("thumbnails", True)
     return page(
         "labels",
         f"Rollouts of {model}" if online else f"Rewards {'inside' if tokenwise else 'of'} {model}",
@@ -56,7 +58,8 @@ def draw_report(manifest: Manifest, labels: pa.Table, decode: Decode) -> str:
         tiles=_tiles(manifest),
         charts=_charts(manifest, labels, reward if tokenwise else None) if drawn else [],
         bias=_bias(manifest, labels, reward, tokenwise) if drawn and summary.pairs else None,
-        responses=draw_responses(labels, decode, first) if drawn and tokenwise else None,
+        responses=draw_responses(labels, decode, first, pictures) if drawn and tokenwise else None,
+        pictures=pictures,
         figures=[(name, minus(value)) for name, value in summary_rows(summary)] if summary.labels else [],
         errors=_errors(manifest),
         reproduction=None if online else _reproduction(manifest),

@@ -35,6 +35,7 @@ def results_markdown(results: Results) -> str:
         _text_table(["reward", *columns], counts),
         *_sets(results),
         *_comparisons(results),
+        *_pictures(results),
         *_bias(results),
         *(["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []),
     ]
@@ -44,6 +45,12 @@ def results_markdown(results: Results) -> str:
 def _sets(results: Results) -> list[str]:
     head, rows = findings.set_rows(results)
     return ["## By set", _text_table(head, [[row[0], *map(_cell, row[1:])] for row in rows])] if rows else []
+
+
+def _pictures(results: Results) -> list[str]:
+    rows = findings.picture_rows(results)
+    sentences = " ".join(findings.picture_sentences(results))
+    return ["## What the picture explains", sentences, _text_table(findings.PICTURE_HEAD, rows)] if rows else []
 
 
 def _comparisons(results: Results) -> list[str]:

@@ -7,14 +7,17 @@ scale per view; the tenth of the tokens that are farthest from its middle have t
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
+from pipeline.corpus.samples import Message
 from pipeline.report.markup import minus, render
 from pipeline.report.page import Prompt
+from pipeline.report.thumbnails import Thumbnail, named, thumbnails
 from pipeline.store.schema import message_text, read_messages
 from pipeline.store.summary import find_pairs, plain, signed
 
@@ -82,20 +85,22 @@ class Card(NamedTuple):
     heading: Heading
     rubric: str
     prompt: Prompt
+    pictures: list[Thumbnail]
     responses: list[Response]
 
 
-def draw_responses(labels: pa.Table, decode: Decode, first: str) -> Markup:
+def draw_responses(labels: pa.Table, decode: Decode, first: str, pictures: bool = False) -> Markup:
     """Some responses of `labels` (at least one row), better beside worse where there are pairs; else one by one.
 
     Pairs (the first of each prompt) and responses are taken evenly by rank: the widest margin or highest reward first,
-    the narrowest last. `first` is the letter of the view that shows at once.
+    the narrowest last. `first` is the letter of the view that shows at once. `pictures`: small copies of the prompts' pictures
+    are embedded.
     """
     cards = choose_cards(labels)
     rows = [row for beside, _ in cards for row in beside]
     records = dict(zip(rows, labels.take(rows).to_pylist(), strict=True))
     views = _views(list(records.values()))
-    shown = [_card([records[row] for row in beside], heading, views, decode) for beside, heading in cards]
+    shown = [_card([records[row] for row in beside], heading, views, decode, pictures) for beside, heading in cards]
     return render("responses", views=[(view, _scale(view)) for view in views], first=first, cards=shown)
 
 
@@ -156,13 +161,15 @@ def _scale(view: View) -> tuple[str, list[int], str]:
     return minus(plain(low)), shades, minus(end)
 
 
-def _card(records: list[dict[str, Any]], heading: Heading, views: list[View], decode: Decode) -> Card:
+def _card(records: list[dict[str, Any]], heading: Heading, views: list[View], decode: Decode, pictures: bool) -> Card:
     sides = ("better", "worse") if len(records) == 2 else ("response",)  # by a ranking, or alone
     responses = [
         _response(record, record["preference"] or side, views, decode)
         for record, side in zip(records, sides, strict=True)
     ]
-    return Card(heading, records[0]["rubric"] or "", _prompt(records[0]["prompt"]), responses)
+    prompt = read_messages(records[0]["prompt"])
+    shown = thumbnails(prompt) if pictures else []
+    return Card(heading, records[0]["rubric"] or "", _prompt(prompt), shown, responses)
 
 
 def _response(record: dict[str, Any], kind: str, views: list[View], decode: Decode) -> Response:
@@ -171,8 +178,9 @@ def _response(record: dict[str, Any], kind: str, views: list[View], decode: Deco
     return Response(kind, facts, record["truncated"], _tokens(record, views, decode))
 
 
-def _prompt(stored: list[dict[str, Any]]) -> Prompt:
-    messages = [(message["role"], message_text(message)) for message in read_messages(stored)]
+def _prompt(prompt: list[Message]) -> Prompt:
+    numbers = count(1)  # of pictures
+    messages = [(message["role"], named(message, message_text(message), numbers)) for message in prompt]
     length = sum(len(text) for _, text in messages)
     room, shown = MAX_PROMPT, []
     for role, whole in messages:

@@ -67,6 +67,10 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
         if not plan.head:
             raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
         shape = prompt_shape(list(plan.head), config.input, file.name)
+        if getattr(shape, "pictured", False):
+            raise InputError(
+                f"{file.name}: its prompts have pictures, and rl asks with text alone; leave the file out of {wanted}"
+            )
         shapes += [described] if (described := _described(shape)) not in shapes else []
         for _, rows in read_shards(file, config.input.format, plan.shards):
             for number, row in rows:
@@ -85,7 +89,9 @@ def _described(shape: Shape) -> dict[str, Any]:
     """What of a shape is not as it is by default, as it comes back from a document."""
     values = shape.to_json()
     set_here = {
-        each.name: values[each.name] for each in fields(shape) if each.compare and values[each.name] != each.default
+        each.name: values[each.name]
+        for each in fields(shape)
+        if each.compare and each.name in values and values[each.name] != each.default
     }
     plain: dict[str, Any] = json.loads(json.dumps(set_here))
     return plain

@@ -53,7 +53,8 @@ def describe_tokens(config: TokensConfig, template: str | None) -> dict[str, Any
 FIRST_KEYS = ("prompt_key", "response_key", "chosen_key", "rejected_key", "messages_key")
 LATER_KEYS = (
     "context_key", "history_key", "layout", "label_key", "label_values", "label_threshold", "label_above", "label_tie",
-    "score_key", "rank_key", "pairs_from", "score_threshold", "min_margin",
+    "score_key", "rank_key", "pairs_from", "score_threshold", "min_margin", "image_key", "max_picture_pixels",
+    "max_picture_bytes", "pictures",
 )  # fmt: skip
 
 

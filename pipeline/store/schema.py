@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.corpus.pictures import Picture
 from pipeline.corpus.samples import BESIDE, Message, Preference
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("other", pa.string())])
@@ -138,7 +139,8 @@ def stored_messages(messages: Sequence[Message]) -> list[Any]:
 
 
 def read_messages(stored: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The inverse of `stored_messages`, also of a store of format 1, whose messages have no `other`."""
+    """The inverse of `stored_messages`, also of a store of format 1, whose messages have no `other`. Of a picture the message
+    has what the store has, `digest` and `place`: `pipeline.corpus.pictures.read_picture` takes both."""
     return [read_message(m["role"], m["content"], m.get("other")) for m in stored]
 
 
@@ -147,9 +149,18 @@ def read_message(role: str, content: str, other: str | None) -> Message:
 
 
 def other_json(message: Mapping[str, Any]) -> str | None:
-    """JSON of what a message has beside role and content, None for nothing."""
+    """JSON of what a message has beside role and content, None for nothing. Of a picture that is its digest and place."""
     beside = {name: message[name] for name in BESIDE if name in message}
+    if message.get("pictures"):
+        beside["pictures"] = [stored_picture(picture) for picture in message["pictures"]]
     return json.dumps(beside, ensure_ascii=True, sort_keys=True) if beside else None
+
+
+def stored_picture(picture: Picture | Mapping[str, str]) -> dict[str, str]:
+    """What a store has of a picture, whether it comes from a corpus or from a store."""
+    if isinstance(picture, Picture):
+        return {"digest": picture.digest, "place": picture.place}
+    return {"digest": picture["digest"], "place": picture["place"]}
 
 
 def message_text(message: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from pipeline.store import documents, fingerprint, places, typed
 from pipeline.store.commit import Committed, Record, file_key, part_name, rows_uri, shard_name
 from pipeline.store.compaction import clean, settle
 from pipeline.store.lock import holder_of
+from pipeline.store.pictures import changed_pictures
 from pipeline.store.reading import READERS, in_parallel, read_part
 from pipeline.store.segments import FOLDER as SEGMENTS
 from pipeline.store.segments import Segment, merged_name, segment_names, segment_uri
@@ -270,6 +271,11 @@ class LabelStore:
         """Every record, in the order of their names. Raises StoreError for a damaged one."""
         look = self.look()
         yield from look.records(look.names())
+
+    def changed_pictures(self) -> Iterator[str]:
+        """Where pictures of labelled rows lie that are others by now. Raises StoreError for a damaged record."""
+        pictured = (rows_uri(self.uri, "labels", record) for record in self.records() if record.stats.pictured)
+        yield from changed_pictures(table for _, table in in_parallel(lambda uri: read_part(uri, ["prompt"]), pictured))
 
     def survey(self, begun: Survey | None = None) -> Survey:
         """What all records come to; with `begun` only those are read that are no part of it yet. Raises StoreError for a

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from pipeline.corpus.ranking import ranked_pairs, ranked_rows
 from pipeline.store import typed
+from pipeline.store.pictures import pictured_rows
 from pipeline.store.turns import last_turns
 
 
@@ -134,6 +135,7 @@ class ShardStats:
     tokens: int = 0  # scored
     prompt_tokens: int = 0  # a prompt counts once for each of its labels
     rubrics: dict[str, RubricStats] = field(default_factory=dict)  # "" where no rubric was used
+    pictured: int = 0  # labels whose prompt has a picture
 
     @classmethod
     def of(cls, labels: pa.Table) -> Self:
@@ -159,7 +161,8 @@ class ShardStats:
                 chosen_shorter=Tally.of(margin[paired & (longer < 0)]),
                 same_length=Tally.of(margin[paired & (longer == 0)]),
             )
-        return cls(int(truncated.sum()), int(tokens.sum()), int(prompt_tokens.sum()), rubrics)
+        pictured = len(pictured_rows(labels))
+        return cls(int(truncated.sum()), int(tokens.sum()), int(prompt_tokens.sum()), rubrics, pictured)
 
     def __add__(self, other: "ShardStats") -> "ShardStats":
         rubrics = {
@@ -171,15 +174,17 @@ class ShardStats:
             self.tokens + other.tokens,
             self.prompt_tokens + other.prompt_tokens,
             rubrics,
+            self.pictured + other.pictured,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings and dicts; moments of nothing are left out."""
+        """Plain numbers, strings and dicts; moments of nothing are left out, and pictures where there are none."""
         rubrics = {
             name: {f.name: asdict(part) for f in fields(group) if (part := getattr(group, f.name)) != Moments()}
             for name, group in self.rubrics.items()
         }
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"rubrics": rubrics}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pictured" or self.pictured}
+        return named | {"rubrics": rubrics}
 
     def summary(self) -> "Summary":
         """The figures of these labels."""

@@ -40,7 +40,8 @@ def problems(
 
     Checked: every document's checksum, the fingerprint, a record for every planned shard and none besides, every part's
     checksum, schema and row count, every id once and inside its own shard's rows, the rows of each shard against the
-    input's, files that nobody recorded, and the input files' present state where they can be reached.
+    input's, files that nobody recorded, and the present state of the input files and of the pictures beside them where they
+    can be reached.
 
     Args:
         workers: threads that read and check parts.
@@ -69,9 +70,15 @@ def problems(
                 yield f"{uri}: its shards do not add up to the {plan.rows} rows of {plan.file}"
         elif not name.endswith((".json", ".tmp")):
             yield f"{uri}: not a file of a label store"
-    yield from _check_shards(store, planned, run.fingerprint, workers, Survey() if survey is None else survey)
+    survey = Survey() if survey is None else survey
+    whole = True
+    for wrong in _check_shards(store, planned, run.fingerprint, workers, survey):
+        whole = False
+        yield wrong
     if inputs:
         yield from _check_input_files(store)
+        if whole and survey.stats.pictured:
+            yield from (f"{place}: the picture changed since it was labelled" for place in store.changed_pictures())
 
 
 def _check_shards(

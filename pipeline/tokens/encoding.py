@@ -171,6 +171,20 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
             yield bare, number % 2 == 1
 
 
+def first_token(tokenizer: Any) -> int:
+    """What an empty prompt is. Raises RowError."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise RowError("empty_prompt", "the prompt is empty and the tokenizer has no token to begin with; give a prompt")
+
+
+def template_of(tokenizer: Any) -> str | None:
+    """A tokenizer's own."""
+    template = getattr(tokenizer, "chat_template", None)
+    return template.get("default") if isinstance(template, dict) else template
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 of what makes two tokenizers one: every token's id, the end token, and the ids of a text that is hard to cut,
     with what the tokenizer puts around it."""

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
 from pipeline.tokens.control import OPEN, unmarked
+from pipeline.tokens.pictures import pictures_of, texts_of
 from pipeline.tokens.templates import ChatTemplate, Conversation, Tools
 from pipeline.tokens.texts import speaker
 from pipeline.tokens.thoughts import CLOSED
@@ -27,18 +28,26 @@ def with_system(prompt: list[Message], rubric: str | None) -> list[Message]:
     if not rubric:
         return prompt
     if prompt and prompt[0]["role"] == "system":
-        return [{"role": "system", "content": f"{rubric}\n\n{prompt[0]['content']}"}, *prompt[1:]]
+        own: Message = {"role": "system", "content": f"{rubric}\n\n{prompt[0]['content']}"}
+        return [_with_pictures(own, prompt[:1]), *prompt[1:]]
     return [{"role": "system", "content": rubric}, *prompt]
 
 
 def folded(prompt: list[Message], rubric: str | None) -> list[Message]:
     """The rubric, and the row's own system message after it, before the first user message."""
-    own = [m["content"] for m in prompt if m["role"] == "system" and m["content"].strip()]
+    own = [m for m in prompt if m["role"] == "system" and m["content"].strip()]
     rest = [m for m in prompt if m["role"] != "system"]
-    instructions = "\n\n".join([*([rubric] if rubric else []), *own])
+    instructions = "\n\n".join([*([rubric] if rubric else []), *(m["content"] for m in own)])
     if rest and rest[0]["role"] == "user":
-        return [{**rest[0], "content": f"{instructions}\n\n{rest[0]['content']}"}, *rest[1:]]
-    return [{"role": "user", "content": instructions}, *rest]
+        first: Message = {**rest[0], "content": f"{instructions}\n\n{rest[0]['content']}"}
+        return [_with_pictures(first, [*own, rest[0]]), *rest[1:]]
+    return [_with_pictures({"role": "user", "content": instructions}, own), *rest]
+
+
+def _with_pictures(message: Message, of: list[Message]) -> Message:
+    """The message with the pictures of those whose text it has."""
+    pictures = list(pictures_of(of))
+    return {**message, "pictures": pictures} if pictures else message
 
 
 def require_plain(prompt: list[Message], beside: Mapping[str, Any], tools: Tools) -> None:
@@ -66,6 +75,11 @@ class ShownPrompt(Conversation):
     def system(self) -> str:
         """The text of the system message, empty where there is none."""
         return next((m["content"].strip() for m in self.messages if m["role"] == "system"), "")
+
+    def shows_system(self, text: str) -> bool:
+        """Whether a text before an answer, which the template made, holds the system message."""
+        first = next((m for m in self.messages if m["role"] == "system"), None)
+        return first is None or all(part.strip() in text for part in texts_of(first))
 
     def require_shown(self, text: str) -> None:
         """Raises RowError where a text before an answer, which the template made, leaves out a part of the prompt."""
@@ -130,9 +144,11 @@ def _in_order(parts: Sequence[str], text: str) -> bool:
 
 def _parts(message: Message) -> list[str]:
     """What of a message has to be shown; an earlier turn's thoughts need not be."""
-    content = CLOSED.split(message["content"])[-1] if message["role"] == "assistant" else message["content"]
+    contents = texts_of(message)
+    if message["role"] == "assistant":
+        contents[-1:] = [CLOSED.split(contents[-1])[-1]]
     names = (str(call.get("function", call).get("name")) for call in message.get("tool_calls", []))
-    return [part.strip() for part in (content, *names)]
+    return [part.strip() for part in (*contents, *names)]
 
 
 def _count(part: str, text: str) -> int:
@@ -147,5 +163,6 @@ def _squeezed(text: str) -> str:
 def unmarked_message(message: Message) -> Message:
     if message.keys() == {"role", "content"} and OPEN not in message["content"]:
         return message
-    bare: Message = json.loads(unmarked(json.dumps(message, ensure_ascii=False)))
-    return bare
+    rest = {key: value for key, value in message.items() if key != "pictures"}
+    bare: Message = json.loads(unmarked(json.dumps(rest, ensure_ascii=False)))
+    return _with_pictures(bare, [message])

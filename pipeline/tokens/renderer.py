@@ -29,12 +29,20 @@ import numpy as np
 from pipeline.corpus.samples import Message, Turn
 from pipeline.errors import RowError
 from pipeline.tokens.control import ControlTokens, unmarked
-from pipeline.tokens.encoding import Encoding, tokenizer_digest
+from pipeline.tokens.encoding import Encoding, first_token, template_of, tokenizer_digest
+from pipeline.tokens.pictures import (
+    Expansion,
+    PictureText,
+    marked_in_text,
+    pictures_of,
+    require_no_pictures,
+    require_own,
+)
 from pipeline.tokens.prompts import PromptUnder, ShownPrompt, require_plain, transcript, with_system
 from pipeline.tokens.templates import STAND_IN, ChatTemplate, Conversation, Rendering, Tools, common_prefix
 from pipeline.tokens.texts import load_rubrics, read_texts
 from pipeline.tokens.thoughts import CLOSED, MARKERS, OPENED
-from pipeline.tokens.turns import UNBOUNDED, Ids, TokenizedTurn, fit
+from pipeline.tokens.turns import Ids, TokenizedTurn, fit, length_notes
 
 if TYPE_CHECKING:
     from pipeline.config import TokensConfig
@@ -64,6 +72,7 @@ class Renderer:
         texts: the files that `config` names, by path, where they have been read already (`read_texts`).
         ending: what of the text behind a response belongs to it: "turn", the end-of-turn or end token; "whole", all that
             the template puts there; "none".
+        pictures: how the model's processor writes pictures; None for who reads text alone.
 
     Attributes:
         notes: what was decided on the way that a person should know, once each.
@@ -77,8 +86,10 @@ class Renderer:
         context: int,
         texts: Mapping[str, str] | None = None,
         ending: Ending = "turn",
+        pictures: PictureText | None = None,
     ):
         self.tokenizer = tokenizer
+        self.pictures = pictures
         self.config = config
         self.ending = ending
         self.encoding = Encoding(tokenizer)
@@ -87,10 +98,10 @@ class Renderer:
         self.rubrics: dict[str | None, str | None] = {None: config.system_prompt}
         if config.rubrics:
             self.rubrics = {name: text for name, text in load_rubrics(config.rubrics, texts[config.rubrics]).items()}
-        self.template = texts.get(config.template, _template(tokenizer) if config.template == "auto" else None)
+        self.template = texts.get(config.template, template_of(tokenizer) if config.template == "auto" else None)
         self.notes: list[str] = []
         self.counts: Counter[str] = Counter()
-        self._note_lengths(context)
+        self.notes += length_notes(config.max_length, context, tokenizer.model_max_length)
         special = set(tokenizer.all_special_tokens)
         added = {str(t): t for t in getattr(tokenizer, "added_tokens_decoder", {}).values()}
         special |= {text for text, token in added.items() if token.special}
@@ -179,19 +190,32 @@ class Renderer:
         places: list[tuple[int, int]] = []  # of each text: its group, and its position there
         texts: list[TurnText] = []
         pairs: list[tuple[str, str]] = []  # its prompt, and what is scored behind it
+        due: list[int] = []  # how many tokens of pictures its prompt has
         for number, turns in enumerate(groups):
             answers, own = self._texts(turns)
             results.append(answers)
+            shown = Expansion(self.pictures, self.chat is not None and self.config.control != "keep")
             for position, prompt in self._shared(own).items():
+                before, response = self._pair(own[position], prompt)
+                try:
+                    expanded = shown.of(before, own[position].messages)
+                except RowError as error:
+                    answers[position] = error
+                    continue
                 places.append((number, position))
                 texts.append(own[position])
-                pairs.append(self._pair(own[position], prompt))
+                due.append(expanded.tokens)
+                pairs.append((expanded.text, response))
         arrays: dict[int, Ids] = {}  # of prompts, by their list: one for all responses
-        for (number, position), text, pair, cut in zip(places, texts, pairs, self._cut(pairs), strict=True):
+        for (number, position), text, pair, own_tokens, cut in zip(
+            places, texts, pairs, due, self._cut(pairs), strict=True
+        ):
             try:
                 if isinstance(cut, RowError):
                     raise cut
-                results[number][position] = self._tokenized(text, pair, *cut, arrays)
+                turn = results[number][position] = self._tokenized(text, pair, *cut, arrays)
+                if self.pictures is not None:
+                    require_own(turn, own_tokens, self.pictures)
             except RowError as error:
                 results[number][position] = error
         bos = self.tokenizer.bos_token_id
@@ -221,6 +245,7 @@ class Renderer:
         transcript that ends where the assistant speaks. Under the rubric of this name, else the first that there is. At least
         one token, and as many as there are: nothing is cut. Raises RowError."""
         rubric = self.rubrics.get(rubric, next(iter(self.rubrics.values())))
+        require_no_pictures(messages)
         chat = self.chat
         if chat is None:
             require_plain(messages, {}, tools)
@@ -250,7 +275,7 @@ class Renderer:
             return self._templated(self.chat, turn, rubric, known)
         require_plain(turn.prompt, turn.beside, turn.tools)
         messages = with_system(turn.prompt, rubric)
-        before = transcript(messages, turn.conversational)
+        before = transcript(marked_in_text(messages, self.pictures), turn.conversational)
         text = f" {turn.response}" if turn.conversational else turn.response
         return TurnText(messages, Rendering(before, "", text, ""))
 
@@ -298,7 +323,7 @@ class Renderer:
             if not prompt.system:
                 raise
             rendering = None
-        if rendering is None or prompt.system not in rendering.prompt:
+        if rendering is None or not prompt.shows_system(rendering.prompt):
             prompt = asked.folded
             rendering = render(prompt)
             whose = "the rubric" if asked.rubric else "a row's own"
@@ -346,18 +371,6 @@ class Renderer:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _note_lengths(self, context: int) -> None:
-        own = self.tokenizer.model_max_length
-        if self.config.max_length and self.config.max_length > context:
-            self._note(
-                f"tokens.max_length = {self.config.max_length} is more than the model's context, {context} is used"
-            )
-        if isinstance(own, int) and own < self.max_length < UNBOUNDED:
-            self._note(
-                f"the tokenizer states a length of {own}, the model one of {context}: {self.max_length} tokens are used; set "
-                f"tokens.max_length = {own} where the tokenizer is right"
-            )
-
     # Tokens
 
     def _shared(self, texts: Mapping[int, TurnText]) -> dict[int, str]:
@@ -369,7 +382,7 @@ class Renderer:
             return prompts
         groups: dict[str, list[int]] = {}
         for position, text in texts.items():
-            groups.setdefault(json.dumps(text.messages), []).append(position)
+            groups.setdefault(json.dumps(text.messages, default=id), []).append(position)
         for group in groups.values():
             if len({prompts[position] for position in group}) > 1:
                 common = common_prefix(*(texts[position].rendering.before for position in group))
@@ -405,10 +418,12 @@ class Renderer:
                 response_ids = [*response_ids, eos]
         if id(prompt_ids) not in arrays:
             arrays[id(prompt_ids)] = np.array(self._begun(prompt_ids), np.int32)
-        return TokenizedTurn(arrays[id(prompt_ids)], np.array(response_ids, np.int32), text.messages)
+        shown = pictures_of(text.messages)
+        return TokenizedTurn(arrays[id(prompt_ids)], np.array(response_ids, np.int32), text.messages, pictures=shown)
 
     def _as_written(self, turn: Turn, prompt_ids: list[int], response_ids: list[int]) -> TokenizedTurn:
         """A response that a policy wrote. Raises RowError where its tokens are not those of its text."""
+        require_no_pictures(turn.prompt)
         text = self.tokenizer.decode(response_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if turn.conversational and self.chat is None:  # a transcript puts a space after `Assistant:`
             text = text.removeprefix(" ")
@@ -428,17 +443,4 @@ class Renderer:
         """The tokens of a prompt's text as a prompt. Raises RowError."""
         if self.chat is None and ids and self.bos_habit and ids[:1] != [bos := self.tokenizer.bos_token_id]:
             return [bos, *ids]
-        return ids or [self._first_token()]
-
-    def _first_token(self) -> int:
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        raise RowError(
-            "empty_prompt", "the prompt is empty and the tokenizer has no token to begin with; give a prompt"
-        )
-
-
-def _template(tokenizer: Any) -> str | None:
-    template = getattr(tokenizer, "chat_template", None)
-    return template.get("default") if isinstance(template, dict) else template
+        return ids or [first_token(self.tokenizer)]

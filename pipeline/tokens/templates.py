@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
+from pipeline.tokens.pictures import content_parts, in_parts
 from pipeline.tokens.symbolic import SymbolicTemplate
 from pipeline.tokens.thoughts import CLOSED, OPENED
 
@@ -70,7 +71,7 @@ class ChatTemplate:
 
         def own() -> str:
             return self.apply(
-                [_named_as_gpt_oss(message) for message in messages],
+                in_parts([_named_as_gpt_oss(message) for message in messages], self.takes_parts),
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation,
@@ -79,7 +80,8 @@ class ChatTemplate:
             )
 
         try:
-            return own() if tools or self._symbolic is None else self._symbolic.render(messages, generation, own)
+            symbolic = None if tools or self.takes_parts else self._symbolic
+            return own() if symbolic is None else symbolic.render(messages, generation, own)
         except Exception as error:  # a template is a program: jinja2 and whatever it calls
             parsed = _with_objects(messages)
             if parsed != list(
@@ -89,6 +91,20 @@ class ChatTemplate:
             raise RowError(
                 "template_error", f"the chat template refuses this conversation: {str(error) or type(error).__name__}"
             ) from None
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether it shows a text only as one of a content's parts, as those of some vision-language models do."""
+        if "type" not in self.source:
+            return False
+        text: Message = {"role": "user", "content": STAND_IN}
+        return not self._shows(text) and self._shows({**text, "content": content_parts(text)})
+
+    def _shows(self, message: Any) -> bool:
+        try:
+            return STAND_IN in self.apply([message], chat_template=self.source, tokenize=False, **self.kwargs)
+        except Exception:  # as above
+            return False
 
     def place(self, messages: Sequence[Message], answer: Message, tools: Tools) -> Rendering:
         """Where an answer to these messages stands in its rendering. Raises RowError."""
@@ -264,10 +280,10 @@ def _require_calls(calls: Sequence[Mapping[str, Any]], shown: str, without: str)
         raise RowError("template_error", f"the chat template does not show the tool calls of the response; {REMEDY}")
 
 
-def _named_as_gpt_oss(message: Message) -> Mapping[str, Any]:
+def _named_as_gpt_oss(message: Message) -> Message:
     """Thoughts under the name that gpt-oss's template reads, too. transformers does so itself from 5.21 on."""
     thoughts = message.get("reasoning_content")
-    return message if thoughts is None else {"thinking": thoughts, **message}
+    return message if thoughts is None else {"thinking": thoughts, **message}  # type: ignore[typeddict-unknown-key]
 
 
 def _with_objects(messages: Sequence[Message]) -> list[Message]:

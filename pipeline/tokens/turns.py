@@ -40,6 +40,8 @@ def fit(
     Args:
         over_length: `tokens.over_length`: cut_response, cut_prompt or reject.
         bos: the beginning-of-sequence token, which stays in front of a prompt that is cut.
+
+    A prompt with pictures is not cut: it would lose one, or a part of one.
     """
     longest: dict[bytes, int] = {}
     for turn in turns if over_length == "cut_prompt" else ():
@@ -59,9 +61,15 @@ def fit(
     return fitted
 
 
-def _with_shorter_prompt(turn: TokenizedTurn, limit: int, longest: int, bos: int | None) -> TokenizedTurn:
+def _with_shorter_prompt(turn: TokenizedTurn, limit: int, longest: int, bos: int | None) -> TokenizedTurn | RowError:
     """With room for the longest response to this prompt; `longest` is its tokens."""
     prompt = turn.prompt_ids
+    if turn.pictures:
+        return RowError(
+            "prompt_too_long",
+            f"{len(prompt)} prompt and up to {longest} response tokens, at most {limit} fit, and a prompt with pictures is "
+            "not cut; raise tokens.max_length, set tokens.over_length = cut_response, or give smaller pictures",
+        )
     begin = prompt[: int(prompt[0] == bos)]
     room = limit - min(longest, limit - 1)
     kept = prompt[len(prompt) - room + len(begin) :]
@@ -79,3 +87,23 @@ def _with_shorter_response(turn: TokenizedTurn, limit: int, over_length: str) ->
     if len(prompt) >= limit:
         return RowError("prompt_too_long", f"{size}; raise tokens.max_length or set tokens.over_length = cut_prompt")
     return replace(turn, response_ids=response[: limit - len(prompt)], truncated=True)
+
+
+def length_notes(wanted: int | None, context: int, own: object) -> list[str]:
+    """What a person should know of the length that is used.
+
+    Args:
+        wanted: `tokens.max_length`.
+        context: the most tokens that the model takes.
+        own: the tokenizer's `model_max_length`.
+    """
+    notes = []
+    used = min(wanted or context, context)
+    if wanted and wanted > context:
+        notes.append(f"tokens.max_length = {wanted} is more than the model's context, {context} is used")
+    if isinstance(own, int) and own < used < UNBOUNDED:
+        notes.append(
+            f"the tokenizer states a length of {own}, the model one of {context}: {used} tokens are used; set "
+            f"tokens.max_length = {own} where the tokenizer is right"
+        )
+    return notes

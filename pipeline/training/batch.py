@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.corpus.pictures import Picture
 from pipeline.training.objectives.base import Batch
 
 Tokens = NDArray[np.float32] | NDArray[np.float64]
@@ -23,6 +24,7 @@ class Response:
     behaviour: Tokens | None = None  # [H]
     advantages: Tokens | None = None  # [H]
     returns: Tokens | None = None  # [H], what a critic should have forecast
+    pictures: tuple[Picture, ...] = ()  # of the prompt, in order; prompt_ids hold each one's tokens
 
 
 def collate(

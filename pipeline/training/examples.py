@@ -38,6 +38,7 @@ class Source(NamedTuple):
     fingerprint: str
     description: dict[str, Any]  # what the fingerprint stands for
     records: str  # sha256 over the digests of its parts
+    pictured: bool = False  # whether any of its prompts has a picture
 
     @property
     def of_tokens(self) -> bool:
@@ -127,6 +128,11 @@ class Examples:
         chosen = np.asarray(numbers, np.int64)
         sizes = self.offsets[chosen + 1] - self.offsets[chosen]
         return np.repeat(self.offsets[chosen] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+
+    @property
+    def pictured(self) -> bool:
+        """Whether any prompt of the stores has a picture."""
+        return any(source.pictured for source in self.sources)
 
     def places(self, positions: Integers) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Part, and row within it, of some of the R rows."""
@@ -266,7 +272,8 @@ def _open_store(uri: str) -> tuple[Source, list[str]]:
     if not shards:
         raise StoreError(f"{uri} holds no label: there is nothing to learn from; endoreward report says why")
     digest = hashlib.sha256("".join(f"{shard.name} {shard.labels.sha256}\n" for shard in shards).encode())
-    source = Source(uri, store.fingerprint(), store.description(), digest.hexdigest())
+    pictured = bool(survey.stats.pictured)
+    source = Source(uri, store.fingerprint(), store.description(), digest.hexdigest(), pictured)
     return source, [rows_uri(uri, "labels", shard) for shard in shards]
 
 

@@ -9,6 +9,9 @@ Responses that share a prompt are a family: in a packed row (`pipeline.models.sc
 and no token is padding. Where the architecture cannot be packed, rows are padded on the right and prompts repeated. Both give
 the same gradients up to rounding.
 
+Prompts with pictures lie in the same row, or rows; where they cannot be packed (picture tokens that see both ways), nothing
+is.
+
 A tile of [P, V] is all of it that is ever held (`pipeline.training.logprobs`). Dropout is off, and so are dropped layers and
 noise in routers: a step is a function of its data, and log-probabilities are those of the labels.
 
@@ -18,12 +21,13 @@ Shapes: P response tokens, D hidden size, V vocabulary.
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.corpus.pictures import Picture
 from pipeline.errors import ConfigError
 from pipeline.models.corrections import correct
 from pipeline.models.scoring import attention
@@ -31,6 +35,9 @@ from pipeline.models.scoring.batches import Family, families
 from pipeline.models.scoring.layouts import agree, joined, pack, pad, probe_families
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.logprobs import TokenLogprobs
+
+if TYPE_CHECKING:
+    from pipeline.training.pictures import PictureInputs
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +62,7 @@ class Policy(nn.Module):
         head_chunk_mb: largest tile of logits, in MiB of float32.
         entropies: also give entropies.
         critic_seed: have a critic with first weights of this seed, and give its values; None: have none.
+        pictures: what the model gets of pictures, where there are any to learn from.
 
     Attributes:
         layout: "packed" or "padded"; set it by `choose_layout`.
@@ -64,14 +72,23 @@ class Policy(nn.Module):
         ConfigError: where the output matrix is not a plain one.
     """
 
-    def __init__(self, model: Any, head_chunk_mb: int = 64, *, entropies: bool = False, critic_seed: int | None = None):
+    def __init__(
+        self,
+        model: Any,
+        head_chunk_mb: int = 64,
+        *,
+        entropies: bool = False,
+        critic_seed: int | None = None,
+        pictures: "PictureInputs | None" = None,
+    ):
         super().__init__()
         correct(model)
         self.model = model
         self.head = TokenLogprobs(model, head_chunk_mb, entropies)
         self.critic = None if critic_seed is None else Critic(self.head.weight, critic_seed)
         self.layout: Layout = "padded"
-        self.plain_attention = model.config._attn_implementation
+        self.pictures = pictures
+        self.plain_attention = model.config.get_text_config()._attn_implementation
         self.packed_attention = attention.LOOPED
         self.device = self.head.weight.device  # a partitioned parameter does not say where it is computed
         for module in model.modules():
@@ -82,13 +99,13 @@ class Policy(nn.Module):
                     setattr(module, name, 0.0)
 
     def use_layout(self, layout: Layout) -> None:
-        self.model.set_attn_implementation(self.packed_attention if layout == "packed" else self.plain_attention)
+        attention.use(self.model, self.packed_attention if layout == "packed" else self.plain_attention)
         self.layout = layout
 
     def forward(self, turns: Sequence[TokenizedTurn]) -> Outputs:
         """The responses in the order given."""
         groups = families(turns, range(len(turns)), WHOLE)
-        states = self._packed(groups) if self.layout == "packed" else self._padded(groups)  # [P, D] by family
+        states = self._states(groups)
         taken = joined([r for family in groups for r in family.responses])
         order = [member for family in groups for member in family.members]
         logprobs, entropies = self.head(states, taken.to(states.device))
@@ -105,25 +122,54 @@ class Policy(nn.Module):
 
         return Outputs(*map(as_given, outputs))
 
-    def own_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """The model's own logits: ids [1, L] -> [L, V], called as `_padded` calls its trunk. For the probe."""
-        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        return logits[0]
+    def own_logits(self, turn: TokenizedTurn) -> torch.Tensor:
+        """The model's own logits where it scores a response: [H, V], called as `_padded` calls its trunk. For the probe."""
+        ids = joined([turn.prompt_ids, turn.response_ids])[None, :-1]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._of_pictures(ids, [turn.pictures])}
+        logits: torch.Tensor = self.model(**self._here(inputs), use_cache=False).logits
+        return logits[0, len(turn.prompt_ids) - 1 :]
+
+    def _states(self, groups: list[Family]) -> torch.Tensor:
+        """The states that responses are scored from, [P, D] by family."""
+        forward = self._packed if self.layout == "packed" else self._padded
+        if self.pictures is None or any(family.pictures for family in groups):
+            return forward(groups)
+        count = sum(len(r) for family in groups for r in family.responses)
+        states, idle = forward([*groups, self.pictures.stand_in]).tensor_split([count])
+        return states + 0.0 * idle.sum()
 
     def _packed(self, groups: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = pack(groups)
-        out = self._trunk(ids[None], position_ids=positions[None].to(self.device), packing=packing)
-        return out[0][chosen.to(self.device)]
+        inputs = self._of_pictures(ids[None], [family.pictures for family in groups])
+        inputs["position_ids"] = positions[None]
+        if self.pictures is not None:
+            own = self.pictures.positions(groups, inputs.get("image_grid_thw"))
+            inputs["position_ids"] = positions[None] if own is None else own
+        return self._trunk(ids[None], inputs, packing=packing)[0][chosen.to(self.device)]
 
     def _padded(self, groups: list[Family]) -> torch.Tensor:
         ids, mask, spans = pad(groups)
-        states = self._trunk(ids, attention_mask=mask.to(self.device))
+        inputs = self._of_pictures(ids, [family.pictures for family in groups for _ in family.responses])
+        states = self._trunk(ids, {"attention_mask": mask, **inputs})
         return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
 
-    def _trunk(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        trunk = self.model.base_model
-        states: torch.Tensor = trunk(input_ids=ids.to(self.device), use_cache=False, **options).last_hidden_state
+    def _of_pictures(self, ids: torch.Tensor, prompts: Sequence[Sequence[Picture]]) -> dict[str, Any]:
+        return {} if self.pictures is None else self.pictures.of(ids, prompts)
+
+    def _trunk(self, ids: torch.Tensor, inputs: dict[str, Any], **options: Any) -> torch.Tensor:
+        trunk, inputs = self.model.base_model, self._here({"input_ids": ids, **inputs})
+        states: torch.Tensor = trunk(**inputs, use_cache=False, **options).last_hidden_state
         return states
+
+    def _here(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs on the device, pixels in the model's dtype."""
+        dtype = self.model.dtype
+        return {
+            name: value.to(self.device, dtype if value.is_floating_point() else value.dtype)
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in inputs.items()
+        }
 
 
 class Critic(nn.Module):
@@ -165,7 +211,7 @@ def choose_layout(policy: Policy, call: Callable[..., Outputs], wanted: str) -> 
     Raises:
         ConfigError: where the logits in slices are not the model's own, or `wanted` cannot be had.
     """
-    name, probe = type(policy.model).__name__, _probe_turns(policy.model.config.get_text_config())
+    name, probe = type(policy.model).__name__, _probe_turns(policy)
     dtype = policy.model.dtype
     with torch.no_grad():
         policy.use_layout("padded")
@@ -211,11 +257,12 @@ def _choose_kernel(policy: Policy, agrees: Callable[[], bool]) -> list[str]:
 
 
 def _plain_logprobs(policy: Policy, turn: TokenizedTurn) -> torch.Tensor:
-    ids = joined([turn.prompt_ids, turn.response_ids])[None].to(policy.device)
-    logits = policy.own_logits(ids[:, :-1])[len(turn.prompt_ids) - 1 :]
+    logits = policy.own_logits(turn)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.log_softmax(1).gather(1, ids[0, len(turn.prompt_ids) :, None])[:, 0]
+    return logits.log_softmax(1).gather(1, joined([turn.response_ids]).to(logits.device)[:, None])[:, 0]
 
 
-def _probe_turns(config: Any) -> list[TokenizedTurn]:
-    return [TokenizedTurn(f.prompt_ids, r, []) for f in probe_families(config) for r in f.responses]
+def _probe_turns(policy: Policy) -> list[TokenizedTurn]:
+    probe = probe_families(policy.model.config.get_text_config())
+    probe += [] if policy.pictures is None else [policy.pictures.stand_in]
+    return [TokenizedTurn(f.prompt_ids, r, [], pictures=f.pictures) for f in probe for r in f.responses]

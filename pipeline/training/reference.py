@@ -42,7 +42,9 @@ def score_part(place: str, examples: Examples, part: int, reader: RowReader, sco
     positions = examples.positions(np.flatnonzero(examples.part == part))
     positions = positions[np.unique(examples.rows[positions], return_index=True)[1]]
     rows = reader.read(examples, positions)
-    scored = scorer.score([TokenizedTurn(row.prompt_ids, row.response_ids, []) for row in rows])
+    scored = scorer.score(
+        [TokenizedTurn(row.prompt_ids, row.response_ids, [], pictures=reader.pictures(row)) for row in rows]
+    )
     for row, scores in zip(rows, scored, strict=True):
         if isinstance(scores, RowError):
             raise RunError(f"the reference cannot score {row.id}: {scores.detail}")

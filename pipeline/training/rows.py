@@ -11,6 +11,9 @@ response's own tokens.
 Without a template a store does not say whether a prompt was bare text or a conversation. Both are rendered; the one
 that has the stored tokens is it. So are the prompt of an answer that is scored and that of one that is written.
 
+Of a picture the store has the place and the digest. Its bytes are read again for each step that learns from it, and have to be
+those that were labelled.
+
 Parts are read whole and kept, the last used ones, with the rows that were read of them: a window of `order.Order` is read,
 rendered and checked once.
 """
@@ -26,14 +29,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import ModelConfig, TokensConfig
-from pipeline.corpus.samples import Turn
-from pipeline.errors import ConfigError, RowError
+from pipeline.corpus.pictures import Picture, read_picture
+from pipeline.corpus.samples import Message, Turn
+from pipeline.errors import ConfigError, RowError, StoreError
 from pipeline.models.loading import (
     context_length,
     identify_model,
     load_settings,
     load_tokenizer,
 )
+from pipeline.models.pictures import PictureProcessor, picture_processor, require_pictures
 from pipeline.rewards.derive import TOKEN_COLUMNS
 from pipeline.rewards.labellers import (
     Classified,
@@ -48,6 +53,7 @@ from pipeline.rewards.labellers import (
 )
 from pipeline.store.schema import read_messages
 from pipeline.tokens import NO_IDS, STAND_IN, UNBOUNDED, Ids, PlainRenderer, Renderer, TokenizedTurn, tokenizer_digest
+from pipeline.tokens.pictures import pictures_of
 from pipeline.training.examples import Examples, Integers, LabelPart, Source, read_columns
 
 LIGHT = ["id", "prompt", "response", "reward", "num_prompt_tokens", "truncated", "response_other"]
@@ -79,6 +85,7 @@ class TrainingRow:
     logprobs: Column | None  # [H], log pi of the model that labelled, nats
     values: Column | None  # [H], V(s_h)
     token_rewards: Column | None  # [H], r_h
+    pictures: tuple[tuple[str, str], ...] = ()  # place and digest of each of the prompt's, in order
 
 
 class RowReader:
@@ -90,7 +97,7 @@ class RowReader:
         hold: how many parts are kept in memory, `train.shuffle_parts`.
 
     Raises:
-        ConfigError: where the policy's tokenizer or configuration cannot be loaded.
+        ConfigError: where the policy's tokenizer or configuration cannot be loaded, or prompts have pictures and it sees none.
     """
 
     def __init__(self, sources: Sequence[Source], parts: Sequence[LabelPart], policy: ModelConfig, hold: int):
@@ -100,8 +107,13 @@ class RowReader:
         self.vocabulary: int = settings.get_text_config().vocab_size
         own = tokenizer_digest(self.tokenizer)
         self.same = [source.description.get("model.tokenizer") == own for source in sources]
-        self.renderers = [stored_renderer(self.tokenizer, source.description) for source in sources]
+        self.processor: PictureProcessor | None = None
+        if any(source.pictured for source in sources):
+            require_pictures(policy, settings, self.tokenizer)
+            self.processor = picture_processor(policy, settings, self.tokenizer)
+        self.renderers = [stored_renderer(self.tokenizer, source.description, self.processor) for source in sources]
         self._held: OrderedDict[int, tuple[pa.Table, dict[int, TrainingRow]]] = OrderedDict()
+        self._last: tuple[tuple[tuple[str, str], ...], tuple[Picture, ...]] = ((), ())
 
     def read(self, examples: Examples, positions: Sequence[int] | Integers) -> list[TrainingRow]:
         """The rows at these positions of the examples' arrays of [R], in this order. Each part is read once at most.
@@ -120,6 +132,34 @@ class RowReader:
                 known[row] = self._row(number, labels, row)
             read[position] = known[row]
         return [read[position] for position in range(len(read))]
+
+    def pictures(self, row: TrainingRow) -> tuple[Picture, ...]:
+        """Those of a row's prompt, read again; those of the row before where they are the same.
+
+        Raises:
+            StoreError: where one is gone, or another than the one that was labelled.
+            ConfigError: where the policy takes it for another number of tokens.
+        """
+        if row.pictures != self._last[0]:
+            self._last = row.pictures, self._pictures(row)
+        return self._last[1]
+
+    def _pictures(self, row: TrainingRow) -> tuple[Picture, ...]:
+        if self.processor is None or not row.pictures:
+            return ()
+        try:
+            read = tuple(read_picture(place, digest) for place, digest in row.pictures)
+            shown = self.processor.expanded([picture.size() for picture in read])
+        except RowError as error:
+            raise StoreError(f"{row.id}: a picture of its prompt cannot be learnt from: {error.detail}") from None
+        due = sum(text.count(self.processor.token) for text in shown)
+        count = int((row.prompt_ids == self.processor.token_id).sum())
+        if count != due:
+            raise ConfigError(
+                f"{row.id}: its pictures have {count} tokens in the labels and {due} under the processor of "
+                f"{self.policy.name}, which is not the one that the labels were made with; label with the policy"
+            )
+        return read
 
     def _part(self, number: int) -> tuple[pa.Table, dict[int, TrainingRow]]:
         if number not in self._held:
@@ -150,8 +190,9 @@ class RowReader:
                 f"{where}: {len(prompt_ids)} prompt and {len(ids)} response tokens, and {self.policy.name} takes "
                 f"{self.context}; label with tokens.max_length = {self.context}, or train a policy with a longer context"
             )
-        columns: list[Column | None] = [_tokens(labels[name], row) for name in TOKEN_COLUMNS]
-        return TrainingRow(stored["id"], prompt_ids, ids, stored["reward"], *columns)
+        logprobs, values, rewards = (_tokens(labels[name], row) for name in TOKEN_COLUMNS)
+        pictures = _pictures_of(read_messages(stored["prompt"])) if self.sources[source].pictured else ()
+        return TrainingRow(stored["id"], prompt_ids, ids, stored["reward"], logprobs, values, rewards, pictures)
 
     def _prompt(self, renderer: Renderer, stored: Mapping[str, Any], ids: Ids, asked: Ids | None, where: str) -> Ids:
         """The prompt's tokens, which are those that were labelled. Raises ConfigError where none are."""
@@ -190,14 +231,17 @@ class RowReader:
         self, renderer: Renderer, stored: Mapping[str, Any], talk: bool, asked: bool, where: str
     ) -> list[TokenizedTurn]:
         """As an answer that is scored and, where the stored tokens can tell, as a prompt that the policy answers itself."""
-        prompt, beside = read_messages(stored["prompt"]), json.loads(stored["response_other"] or "{}")
+        prompt, beside = (
+            _with_pictures(read_messages(stored["prompt"]), where),
+            json.loads(stored["response_other"] or "{}"),
+        )
         response = (
             stored["response"] if stored["response"].strip() or beside else STAND_IN
         )  # a sampled one may be empty
         turn = Turn(stored["id"], "", None, 0, 0, prompt, response, talk, None, {}, beside)
         try:
             tokenized = [renderer.tokenize(turn)]
-            if asked:
+            if asked and not pictures_of(prompt):  # whose prompts no policy is asked
                 tokenized.append(TokenizedTurn(np.array(renderer.prompt_ids(prompt, talk)), NO_IDS, prompt))
         except RowError as error:
             raise ConfigError(
@@ -220,10 +264,14 @@ def check_rows(reader: RowReader, examples: Examples, count: int = 64) -> None:
     on fails before it starts. Raises what `RowReader.read` raises."""
     total = len(examples.rows)
     longest = int(np.argmax(examples.prompt_tokens.astype(np.int64) + examples.tokens))
-    reader.read(examples, np.unique([*np.linspace(0, total - 1, min(count, total)).astype(np.int64), longest]))
+    rows = np.unique([*np.linspace(0, total - 1, min(count, total)).astype(np.int64), longest])
+    for row in reader.read(examples, rows):
+        reader.pictures(row)
 
 
-def stored_renderer(tokenizer: Any, description: Mapping[str, Any]) -> Renderer:
+def stored_renderer(
+    tokenizer: Any, description: Mapping[str, Any], pictures: PictureProcessor | None = None
+) -> Renderer:
     """Renders what a store's rows hold as they were rendered: a rubric is in their prompts already."""
     kind = KINDS[description.get("labeller", Endogenous.name)]
     template = description["tokens.template"]
@@ -244,7 +292,7 @@ def stored_renderer(tokenizer: Any, description: Mapping[str, Any]) -> Renderer:
     texts = {} if template is None else {STORED: template}
     if issubclass(kind, Sampling):  # its answers were generated, to any length
         return Renderer(tokenizer, config, UNBOUNDED, texts)
-    return Renderer(tokenizer, config, description["model.max_length"], texts, kind.ending)
+    return Renderer(tokenizer, config, description["model.max_length"], texts, kind.ending, pictures)
 
 
 def stored_reference(sources: Sequence[Source], policy: ModelConfig, dtype: str) -> tuple[bool, list[str]]:
@@ -277,6 +325,25 @@ def stored_reference(sources: Sequence[Source], policy: ModelConfig, dtype: str)
 def _readings(renderer: Renderer) -> tuple[bool, ...]:
     """What a prompt may have been: a conversation or not. With a template there is no difference."""
     return (True,) if renderer.template is not None else (False, True)
+
+
+def _pictures_of(prompt: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    """Place and digest of each picture, as a store's messages have them."""
+    stored: Any = [picture for message in prompt for picture in message.get("pictures", ())]
+    return tuple((picture["place"], picture["digest"]) for picture in stored)
+
+
+def _with_pictures(prompt: list[Message], where: str) -> list[Message]:
+    """A store's messages with their pictures read again. Raises StoreError."""
+    try:
+        return [
+            {**message, "pictures": [read_picture(*each) for each in _pictures_of([message])]}
+            if "pictures" in message
+            else message
+            for message in prompt
+        ]
+    except RowError as error:
+        raise StoreError(f"{where}: a picture of its prompt cannot be read: {error.detail}") from None
 
 
 def _tokens(column: pa.ChunkedArray, row: int) -> Any:

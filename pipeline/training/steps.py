@@ -98,6 +98,7 @@ class StepData:
                 reference=references.get(position),
                 behaviour=rows[position].logprobs if self.objective.uses_behaviour else None,
                 advantages=weighed.get(position),
+                pictures=self.reader.pictures(rows[position]),
             )
             for position in positions
         }

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.config import EvaluateConfig, InputConfig
 from pipeline.corpus import find_files, plan_file, read_shards
+from pipeline.corpus.sources import origin_of
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from pipeline.evaluation.benchmarks.figures import stratified_mean
@@ -32,6 +33,7 @@ def items_of(name, path, rng=None, config=None, rubrics=(None,), levels=5):
     for file in find_files([str(path)]):
         plan = plan_file(file)
         shape = benchmark.shape(plan.head, config or InputConfig(), file.name)
+        shape = replace(shape, origin=origin_of(file, "auto", config or InputConfig()))
         for _, rows in read_shards(file, "auto", plan.shards):
             for number, row in rows:
                 sample = shape.normalise(file.name, number, row)

@@ -287,6 +287,7 @@ def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
             nodes_go=False,
             run={},
             stored_reference=True,
+            pictures=False,
             policy_labelled=True,
             reference=None,
             steps_per_epoch=1.0,

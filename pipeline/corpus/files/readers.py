@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, groupby
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -32,16 +32,34 @@ BATCHED = ("arrow", "csv", "tsv")
 BROKEN = (OSError, ValueError, pa.ArrowException)  # what reading a file that is not what it should be raises
 
 
+class Beside(Protocol):
+    """Says how many bytes belong to rows and lie in files of their own."""
+
+    def of_text(self, row: int, raw: bytes) -> int: ...
+
+    def of_batch(self, batch: pa.RecordBatch) -> int: ...
+
+
 @dataclass
 class _Draft:
     """A plan while its file is being read."""
 
     file: InputFile
+    beside: Beside | None = None
     seen: int = 0  # rows passed, blank lines included
     total: Any = field(default_factory=hashlib.sha256)
     shards: list[Shard] = field(default_factory=list)
     head: list[dict[str, Any]] = field(default_factory=list)
     trouble: str | None = None
+    weighs: bool = False  # whether anything lies beside its first rows
+
+    def beside_text(self, row: int, raw: bytes) -> int:
+        """Bytes that lie beside a row; of a file beside whose first rows nothing lies none."""
+        if self.beside is None or (row >= HEAD_ROWS and not self.weighs):
+            return 0
+        size = self.beside.of_text(row, raw)
+        self.weighs = self.weighs or size > 0
+        return size
 
     def show(self, row: dict[str, Any] | RowError) -> None:
         if isinstance(row, RowError):
@@ -63,17 +81,23 @@ class _Draft:
         )
 
 
-def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128, shard_bytes: int = SHARD_BYTES) -> FilePlan:
+def plan_file(
+    file: InputFile,
+    format: str = "auto",
+    shard_rows: int = 128,
+    shard_bytes: int = SHARD_BYTES,
+    beside: Beside | None = None,
+) -> FilePlan:
     """Read all of a file once, and say what its shards are.
 
     `shard_rows` is the most rows of a shard, and the row with which it reaches `shard_bytes` is its last; where a file is read
-    in batches of rows (Parquet, CSV, Arrow) a row counts as the mean one of its row group, or of the first batch. An empty
-    file has no shards. Raises InputError, before anything is started, where the file breaks off or is not what its format
-    says. A broken line is no error here: `read_shards` gives it as a RowError in its place.
+    in batches of rows (Parquet, CSV, Arrow) a row counts as the mean one of its row group, or of the first batch. What lies
+    beside a row counts too. An empty file has no shards. Raises InputError, before anything is started, where the file breaks
+    off or is not what its format says. A broken line is no error here: `read_shards` gives it as a RowError in its place.
     """
     how = file_format(file.name, format)
     plan = _plan_parquet if how.kind == "parquet" else _plan_batches if how.kind in BATCHED else _plan_text
-    draft = _Draft(file)
+    draft = _Draft(file, beside)
     try:
         start = _start(file)
         if wrong := contents.mistaken(file.name, start, how):
@@ -88,7 +112,7 @@ def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128, shar
 
 
 def _start(file: InputFile) -> bytes:
-    with _open(file) as source:
+    with open_file(file) as source:
         return bytes(source.read(contents.LOOKED_AT))
 
 
@@ -116,8 +140,8 @@ def _verify(file: InputFile, shard: Shard, digest: str) -> None:
         )
 
 
-def _open(file: InputFile) -> pa.NativeFile:
-    """The file for reading anywhere in it."""
+def open_file(file: InputFile) -> pa.NativeFile:
+    """A file for reading anywhere in it."""
     filesystem, path = storage.locate(file.uri)
     return filesystem.open_input_file(path)
 
@@ -161,7 +185,7 @@ def _parsed(records: Iterable[text.Record]) -> list[NumberedRow]:
 
 def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
     with _records(draft.file, how) as (records, splittable):
-        start = rows = offset = length = 0
+        start = rows = offset = length = weight = 0
         digest = hashlib.sha256()
 
         def close() -> None:
@@ -175,11 +199,12 @@ def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) ->
             length += len(raw)
             if not text.is_blank(row, raw):
                 rows += 1
+                weight += draft.beside_text(row, raw)
                 if len(draft.head) < HEAD_ROWS:
                     draft.show(_parsed([(row, raw)])[0][1])
-            if rows == shard_rows or length >= shard_bytes:
+            if rows == shard_rows or length + weight >= shard_bytes:
                 close()
-                start, rows, offset, length = draft.seen, 0, offset + length, 0
+                start, rows, offset, length, weight = draft.seen, 0, offset + length, 0, 0
                 digest = hashlib.sha256()
         close()
     _require_rows(draft, how)
@@ -200,7 +225,7 @@ def _require_rows(draft: _Draft, how: Format) -> None:
 
 def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
     if shards[0].offset is not None:
-        with _open(file) as source:
+        with open_file(file) as source:
             for shard in shards:
                 data = source.read_at(shard.length, shard.offset)
                 _verify(file, shard, hashlib.sha256(data).hexdigest())
@@ -221,17 +246,20 @@ def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tu
 
 
 def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
-    with _open(draft.file) as source, columnar.open_parquet(source) as parquet:
+    with open_file(draft.file) as source, columnar.open_parquet(source) as parquet:
         footer = columnar.footer(source)
         for span in columnar.spans(parquet, shard_rows):
             digest = hashlib.sha256(footer)
             columnar.digest_range(source, span.offset, span.length, digest, draft.total)
-            for batch in columnar.span_batches(parquet, span, shard_rows):  # decoded only to know that it can be
+            size = columnar.span_bytes(parquet, span)
+            rows = _rows_within(shard_bytes, size, span.stop - span.start, shard_rows)
+            for batch in columnar.span_batches(parquet, span, rows):  # decoded only to know that it can be
+                size += draft.beside.of_batch(batch) if draft.beside else 0
                 if len(draft.head) < HEAD_ROWS:
                     for _, row in columnar.rows_of([batch.slice(0, HEAD_ROWS)], draft.seen):
                         draft.show(row)
                 draft.seen += batch.num_rows
-            rows = _rows_within(shard_bytes, columnar.span_bytes(parquet, span), span.stop - span.start, shard_rows)
+            rows = _rows_within(shard_bytes, size, span.stop - span.start, shard_rows)
             for start in range(span.start, span.stop, rows):
                 stop = min(start + rows, span.stop)
                 draft.close(start, stop, stop - start, digest.hexdigest(), span.offset, span.length)
@@ -239,7 +267,7 @@ def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int)
 
 
 def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
-    with _open(file) as source:
+    with open_file(file) as source:
         footer = columnar.footer(source)
         for (offset, length), group in groupby(shards, key=lambda shard: (shard.offset or 0, shard.length or 0)):
             together = list(group)
@@ -255,6 +283,20 @@ def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator
                 yield shard, list(columnar.rows_of(pieces, shard.start))
 
 
+def read_all(file: InputFile, how: Format) -> Iterator[NumberedRow]:
+    """Every row of a file that is read from its front."""
+    if how.kind in BATCHED:
+        with _batches(file, how) as batches:
+            row = 0
+            for batch in batches:
+                yield from columnar.rows_of([batch], row)
+                row += batch.num_rows
+        return
+    with _records(file, how) as (records, _):
+        for record in records:
+            yield from _parsed([record])
+
+
 def _content(how: Format, pieces: Iterable[pa.RecordBatch]) -> bytes:
     return b"".join(map(columnar.content if how.kind == "arrow" else columnar.cells, pieces))
 
@@ -263,7 +305,7 @@ def _content(how: Format, pieces: Iterable[pa.RecordBatch]) -> bytes:
 def _batches(file: InputFile, how: Format) -> Iterator[Iterator[pa.RecordBatch]]:
     """All record batches of a file that is read from its front."""
     if how.kind == "arrow":
-        with _open(file) as source:
+        with open_file(file) as source:
             yield columnar.arrow_batches(source)
         return
     delimiter = "\t" if how.kind == "tsv" else ","
@@ -284,7 +326,10 @@ def _plan_batches(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int)
                 yield batch
 
         first, every = _peeked(batches())
-        rows = _rows_within(shard_bytes, first.nbytes, first.num_rows, shard_rows) if first else shard_rows
+        rows = shard_rows
+        if first:
+            size = first.nbytes + (draft.beside.of_batch(first) if draft.beside else 0)
+            rows = _rows_within(shard_bytes, size, first.num_rows, shard_rows)
         ranges = ((start, start + rows) for start in count(0, rows))
         for (start, stop), pieces in columnar.cut(every, 0, ranges):
             if len(draft.head) < HEAD_ROWS:

@@ -34,6 +34,13 @@ class Layout:
     desirable: str | None = None  # a column that says of the response alone whether it is good
 
 
+# Of VL-RewardBench: the place of each response, 0 for the better.
+RANKED = {
+    "prompt_key": "query",
+    "response_key": "response",
+    "rank_key": "human_ranking",
+    "pairs_from": "best_worst",
+}
 LAYOUTS = (
     Layout(
         "shp",
@@ -120,6 +127,30 @@ LAYOUTS = (
         "github.com/princeton-nlp/LLMBar",
         ("input", "output_1", "output_2", "label"),
         {"prompt_key": "input", "response_key": ["output_1", "output_2"], "label_key": "label"},
+    ),
+    Layout(
+        "vl-reward-bench",
+        "huggingface.co/datasets/MMInstruction/VL-RewardBench",
+        ("id", "query", "response", "image", "human_ranking"),
+        {**RANKED, "image_key": "image"},
+    ),
+    Layout(
+        "vl-reward-bench-files",
+        "github.com/vl-rewardbench/VL_RewardBench",
+        ("id", "query", "response", "image_path", "human_ranking"),
+        {**RANKED, "image_key": "image_path"},
+    ),
+    Layout(
+        "multimodal-reward-bench",
+        "github.com/facebookresearch/multimodal_rewardbench",
+        ("Text", "Image", "Output1", "Output2", "Better"),
+        {
+            "prompt_key": "Text",
+            "response_key": ["Output1", "Output2"],
+            "label_key": "Better",
+            "label_values": {"Output1": "Output1", "Output2": "Output2"},
+            "image_key": "Image",
+        },
     ),
     Layout(
         "kto",

@@ -14,6 +14,7 @@ from pipeline.evaluation.benchmarks.reward_bench import RewardBench
 from pipeline.evaluation.benchmarks.reward_bench_2 import RewardBench2
 from pipeline.evaluation.benchmarks.rm_bench import RMBench
 from pipeline.evaluation.benchmarks.rmgap import Rmgap
+from pipeline.evaluation.benchmarks.vision import MultimodalRewardBench, VLRewardBench
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -24,6 +25,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         DomainPreference(),
         Rmgap(),
         ProcessBench(),
+        VLRewardBench(),
+        MultimodalRewardBench(),
         Pairs(),
         Kto(),
         BestOfN(),

@@ -37,6 +37,13 @@ class CannotPack(Exception):
     """This model's attention is not one that `packed_attention` computes."""
 
 
+def use(model: Any, name: str) -> None:
+    """Have a model's language model attend by a function of the registry; a vision tower keeps its own."""
+    text = model.config.get_text_config()
+    part = next((key for key, each in vars(model.config).items() if each is text), None)
+    model.set_attn_implementation(name if part is None else {part: name})
+
+
 @dataclass
 class Packing:
     """Families of a packed row: `(start, prefix length, lengths of the continuations)`, in tokens."""

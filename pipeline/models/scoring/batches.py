@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from pipeline.corpus.pictures import Picture
     from pipeline.tokens import Ids, TokenizedTurn
 
 
@@ -23,6 +24,7 @@ class Family:
     prompt_ids: Ids
     members: tuple[int, ...]
     responses: tuple[Ids, ...]
+    pictures: tuple[Picture, ...] = ()  # of the prompt
 
     @property
     def tokens(self) -> int:
@@ -34,10 +36,12 @@ class Family:
 
 
 def families(turns: Sequence[TokenizedTurn], positions: Sequence[int], budget_tokens: int) -> list[Family]:
-    """Group turns by equal prompt, longest family first; one too large for the budget is split and its prompt repeated."""
-    groups: dict[bytes, list[int]] = {}
+    """Group turns by equal prompt and pictures, longest family first; one too large for the budget is split, its prompt
+    repeated."""
+    groups: dict[tuple[bytes, ...], list[int]] = {}
     for position in positions:
-        groups.setdefault(_array(turns[position].prompt_ids).tobytes(), []).append(position)
+        seen = (picture.digest.encode() for picture in _pictures(turns[position]))
+        groups.setdefault((_array(turns[position].prompt_ids).tobytes(), *seen), []).append(position)
     grouped = []
     for members in groups.values():
         prompt = _array(turns[members[0]].prompt_ids)
@@ -55,7 +59,13 @@ def families(turns: Sequence[TokenizedTurn], positions: Sequence[int], budget_to
 
 
 def _family(prompt: Ids, members: list[int], turns: Sequence[TokenizedTurn]) -> Family:
-    return Family(prompt, tuple(members), tuple(_array(turns[m].response_ids) for m in members))
+    responses = tuple(_array(turns[m].response_ids) for m in members)
+    return Family(prompt, tuple(members), responses, _pictures(turns[members[0]]))
+
+
+def _pictures(turn: TokenizedTurn) -> tuple[Picture, ...]:
+    """None of a learner's responses, which have none."""
+    return getattr(turn, "pictures", ())
 
 
 def _array(ids: Sequence[int] | Ids) -> Ids:

@@ -5,14 +5,22 @@ The last token of a response predicts nothing that is scored, so it is not forwa
 Shapes: B rows of length L, T tokens of the packed row, P scored positions in the order of the batch.
 """
 
+from __future__ import annotations
+
+import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from pipeline.corpus.pictures import Picture
 from pipeline.models.scoring.attention import Packing
 from pipeline.models.scoring.batches import Family
+
+if TYPE_CHECKING:
+    from pipeline.models.pictures import PictureProcessor
+    from pipeline.models.pictures.features import View
 
 
 def pack(batch: Sequence[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Packing]:
@@ -32,6 +40,17 @@ def pack(batch: Sequence[Family]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
             positions.append(np.arange(prefix, prefix + rest))
             end += rest
     return joined(ids), joined(positions), joined(chosen), Packing(structure)
+
+
+def picture_positions(batch: Sequence[Family], view: View) -> torch.Tensor:
+    """Positions of a packed row where prompts have pictures: text goes on behind the largest of its prompt's. [3, 1, T] where
+    the model has those of time, height and width, else [1, T]."""
+    parts: list[torch.Tensor] = []
+    for family, own in zip(batch, view.positions([joined([f.prompt_ids]) for f in batch]), strict=True):
+        behind = (own.max() + 1 + torch.arange(len(response) - 1) for response in family.responses)
+        parts += [own, *(each.expand(len(own), -1) for each in behind)]
+    positions = torch.cat(parts, dim=1)
+    return positions[:, None] if len(positions) > 1 else positions
 
 
 def joined(parts: Sequence[Any]) -> torch.Tensor:
@@ -68,6 +87,20 @@ def probe_families(config: Any) -> list[Family]:
         Family(ids[:9], (0, 1), (ids[9:16], ids[16:28])),
         Family(ids[28 : 28 + beyond], (2,), (ids[28 + beyond : 38 + beyond],)),
     ]
+
+
+def probe_pictured(config: Any, processor: PictureProcessor) -> Family:
+    """A prompt with a picture between widely spread tokens, and two responses to it."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(data := io.BytesIO(), "PNG")
+    picture = Picture(data.getvalue(), "a picture of the probe")
+    text = processor.written.replace(processor.marker, processor.expanded([picture.size()])[0])
+    shown = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = [i for i in ((7 + 7919 * n) % config.vocab_size for n in range(48)) if i != processor.token_id][:40]
+    prompt = np.array([*ids[:5], *shown, *ids[5:12]], np.int32)
+    return Family(prompt, (0, 1), (np.array(ids[12:20], np.int32), np.array(ids[20:40], np.int32)), (picture,))
 
 
 def agree(logprobs: torch.Tensor, due: torch.Tensor, dtype: torch.dtype, slack: float = 1.0) -> bool:

@@ -22,7 +22,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -31,14 +32,16 @@ from transformers import DynamicCache
 from pipeline.errors import RowError
 from pipeline.models.corrections import correct
 from pipeline.models.memory import BUDGET_TOKENS
+from pipeline.models.pictures.features import Seeing, View
 from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
 from pipeline.models.scoring.batches import Family, families, padded_batches, token_batches
 from pipeline.models.scoring.head import Head, concatenate, reduce_logits
-from pipeline.models.scoring.layouts import agree, joined, pack, pad, probe_families
+from pipeline.models.scoring.layouts import agree, joined, pack, pad, picture_positions, probe_families, probe_pictured
 from pipeline.models.scoring.products import fast_products
 
 if TYPE_CHECKING:
+    from pipeline.models.pictures import PictureProcessor
     from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
@@ -57,9 +60,11 @@ class Scorer:
             `memory.BUDGET_TOKENS`.
         head_chunk_mb: largest slice of logits held, in MiB of float32.
         certainty: whether entropy and self-certainty of each token are among the scores.
+        pictures: how the model takes pictures; None for one that sees none.
 
     Attributes:
         layout: "packed", "cached" or "plain".
+        picture_layout: the same for prompts with pictures, from the first on.
         forwarded_tokens: tokens given to the model so far, padding included.
         notes: what a person should know of how the model is run, as it comes up; also logged as warnings.
     """
@@ -72,6 +77,7 @@ class Scorer:
         budget_tokens: int | None = None,
         head_chunk_mb: int = 64,
         certainty: bool = False,
+        pictures: PictureProcessor | None = None,
     ):
         correct(model)
         self.model = model.eval().requires_grad_(False)
@@ -79,13 +85,15 @@ class Scorer:
         self.budget_tokens = budget_tokens or BUDGET_TOKENS
         self.forwarded_tokens = 0
         self.notes: list[str] = []
-        self.plain_attention = model.config._attn_implementation
+        self.text_config = model.config.get_text_config()
+        self.plain_attention = self.text_config._attn_implementation
         self.packed_attention = attention.LOOPED
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
-        self.rope_limit = rope_limit(model.config.get_text_config())
+        self.rope_limit = rope_limit(self.text_config)
         self.device = model.get_input_embeddings().weight.device
-        self.layout = "plain"
+        self.layout = self.picture_layout = "plain"
         self.head: Head | None = None
+        self.processor, self.seeing = pictures, cast(Seeing | None, None)
         self._probe(head_chunk_mb)
 
     @property
@@ -104,12 +112,14 @@ class Scorer:
         for position, turn in enumerate(turns):
             if max(np.max(turn.prompt_ids), np.max(turn.response_ids)) >= self.vocabulary:
                 results[position] = RowError("unknown_token", "the tokenizer has more tokens than the model; fit them")
+            elif getattr(turn, "pictures", ()):
+                results[position] = self._see()
         waiting = [i for i in range(len(turns)) if results[i] is None]
         while waiting:
             for batch in self._batches(families(turns, waiting, self.budget_tokens)):
                 members = [m for family in batch for m in family.members]
                 try:
-                    scored = self._score_batch(batch)
+                    scored = self._scored(batch)
                 except RuntimeError as error:
                     if not out_of_memory(error):
                         raise
@@ -123,10 +133,14 @@ class Scorer:
     def _batches(self, ordered: list[Family]) -> list[list[Family]]:
         """What is forwarded together. From `rope_limit` on a response goes alone: its positions depend on the whole batch."""
         long = [] if self.rope_limit is None else [f for f in ordered if f.longest >= self.rope_limit]
-        rest = [f for f in ordered if f not in long]
+        seen = [f for f in ordered if f.pictures and f not in long]
+        rest = [f for f in ordered if not f.pictures and f not in long]
         cut = token_batches if self.layout == "packed" else padded_batches
         together = cut(_singles(rest) if self.layout == "plain" else rest, self.batch_tokens)
-        return together + [[single] for single in _singles(long)]
+        if self.picture_layout == "packed":
+            return together + token_batches(seen, self.batch_tokens) + [[single] for single in _singles(long)]
+        alone = _singles(seen) if self.picture_layout == "plain" else seen
+        return together + [[family] for family in [*alone, *_singles(long)]]
 
     def _shrink(self, members: list[int], batch: list[Family], results: list[Scores | RowError | None]) -> None:
         """Halve the budget after an out-of-memory error; a response that was alone cannot be helped."""
@@ -139,6 +153,15 @@ class Scorer:
             return
         self.budget_tokens = max(1, min(self.budget_tokens, sum(f.tokens for f in batch)) // 2)
         self._note(f"out of memory: scorer.budget_tokens is now {self.budget_tokens}")
+
+    def _scored(self, batch: list[Family]) -> list[Scores | RowError]:
+        """A prompt whose pictures cannot be read fails alone."""
+        try:
+            return self._score_batch(batch)
+        except RowError as error:
+            if len(batch) == 1:
+                return [error] * len(batch[0].members)
+            return [each for family in batch for each in self._scored([family])]
 
     def _score_batch(self, batch: list[Family]) -> list[Scores | RowError]:
         taken = [joined([r]) for family in batch for r in family.responses]
@@ -157,11 +180,13 @@ class Scorer:
     def _forward(self, batch: list[Family]) -> torch.Tensor:
         if self.rope_limit is not None and batch[0].longest >= self.rope_limit:
             return self._alone(batch)
-        if self.layout == "packed":
+        layout = self.picture_layout if batch[0].pictures else self.layout
+        if layout == "packed":
             return self._packed(batch)
-        if self.layout == "cached" and len(batch[0].members) > 1:
-            return torch.cat([self._cached(family) for family in batch])
-        return self._plain(batch)
+        with self._attention(plain=True):
+            if layout == "cached" and len(batch[0].members) > 1:
+                return torch.cat([self._cached(family) for family in batch])
+            return self._plain(batch)
 
     def _trunk(self, ids: torch.Tensor, **options: Any) -> Any:
         self.forwarded_tokens += ids.numel()
@@ -169,13 +194,18 @@ class Scorer:
 
     def _packed(self, batch: list[Family]) -> torch.Tensor:
         ids, positions, chosen, packing = pack(batch)
-        out = self._trunk(ids[None], position_ids=positions[None].to(self.device), use_cache=False, packing=packing)
+        at, seen = positions[None], dict[str, Any]()
+        if view := self._view(batch):
+            at, seen = picture_positions(batch, view), view.options(ids[None])
+        out = self._trunk(ids[None], position_ids=at.to(self.device), use_cache=False, packing=packing, **seen)
         states: torch.Tensor = out.last_hidden_state[0]  # on the last device of a model that is spread over several
         return states[chosen.to(states.device)]
 
     def _cached(self, family: Family) -> torch.Tensor:
         prompt = joined([family.prompt_ids])[None]
-        first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config))
+        view = self._view([family])
+        seen = view.options(prompt) if view else {}
+        first = self._trunk(prompt, use_cache=True, past_key_values=DynamicCache(config=self.model.config), **seen)
         state: torch.Tensor = first.last_hidden_state[:, -1]
         count, width = len(family.responses), max(len(r) for r in family.responses) - 1
         if width == 0:
@@ -185,13 +215,17 @@ class Scorer:
         ids = torch.zeros((count, width), dtype=torch.long)
         for row, response in enumerate(family.responses):
             ids[row, : len(response) - 1] = joined([response[:-1]])
-        positions = torch.arange(prompt.shape[1], prompt.shape[1] + width, device=self.device).expand(count, -1)
+        own = view.positions([prompt[0]])[0] if view else torch.tensor([[prompt.shape[1] - 1]])
+        positions = (own.max() + 1 + torch.arange(width)).expand(count, -1).to(self.device)
+        positions = positions.expand(len(own), -1, -1) if len(own) > 1 else positions
         rest = self._trunk(ids, past_key_values=cache, use_cache=True, position_ids=positions).last_hidden_state
         return torch.cat([torch.cat([state, rest[row, : len(r) - 1]]) for row, r in enumerate(family.responses)])
 
     def _plain(self, batch: list[Family], whole: bool = False) -> torch.Tensor:
         ids, mask, spans = pad(batch, whole)
-        states = self._trunk(ids, attention_mask=mask.to(self.device), use_cache=False).last_hidden_state
+        view = self._view(batch)
+        seen = view.options(ids) if view else {}
+        states = self._trunk(ids, attention_mask=mask.to(self.device), use_cache=False, **seen).last_hidden_state
         return torch.cat([states[row, begin:end] for row, (begin, end) in enumerate(spans)])
 
     def _alone(self, single: list[Family]) -> torch.Tensor:
@@ -207,6 +241,8 @@ class Scorer:
         self.forwarded_tokens += ids.numel()
         keep = torch.arange(begin, end, device=self.device)
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        if view := self._view([single]):
+            inputs |= view.options(ids)
         logits: torch.Tensor = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
         logits = logits if len(logits) == end - begin else logits[begin:end]  # a model that keeps them all
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -217,18 +253,72 @@ class Scorer:
         if self.layout != "packed":
             yield
             return
-        own = self.model.config._attn_implementation
-        self.model.set_attn_implementation(self.plain_attention if plain else self.packed_attention)
+        own = self.text_config._attn_implementation
+        self._set_attention(self.plain_attention if plain else self.packed_attention)
         try:
             yield
         finally:
-            self.model.set_attn_implementation(own)
+            self._set_attention(own)
+
+    def _set_attention(self, name: str) -> None:
+        """Of the language model alone: a vision tower keeps its own."""
+        part = next((key for key, each in vars(self.model.config).items() if each is self.text_config), None)
+        self.model.set_attn_implementation(name if part is None else {part: name})
+
+    # Pictures
+
+    def _see(self) -> RowError | None:
+        """Have pictures read, from the first on. A RowError where the model sees none."""
+        if self.processor is None:
+            return RowError("no_pictures", "the prompt has a picture, and the model reads text alone")
+        if self.seeing is None:
+            self.seeing = Seeing(self.model, self.processor)
+            with self._attention(plain=True):
+                self._probe_pictures()
+        return None
+
+    def _view(self, batch: list[Family]) -> View | None:
+        """Raises RowError for what is no picture."""
+        if not batch[0].pictures or self.seeing is None:
+            return None
+        view = self.seeing.view(*(family.pictures for family in batch))
+        view.require_fit([joined([family.prompt_ids]) for family in batch])
+        return view
+
+    def _probe_pictures(self) -> None:
+        """Which layouts are true of prompts with pictures, and whether features may be encoded ahead."""
+        assert self.processor is not None and self.seeing is not None
+        family = probe_pictured(self.text_config, self.processor)
+        singles, dtype, forwarded = _singles([family]), self.model.dtype, self.forwarded_tokens
+        taken = [joined([single.responses[0]]) for single in singles]
+
+        def logprobs(states: torch.Tensor | None = None) -> torch.Tensor:
+            if self.head is None or states is None:
+                own = (reduce_logits(self._own_logits(f), a, 1.0) for f, a in zip(singles, taken, strict=True))
+                return torch.cat([each.logprobs.cpu() for each in own])
+            return self.head.score(states, torch.cat(taken).to(states.device), 1.0).logprobs.cpu()
+
+        ahead, self.seeing.ahead = self.seeing.ahead, False
+        due = logprobs()
+        self.seeing.ahead = ahead
+        if ahead and not agree(logprobs(), due, dtype):
+            self.seeing.ahead = False
+            self._note(f"{self._name}: pictures are encoded anew for each response")
+        for layout in ("packed", "cached") if self.head is not None else ():
+            if layout == "packed" and self.layout != "packed":
+                continue
+            why = self._try(layout, lambda states: agree(logprobs(states), due, dtype, slack=5), [family])
+            if why is None:
+                self.picture_layout = layout
+                break
+            log.info("%s: prompts with pictures are not %s (%s)", self._name, layout, why)
+        self.forwarded_tokens = forwarded
 
     # The probe: what of the above is true of this model.
 
     @torch.inference_mode()
     def _probe(self, head_chunk_mb: int) -> None:
-        probe = probe_families(self.model.config.get_text_config())
+        probe = probe_families(self.text_config)
         singles, dtype = _singles(probe), self.model.dtype
         taken = [joined([single.responses[0]]) for single in singles]
         own = torch.cat(
@@ -271,7 +361,7 @@ class Scorer:
         before, self.layout = self.layout, layout
         try:
             if layout == "packed":
-                _refuse_unknown_masks(self.model.config.get_text_config())
+                _refuse_unknown_masks(self.text_config)
             with self._attention(), fast_products(self.device):
                 states = self._packed(probe) if layout == "packed" else torch.cat([self._cached(f) for f in probe])
             return None if agrees(states) else "its logits differ"
@@ -308,7 +398,8 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 def _singles(batch: list[Family]) -> list[Family]:
-    return [Family(f.prompt_ids, (m,), (r,)) for f in batch for m, r in zip(f.members, f.responses, strict=True)]
+    alone = ((f, m, r) for f in batch for m, r in zip(f.members, f.responses, strict=True))
+    return [replace(f, members=(m,), responses=(r,)) for f, m, r in alone]
 
 
 def rope_limit(config: Any) -> int | None:

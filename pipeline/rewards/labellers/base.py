@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, SampleConfig, TokensConfig
 from pipeline.corpus import NumberedRow, Shape, Shard
 from pipeline.corpus.samples import Message, Turn
-from pipeline.errors import RowError
+from pipeline.errors import ConfigError, RowError
 from pipeline.models.engines.base import Endpoint
 from pipeline.models.loading import (
     context_length,
@@ -17,6 +17,7 @@ from pipeline.models.loading import (
     load_settings,
     load_tokenizer,
 )
+from pipeline.models.pictures import picture_processor, require_pictures
 from pipeline.rewards.labelling import Prepared, failure, make_label, prepare
 from pipeline.store import fingerprint
 from pipeline.store.schema import Failure, Label
@@ -31,17 +32,24 @@ Texts = tuple[tuple[str, str], ...]  # files that the configuration names: path 
 
 @lru_cache(maxsize=4)
 def open_renderer(
-    model: ModelConfig, tokens: TokensConfig, ending: Ending = "turn", counts: bool = False, texts: Texts | None = None
+    model: ModelConfig,
+    tokens: TokensConfig,
+    ending: Ending = "turn",
+    counts: bool = False,
+    texts: Texts | None = None,
+    sees: bool = False,
 ) -> Renderer:
     """Tokenizer, template, rubrics and context length of a run; one in a process. Raises ConfigError.
 
-    Where it only counts, texts are plain, and nothing is too long.
+    Where it only counts, texts are plain, and nothing is too long. `sees`: what is asked shows the model pictures, too.
     """
     tokenizer = load_tokenizer(model)
     known = None if texts is None else dict(texts)
     if counts:
         return PlainRenderer(tokenizer, tokens, UNBOUNDED, known, ending)
-    return Renderer(tokenizer, tokens, context_length(load_settings(model), tokenizer), known, ending)
+    settings = load_settings(model)
+    pictures = picture_processor(model, settings, tokenizer) if sees else None
+    return Renderer(tokenizer, tokens, context_length(settings, tokenizer), known, ending, pictures)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Labeller:
     name: ClassVar[str] = ""  # what the label store's description calls it
     engine: ClassVar[Engine] = "scorer"  # what answers the requests
     ending: ClassVar[Ending] = "turn"
+    sees: ClassVar[bool] = False  # whether it shows the model pictures
 
     @property
     def tokens(self) -> TokensConfig:
@@ -64,7 +73,7 @@ class Labeller:
     @property
     def renderer(self) -> Renderer:
         """Makes what the model sees."""
-        return open_renderer(self.tokenizer or self.model, self.tokens, self.ending, False, self.texts)
+        return open_renderer(self.tokenizer or self.model, self.tokens, self.ending, False, self.texts, self.sees)
 
     @property
     def counter(self) -> Renderer:
@@ -84,6 +93,16 @@ class Labeller:
     def settings(self) -> dict[str, Any]:
         """What else changes a number, by the configuration's names."""
         raise NotImplementedError
+
+    def require_pictures(self) -> None:
+        """What a corpus with pictures asks, before anything is begun. Raises ConfigError."""
+        if not self.sees:
+            raise ConfigError(
+                f"the corpus has pictures, and the reward or command {self.name} reads text alone; leave it out here, or give "
+                "a corpus without pictures (docs/pictures.md)"
+            )
+        for model in filter(None, (self.model, self.tokenizer)):
+            require_pictures(model, load_settings(model), load_tokenizer(model))
 
     def describe(self, dtype: str) -> dict[str, Any]:
         """All that changes a number: what the fingerprint of its label store is made of. Raises ConfigError."""

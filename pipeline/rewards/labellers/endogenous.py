@@ -17,6 +17,7 @@ class Endogenous(Labeller):
     """What `label` runs."""
 
     name = "endogenous"
+    sees = True
 
     def settings(self) -> dict[str, Any]:
         reward = self.config.reward.described()

@@ -17,7 +17,7 @@ a system prompt to whoever reads the row next. So `detect` finds `prompt + respo
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -29,8 +29,11 @@ from pipeline.corpus import Shape, columns, detect
 from pipeline.corpus.columns import RawRow
 from pipeline.corpus.detection import CONVERSATIONS, LISTED, PROMPTS, SYSTEMS, TOOLS, beside_prompt
 from pipeline.corpus.labels.layouts import recognised
+from pipeline.corpus.placing import holds_any
 from pipeline.corpus.samples import OPENS_THOUGHTS, Message, Turn
 from pipeline.corpus.shapes import SAMPLED
+from pipeline.corpus.sources import COLUMNS as IMAGES
+from pipeline.corpus.sources import PARTS
 from pipeline.errors import InputError, RowError
 from pipeline.models.questions import Completion
 from pipeline.rewards.labellers.base import Writer
@@ -140,8 +143,10 @@ def _renamed(other: RawRow) -> RawRow:
 def prompt_shape(rows: Sequence[RawRow], config: InputConfig, name: str) -> Shape:
     """Where a file's prompts are, by its first rows: a prompt column, a conversation, or what the halves of a pair share.
 
-    A corpus that `detect` knows need not hold responses here. Raises InputError where no column holds a prompt.
+    A corpus that `detect` knows need not hold responses here. Raises InputError where no column holds a prompt, and where
+    prompts have pictures.
     """
+    _refuse_pictures(rows, config, name)
     names = list(dict.fromkeys(column for row in rows for column in row))
     key = config.prompt_key or config.messages_key
     if key and not any(columns.has(row, key) for row in rows):
@@ -171,6 +176,27 @@ def prompt_shape(rows: Sequence[RawRow], config: InputConfig, name: str) -> Shap
             f"--set input.prompt_key={next(iter(columns.paths(rows, (str, list))), 'COLUMN')}"
         )
     return shape
+
+
+def _refuse_pictures(rows: Sequence[RawRow], config: InputConfig, name: str) -> None:
+    stated = config.image_key
+    names = IMAGES if stated is None else [stated] if isinstance(stated, str) else stated
+    if any(_shows(row, names) for row in rows):
+        raise InputError(
+            f"{name}: its prompts have pictures, and a policy is not asked with pictures yet; give prompts of text alone, or "
+            "learn from responses that there are: endoreward label, then endoreward train (docs/pictures.md)"
+        )
+
+
+def _shows(row: RawRow, names: Sequence[str]) -> bool:
+    return any(holds_any(columns.lookup(row, name)) for name in names if columns.has(row, name)) or _has_part(row)
+
+
+def _has_part(value: Any) -> bool:
+    """Whether there is a picture among the parts of a message, at any depth."""
+    if isinstance(value, Mapping):
+        return value.get("type") in PARTS or any(map(_has_part, value.values()))
+    return isinstance(value, list) and any(map(_has_part, value))
 
 
 def _listed(rows: Sequence[RawRow]) -> str:
