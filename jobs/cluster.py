@@ -66,8 +66,11 @@ class Pool:
 
 
 @contextlib.contextmanager
-def cluster(run: ClusterConfig) -> Iterator[None]:
+def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
     """A connected Ray for as long as the block runs; its chatter is kept out of the terminal unless asked for.
+
+    Args:
+        data: whether what runs may import Ray Data, as Ray Train does.
 
     A Ray that this process has already, of a notebook or of a command before, is used as it is and left running. What is
     set of the process's logging and signals is taken back at the end.
@@ -78,11 +81,12 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
     """
     global _started_here
     import ray
-    import ray.data  # sets up its own logging as it is imported, which must not come after what is set here
 
     if ray.is_initialized():
         yield
         return
+    if data:
+        import ray.data  # sets up its own logging as it is imported, which must not come after what is set here
     address = _address(run)
     options: dict[str, Any] = {"log_to_driver": run.verbose, "logging_level": logging.ERROR}
     if address is None:

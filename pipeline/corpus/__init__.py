@@ -26,8 +26,8 @@ from pipeline.corpus.detection import detect
 from pipeline.corpus.examine import counted, require_proof
 from pipeline.corpus.files.folders import Choice
 from pipeline.corpus.files.inputs import Format, InputFile, InputFiles, file_format, find_files
-from pipeline.corpus.files.readers import NumberedRow, plan_file, read_shards
-from pipeline.corpus.files.shards import FilePlan, Shard, read_together
+from pipeline.corpus.files.readers import NumberedRow, head_of, plan_file, read_shards
+from pipeline.corpus.files.shards import FilePlan, Shard, Shards, read_together
 from pipeline.corpus.shapes import Shape, turns
 
 __all__ = [
@@ -39,10 +39,12 @@ __all__ = [
     "NumberedRow",
     "Shape",
     "Shard",
+    "Shards",
     "counted",
     "detect",
     "file_format",
     "find_files",
+    "head_of",
     "plan_file",
     "read_shards",
     "read_together",

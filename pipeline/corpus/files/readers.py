@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.files import columnar, contents, text
 from pipeline.corpus.files.inputs import Format, InputFile, file_format
-from pipeline.corpus.files.shards import FilePlan, Shard
+from pipeline.corpus.files.shards import FilePlan, Shard, Shards
 from pipeline.errors import InputError, RowError
 
 NumberedRow = tuple[int, dict[str, Any] | RowError]
@@ -39,9 +39,12 @@ class _Draft:
     file: InputFile
     seen: int = 0  # rows passed, blank lines included
     total: Any = field(default_factory=hashlib.sha256)
-    shards: list[Shard] = field(default_factory=list)
+    shards: Shards = field(init=False)
     head: list[dict[str, Any]] = field(default_factory=list)
     trouble: str | None = None
+
+    def __post_init__(self) -> None:
+        self.shards = Shards(self.file.name)
 
     def show(self, row: dict[str, Any] | RowError) -> None:
         if isinstance(row, RowError):
@@ -54,13 +57,11 @@ class _Draft:
     ) -> None:
         """End a shard; one of blank lines alone is none."""
         if rows:
-            self.shards.append(Shard(self.file.name, len(self.shards), start, stop, rows, digest, offset, length))
+            self.shards.add(start, stop, rows, offset, length, digest)
 
     def done(self) -> FilePlan:
-        rows = sum(shard.rows for shard in self.shards)
-        return FilePlan(
-            self.file.name, rows, self.total.hexdigest(), tuple(self.shards), tuple(self.head), self.trouble
-        )
+        head, shards = tuple(self.head), self.shards
+        return FilePlan(self.file.name, shards.rows, self.total.hexdigest(), shards, head, self.trouble)
 
 
 def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128, shard_bytes: int = SHARD_BYTES) -> FilePlan:
@@ -71,20 +72,43 @@ def plan_file(file: InputFile, format: str = "auto", shard_rows: int = 128, shar
     file has no shards. Raises InputError, before anything is started, where the file breaks off or is not what its format
     says. A broken line is no error here: `read_shards` gives it as a RowError in its place.
     """
-    how = file_format(file.name, format)
-    plan = _plan_parquet if how.kind == "parquet" else _plan_batches if how.kind in BATCHED else _plan_text
     draft = _Draft(file)
+    for _ in _planned(draft, file_format(file.name, format), shard_rows, shard_bytes):
+        pass
+    return draft.done()
+
+
+class Head(NamedTuple):
+    """The first rows of a file that can be parsed, and what is wrong with the first that cannot; neither of an empty file."""
+
+    rows: tuple[dict[str, Any], ...]
+    trouble: str | None
+
+
+def head_of(file: InputFile, format: str = "auto") -> Head:
+    """`head` and `trouble` of the file's plan, without reading on. Raises InputError where its beginning is not what its
+    format says."""
+    draft = _Draft(file)
+    for _ in _planned(draft, file_format(file.name, format), HEAD_ROWS, SHARD_BYTES):
+        if len(draft.head) >= HEAD_ROWS:
+            break
+    return Head(tuple(draft.head), draft.trouble)
+
+
+def _planned(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
+    """Fills the draft, shard by shard."""
+    file = draft.file
+    plan = _plan_parquet if how.kind == "parquet" else _plan_batches if how.kind in BATCHED else _plan_text
     try:
         start = _start(file)
         if wrong := contents.mistaken(file.name, start, how):
             raise InputError(f"{file.uri}: {wrong}")
-        plan(draft, how, shard_rows, shard_bytes)
+        yield from plan(draft, how, shard_rows, shard_bytes)
     except BROKEN as error:
         where = f"breaks after {draft.seen} rows" if draft.seen else "cannot be read"
         form = f"{how.kind} in {how.compression}" if how.compression else how.kind
         remedy = contents.remedy(start, how) if "--set" not in str(error) else ""
         raise InputError(f"{file.uri}: {where} as {form}: {error}; fetch or write the file again{remedy}") from error
-    return draft.done()
 
 
 def _start(file: InputFile) -> bytes:
@@ -159,7 +183,7 @@ def _parsed(records: Iterable[text.Record]) -> list[NumberedRow]:
     return rows
 
 
-def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
+def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
     with _records(draft.file, how) as (records, splittable):
         start = rows = offset = length = 0
         digest = hashlib.sha256()
@@ -179,6 +203,7 @@ def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) ->
                     draft.show(_parsed([(row, raw)])[0][1])
             if rows == shard_rows or length >= shard_bytes:
                 close()
+                yield
                 start, rows, offset, length = draft.seen, 0, offset + length, 0
                 digest = hashlib.sha256()
         close()
@@ -192,7 +217,7 @@ def _require_rows(draft: _Draft, how: Format) -> None:
         draft.trouble += (
             "; where the file is one array, or its objects run over several lines, say --set input.format=json"
         )
-    if sum(shard.rows for shard in draft.shards) == 1 and draft.head and (nested := text.nested_rows(draft.head[0])):
+    if draft.shards.rows == 1 and draft.head and (nested := text.nested_rows(draft.head[0])):
         raise InputError(
             f"{draft.file.uri}: the whole file is one object, of {nested}; {contents.unnest(draft.file.name, nested)}"
         )
@@ -220,17 +245,18 @@ def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tu
             yield shard, _parsed(mine)
 
 
-def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
+def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
     with _open(draft.file) as source, columnar.open_parquet(source) as parquet:
         footer = columnar.footer(source)
         for span in columnar.spans(parquet, shard_rows):
             digest = hashlib.sha256(footer)
-            columnar.digest_range(source, span.offset, span.length, digest, draft.total)
             for batch in columnar.span_batches(parquet, span, shard_rows):  # decoded only to know that it can be
                 if len(draft.head) < HEAD_ROWS:
                     for _, row in columnar.rows_of([batch.slice(0, HEAD_ROWS)], draft.seen):
                         draft.show(row)
                 draft.seen += batch.num_rows
+                yield
+            columnar.digest_range(source, span.offset, span.length, digest, draft.total)
             rows = _rows_within(shard_bytes, columnar.span_bytes(parquet, span), span.stop - span.start, shard_rows)
             for start in range(span.start, span.stop, rows):
                 stop = min(start + rows, span.stop)
@@ -274,7 +300,7 @@ def _batches(file: InputFile, how: Format) -> Iterator[Iterator[pa.RecordBatch]]
         yield columnar.csv_batches(whole, names, delimiter) if names else iter(())
 
 
-def _plan_batches(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
+def _plan_batches(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
     with _batches(draft.file, how) as all_batches:
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -292,6 +318,7 @@ def _plan_batches(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int)
                     draft.show(row)
             draft.seen = stop
             draft.close(start, stop, stop - start, _digest(how, pieces))
+            yield
 
 
 def _rows_within(most: int, size: int, rows: int, most_rows: int) -> int:
