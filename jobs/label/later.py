@@ -13,7 +13,18 @@ from jobs.cluster import READ_CPUS
 from pipeline import storage
 from pipeline.apart import Apart
 from pipeline.config import InputConfig
-from pipeline.corpus import InputFile, Shape, counted, head_of, plan_file
+from pipeline.corpus import (
+    FilePlan,
+    InputFile,
+    Shape,
+    counted,
+    digest_of,
+    head_of,
+    joined,
+    plan_file,
+    plan_section,
+    sections,
+)
 from pipeline.corpus.labels.rules import ByValue
 from pipeline.errors import EndorewardError, InputError
 from pipeline.store import StoredInput
@@ -68,47 +79,82 @@ def look(
 def planned(later: Sequence[Later], config: InputConfig, by_tasks: bool) -> Iterator[StoredInput]:
     """The plan of each, in order: by tasks of the cluster that this process has joined, else in a process beside it. Raises
     EndorewardError."""
-    for each, plan in _by_tasks(later, config) if by_tasks else _beside(later, config):
-        if isinstance(plan, EndorewardError):
-            raise plan
-        yield replace(plan, file=each.file)
+    return _by_tasks(later, config) if by_tasks else _beside(later, config)
 
 
-def _by_tasks(later: Sequence[Later], config: InputConfig) -> Iterator[tuple[Later, StoredInput | EndorewardError]]:
+class Asked:
+    """A file that tasks of the cluster plan: one, or of a large file of JSON lines one for each section."""
+
+    def __init__(self, file: InputFile, config: InputConfig, cpus: float):
+        import ray
+
+        task: Any = ray.remote(num_cpus=cpus, max_retries=3)(_unless_error)
+        self.file, self.format = file, config.format
+        number, cut = sections(file, config.format), (config.shard_rows, config.shard_bytes)
+        self.parts: list[Any] = []
+        if number == 1:
+            self.whole = task.remote(plan_file, file, config.format, *cut)
+        else:
+            self.whole = task.remote(digest_of, file)
+            self.parts = [task.remote(plan_section, file, index, *cut) for index in range(number)]
+
+    def plan(self) -> FilePlan:
+        """Waits for it. Raises EndorewardError."""
+        parts = [_result(part) for part in self.parts]
+        whole = _result(self.whole)
+        return joined(self.file, self.format, parts, whole) if parts else whole
+
+
+def _unless_error(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except EndorewardError as error:  # as a value it reaches the driver whole
+        return error
+
+
+def _result(answer: Any) -> Any:
     import ray
 
-    task: Any = ray.remote(num_cpus=READ_CPUS, max_retries=3)(_planned)
-    asked: deque[tuple[Later, Any]] = deque()
+    value = ray.get(answer)
+    if isinstance(value, EndorewardError):
+        raise value
+    return value
+
+
+def _by_tasks(later: Sequence[Later], config: InputConfig) -> Iterator[StoredInput]:
+    asked: deque[tuple[Later, Asked]] = deque()
     for each in later:
-        asked.append((each, task.remote(each, config)))
+        _require_untouched(each.file)
+        asked.append((each, Asked(each.file, config, READ_CPUS)))
         if len(asked) > AHEAD:
             first, plan = asked.popleft()
-            yield first, ray.get(plan)
+            yield _held(first, plan.plan())
     for first, plan in asked:
-        yield first, ray.get(plan)
+        yield _held(first, plan.plan())
 
 
-def _beside(later: Sequence[Later], config: InputConfig) -> Iterator[tuple[Later, StoredInput | EndorewardError]]:
+def _beside(later: Sequence[Later], config: InputConfig) -> Iterator[StoredInput]:
     beside = Apart()
     try:
-        yield from in_parallel(lambda each: beside.call(_planned, each, config), later, 1)
+        for _, stored in in_parallel(lambda each: beside.call(_planned, each, config), later, 1):
+            yield stored
     finally:
         beside.stop()
 
 
-def _planned(later: Later, config: InputConfig) -> StoredInput | EndorewardError:
-    """In a task, or in a process beside the driver: an error as a value reaches the driver whole."""
-    file = later.file
-    try:
-        _require_untouched(file)
-        plan = plan_file(file, config.format, config.shard_rows, config.shard_bytes)
-        _require_untouched(file)
-        if plan.head != later.head:
-            raise _changed(file)
-        shape = counted((file, later.format, later.shape, plan))
-        return StoredInput(file, later.format, shape, replace(plan, head=()))
-    except EndorewardError as error:
-        return error
+def _planned(later: Later, config: InputConfig) -> StoredInput:
+    """In a process beside the driver."""
+    _require_untouched(later.file)
+    return _held(later, plan_file(later.file, config.format, config.shard_rows, config.shard_bytes))
+
+
+def _held(later: Later, plan: FilePlan) -> StoredInput:
+    """A plan, held against what was known of its file. Raises InputError."""
+    _require_untouched(later.file)
+    if plan.head != later.head:
+        raise _changed(later.file)
+    shape = counted((later.file, later.format, later.shape, plan))
+    return StoredInput(later.file, later.format, shape, replace(plan, head=()))
 
 
 def _require_untouched(file: InputFile) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs import terminal
 from jobs.label.backlog import Backlog
-from jobs.label.later import Later, beyond, look
+from jobs.label.later import Asked, Later, beyond, look
 from pipeline import storage
 from pipeline.config import InputConfig
 from pipeline.corpus import (
@@ -23,10 +23,11 @@ from pipeline.corpus import (
     plan_file,
     read_shards,
     require_proof,
+    sections,
 )
 from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels.rules import Guessed, LabelRule, disagree
-from pipeline.errors import ConfigError, EndorewardError, InputError, StoreError
+from pipeline.errors import ConfigError, InputError, StoreError
 from pipeline.evaluation.benchmarks.base import Benchmark
 from pipeline.store import LabelStore, StoredInput
 from pipeline.tokens import Renderer
@@ -134,39 +135,24 @@ def _is_as_stored(file: InputFile, stored: StoredInput | None) -> bool:
 def plan_files(files: Sequence[InputFile], config: InputConfig) -> Iterator[FilePlan]:
     """The plan of each file, in order: read by tasks of the cluster that this process has joined, else one after the other."""
     ray = sys.modules.get("ray")
-    alone = ray is None or not ray.is_initialized() or len(files) < 2
+    few = sum(sections(file, config.format) for file in files) < 2
+    alone = few or ray is None or not ray.is_initialized()
     plans: Iterator[FilePlan] = (_plan(each, config) for each in files) if alone else _planned_by_tasks(files, config)
     return terminal.track(plans, len(files), "planning", "files")
 
 
 def _planned_by_tasks(files: Iterable[InputFile], config: InputConfig) -> Iterator[FilePlan]:
-    import ray
-
-    task: Any = ray.remote(num_cpus=PLAN_CPUS, max_retries=3)(_plan_or_error)
-    asked: deque[Any] = deque()
+    asked: deque[Asked] = deque()
     for file in files:
-        asked.append(task.remote(file, config))
+        asked.append(Asked(file, config, PLAN_CPUS))
         if len(asked) >= PLANNED_AHEAD:
-            yield _unless_error(ray.get(asked.popleft()))
+            yield asked.popleft().plan()
     while asked:
-        yield _unless_error(ray.get(asked.popleft()))
+        yield asked.popleft().plan()
 
 
 def _plan(file: InputFile, config: InputConfig) -> FilePlan:
     return plan_file(file, config.format, config.shard_rows, config.shard_bytes)
-
-
-def _plan_or_error(file: InputFile, config: InputConfig) -> FilePlan | EndorewardError:
-    try:
-        return _plan(file, config)
-    except EndorewardError as error:  # as a value it reaches the driver whole
-        return error
-
-
-def _unless_error(plan: FilePlan | EndorewardError) -> FilePlan:
-    if isinstance(plan, EndorewardError):
-        raise plan
-    return plan
 
 
 def check_sampled(inputs: Iterable[StoredInput | Later], renderer: Renderer) -> None:

@@ -26,7 +26,16 @@ from pipeline.corpus.detection import detect
 from pipeline.corpus.examine import counted, require_proof
 from pipeline.corpus.files.folders import Choice
 from pipeline.corpus.files.inputs import Format, InputFile, InputFiles, file_format, find_files
-from pipeline.corpus.files.readers import NumberedRow, head_of, plan_file, read_shards
+from pipeline.corpus.files.readers import (
+    NumberedRow,
+    digest_of,
+    head_of,
+    joined,
+    plan_file,
+    plan_section,
+    read_shards,
+    sections,
+)
 from pipeline.corpus.files.shards import FilePlan, Shard, Shards, read_together
 from pipeline.corpus.shapes import Shape, turns
 
@@ -42,12 +51,16 @@ __all__ = [
     "Shards",
     "counted",
     "detect",
+    "digest_of",
     "file_format",
     "find_files",
     "head_of",
+    "joined",
     "plan_file",
+    "plan_section",
     "read_shards",
     "read_together",
     "require_proof",
+    "sections",
     "turns",
 ]

@@ -12,7 +12,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ NumberedRow = tuple[int, dict[str, Any] | RowError]
 
 HEAD_ROWS = 20
 SHARD_BYTES = 1 << 19
+SECTION = 1 << 26
+"""Bytes of a file of JSON lines that are planned apart; no shard has lines that begin in two of them."""
 BATCHED = ("arrow", "csv", "tsv")
 BROKEN = (OSError, ValueError, pa.ArrowException)  # what reading a file that is not what it should be raises
 
@@ -185,29 +187,112 @@ def _parsed(records: Iterable[text.Record]) -> list[NumberedRow]:
 
 def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
     with _records(draft.file, how) as (records, splittable):
-        start = rows = offset = length = 0
-        digest = hashlib.sha256()
-
-        def close() -> None:
-            place = (offset, length) if splittable else ()
-            draft.close(start, draft.seen, rows, digest.hexdigest(), *place)
-
-        for row, raw in records:
-            draft.seen = row + 1
-            draft.total.update(raw)
-            digest.update(raw)
-            length += len(raw)
-            if not text.is_blank(row, raw):
-                rows += 1
-                if len(draft.head) < HEAD_ROWS:
-                    draft.show(_parsed([(row, raw)])[0][1])
-            if rows == shard_rows or length >= shard_bytes:
-                close()
-                yield
-                start, rows, offset, length = draft.seen, 0, offset + length, 0
-                digest = hashlib.sha256()
-        close()
+        yield from _cut(draft, records, 0 if splittable else None, shard_rows, shard_bytes)
     _require_rows(draft, how)
+
+
+def _cut(
+    draft: _Draft, records: Iterable[text.Record], offset: int | None, shard_rows: int, shard_bytes: int
+) -> Iterator[None]:
+    """Shards of records, the first of which begins at byte `offset` where they can be split: then none goes over the end of a
+    section."""
+    start, rows, length, digest = draft.seen, 0, 0, hashlib.sha256()
+
+    def close() -> None:
+        place = (offset, length) if offset is not None else ()
+        draft.close(start, draft.seen, rows, digest.hexdigest(), *place)
+
+    for row, raw in records:
+        draft.seen = row + 1
+        draft.total.update(raw)
+        digest.update(raw)
+        length += len(raw)
+        if not text.is_blank(row, raw):
+            rows += 1
+            if len(draft.head) < HEAD_ROWS:
+                draft.show(_parsed([(row, raw)])[0][1])
+        ends = offset is not None and (offset + length) // SECTION != offset // SECTION
+        if ends or rows == shard_rows or length >= shard_bytes:
+            close()
+            yield
+            offset = None if offset is None else offset + length
+            start, rows, length, digest = draft.seen, 0, 0, hashlib.sha256()
+    close()
+
+
+class Section(NamedTuple):
+    """A part of a file of JSON lines, planned; its lines are counted from its first one on."""
+
+    shards: Shards
+    lines: int
+    head: tuple[dict[str, Any], ...]
+    trouble: str | None
+
+
+def sections(file: InputFile, format: str = "auto") -> int:
+    """In how many parts a file may be planned, by as many processes: 1 of all but large files of JSON lines."""
+    how = file_format(file.name, format)
+    return max(1, -(-file.size // SECTION)) if how.kind == "jsonl" and how.compression is None else 1
+
+
+def plan_section(file: InputFile, number: int, shard_rows: int = 128, shard_bytes: int = SHARD_BYTES) -> Section:
+    """The lines that begin in a section. Raises InputError where it cannot be read."""
+    draft, first = _Draft(file), min(number, 1)  # only the first line of a file may begin with a mark, and has number 0
+    draft.seen, draft.total = first, _Unread()
+    try:
+        with io.BufferedReader(_open(file), 1 << 20) as stream:
+            begin, end = number * SECTION, (number + 1) * SECTION
+            if number:  # what is left of a line that begins before
+                stream.seek(begin - 1)
+                begin += len(stream.readline()) - 1
+            else:
+                _require_text(file, stream)
+            for _ in _cut(draft, _lines(stream, begin, end, first), begin, shard_rows, shard_bytes):
+                pass
+    except BROKEN as error:
+        raise InputError(f"{file.uri}: cannot be read from byte {number * SECTION} on: {error}") from error
+    return Section(draft.shards, draft.seen - first, tuple(draft.head), draft.trouble)
+
+
+def digest_of(file: InputFile) -> str:
+    """sha256 of the bytes of a file. Raises InputError."""
+    total = hashlib.sha256()
+    try:
+        with _open(file) as source:
+            columnar.digest_range(source, 0, source.size(), total)
+    except BROKEN as error:
+        raise InputError(f"{file.uri}: cannot be read: {error}") from error
+    return total.hexdigest()
+
+
+def joined(file: InputFile, format: str, parts: Iterable[Section], digest: str) -> FilePlan:
+    """The plan of a file by its sections, as `plan_file` gives it. Raises InputError as that does."""
+    draft = _Draft(file)
+    for part in parts:
+        draft.shards.extend(part.shards, draft.seen - min(draft.seen, 1) if len(part.shards) else 0)
+        draft.seen += part.lines
+        if len(draft.head) < HEAD_ROWS:
+            draft.trouble = draft.trouble or part.trouble
+            draft.head += part.head[: HEAD_ROWS - len(draft.head)]
+    _require_rows(draft, file_format(file.name, format))
+    return replace(draft.done(), digest=digest)
+
+
+class _Unread:
+    """In the place of a digest that nobody asks for."""
+
+    def update(self, data: bytes) -> None: ...
+
+    def hexdigest(self) -> str:
+        return ""
+
+
+def _lines(stream: io.BufferedReader, begin: int, end: int, row: int) -> Iterator[text.Record]:
+    """Numbered lines that begin at bytes [begin, end)."""
+    while begin < end and (line := stream.readline()):
+        begin += len(line)
+        yield row, line
+        row += 1
 
 
 def _require_rows(draft: _Draft, how: Format) -> None:
