@@ -48,12 +48,16 @@ class Backlog:
         for stored, left in self._planned:
             yield from self._work(stored, left)
 
+    def planned_later(self) -> Iterator[Work]:
+        """Of the others, as they are planned."""
+        for stored in self.later or ():
+            yield from self._work(stored, self._left(stored))
+        self.whole = True
+
     def __iter__(self) -> Iterator[Work]:
         yield from self.planned()
         if self.later is not None:
-            for stored in self.later:
-                yield from self._work(stored, self._left(stored))
-            self.whole = True
+            yield from self.planned_later()
 
     def _left(self, stored: StoredInput) -> Sequence[int]:
         """Positions of the shards that are not done."""

@@ -1,4 +1,4 @@
-"""The labelling flow: shards go through three steps, two as tasks on Ray and one in a pool of actors.
+"""The labelling flow: shards go through three steps, two on Ray Data and one in a pool of actors.
 
     read        raw rows, of what can only be read from its front: one task a file, which gives them as they are asked for
     prepare     normalise and tokenise, in a process beside the task's, which also reads where each shard has bytes of its own
@@ -14,20 +14,19 @@ for a neighbour in a batch: siblings of one prompt stay together, and memory is 
 """
 
 import logging
-import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 
 from actors.actor import ActorSpec
 from actors.beside import ActorBeside
 from jobs.cluster import Pool
 from jobs.label.backlog import Backlog
-from jobs.label.feed import Feed
+from jobs.label.feed import ROW, Feed, row
 from jobs.label.pool import LabelPool
 from jobs.label.work import Done, PoolState, Target, Work
 from pipeline.apart import unpickled
@@ -39,9 +38,7 @@ from pipeline.rewards.labelling import Prepared
 from pipeline.store import commit
 from pipeline.store.commit import find_record
 
-Pickled = NDArray[np.uint8]  # an array, since Ray hands these on without a copy
-Raw = tuple[Shape, list[tuple[Shard, int, Pickled]]]  # shards, the generation of each, its rows
-Meta = tuple[list[str], EndorewardError | None]  # the rows of each shard in words, and why there are none
+Raw = tuple[Shard, int, bytes, Shape]  # a shard, its generation, its rows, pickled, and what they hold
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +58,8 @@ def label_shards(
         watch: called every few seconds with how the pool of actors is.
         preparation: prepares all of it beside the driver where it is given, in the place of tasks.
     """
-    feed = Feed(backlog, labeller, pool, read_blocks, prepare_block, preparation)
-    with LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, backlog, watch) as actors:
+    feed = Feed(backlog, labeller, pool, read_work, prepare_block, preparation)
+    with LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, backlog, watch, _name) as actors:
         for done in actors.results(feed):
             if isinstance(done, EndorewardError):
                 raise done
@@ -72,19 +69,17 @@ def label_shards(
 # The steps. An EndorewardError travels on as a value, so that the driver can raise it whole.
 
 
-def read_blocks(work: Work, sizes: Sequence[int]) -> Iterator[Raw | EndorewardError]:
-    """Rows of the shards of one file, as blocks of so many shards; the last size holds for all that follow."""
+def read_work(pickled: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+    """Rows of the shards of one file that has to be read from its front."""
+    work: Work = unpickled(pickled[ROW])  # ours: written by the driver
+    yield from map(row, _read(work))
+
+
+def _read(work: Work) -> Iterator[Raw | EndorewardError]:
     try:
         generations = dict(zip((shard.index for shard in work.shards), work.generations, strict=True))
-        block: list[tuple[Shard, int, Pickled]] = []
-        given = 0
         for shard, rows in read_shards(work.file, work.format, work.shards):
-            block.append((shard, generations[shard.index], _array(pickle.dumps(rows, pickle.HIGHEST_PROTOCOL))))
-            if len(block) >= sizes[min(given, len(sizes) - 1)]:
-                yield work.shape, block
-                block, given = [], given + 1
-        if block:
-            yield work.shape, block
+            yield shard, generations[shard.index], row(rows)[ROW], work.shape
     except EndorewardError as error:
         yield error
     except Exception as error:
@@ -92,43 +87,45 @@ def read_blocks(work: Work, sizes: Sequence[int]) -> Iterator[Raw | EndorewardEr
         yield RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}")
 
 
-def prepare_block(
-    block: Work | Raw | EndorewardError, labeller: bytes, own_code: bool, preparation: Preparation | None = None
-) -> tuple[Meta, list[Pickled]]:
-    """Shards whose rows are at a place or here, prepared."""
+def prepare_block(block: pa.Table, labeller: bytes, own_code: bool, preparation: Preparation | None = None) -> pa.Table:
+    """Shards of a block, prepared: what `read_work` gave, or works whose shards are read where they are prepared."""
+    prepared: list[bytes] = []
     shard: Shard | None = None
-    names, prepared = [], []
     try:
         preparation = preparation or _preparation(own_code)
         for shard, generation, rows, shape in _opened(block):
-            prepared.append(_array(preparation.packed(labeller, shard, generation, rows, shape)))
-            names.append(_rows_of(shard))
+            prepared.append(preparation.packed(labeller, shard, generation, rows, shape))
     except EndorewardError as error:
-        return ([], error), []
+        prepared.append(row(error)[ROW])
     except Exception as error:
         if shard is None:
             raise
-        return ([], _unexpected(error, shard)), []
-    return (names, None), prepared
+        prepared.append(row(_unexpected(error, shard))[ROW])
+    return pa.table({ROW: pa.array(prepared, pa.large_binary())})
 
 
-def _opened(block: Work | Raw | EndorewardError) -> Iterator[tuple[Shard, int, bytes | Place, Shape]]:
+def _opened(block: pa.Table) -> Iterator[tuple[Shard, int, bytes | Place, Shape]]:
     """Each shard, its generation, its rows or where they are, their shape."""
-    if isinstance(block, EndorewardError):
-        raise block
-    if not isinstance(block, Work):
-        shape, shards = block
-        yield from ((shard, generation, rows.tobytes(), shape) for shard, generation, rows in shards)
-    elif block.apart:
-        place = Place(block.file, block.format)
-        yield from ((s, g, place, block.shape) for s, g in zip(block.shards, block.generations, strict=True))
-    else:
-        for raw in read_blocks(block, [1]):
-            yield from _opened(raw)
+    for value in block[ROW]:
+        content: Work | Raw | EndorewardError = unpickled(value.as_buffer())  # ours: written by the step before
+        if isinstance(content, EndorewardError):
+            raise content
+        if not isinstance(content, Work):
+            yield content
+        elif content.apart:
+            place = Place(content.file, content.format)
+            yield from ((s, g, place, content.shape) for s, g in zip(content.shards, content.generations, strict=True))
+        else:
+            for raw in _read(content):
+                if isinstance(raw, EndorewardError):
+                    raise raw
+                yield raw
 
 
-def _array(data: bytes) -> Pickled:
-    return np.frombuffer(data, np.uint8)
+def _name(block: pa.Table, position: int) -> str:
+    """Of a shard in a prepared block."""
+    prepared = unpickled(block[ROW][position].as_buffer())
+    return _rows_of(prepared.shard) if isinstance(prepared, Prepared) else str(prepared)
 
 
 def _unexpected(error: Exception, shard: Shard) -> RunError:
@@ -170,12 +167,14 @@ class ShardActor:
         """Tokens given to the model so far, also of the shard that is being answered."""
         return self.actor.forwarded_tokens
 
-    def label(self, block: list[Pickled], begin: int, end: int, again: bool) -> list[Done | EndorewardError]:
+    def label(self, block: pa.Table, begin: int, end: int, again: bool) -> list[Done | EndorewardError]:
         """Label shards [begin, end) of a block; those that another actor has committed already are left where it is done
         `again`."""
         done: list[Done | EndorewardError] = []
-        for each in block[begin:end]:
-            prepared: Prepared = unpickled(memoryview(each))  # type: ignore[arg-type]  # ours: written by the step before
+        for each in block[ROW][begin:end]:
+            prepared: Prepared | EndorewardError = unpickled(each.as_buffer())  # ours: written by the step before
+            if isinstance(prepared, EndorewardError):
+                return [*done, prepared]
             try:
                 done.append(self._labelled(prepared, again))
             except EndorewardError as error:

@@ -19,9 +19,9 @@ from functools import partial
 from typing import Any, Self
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
-from jobs.cluster import PREPARES, Pool, alive_nodes, draining_nodes, placed, usable
+from jobs.cluster import Pool, alive_nodes, draining_nodes, placed, usable
 from jobs.label.backlog import Backlog
 from jobs.label.work import BLOCK, PoolState
 from pipeline.config import LabelConfig
@@ -44,20 +44,19 @@ class _Portion:
     """Neighbouring shards of a prepared block."""
 
     block: Any  # a reference
-    shards: list[str]  # the rows of each, in words
+    size: int
     begin: int = 0  # position of the first in the block
     again: bool = False  # whether an actor has had it that has died, and may have committed some
     tries: int = 0
 
     def split(self, first: int) -> "list[_Portion]":
         """Its first shards, and the rest where there is one."""
-        if first >= len(self.shards):
+        if first >= self.size:
             return [self]
-        parts = [(0, self.shards[:first]), (first, self.shards[first:])]
-        return [replace(self, begin=self.begin + at, shards=shards) for at, shards in parts]
+        return [replace(self, size=first), replace(self, begin=self.begin + first, size=self.size - first)]
 
     def singly(self) -> "list[_Portion]":
-        return [replace(self, begin=self.begin + at, shards=[shard]) for at, shard in enumerate(self.shards)]
+        return [replace(self, begin=self.begin + at, size=1) for at in range(self.size)]
 
 
 @dataclass(eq=False)
@@ -85,6 +84,7 @@ class LabelPool:
         size: how many, and what each asks of the cluster.
         backlog: whose shards are to be labelled.
         watch: called every few seconds with how the pool is.
+        name: of a shard, for errors: of a block's content and its position in it.
     """
 
     def __init__(
@@ -95,9 +95,10 @@ class LabelPool:
         size: Pool,
         backlog: Backlog,
         watch: Callable[[PoolState], None],
+        name: Callable[[Any, int], str],
     ):
         self.scorer, self.size, self.backlog, self.watch = config.scorer, size, backlog, watch
-        self.run = config.run
+        self.run, self.name = config.run, name
         asks: dict[str, Any] = {"num_cpus": size.actor_cpus, "num_gpus": size.gpus, "max_concurrency": AT_ONCE}
         asks |= placed(config.run)
         self.actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **asks)(kind)
@@ -108,9 +109,8 @@ class LabelPool:
         self.seconds: float | None = None  # that a shard takes an actor
         self.events: queue.SimpleQueue[Callable[[], list[Any]]] = queue.SimpleQueue()
         self.room = threading.Condition()  # of what follows
-        self.preparing = self.ready = 0  # blocks that are asked for and not there; shards that wait for an actor
+        self.ready = self.coming = 0  # shards that wait for an actor; those that no event has told of yet
         self.running = 0  # actors
-        self.tasks: list[Any] = []  # that are not to outlive the pool
         self.ended = self.closed = False
         self.running_at = self.looked = time.monotonic()
         self.tokens = 0  # of blocks that are done by actors that have gone
@@ -127,9 +127,6 @@ class LabelPool:
             self.room.notify_all()  # the feeder, which then ends
         for member in self.members:
             ray.kill(member.handle)
-        for task in self.tasks if raised[0] is not None else ():
-            with contextlib.suppress(RayError, ValueError):  # one that has ended
-                ray.cancel(task)
         if self.feeder is not None:  # it may be about to ask Ray for something
             self.feeder.join(ENDS_WITHIN_S)
 
@@ -137,7 +134,7 @@ class LabelPool:
         """What the actors make of every shard, in no order.
 
         Args:
-            feed: is called in a thread of its own, and calls the three methods that follow until there is no more to do.
+            feed: is called in a thread of its own, and calls the two methods that follow until there is no more to do.
 
         Raises:
             RayError: where actors die more often than `scorer.max_restarts`; the death of a node does not count.
@@ -145,9 +142,7 @@ class LabelPool:
         """
         self.feeder = threading.Thread(target=self._feed, args=(feed,), daemon=True)
         self.feeder.start()
-        while not (
-            self.ended and not self.preparing and not self.waiting and not any(m.portions for m in self.members)
-        ):
+        while not (self.ended and not self.waiting and not any(member.portions for member in self.members)):
             event = None
             with contextlib.suppress(queue.Empty):
                 event = self.events.get(timeout=LOOK_S)
@@ -157,29 +152,22 @@ class LabelPool:
                 self._look()
             self._assign()
 
-    # For those who feed the pool, in threads of their own
+    # For whoever feeds the pool, in a thread of its own
 
     def wait_for_room(self) -> bool:
-        """Until one block more may be prepared; False where none is wanted any more."""
+        """Until one block more is wanted; False where none is any more."""
         with self.room:
             self.room.wait_for(lambda: self.closed or self._has_room())
-            self.preparing += 1
             return not self.closed
 
-    def take(self, block: Any, meta: Any) -> None:
-        """References to a block that is being prepared, and to what is said of it: the rows of each of its shards in words,
-        and why there are none."""
-        self._hear(meta, partial(self._prepared, block))
-
-    def cancelled_at_end(self, task: Any) -> None:
-        """A task that is not to outlive the pool where that ends early."""
-        self.tasks.append(task)
+    def take(self, block: Any, size: int) -> None:
+        """A reference to a prepared block of `size` shards."""
+        with self.room:
+            self.coming += size
+        self.events.put(partial(self._prepared, block, size))
 
     def _has_room(self) -> bool:
-        running = max(1, self.running)
-        return (
-            self.preparing < PREPARES * running and self.ready < PREPARED_AHEAD * IN_FLIGHT * running * self._portion()
-        )
+        return self.ready + self.coming < PREPARED_AHEAD * IN_FLIGHT * max(1, self.running) * self._portion()
 
     # Events
 
@@ -190,20 +178,10 @@ class LabelPool:
         except BaseException as error:
             self.events.put(partial(self._raise, error))
 
-    def _prepared(self, block: Any, answer: Any) -> list[Any]:
-        try:
-            shards, error = answer.result()
-        except WorkerCrashedError as crash:
-            raise RunError(
-                f"a process that prepared rows ended {self.scorer.max_task_retries + 1} times, as often as "
-                "scorer.max_task_retries allows: mostly memory; give scorer.max_actors or input.shard_bytes a lower value, or "
-                "take machines with more memory"
-            ) from crash
-        if error is not None:
-            raise error
-        self.waiting.append(_Portion(block, shards))
+    def _prepared(self, block: Any, size: int) -> list[Any]:
+        self.waiting.append(_Portion(block, size))
         with self.room:
-            self.preparing -= 1
+            self.coming -= size
         self._count_ready()
         return []
 
@@ -288,8 +266,9 @@ class LabelPool:
                 raise RunError(self._tried_too_often(portion)) from error
 
     def _tried_too_often(self, portion: _Portion) -> str:
+        name = self.name(ray.get(portion.block), portion.begin)
         return (
-            f"{portion.shards[0]}: {portion.tries} actors died while they had this shard in hand, and "
+            f"{name}: {portion.tries} actors died while they had this shard in hand, and "
             f"scorer.max_task_retries = {self.scorer.max_task_retries} allows as many tries more: mostly memory, or what "
             "ends processes on those machines; give scorer.budget_tokens or scorer.max_actors a lower value, take machines "
             "with more memory, or raise scorer.max_task_retries"
@@ -335,14 +314,14 @@ class LabelPool:
             first, *rest = self.waiting.popleft().split(portion)
             self.waiting.extendleft(rest)
             member.portions.add(first)
-            answer = member.handle.label.remote(first.block, first.begin, first.begin + len(first.shards), first.again)
+            answer = member.handle.label.remote(first.block, first.begin, first.begin + first.size, first.again)
             self._hear(answer, partial(self._labelled, member, first))
         self._count_ready()
 
     def _count_ready(self) -> None:
-        """Tell those who feed the pool what there is."""
+        """Tell whoever feeds the pool what there is."""
         with self.room:
-            self.ready = sum(len(portion.shards) for portion in self.waiting)
+            self.ready = sum(portion.size for portion in self.waiting)
             self.running = sum(member.node is not None for member in self.members)
             self.room.notify_all()
 

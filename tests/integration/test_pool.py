@@ -49,9 +49,12 @@ def run(
             if not pool.wait_for_room():
                 return
             block = numbers[begin : begin + 3]
-            pool.take(ray.put(block), ray.put(([f"rows {n} to {n} of a.jsonl" for n in block], None)))
+            pool.take(ray.put(block), len(block))
 
-    with LabelPool(Doubler, (str(folder), deaths), config, size, backlog, watch) as pool:
+    def name(block: list[int], position: int) -> str:
+        return f"rows {block[position]} to {block[position]} of a.jsonl"
+
+    with LabelPool(Doubler, (str(folder), deaths), config, size, backlog, watch, name) as pool:
         return sorted(pool.results(feed))
 
 
