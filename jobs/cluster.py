@@ -27,6 +27,9 @@ JOB_SETTINGS = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # of any GPU that torch calls cuda
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.nodes()"
 
+ON_DEMAND = {"RAY_prestart_worker_first_driver": "0"}
+"""Of a Ray that is started here: a worker is started when there is something for it, not one for each CPU beforehand."""
+
 _started_here = False  # whether the Ray that this process has is a local one that `cluster` started
 
 
@@ -59,10 +62,6 @@ class Pool:
     def reads(self) -> int:
         """Tasks that read at once. Few: one that waits for those that prepare keeps its CPUs from them."""
         return min(self.max_actors, MOST_READS)
-
-    @property
-    def prepares(self) -> int:
-        return self.max_actors * PREPARES
 
 
 @contextlib.contextmanager
@@ -101,7 +100,7 @@ def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
             logging.getLogger("ray").setLevel(logging.ERROR)
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
         try:
-            with _quiet_stderr(run.verbose):
+            with _quiet_stderr(run.verbose), _environment(ON_DEMAND if address is None else {}):
                 ray.init(**options)
         except Exception as error:
             ray.shutdown()
@@ -114,6 +113,18 @@ def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
         finally:
             _started_here = False
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables that processes started in the block have, unless they are set to something else."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _address(run: ClusterConfig) -> str | None:
@@ -271,7 +282,7 @@ def usable(run: ClusterConfig, resource: str) -> float:
 
 
 def placed(run: ClusterConfig) -> dict[str, Any]:
-    """Options of an actor, or of a step of Ray Data, that has it run on the nodes of `run.label_selector` alone."""
+    """Options of an actor that has it run on the nodes of `run.label_selector` alone."""
     return {"label_selector": dict(run.label_selector)} if run.label_selector else {}
 
 
@@ -326,7 +337,7 @@ def _left(there: int, cpus: int) -> float:
 
 
 def _refuse_client() -> None:
-    """Raises ConfigError for a process that joined by a ray:// address, which Ray Data does not bear."""
+    """Raises ConfigError for a process that joined by a ray:// address, which the flow does not bear."""
     import ray
 
     if ray.util.client.ray.is_connected():

@@ -70,6 +70,7 @@ class LabelRun:
     description: dict[str, Any]
     inputs: list[StoredInput]
     later: list[Later]  # input files that are planned while these are labelled
+    names: list[str]  # of all input files, empty ones too
 
     @classmethod
     def open(
@@ -95,10 +96,12 @@ class LabelRun:
         labeller = checked_writer(labeller, device)
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
+        files = list(files)
+        names = [file.name for file in files]
         inputs, later = plan_first(store, files, labeller.config.input, shape_of, first_bytes)
         if isinstance(labeller, Endogenous):
             check_sampled([*inputs, *later], labeller.renderer)
-        return cls(labeller, store, device, description, inputs, later)
+        return cls(labeller, store, device, description, inputs, later, names)
 
     def complete(
         self,
@@ -131,10 +134,10 @@ class LabelRun:
                 few = ray.local and backlog.whole and backlog.shards <= FEW
                 with _prepared_here(preparation, self.labeller) if few else contextlib.nullcontext() as here:
                     timing = self._label(backlog, survey, notes, lock, here)
-                store.expect_inputs([], [each.file.name for each in self.later])
             else:
                 rows = sum(stored.plan.rows for stored in self.inputs)
                 terminal.say(f"{store.uri}: all {rows:,} rows are labelled already; nothing to do")
+            store.expect_inputs([], self.names)
             config = self.labeller.config.model_copy(update={"model": self.labeller.model})
             finalize(store, config, self.labeller.renderer, timing, notes, command, survey=survey, quiet=quiet)
 
