@@ -63,6 +63,10 @@ class Pool:
         """Tasks that read at once. Few: one that waits for those that prepare keeps its CPUs from them."""
         return min(self.max_actors, MOST_READS)
 
+    @property
+    def prepares(self) -> int:
+        return self.max_actors * PREPARES
+
 
 @contextlib.contextmanager
 def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
@@ -282,7 +286,7 @@ def usable(run: ClusterConfig, resource: str) -> float:
 
 
 def placed(run: ClusterConfig) -> dict[str, Any]:
-    """Options of an actor that has it run on the nodes of `run.label_selector` alone."""
+    """Options of an actor, or of a step of Ray Data, that has it run on the nodes of `run.label_selector` alone."""
     return {"label_selector": dict(run.label_selector)} if run.label_selector else {}
 
 
@@ -337,7 +341,7 @@ def _left(there: int, cpus: int) -> float:
 
 
 def _refuse_client() -> None:
-    """Raises ConfigError for a process that joined by a ray:// address, which the flow does not bear."""
+    """Raises ConfigError for a process that joined by a ray:// address, which Ray Data does not bear."""
     import ray
 
     if ray.util.client.ray.is_connected():

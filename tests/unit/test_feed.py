@@ -1,6 +1,7 @@
 """Blocks: neighbouring shards that one task prepares; few at first, all of them once, none too large. Without a Ray."""
 
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,31 +11,30 @@ from test_backlog import CONFIG, folder, pairs, text
 from jobs.cluster import Pool
 from jobs.label import feed as of_feed
 from jobs.label.backlog import Backlog
-from jobs.label.feed import BLOCK, GROWS_AFTER, Feed
-from jobs.label.flow import prepare_block, read_blocks
+from jobs.label.feed import BLOCK, GROWS_AFTER, ROW, Feed, row, table
+from jobs.label.flow import prepare_block, read_work
 from jobs.label.plan import plan_inputs
 from jobs.label.pool import _Portion
 from jobs.label.work import Work
 from pipeline.apart import unpickled
 from pipeline.config import LabelConfig
-from pipeline.corpus import Shard, find_files
+from pipeline.corpus import find_files
 from pipeline.errors import InputError
 from pipeline.rewards.labellers import Endogenous
+from pipeline.store import StoredInput
 
 __all__ = ["folder"]  # the fixture
 
 
 def feed_of(backlog: Backlog, actors: int = 1) -> Feed:
     config = LabelConfig()
-    return Feed(backlog, Endogenous(config, config.model), Pool(1, actors, 1, 0), read_blocks, prepare_block, None)
+    return Feed(backlog, Endogenous(config, config.model), Pool(1, actors, 1, 0), read_work, prepare_block, None)
 
 
 def blocks_of(feed: Feed) -> list[Work]:
-    blocks = []
+    blocks: list[Work] = []
     for work in feed.backlog:
-        for block in feed._blocks(work):
-            blocks.append(block)
-            feed.asked += 1
+        blocks += feed._blocks(work)
     return blocks
 
 
@@ -52,7 +52,7 @@ def test_blocks_grow_and_hold_every_shard_once(folder: Path) -> None:
 def test_a_block_is_bounded_by_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [stored] = plan_inputs(None, find_files([str(folder / "a.jsonl")]), CONFIG)
     feed = feed_of(Backlog([stored]))
-    feed.asked = 1000
+    feed.blocks = 1000
     length = stored.plan.shards[1].length
     assert length is not None
     monkeypatch.setattr(of_feed, "BLOCK_BYTES", 3 * length)
@@ -61,36 +61,47 @@ def test_a_block_is_bounded_by_bytes(folder: Path, monkeypatch: pytest.MonkeyPat
     assert {len(block.shards) for block in blocks_of(feed)} == {1}
 
 
-def test_rows_of_a_file_that_is_read_from_its_front_come_as_blocks(folder: Path) -> None:
+def test_rows_of_a_file_that_is_read_from_its_front_come_shard_by_shard(folder: Path) -> None:
     [stored] = plan_inputs(None, find_files([str(folder / "b.jsonl.gz")]), CONFIG)
     [work] = Backlog([stored], again={f"{'0' * 12}-000000": 1})
     assert not work.apart
-    rows, sizes, shards = [], [], list[Shard]()
-    for block in read_blocks(work, [1, 3]):
-        assert isinstance(block, tuple)
-        shape, content = block
-        assert shape == stored.shape
-        sizes.append(len(content))
-        for shard, generation, pickled in content:
-            assert generation == 0
-            shards.append(shard)
-            rows += unpickled(pickled.tobytes())
-    assert (rows, sizes, shards) == (list(enumerate(pairs(11))), [1, 3, 2], list(stored.plan.shards))
+    rows, shards = [], []
+    for each in read_work(row(work)):
+        shard, generation, pickled, shape = unpickled(each[ROW])
+        assert (generation, shape) == (0, stored.shape)
+        shards.append(shard)
+        rows += unpickled(pickled)
+    assert (rows, shards) == (list(enumerate(pairs(11))), list(stored.plan.shards))
     changed = replace(work, shards=[replace(work.shards[0], digest="0" * 64)], generations=[0])
-    [error] = read_blocks(changed, [1])
+    [error] = map(unpickled, (each[ROW] for each in read_work(row(changed))))
     assert isinstance(error, InputError) and "changed while it was being labelled" in str(error)
-    assert prepare_block(error, pickle.dumps(None), False) == (([], error), [])
+    [same] = prepare_block(table([error]), pickle.dumps(None), False)[ROW]
+    assert str(unpickled(same.as_buffer())) == str(error)
+
+
+def test_what_is_planned_later_is_a_dataset_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = plan_inputs(None, find_files([str(folder)]), CONFIG)
+    assert len(inputs) > 1
+    every = [shard for stored in inputs for shard in stored.plan.shards]
+    for size, most in ((of_feed.DATASET, 2), (2, len(every))):
+        monkeypatch.setattr(of_feed, "DATASET", size)
+        groups = list(feed_of(Backlog(inputs[:1], later=iter(inputs[1:])))._groups())
+        assert 2 <= len(groups) <= most and all(len(group) <= size for group in groups)
+        assert [shard for group in groups for block in group for shard in block.shards] == every
+
+
+def test_a_plan_that_fails_ends_the_feed(folder: Path) -> None:
+    def later() -> Iterator[StoredInput]:
+        raise InputError("b.jsonl changed")
+        yield
+
+    with pytest.raises(InputError, match="changed"):
+        list(feed_of(Backlog([], later=later()))._groups())
 
 
 def test_portions_of_a_block_are_its_shards() -> None:
-    whole = _Portion("block", [f"rows {i}" for i in range(5)], begin=3)
+    whole = _Portion("block", 5, begin=3)
     first, rest = whole.split(2)
-    assert (first.begin, first.shards, rest.begin, rest.shards) == (
-        3,
-        ["rows 0", "rows 1"],
-        5,
-        ["rows 2", "rows 3", "rows 4"],
-    )
-    assert whole.split(5) == [whole] and [(each.begin, each.shards) for each in rest.singly()] == [
-        (5, ["rows 2"]), (6, ["rows 3"]), (7, ["rows 4"]),
-    ]  # fmt: skip
+    assert (first.begin, first.size, rest.begin, rest.size) == (3, 2, 5, 3)
+    assert whole.split(5) == [whole]
+    assert [(each.begin, each.size) for each in rest.singly()] == [(5, 1), (6, 1), (7, 1)]
