@@ -31,6 +31,7 @@ IN_FLIGHT = 2  # portions that an actor has: one is answered, the other is fetch
 PORTION_S = 5.0  # that a portion of several shards takes its actor at most
 RECENT = 0.2  # weight of the last shard in what one takes
 PREPARED_AHEAD = 2  # times what the actors have in hand
+FIRST_PREPARERS = 2  # blocks that are prepared at once, until it shows that these are too few
 AT_ONCE = IN_FLIGHT + 1  # calls: the third asks how far it is
 LOOK_S = 2.0  # how often nodes and idle actors are looked at
 ASK_S = 5.0  # how often an actor is asked how far it is
@@ -109,6 +110,7 @@ class LabelPool:
         self.events: queue.SimpleQueue[Callable[[], list[Any]]] = queue.SimpleQueue()
         self.room = threading.Condition()  # of what follows
         self.preparing = self.ready = 0  # blocks that are asked for and not there; shards that wait for an actor
+        self.preparers = FIRST_PREPARERS  # blocks that may be asked for at once: more as actors run short
         self.running = 0  # actors
         self.tasks: list[Any] = []  # that are not to outlive the pool
         self.ended = self.closed = False
@@ -176,10 +178,8 @@ class LabelPool:
         self.tasks.append(task)
 
     def _has_room(self) -> bool:
-        running = max(1, self.running)
-        return (
-            self.preparing < PREPARES * running and self.ready < PREPARED_AHEAD * IN_FLIGHT * running * self._portion()
-        )
+        enough = PREPARED_AHEAD * IN_FLIGHT * max(1, self.running) * self._portion()
+        return self.preparing < self.preparers and self.ready < enough
 
     # Events
 
@@ -201,9 +201,11 @@ class LabelPool:
             ) from crash
         if error is not None:
             raise error
+        short = not self.waiting and any(m.node is not None and len(m.portions) < IN_FLIGHT for m in self.members)
         self.waiting.append(_Portion(block, shards))
         with self.room:
             self.preparing -= 1
+            self.preparers = min(self.preparers + short, max(FIRST_PREPARERS, PREPARES * self.running))
         self._count_ready()
         return []
 
