@@ -77,6 +77,8 @@ class Feed:
         reading: list[threading.Thread] = []
         argument = ray.put(self.labeller)
         for work in self.backlog:
+            if self.trouble:
+                break
             if self.preparation is not None or work.apart or len(work.shards) <= self._size():
                 for block in self._blocks(work):
                     if not pool.wait_for_room():
@@ -87,8 +89,6 @@ class Feed:
             reading = [thread for thread in reading if thread.is_alive()]
             reading.append(threading.Thread(target=self._follow, args=(pool, work, argument), daemon=True))
             reading[-1].start()
-            if self.trouble:
-                break
         for thread in reading:
             thread.join()
         if self.trouble:
