@@ -46,7 +46,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from pipeline.apart import unpickled  # noqa: E402
 from pipeline.config import LabelConfig  # noqa: E402
 from pipeline.corpus import InputFile, Shape, detect, find_files, plan_file, read_shards  # noqa: E402
-from pipeline.corpus.files.shards import FilePlan, read_together  # noqa: E402
+from pipeline.corpus.files.shards import FilePlan  # noqa: E402
 from pipeline.rewards.labellers import Endogenous, Labeller  # noqa: E402
 from pipeline.rewards.labelling import Prepared  # noqa: E402
 from pipeline.store import LabelStore, StoredInput, commit, fingerprint  # noqa: E402
@@ -239,22 +239,20 @@ def through_ray(folder: Path, corpus: Corpus, seconds: float) -> tuple[int, floa
     """Rows, CPU seconds and seconds from the first tenth of the shards on; what is done by then after so many seconds."""
     from jobs.cluster import Pool, cluster
     from jobs.label.flow import label_shards
-    from jobs.label.work import Target, Work
+    from jobs.label.plan import pending
+    from jobs.label.work import Target
 
     store = corpus.opened(folder / "ray-store")
     target = Target(store.uri, fingerprint.digest(corpus.labeller.describe("float32")))
-    work = [
-        Work(corpus.file, "auto", corpus.shape, shards, [0] * len(shards))
-        for shards in read_together(corpus.plan.shards)
-    ]
+    backlog = pending(store, store.inputs(), False)
     spec = InstantSpec(corpus.config.model, "cpu", 0, 1, 1, 0)
     run = corpus.config.run.model_copy(update={"num_cpus": 2})
     rows, before, begun, moment, began = 0, 0, 0.0, 0.0, time.perf_counter()
     skipped = corpus.plan.rows // 10
     clock = Spent()
     clock.start()
-    with cluster(run):
-        for done in label_shards(work, corpus.labeller, target, spec, Pool(1, 1, 2, 0)):
+    with cluster(run, data=False):
+        for done in label_shards(backlog, corpus.labeller, target, spec, Pool(1, 1, 2, 0)):
             rows += done.record.shard.rows
             if not begun and rows >= skipped:
                 begun, moment, before = clock.seconds(), time.perf_counter(), rows

@@ -79,12 +79,12 @@ def measure(folder: Path, model: Path, actors: int, seconds: float, shards: int)
     inputs = plan_inputs(store, find_inputs(config.input, store.uri), config.input)
     for stored in inputs:
         store.add_input(stored)
-    work = pending(store, inputs, False)
+    backlog = pending(store, inputs, False)
     target = Target(store.uri, fingerprint.digest(labeller.describe("float32")))
     spec = SleepingSpec(config.model, "cuda", 1, 1, 1 << 20, 0, seconds_per_request=seconds / (2 * ROWS))
     states: list[PoolState] = []
     begun = 0
-    for done, _ in enumerate(label_shards(work, labeller, target, spec, Pool(1, actors, 1, 1), states.append), 1):
+    for done, _ in enumerate(label_shards(backlog, labeller, target, spec, Pool(1, actors, 1, 1), states.append), 1):
         if not begun and states and states[-1].running == actors and done > actors:
             begun, moment, cpu, busy = done, time.perf_counter(), time.process_time(), busy_share()
         if done == (shards - 1) * actors:  # from here on some have nothing to do

@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from jobs.label.plan import pending
 from jobs.stores.compact import compact
 from jobs.stores.inspect_store import status, validate
 from jobs.stores.sweep import sweep
-from pipeline.corpus import FilePlan, InputFile, Shape, Shard
+from pipeline.corpus import FilePlan, InputFile, Shape, Shard, Shards
 from pipeline.store import Label, LabelStore, Record, RecordIndex, StoredInput, Survey, commit, documents, fingerprint
 from pipeline.store.commit import Part, ids_digest
 from pipeline.store.manifest import Manifest
@@ -155,10 +155,10 @@ def run(store: LabelStore, options: argparse.Namespace, survey: Survey) -> Itera
     committers, work_of = options.committers, record_made_up if options.records_only else commit_made_up
     index, digest = RecordIndex(store), fingerprint.digest(DESCRIPTION)
     done = len(store.done())
-    left = [shard for work in pending(store, store.inputs(), False) for shard in work.shards]
+    backlog = pending(store, store.inputs(), False)
+    left = (shard for work in backlog for shard in work.shards)
     with ProcessPoolExecutor(committers) as pool:
-        for begin in range(0, len(left), 64 * committers):
-            batch = left[begin : begin + 64 * committers]
+        while batch := list(islice(left, 64 * committers)):
             tasks = [pool.submit(work_of, store.uri, shards, digest) for shards in _split(batch, committers)]
             for task in as_completed(tasks):
                 for record in task.result():
@@ -213,10 +213,9 @@ def made_up(row: int) -> Label:
 def stored_input(rows: int) -> StoredInput:
     """An input file that nobody can reach, of so many rows."""
     bounds = [*range(0, rows, SHARD_ROWS), rows]
-    shards = tuple(
-        Shard("rows.jsonl", index, begin, end, end - begin, hashlib.sha256(str(index).encode()).hexdigest())
-        for index, (begin, end) in enumerate(pairwise(bounds))
-    )
+    shards = Shards("rows.jsonl")
+    for index, (begin, end) in enumerate(pairwise(bounds)):
+        shards.add(begin, end, end - begin, None, None, hashlib.sha256(str(index).encode()).hexdigest())
     plan = FilePlan("rows.jsonl", rows, "0" * 64, shards)
     return StoredInput(InputFile("rows.jsonl", "/no/such/rows.jsonl", 0, 0), "jsonl", SHAPE, plan)
 

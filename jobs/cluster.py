@@ -27,6 +27,9 @@ JOB_SETTINGS = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # of any GPU that torch calls cuda
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.nodes()"
 
+ON_DEMAND = {"RAY_prestart_worker_first_driver": "0"}
+"""Of a Ray that is started here: a worker is started when there is something for it, not one for each CPU beforehand."""
+
 _started_here = False  # whether the Ray that this process has is a local one that `cluster` started
 
 
@@ -66,8 +69,11 @@ class Pool:
 
 
 @contextlib.contextmanager
-def cluster(run: ClusterConfig) -> Iterator[None]:
+def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
     """A connected Ray for as long as the block runs; its chatter is kept out of the terminal unless asked for.
+
+    Args:
+        data: whether what runs may import Ray Data, as Ray Train does.
 
     A Ray that this process has already, of a notebook or of a command before, is used as it is and left running. What is
     set of the process's logging and signals is taken back at the end.
@@ -78,11 +84,12 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
     """
     global _started_here
     import ray
-    import ray.data  # sets up its own logging as it is imported, which must not come after what is set here
 
     if ray.is_initialized():
         yield
         return
+    if data:
+        import ray.data  # sets up its own logging as it is imported, which must not come after what is set here
     address = _address(run)
     options: dict[str, Any] = {"log_to_driver": run.verbose, "logging_level": logging.ERROR}
     if address is None:
@@ -97,7 +104,7 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
             logging.getLogger("ray").setLevel(logging.ERROR)
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
         try:
-            with _quiet_stderr(run.verbose):
+            with _quiet_stderr(run.verbose), _environment(ON_DEMAND if address is None else {}):
                 ray.init(**options)
         except Exception as error:
             ray.shutdown()
@@ -110,6 +117,18 @@ def cluster(run: ClusterConfig) -> Iterator[None]:
         finally:
             _started_here = False
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables that processes started in the block have, unless they are set to something else."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _address(run: ClusterConfig) -> str | None:

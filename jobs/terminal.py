@@ -26,7 +26,7 @@ class LabelProgress:
         self.first_rows, self.tokens = done_rows, 0
         self.forwarded = self.forwarded_by_done = 0
         self.started = self.logged = time.perf_counter()
-        self.running = False
+        self.running, self.whole = False, True
         self.state = ""  # of the actors, while some are missing
         self.bar = Progress(
             TextColumn(name),
@@ -52,6 +52,11 @@ class LabelProgress:
     def seconds(self) -> float:
         """Since the first actor was there."""
         return time.perf_counter() - self.started
+
+    def plan(self, rows: int, whole: bool) -> None:
+        """So many rows are known of the input; whether these are all."""
+        self.rows, self.whole = rows, whole
+        self.bar.update(self.task, total=rows)
 
     def advance(self, rows: int, tokens: int, forwarded: int) -> None:
         """A shard is done: its rows, their response tokens, and all tokens that a model was given for them."""
@@ -83,13 +88,14 @@ class LabelProgress:
             rate = f"no label yet, {self.forwarded:,} tokens read" if self.forwarded else "no label yet"
         self.bar.update(self.task, completed=self.first_rows + reached, rate=waits or rate)
         now = time.perf_counter()
-        if errors.is_terminal or (now - self.logged < LOG_EVERY_S and self.done_rows < self.rows):
+        if errors.is_terminal or (now - self.logged < LOG_EVERY_S and (self.done_rows < self.rows or not self.whole)):
             return
         self.logged = now
         left = (self.rows - self.first_rows - reached) * self.seconds / reached if reached else None
-        when = f"about {left:,.0f} s left" if left is not None else "time left unknown"
+        when = f"about {left:,.0f} s left" if left is not None and self.whole else "time left unknown"
         parts = [waits] if waits else [rate, when, *([self.state] if self.state and self.done_rows < self.rows else [])]
-        errors.print(f"labelled {self.done_rows:,} of {self.rows:,} rows, {', '.join(parts)}")
+        rows = f"{'' if self.whole else 'at least '}{self.rows:,} rows"
+        errors.print(f"labelled {self.done_rows:,} of {rows}, {', '.join(parts)}")
 
 
 class TrainProgress:

@@ -1,8 +1,7 @@
 """The labelling flow: shards go through three steps, two on Ray Data and one in a pool of actors.
 
-    read        one task per run of bytes: raw rows of each shard asked for
-    prepare     normalise and tokenise, in a process beside the task's; a step of its own, so that a file that can only be
-                read from its front keeps many tokenisers busy
+    read        raw rows, of what can only be read from its front: one task a file, which gives them as they are asked for
+    prepare     normalise and tokenise, in a process beside the task's, which also reads where each shard has bytes of its own
     label       an actor of the pool (`jobs.label.pool`): the model, in a process beside it, answers, the actor writes the
                 shard's parts and its record while the next shard is being answered
 
@@ -10,134 +9,128 @@ A row that ends the process which works on it is found out and becomes an error 
 
 What is asked of the model and how its answers become labels is the labeller's (`pipeline.rewards.labellers`).
 
-One row of the dataset is one shard, pickled, and a block of its own: nothing waits for a neighbour, siblings of one prompt
-stay together, memory is bounded by the shards in flight.
+A block is some neighbouring shards, each pickled: the driver hands out references to blocks and never opens one. Nothing waits
+for a neighbour in a batch: siblings of one prompt stay together, and memory is bounded by the shards in flight.
 """
 
-import contextlib
 import logging
-import pickle
 import threading
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import ray.data
-from ray.util.annotations import RayDeprecationWarning
+import ray
 
 from actors.actor import ActorSpec
 from actors.beside import ActorBeside
-from jobs.cluster import READ_CPUS, Pool
+from jobs.cluster import Pool
+from jobs.label.backlog import Backlog
+from jobs.label.feed import ROW, Feed, row
 from jobs.label.pool import LabelPool
 from jobs.label.work import Done, PoolState, Target, Work
 from pipeline.apart import unpickled
-from pipeline.corpus import NumberedRow, Shape, Shard, read_shards
+from pipeline.corpus import Shape, Shard, read_shards
 from pipeline.errors import EndorewardError, RunError
 from pipeline.rewards.labellers import Labeller
-from pipeline.rewards.labellers.beside import Preparation
+from pipeline.rewards.labellers.beside import Place, Preparation
 from pipeline.rewards.labelling import Prepared
 from pipeline.store import commit
+from pipeline.store.commit import find_record
 
-Row = dict[str, Any]
+Raw = tuple[Shard, int, bytes, Shape]  # a shard, its generation, its rows, pickled, and what they hold
 
 log = logging.getLogger(__name__)
 
 
 def label_shards(
-    work: list[Work],
+    backlog: Backlog,
     labeller: Labeller,
     target: Target,
     spec: ActorSpec,
     pool: Pool,
     watch: Callable[[PoolState], None] = lambda state: None,
+    preparation: Preparation | None = None,
 ) -> Iterator[Done]:
     """Run the flow; yields each shard as it is committed, in no order. Raises what a step raised.
 
     Args:
         watch: called every few seconds with how the pool of actors is.
+        preparation: prepares all of it beside the driver where it is given, in the place of tasks.
     """
-    with _settings(labeller.config.run.verbose):  # a dataset keeps those that it was made under
-        prepared = _prepared(work, labeller, pool)
-    shards = sum(len(each.shards) for each in work)
-    with (
-        warnings.catch_warnings(),
-        LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, shards, watch) as actors,
-    ):
-        # of a limit above the shards that there are, which does no harm
-        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
-        for done in actors.results(lambda: _blocks(prepared)):
+    feed = Feed(backlog, labeller, pool, read_work, prepare_block, preparation)
+    with LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, backlog, watch, _name) as actors:
+        for done in actors.results(feed):
             if isinstance(done, EndorewardError):
                 raise done
             yield done
 
 
-@contextlib.contextmanager
-def _settings(verbose: bool) -> Iterator[None]:
-    """Ray Data's settings for the flow; those of the process are what they were afterwards."""
-    context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars, context.target_max_block_size
-    with warnings.catch_warnings():
-        # Ray's defaults try a call that kills its process for ever. It has no named parameters for this yet.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
-        try:
-            context.enable_progress_bars = verbose
-            context.target_max_block_size = 1  # a block per shard
-            yield
-        finally:
-            context.enable_progress_bars, context.target_max_block_size = before
+# The steps. An EndorewardError travels on as a value, so that the driver can raise it whole.
 
 
-def _prepared(work: list[Work], labeller: Labeller, pool: Pool) -> ray.data.Dataset:
-    tries = labeller.config.scorer.max_task_retries
-    reads, prepares = ray.data.TaskPoolStrategy(size=pool.reads), ray.data.TaskPoolStrategy(size=pool.prepares)
-    return (
-        ray.data.from_items([_encode(each) for each in work], override_num_blocks=min(len(work), 1000))
-        .flat_map(_read, compute=reads, num_cpus=READ_CPUS, max_retries=tries)
-        .map(_prepare, fn_args=(labeller,), compute=prepares, num_cpus=pool.prepare_cpus, max_retries=tries)  # type: ignore[arg-type]
-    )
+def read_work(pickled: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+    """Rows of the shards of one file that has to be read from its front."""
+    work: Work = unpickled(pickled[ROW])  # ours: written by the driver
+    yield from map(row, _read(work))
 
 
-def _blocks(prepared: ray.data.Dataset) -> Iterator[Any]:
-    """References to blocks, each of one shard; the shards themselves never come to the driver."""
-    for bundle in prepared.iter_internal_ref_bundles():
-        for entry in bundle.blocks:
-            if entry.metadata.num_rows:
-                yield entry.ref
-
-
-# The steps. Each is a function of a row; an EndorewardError travels on as a row, so that the driver can raise it whole.
-
-
-@dataclass(frozen=True)
-class _Read:
-    shard: Shard
-    generation: int
-    rows: list[NumberedRow]
-    shape: Shape
-
-
-def _encode(value: Any) -> Row:
-    return {"shard": pickle.dumps(value, pickle.HIGHEST_PROTOCOL)}
-
-
-def _decode(row: Row) -> Any:
-    return unpickled(row["shard"])  # ours: written a step earlier by `_encode`
-
-
-def _step(step: Callable[[Any], Any], value: Any) -> Any:
-    """What the step makes of a value, or the error that it raised."""
-    if isinstance(value, EndorewardError):
-        return value
+def _read(work: Work) -> Iterator[Raw | EndorewardError]:
     try:
-        return step(value)
+        generations = dict(zip((shard.index for shard in work.shards), work.generations, strict=True))
+        for shard, rows in read_shards(work.file, work.format, work.shards):
+            yield shard, generations[shard.index], row(rows)[ROW], work.shape
     except EndorewardError as error:
-        return error
+        yield error
     except Exception as error:
-        log.exception("a step failed")
-        return RunError(f"{_rows_of(value.shard)} could not be labelled: {type(error).__name__}: {error}")
+        log.exception("reading failed")
+        yield RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}")
+
+
+def prepare_block(block: pa.Table, labeller: bytes, own_code: bool, preparation: Preparation | None = None) -> pa.Table:
+    """Shards of a block, prepared: what `read_work` gave, or works whose shards are read where they are prepared."""
+    prepared: list[bytes] = []
+    shard: Shard | None = None
+    try:
+        preparation = preparation or _preparation(own_code)
+        for shard, generation, rows, shape in _opened(block):
+            prepared.append(preparation.packed(labeller, shard, generation, rows, shape))
+    except EndorewardError as error:
+        prepared.append(row(error)[ROW])
+    except Exception as error:
+        if shard is None:
+            raise
+        prepared.append(row(_unexpected(error, shard))[ROW])
+    return pa.table({ROW: pa.array(prepared, pa.large_binary())})
+
+
+def _opened(block: pa.Table) -> Iterator[tuple[Shard, int, bytes | Place, Shape]]:
+    """Each shard, its generation, its rows or where they are, their shape."""
+    for value in block[ROW]:
+        content: Work | Raw | EndorewardError = unpickled(value.as_buffer())  # ours: written by the step before
+        if isinstance(content, EndorewardError):
+            raise content
+        if not isinstance(content, Work):
+            yield content
+        elif content.apart:
+            place = Place(content.file, content.format)
+            yield from ((s, g, place, content.shape) for s, g in zip(content.shards, content.generations, strict=True))
+        else:
+            for raw in _read(content):
+                if isinstance(raw, EndorewardError):
+                    raise raw
+                yield raw
+
+
+def _name(block: pa.Table, position: int) -> str:
+    """Of a shard in a prepared block."""
+    prepared = unpickled(block[ROW][position].as_buffer())
+    return _rows_of(prepared.shard) if isinstance(prepared, Prepared) else str(prepared)
+
+
+def _unexpected(error: Exception, shard: Shard) -> RunError:
+    log.exception("a step failed")
+    return RunError(f"{_rows_of(shard)} could not be labelled: {type(error).__name__}: {error}")
 
 
 def _rows_of(shard: Shard) -> str:
@@ -150,30 +143,9 @@ def _preparation(own_code: bool) -> Preparation:
     return Preparation(own_code)
 
 
-def _read(row: Row) -> Iterator[Row]:
-    work: Work = _decode(row)
-    generations = dict(zip(work.shards, work.generations, strict=True))
-    try:
-        for shard, rows in read_shards(work.file, work.format, work.shards):
-            yield _encode(_Read(shard, generations[shard], rows, work.shape))
-    except EndorewardError as error:
-        yield _encode(error)
-    except Exception as error:
-        log.exception("reading failed")
-        yield _encode(RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}"))
-
-
-def _prepare(row: Row, labeller: Labeller) -> Row:
-    def step(read: _Read) -> Prepared:
-        preparation = _preparation(labeller.model.trust_remote_code)
-        return preparation.prepare(labeller, read.shard, read.generation, read.rows, read.shape)
-
-    return _encode(_step(step, _decode(row)))
-
-
 class ShardActor:
-    """Answers a shard's requests and commits what comes of them. Two shards may be in hand at once: one is answered while the
-    other is committed."""
+    """Answers a shard's requests and commits what comes of them. Two blocks may be in hand at once: a shard of one is answered
+    while one of the other is committed."""
 
     def __init__(self, spec: ActorSpec, labeller: Labeller, target: Target):
         self.labeller, self.target = labeller, target
@@ -195,13 +167,29 @@ class ShardActor:
         """Tokens given to the model so far, also of the shard that is being answered."""
         return self.actor.forwarded_tokens
 
-    def label(self, block: pa.Table) -> list[Done | EndorewardError]:
-        return [_step(self._labelled, unpickled(each.as_buffer())) for each in block["shard"]]
+    def label(self, block: pa.Table, begin: int, end: int, again: bool) -> list[Done | EndorewardError]:
+        """Label shards [begin, end) of a block; those that another actor has committed already are left where it is done
+        `again`."""
+        done: list[Done | EndorewardError] = []
+        for each in block[ROW][begin:end]:
+            prepared: Prepared | EndorewardError = unpickled(each.as_buffer())  # ours: written by the step before
+            if isinstance(prepared, EndorewardError):
+                return [*done, prepared]
+            try:
+                done.append(self._labelled(prepared, again))
+            except EndorewardError as error:
+                return [*done, error]
+            except Exception as error:
+                return [*done, _unexpected(error, prepared.shard)]
+        return done
 
-    def _labelled(self, prepared: Prepared) -> Done:
+    def _labelled(self, prepared: Prepared, again: bool) -> Done:
+        target = self.target
+        standing = find_record(target.store, prepared.shard) if again else None
+        if standing is not None and standing.generation >= prepared.generation:
+            return Done(standing)
         with self.answering:
             answered = self.actor.answer(_rows_of(prepared.shard), prepared.requests)
-        target = self.target
         with self.committing:  # which may import what does not bear to be imported by two threads
             labels, failures = self.labeller.finish(prepared, answered.answers)
             record = commit(

@@ -11,7 +11,7 @@ Nothing is written before `LabelRun.complete`.
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -20,11 +20,13 @@ from actors.classifier import ClassifierSpec
 from actors.generator import GeneratorSpec
 from actors.scorer import ScorerSpec
 from jobs import terminal
-from jobs.cluster import Pool, cluster, pick_pool
+from jobs.cluster import Pool, cluster, joins_cluster, pick_pool
+from jobs.label.backlog import Backlog
+from jobs.label.later import Later, planned
 from jobs.label.limits import ErrorRate, explained
-from jobs.label.plan import ShapeOf, check_sampled, pending, plan_inputs
+from jobs.label.plan import ShapeOf, check_sampled, pending, plan_first
 from jobs.label.watch import Watch
-from jobs.label.work import Target, Work
+from jobs.label.work import Target
 from jobs.label.writers import announce, checked_writer
 from jobs.stores.finalize import Timing, finalize
 from pipeline.config import EvaluateConfig, LabelConfig
@@ -32,9 +34,13 @@ from pipeline.corpus import InputFile
 from pipeline.errors import RunError, StoreError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers import Endogenous, Labeller, Sampling
+from pipeline.rewards.labellers.beside import Preparation
 from pipeline.store import LabelStore, StoredInput, Survey, WriterLock, fingerprint
 from pipeline.store.index import RecordIndex
 from pipeline.tokens import read_texts
+
+FEW = 32
+"""Shards that a local run prepares beside its driver: starting a worker for them would take longer."""
 
 
 class LateCluster:
@@ -46,7 +52,12 @@ class LateCluster:
     def open(self) -> None:
         if not self.opened:
             self.opened = True
-            self.stack.enter_context(cluster(self.config.run))
+            self.stack.enter_context(cluster(self.config.run, data=False))
+
+    @property
+    def local(self) -> bool:
+        """Whether it was started here."""
+        return not joins_cluster(self.config.run)
 
 
 @dataclass(frozen=True)
@@ -58,12 +69,20 @@ class LabelRun:
     device: str
     description: dict[str, Any]
     inputs: list[StoredInput]
+    later: list[Later]  # input files that are planned while these are labelled
+    names: list[str]  # of all input files, empty ones too
 
     @classmethod
     def open(
-        cls, labeller: Labeller, uri: str, device: str, files: Iterable[InputFile], shape_of: ShapeOf | None = None
+        cls,
+        labeller: Labeller,
+        uri: str,
+        device: str,
+        files: Iterable[InputFile],
+        shape_of: ShapeOf | None = None,
+        first_bytes: int | None = None,
     ) -> Self:
-        """Hold a run against its store and plan it. Writes nothing.
+        """Hold a run against its store and plan it, or the first bytes of it. Writes nothing.
 
         Raises:
             ConfigError, InputError: where model, tokens or input cannot be used.
@@ -77,37 +96,62 @@ class LabelRun:
         labeller = checked_writer(labeller, device)
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
-        inputs = plan_inputs(store, files, labeller.config.input, shape_of)
-        if any(stored.shape.pictured for stored in inputs):
+        files = list(files)
+        names = [file.name for file in files]
+        inputs, later = plan_first(store, files, labeller.config.input, shape_of, first_bytes)
+        if any(stored.shape.pictured for stored in inputs) or any(each.shape.pictured for each in later):
             labeller.require_pictures()
         _require_same_pictures(store, inputs)
         if isinstance(labeller, Endogenous):
-            check_sampled(inputs, labeller.renderer)
-        return cls(labeller, store, device, description, inputs)
+            check_sampled([*inputs, *later], labeller.renderer)
+        return cls(labeller, store, device, description, inputs, later, names)
 
-    def complete(self, ray: LateCluster, command: str, *, retry_errors: bool = False, quiet: bool = False) -> None:
-        """Label what is left, then finalize the store. Raises EndorewardError."""
+    def complete(
+        self,
+        ray: LateCluster,
+        command: str,
+        *,
+        retry_errors: bool = False,
+        quiet: bool = False,
+        preparation: Preparation | None = None,
+    ) -> None:
+        """Label what is left, then finalize the store. Raises EndorewardError.
+
+        Args:
+            preparation: a process that prepares shards already, and may do so where there are few of them.
+        """
         store = self.store
         with WriterLock(store.uri) as lock:
             store.open_for_writing(self.description)
             for stored in self.inputs:
                 store.add_input(stored)
             timing, survey, notes = None, Survey(), list(self.labeller.renderer.notes)
-            work = pending(store, self.inputs, retry_errors)
-            if work:
+            store.expect_inputs([each.file.name for each in self.later])
+            backlog = pending(store, self.inputs, retry_errors, self._planned_later() if self.later else None)
+            if backlog.shards or not backlog.whole:
                 store.reopen()
                 if self.labeller.writer == "endpoint":
-                    announce(self.labeller, work)
+                    announce(self.labeller, backlog)
                 ray.open()
                 terminal.say(f"loading {self.labeller.model.name} ...")
-                timing = self._label(work, survey, notes, lock)
+                few = ray.local and backlog.whole and backlog.shards <= FEW
+                with _prepared_here(preparation, self.labeller) if few else contextlib.nullcontext() as here:
+                    timing = self._label(backlog, survey, notes, lock, here)
             else:
                 rows = sum(stored.plan.rows for stored in self.inputs)
                 terminal.say(f"{store.uri}: all {rows:,} rows are labelled already; nothing to do")
+            store.expect_inputs([], self.names)
             config = self.labeller.config.model_copy(update={"model": self.labeller.model})
             finalize(store, config, self.labeller.renderer, timing, notes, command, survey=survey, quiet=quiet)
 
-    def _label(self, work: list[Work], survey: Survey, notes: list[str], lock: WriterLock) -> Timing:
+    def _planned_later(self) -> Iterator[StoredInput]:
+        for stored in planned(self.later, self.labeller.config.input, by_tasks=joins_cluster(self.labeller.config.run)):
+            self.store.add_input(stored)
+            yield stored
+
+    def _label(
+        self, backlog: Backlog, survey: Survey, notes: list[str], lock: WriterLock, preparation: Preparation | None
+    ) -> Timing:
         """Label what is left, and show how it goes; `survey` gets what is committed, `notes` what comes up on the way."""
         from jobs.label.flow import label_shards
 
@@ -115,19 +159,20 @@ class LabelRun:
         remote = self.labeller.writer == "endpoint"  # one actor asks, as many times at once as it may
         pool = Pool(1, 1, 1, 0) if remote else pick_pool(config, self.device)
         target = Target(self.store.uri, fingerprint.digest(self.description), lock.lease)
-        total = sum(stored.plan.rows for stored in self.inputs)
-        todo = sum(shard.rows for each in work for shard in each.shards)
+        done_rows = 0
         rate, timing, counts, index = ErrorRate(config), Timing(), Counter[str](), RecordIndex(self.store)
         spec = _spec(self.labeller, self.device, pool)
         with (
-            Watch(self.store.uri, self.labeller.name, total, total - todo) as watch,
+            Watch(self.store.uri, self.labeller.name, backlog) as watch,
             # closed, so that the flow stops with the loop, whatever ends that
             contextlib.closing(
-                explained(label_shards(work, self.labeller, target, spec, pool, watch=watch.pool))
+                explained(
+                    label_shards(backlog, self.labeller, target, spec, pool, watch=watch.pool, preparation=preparation)
+                )
             ) as results,
         ):
             for done in results:
-                todo -= done.record.shard.rows
+                done_rows += done.record.shard.rows
                 timing.add(done.record.stats.tokens, done.forwarded_tokens, done.score_seconds, done.layout, done.check)
                 for note in done.notes:
                     if note not in notes:
@@ -143,9 +188,9 @@ class LabelRun:
             if count:
                 notes.append(f"{count:,} {sentence}")
                 terminal.warn(notes[-1])
-        if todo:
+        if left := backlog.rows - done_rows:
             raise RunError(
-                f"the flow ended and left {todo:,} rows; what is committed is kept, run the same again to go on"
+                f"the flow ended and left {left:,} rows; what is committed is kept, run the same again to go on"
             )
         return timing.stop()
 
@@ -156,6 +201,19 @@ def _require_same_pictures(store: LabelStore, inputs: list[StoredInput]) -> None
         raise StoreError(
             f"{place}: the picture changed since it was labelled; restore it, or label the new pictures into another --output"
         )
+
+
+@contextlib.contextmanager
+def _prepared_here(preparation: Preparation | None, labeller: Labeller) -> Iterator[Preparation]:
+    """A process beside this one that prepares shards: the one that is there, or one for as long as the block runs."""
+    if preparation is not None:
+        yield preparation
+        return
+    preparation = Preparation(labeller.model.trust_remote_code)
+    try:
+        yield preparation
+    finally:
+        preparation.beside.stop()
 
 
 def _pinned(labeller: Labeller) -> Labeller:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from jobs import terminal
-from jobs.label.work import Work
+from jobs.label.backlog import Backlog
+from jobs.label.later import Asked, Later, beyond, look, with_origin
 from pipeline import storage
 from pipeline.config import InputConfig
 from pipeline.corpus import (
@@ -21,15 +22,15 @@ from pipeline.corpus import (
     find_files,
     plan_file,
     read_shards,
-    read_together,
     require_proof,
+    sections,
 )
 from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels.rules import Guessed, LabelRule, disagree
-from pipeline.corpus.sources import PicturesBeside, origin_of, picture_names
-from pipeline.errors import ConfigError, EndorewardError, InputError, StoreError
+from pipeline.corpus.sources import beside_of
+from pipeline.errors import ConfigError, InputError, StoreError
 from pipeline.evaluation.benchmarks.base import Benchmark
-from pipeline.store import LabelStore, Record, StoredInput, shard_name
+from pipeline.store import LabelStore, StoredInput
 from pipeline.tokens import Renderer
 from pipeline.tokens.sampled import check_samples
 
@@ -66,9 +67,23 @@ def refuse_output_within(paths: Iterable[str], output: str) -> None:
 def plan_inputs(
     store: LabelStore | None, files: Iterable[InputFile], config: InputConfig, shape_of: ShapeOf | None = None
 ) -> list[StoredInput]:
+    """`plan_first` of all files."""
+    return plan_first(store, files, config, shape_of)[0]
+
+
+def plan_first(
+    store: LabelStore | None,
+    files: Iterable[InputFile],
+    config: InputConfig,
+    shape_of: ShapeOf | None = None,
+    first_bytes: int | None = None,
+) -> tuple[list[StoredInput], list[Later]]:
     """The shards of every file: from the store where it knows the file and the file is untouched, else by reading it
     once. Writes nothing. `shape_of` finds a file's shape from its first rows; by default its columns are recognised. What
     its labels mean is held against every row.
+
+    With `first_bytes`, of new files beyond so many bytes only the columns are looked at, unless that does not say what their
+    labels mean.
 
     Raises:
         InputError: where a file is broken, of no known shape, its labels' meaning is not proven, or all are empty.
@@ -77,6 +92,10 @@ def plan_inputs(
     planned: list[StoredInput] = []
     new: list[Planned] = []
     known = [(file, store.find_input(file.name) if store is not None else None) for file in files]
+    late = [] if first_bytes is None else beyond([file for file, stored in known if stored is None], first_bytes)
+    later = look(late, config, shape_of or detect)
+    names = {each.file.name for each in later}
+    known = [(file, stored) for file, stored in known if file.name not in names]
     plans = plan_files([file for file, stored in known if not _is_as_stored(file, stored)], config)
     for file, stored in known:
         if stored is not None and _is_as_stored(file, stored):
@@ -100,17 +119,11 @@ def plan_inputs(
                 f"{file.uri}: its content changed since it was labelled; restore it, or label the new content into "
                 "another --output"
             )
-    if not planned:
+    if not planned and not later:
         raise InputError("the input holds no rows: every file is empty")
     require_proof(new)
-    _require_one_meaning(planned)
-    return [_with_origin(stored, config) for stored in planned]
-
-
-def _with_origin(stored: StoredInput, config: InputConfig) -> StoredInput:
-    """An input whose shape knows where its pictures are to be read."""
-    origin = replace(origin_of(stored.file, stored.format, config), rows=stored.plan.shards[-1].stop)
-    return replace(stored, shape=replace(stored.shape, origin=origin))
+    _require_one_meaning([*planned, *later])
+    return [with_origin(stored, config) for stored in planned], later
 
 
 def _is_as_stored(file: InputFile, stored: StoredInput | None) -> bool:
@@ -123,46 +136,32 @@ def _is_as_stored(file: InputFile, stored: StoredInput | None) -> bool:
 def plan_files(files: Sequence[InputFile], config: InputConfig) -> Iterator[FilePlan]:
     """The plan of each file, in order: read by tasks of the cluster that this process has joined, else one after the other."""
     ray = sys.modules.get("ray")
-    alone = ray is None or not ray.is_initialized() or len(files) < 2
+    few = sum(sections(file, config.format) for file in files) < 2
+    alone = few or ray is None or not ray.is_initialized()
     plans: Iterator[FilePlan] = (_plan(each, config) for each in files) if alone else _planned_by_tasks(files, config)
     return terminal.track(plans, len(files), "planning", "files")
 
 
 def _planned_by_tasks(files: Iterable[InputFile], config: InputConfig) -> Iterator[FilePlan]:
-    import ray
-
-    task: Any = ray.remote(num_cpus=PLAN_CPUS, max_retries=3)(_plan_or_error)
-    asked: deque[Any] = deque()
+    asked: deque[Asked] = deque()
     for file in files:
-        asked.append(task.remote(file, config))
+        asked.append(Asked(file, config, PLAN_CPUS))
         if len(asked) >= PLANNED_AHEAD:
-            yield _unless_error(ray.get(asked.popleft()))
+            yield asked.popleft().plan()
     while asked:
-        yield _unless_error(ray.get(asked.popleft()))
+        yield asked.popleft().plan()
 
 
 def _plan(file: InputFile, config: InputConfig) -> FilePlan:
-    beside = PicturesBeside(origin_of(file, config.format, config), picture_names(config))
-    return plan_file(file, config.format, config.shard_rows, config.shard_bytes, beside)
+    return plan_file(file, config.format, config.shard_rows, config.shard_bytes, beside_of(file, config))
 
 
-def _plan_or_error(file: InputFile, config: InputConfig) -> FilePlan | EndorewardError:
-    try:
-        return _plan(file, config)
-    except EndorewardError as error:  # as a value it reaches the driver whole
-        return error
-
-
-def _unless_error(plan: FilePlan | EndorewardError) -> FilePlan:
-    if isinstance(plan, EndorewardError):
-        raise plan
-    return plan
-
-
-def check_sampled(inputs: Iterable[StoredInput], renderer: Renderer) -> None:
+def check_sampled(inputs: Iterable[StoredInput | Later], renderer: Renderer) -> None:
     """Raises ConfigError where a file's first rows are samples whose tokens this model cannot be given."""
     for stored in inputs:
-        if stored.shape.sampled:
+        if isinstance(stored, Later):
+            check_samples(stored.file.name, enumerate(stored.head), stored.shape, renderer)
+        elif stored.shape.sampled:
             _, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
             check_samples(stored.file.name, rows, stored.shape, renderer)
 
@@ -190,7 +189,7 @@ def _proven(stored: StoredInput, file: InputFile, plan: FilePlan, config: InputC
     return replace(stored.shape, label=shape.label)
 
 
-def _require_one_meaning(inputs: Iterable[StoredInput]) -> None:
+def _require_one_meaning(inputs: Iterable[StoredInput | Later]) -> None:
     """Raises InputError where the same columns would say something else in another file."""
     rules: dict[tuple[Any, ...], tuple[str, LabelRule]] = {}
     for stored in inputs:
@@ -205,16 +204,11 @@ def _require_one_meaning(inputs: Iterable[StoredInput]) -> None:
             )
 
 
-def pending(store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool) -> list[Work]:
-    """Shards that are not done, and with `retry_errors` those with error rows; by the bytes that one task reads."""
-    done = store.done()
-    again: dict[str, Record] = {}
+def pending(
+    store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool, later: Iterator[StoredInput] | None = None
+) -> Backlog:
+    """Shards that are not done, and with `retry_errors` those with error rows."""
+    again: dict[str, int] = {}
     if retry_errors:
-        again = {shard_name(record.shard): record for record in store.records() if record.errors.rows}
-    work = []
-    for stored in inputs:
-        shards = [s for s in stored.plan.shards if (name := shard_name(s)) not in done or name in again]
-        for together in read_together(shards):
-            generations = [again[n].generation + 1 if (n := shard_name(s)) in again else 0 for s in together]
-            work.append(Work(stored.file, stored.format, stored.shape, together, generations))
-    return work
+        again = {record.name: record.generation + 1 for record in store.records() if record.errors.rows}
+    return Backlog(inputs, store.done(), again, later)

@@ -1,11 +1,12 @@
 """What a run is about to do, shown before it does it: one rendered example, and an estimate of the whole."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Self
 
 from jobs import terminal
 from jobs.label.label_run import LabelRun
+from jobs.label.later import Later
 from jobs.label.plan import pending
 from jobs.label.sizing import Sample
 from jobs.label.writers import announce
@@ -25,7 +26,7 @@ SHOWN_FILES = 10
 QUOTED_CHARACTERS = 60
 
 
-def show_inputs(inputs: list[StoredInput]) -> None:
+def show_inputs(inputs: list[StoredInput], later: Sequence[Later] = ()) -> None:
     """Print what was found in each file, and once for files that are read alike which response counts as better."""
     shown = set()
     for stored in inputs[:SHOWN_FILES]:
@@ -34,9 +35,14 @@ def show_inputs(inputs: list[StoredInput]) -> None:
         if read_alike not in shown and (better := first_preference(stored)) is not None:
             terminal.say(f"  {better}")
             shown.add(read_alike)
+    rows = sum(stored.plan.rows for stored in inputs)
     if len(inputs) > SHOWN_FILES:
-        rows = sum(stored.plan.rows for stored in inputs)
         terminal.say(f"... and {len(inputs) - SHOWN_FILES} more files, {rows:,} rows in all")
+    if later:
+        size = sum(each.file.size for each in later) / 1e6
+        terminal.say(
+            f"... and {len(later):,} files of {size:,.0f} MB, which are planned while these {rows:,} rows are labelled"
+        )
 
 
 def first_preference(stored: StoredInput) -> str | None:

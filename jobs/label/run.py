@@ -6,6 +6,7 @@ import contextlib
 from jobs import terminal
 from jobs.cluster import joins_cluster, pick_device, warn_of_local_output
 from jobs.label.label_run import LabelRun, LateCluster
+from jobs.label.later import FIRST_BYTES
 from jobs.label.places import require, with_absolute_places
 from jobs.label.plan import check_sampled, find_inputs, plan_inputs
 from jobs.label.preview import Preview, show_inputs
@@ -58,11 +59,11 @@ def label(
         if joins_cluster(config.run):  # only the cluster knows its devices
             ray.open()
             warn_of_local_output(config.output.path)
-        run = LabelRun.open(labeller, config.output.path, pick_device(config), files)
-        show_inputs(run.inputs)
+        run = LabelRun.open(labeller, config.output.path, pick_device(config), files, first_bytes=FIRST_BYTES)
+        show_inputs(run.inputs, run.later)
         with Preview(run.labeller.config, run.labeller.renderer) as preview:
             preview.show_example(run.inputs)
-        run.complete(ray, command, retry_errors=retry_errors)
+            run.complete(ray, command, retry_errors=retry_errors, preparation=preview.preparation)
         return 0
 
 

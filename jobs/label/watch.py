@@ -4,6 +4,7 @@ import contextlib
 from typing import Self
 
 from jobs import terminal
+from jobs.label.backlog import Backlog
 from jobs.label.work import Done, PoolState
 from jobs.stores.metrics import RunMetrics
 from pipeline.store.status import StatusFile, Workforce
@@ -15,15 +16,17 @@ class Watch:
     Args:
         store: the label store, which the driver has locked.
         name: of what is labelled.
-        rows: of the whole input.
-        done_rows: of these committed before.
+        backlog: what is to be labelled.
     """
 
-    def __init__(self, store: str, name: str, rows: int, done_rows: int):
+    def __init__(self, store: str, name: str, backlog: Backlog):
+        self.backlog = backlog
+        rows, done_rows = backlog.total_rows, backlog.total_rows - backlog.rows
         self.progress = terminal.LabelProgress(rows, done_rows, name)
         self.status = StatusFile(store, rows, done_rows)
         self.metrics = RunMetrics(store, rows - done_rows)
         self.stack = contextlib.ExitStack()
+        self._plan()
         self.tokens = self.forwarded = self.scored = 0  # of responses that are committed; given to a model for them
 
     def __enter__(self) -> Self:
@@ -35,6 +38,7 @@ class Watch:
         return self.stack.__exit__(*raised)  # type: ignore[arg-type]
 
     def committed(self, done: Done) -> None:
+        self._plan()
         record = done.record
         self.tokens += record.stats.tokens
         self.forwarded += done.forwarded_tokens
@@ -45,6 +49,7 @@ class Watch:
     def pool(self, state: PoolState) -> None:
         """How the actors are. Of shards that are not committed it is known what their models were given, prompts included;
         their response tokens are reckoned from those of the shards before."""
+        self._plan()
         waits = state.sentence() if not state.running else None
         self.progress.look(state.running, state.wanted, state.forwarded_tokens, state.sentence())
         self.metrics.actors(state.running)
@@ -56,3 +61,11 @@ class Watch:
             scored = state.forwarded_tokens * self.tokens // self.forwarded
             self.status.score(max(0, scored - self.scored))
             self.scored = max(self.scored, scored)
+
+    def _plan(self) -> None:
+        """How many rows there are, as far as files are planned."""
+        rows, whole = self.backlog.total_rows, self.backlog.whole
+        if (rows, whole) != (self.status.rows, self.status.whole):
+            self.metrics.expect(rows - self.status.rows)
+            self.progress.plan(rows, whole)
+            self.status.plan(rows, whole)

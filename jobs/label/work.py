@@ -1,22 +1,35 @@
 """What goes into the flow, and what comes out: plain data, without Ray."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from actors.actor import BatchCheck
 from pipeline.corpus import InputFile, Shape, Shard
 from pipeline.store import Record
 
+BLOCK = 8
+"""Most shards that one task prepares, and that an actor is given at once."""
+
 
 @dataclass(frozen=True)
 class Work:
-    """Shards of one file that one task reads, with the generation that each is committed as."""
+    """Shards of one file, with the generation that each is committed as: to be read by one task, or, where each has bytes of
+    its own, by as many as you like."""
 
     file: InputFile
     format: str
     shape: Shape
-    shards: list[Shard]
-    generations: list[int]
+    shards: Sequence[Shard]
+    generations: Sequence[int]
+
+    @property
+    def apart(self) -> bool:
+        """Whether each can be read without the others."""
+        return len({shard.offset for shard in self.shards} - {None}) == len(self.shards)
+
+    def part(self, begin: int, end: int) -> "Work":
+        return replace(self, shards=self.shards[begin:end], generations=self.generations[begin:end])
 
 
 @dataclass(frozen=True)

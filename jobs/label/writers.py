@@ -1,10 +1,9 @@
 """What writes, before it does: whether the engine can run the model, whether the server answers, and what that will cost."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jobs import terminal
-from jobs.label.work import Work
+from jobs.label.backlog import Backlog
 from pipeline.config import EvaluateConfig, SampleConfig
 from pipeline.corpus import read_shards
 from pipeline.errors import ConfigError
@@ -47,9 +46,10 @@ class Estimate:
         return least, least + self.most_answer_tokens * output_price / 1e6
 
 
-def estimate(labeller: Labeller, work: Sequence[Work]) -> Estimate:
+def estimate(labeller: Labeller, backlog: Backlog) -> Estimate:
     """Prepares the first shard of some files, in a process beside this one."""
     rows = requests = tokens = 0
+    work = list(backlog.planned())
     preparation = Preparation(labeller.model.trust_remote_code)
     try:
         for each in work[:: max(1, len(work) // LOOKED_AT)]:
@@ -60,15 +60,15 @@ def estimate(labeller: Labeller, work: Sequence[Work]) -> Estimate:
             tokens += sum(question.samples * len(question.prompt_ids) for question in prepared.requests)
     finally:
         preparation.beside.stop()
-    scale = sum(shard.rows for each in work for shard in each.shards) / max(1, rows)
+    scale = backlog.rows / max(1, rows)
     return Estimate(requests * scale, tokens * scale, requests * scale * _longest(labeller))
 
 
-def announce(labeller: Labeller, work: Sequence[Work]) -> None:
+def announce(labeller: Labeller, backlog: Backlog) -> None:
     """Say what a server is going to be asked. Raises ConfigError where that is more than the run may cost."""
     config = labeller.config
     assert isinstance(config, SampleConfig | EvaluateConfig)
-    section, due = config.endpoint, estimate(labeller, work)
+    section, due = config.endpoint, estimate(labeller, backlog)
     least, most = due.cost(section.input_price, section.output_price)
     price = f"; at these prices {least:,.2f} to {most:,.2f}" if section.input_price or section.output_price else ""
     terminal.say(

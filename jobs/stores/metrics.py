@@ -92,6 +92,11 @@ class RunMetrics(Metrics):
         self.rows = rows
         self.show("endoreward_rows_left", rows)
 
+    def expect(self, rows: int) -> None:
+        """So many rows more are known of the input."""
+        self.rows += rows
+        self.show("endoreward_rows_left", self.rows)
+
     def add(self, record: Record, forwarded_tokens: int, score_seconds: float) -> None:
         """A shard that is committed."""
         self.rows -= record.shard.rows

@@ -7,7 +7,8 @@
       shards       Shard, FilePlan          the unit of commit: a row range of one file and the digest of its content
       text         bytes -> records         JSON lines, one JSON array, a sequence of JSON objects
       columnar     bytes -> record batches  Parquet, Arrow, CSV, TSV
-      readers      InputFile -> rows        plan_file once on the driver, read_shards on the workers
+      readers      InputFile -> rows        plan_file once, read_shards on the workers
+      sections     a large file's parts     planned by as many processes, and joined
     detection      rows -> Shape            which columns hold what: by name, or as a published layout
     labels/        which response is better
       layouts      rows -> Layout           published layouts, whose authors say what their columns mean
@@ -26,8 +27,9 @@ from pipeline.corpus.detection import detect
 from pipeline.corpus.examine import counted, require_proof
 from pipeline.corpus.files.folders import Choice
 from pipeline.corpus.files.inputs import Format, InputFile, InputFiles, file_format, find_files
-from pipeline.corpus.files.readers import NumberedRow, plan_file, read_shards
-from pipeline.corpus.files.shards import FilePlan, Shard, read_together
+from pipeline.corpus.files.readers import NumberedRow, head_of, plan_file, read_shards
+from pipeline.corpus.files.sections import digest_of, joined, plan_section, sections
+from pipeline.corpus.files.shards import FilePlan, Shard, Shards, read_together
 from pipeline.corpus.shapes import Shape, turns
 
 __all__ = [
@@ -39,13 +41,19 @@ __all__ = [
     "NumberedRow",
     "Shape",
     "Shard",
+    "Shards",
     "counted",
     "detect",
+    "digest_of",
     "file_format",
     "find_files",
+    "head_of",
+    "joined",
     "plan_file",
+    "plan_section",
     "read_shards",
     "read_together",
     "require_proof",
+    "sections",
     "turns",
 ]

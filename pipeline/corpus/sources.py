@@ -134,6 +134,11 @@ def picture_names(config: "InputConfig") -> tuple[str, ...]:
     )
 
 
+def beside_of(file: InputFile, config: "InputConfig") -> "PicturesBeside":
+    """What weighs the pictures beside the rows of a file."""
+    return PicturesBeside(origin_of(file, config.format, config), picture_names(config))
+
+
 def _folder(uri: str) -> str:
     base, mark, query = (uri, "", "") if storage.is_local(uri) else uri.partition("?")
     return posixpath.dirname(base) + mark + query

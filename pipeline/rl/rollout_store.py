@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import __version__, storage
-from pipeline.corpus import FilePlan, InputFile, Shape, Shard
+from pipeline.corpus import FilePlan, InputFile, Shape, Shard, Shards
 from pipeline.corpus.samples import turn_id
 from pipeline.errors import StoreError
 from pipeline.rewards.labellers.base import open_renderer
@@ -122,7 +122,8 @@ class RolloutStore:
             generation = 0 if standing is None else standing.generation + 1
             commit(self.store.uri, shard, self._fingerprint, generation, labels, [])
         file = InputFile(shard.file, self.store.at(shard.file), 0, 0)  # there is no such file to look for
-        self.store.add_input(StoredInput(file, "auto", SHAPE, FilePlan(shard.file, shard.rows, shard.digest, (shard,))))
+        plan = FilePlan(shard.file, shard.rows, shard.digest, Shards.of(shard.file, [shard]))
+        self.store.add_input(StoredInput(file, "auto", SHAPE, plan))
 
     def read(self, step: int) -> list[Group]:
         """The batch of a step. Raises StoreError where it is missing or damaged."""

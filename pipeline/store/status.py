@@ -46,7 +46,7 @@ class Status(typed.Document):
     pid: int
     began: float
     updated: float
-    rows: int  # of the input
+    rows: int  # of the input; of the files that are planned, while `whole` is false
     done_rows: int  # of these committed, by this run or before
     tokens: int  # response tokens that this run scored, those of shards that are not committed yet included
     errors: dict[str, int]  # rows by reason, of this run
@@ -54,6 +54,7 @@ class Status(typed.Document):
     rows_per_second: float | None = None
     seconds_left: float | None = None
     workforce: Workforce = Workforce()
+    whole: bool = True
 
     @classmethod
     def find(cls, store: str) -> Self | None:
@@ -83,6 +84,7 @@ class StatusFile:
         self.uri, self.clock = storage.join(store, NAME), clock
         self.rows, self.done_rows, self.first_rows = rows, done_rows, done_rows
         self.trouble: str | None = None
+        self.whole = True
         self._began = clock()
         self._errors: dict[str, int] = {}
         self._committed_tokens = self._scored_tokens = 0
@@ -111,6 +113,11 @@ class StatusFile:
             self._committed_tokens += tokens
             for reason, count in errors.items():
                 self._errors[reason] = self._errors.get(reason, 0) + count
+
+    def plan(self, rows: int, whole: bool) -> None:
+        """So many rows are known of the input; whether these are all."""
+        with self._lock:
+            self.rows, self.whole = rows, whole
 
     def score(self, tokens: int) -> None:
         """An actor scored so many response tokens more, whether or not their shard is committed. Where actors report at all,
@@ -167,10 +174,13 @@ class StatusFile:
             rows_per_second=row_rate,
             seconds_left=None if whole else self._left(token_rate, row_rate),
             workforce=self._workforce,
+            whole=self.whole,
         )
 
     def _left(self, token_rate: float | None, row_rate: float | None) -> float | None:
         """By tokens where the committed rows say how many a row has; else by rows. None: nothing to tell it by."""
+        if not self.whole:
+            return None
         remaining, committed = self.rows - self.done_rows, self.done_rows - self.first_rows
         if not remaining:
             return 0.0
@@ -191,6 +201,10 @@ def status_rows(status: Status, writer: bool, now: float | None = None) -> list[
     if status.state == "running":
         if status.seconds_left is not None and writer and age <= SILENT_S:
             lines.append(("Time left", f"about {duration(max(0.0, status.seconds_left - age))}"))
+        if not status.whole:
+            lines.append(
+                ("Planning", f"at least {status.rows:,} rows; more files are planned while these are labelled")
+            )
         lines += _staff_rows(status.workforce)
         silent = age > SILENT_S or not writer
         since = f"{duration(age)} ago, by {by}"

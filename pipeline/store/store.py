@@ -35,9 +35,10 @@ from pipeline.store.standing import Standing
 from pipeline.store.status import NAME as STATUS
 from pipeline.store.survey import Survey
 
-INPUT_VERSION = 1
+INPUT_VERSION = 2  # 1: a list of shards in the place of columns
 NEED_THE_MODEL = ("reward.alpha", "reward.token_certainty")  # all other fields of a reward follow from stored tokens
 KINDS = ("labels", "errors")
+EXPECTED = "run.expected.json"  # names of input files that a run began with and had not planned
 
 
 def _shape(stored: Any) -> Shape:
@@ -91,7 +92,7 @@ class StoreRun(typed.Document):
 class Progress:
     """How far a store is."""
 
-    shards: int = 0
+    shards: int = 0  # an input file that is not planned yet counts as one
     done_shards: int = 0
     rows: int = 0
     done_rows: int = 0
@@ -181,6 +182,7 @@ class LabelStore:
                 documents.remove(self.at(kind, merged_name(name)))
         for stored in self.inputs():
             documents.remove(self._input_uri(stored.file.name))
+        documents.remove(self.at("records", EXPECTED))
         documents.remove(self.at(STATUS))
         documents.remove(self.at("records", "run.json"))
         for folder in reversed(self._folders()):
@@ -227,6 +229,26 @@ class LabelStore:
         """Keep what is known of an input file; nothing is written where nothing is new."""
         if self.find_input(stored.file.name) != stored:
             documents.write(self._input_uri(stored.file.name), stored.to_json())
+
+    def expect_inputs(self, names: Iterable[str], known: Iterable[str] = ()) -> None:
+        """Keep the names of input files that are planned later, beside those that a run before left; without those that are
+        known."""
+        before = self._expected()
+        expected = {*before, *names} - {*known}
+        if expected and expected != before:
+            documents.write(self.at("records", EXPECTED), {"files": sorted(expected)})
+        elif before and not expected:
+            documents.remove(self.at("records", EXPECTED))
+
+    def unplanned(self) -> list[str]:
+        """Names of input files that a run began with and did not come to."""
+        expected = self._expected()
+        there = set(storage.list_names(self.at("records"))) if expected else set()
+        return sorted(name for name in expected if f"input-{file_key(name)}.json" not in there)
+
+    def _expected(self) -> set[str]:
+        uri = self.at("records", EXPECTED)
+        return set(documents.read(uri)["files"]) if storage.is_file(uri) else set()
 
     def inputs(self) -> list[StoredInput]:
         return sorted(self._read_inputs(), key=lambda stored: stored.file.name)
@@ -294,7 +316,7 @@ class LabelStore:
         planned = {name: (len(plan.shards), plan.rows) for name, plan in self._plans()}  # large while they are read
         survey = self.survey() if survey is None else survey
         return Progress(
-            shards=sum(shards for shards, _ in planned.values()),
+            shards=sum(shards for shards, _ in planned.values()) + len(self.unplanned()),
             done_shards=sum(shard.index < planned.get(shard.file, (0, 0))[0] for shard in survey.shards),
             rows=sum(rows for _, rows in planned.values()),
             done_rows=survey.rows,

@@ -66,10 +66,12 @@ def problems(
                 yield str(error)
                 continue
             planned.update((shard_name(shard), shard) for shard in plan.shards)
-            if sum(shard.rows for shard in plan.shards) != plan.rows:
+            if plan.shards.rows != plan.rows:
                 yield f"{uri}: its shards do not add up to the {plan.rows} rows of {plan.file}"
         elif not name.endswith((".json", ".tmp")):
             yield f"{uri}: not a file of a label store"
+    if unplanned := store.unplanned():
+        yield f"{len(unplanned)} input files are not planned yet ({unplanned[0]} ...); run label again"
     survey = Survey() if survey is None else survey
     whole = True
     for wrong in _check_shards(store, planned, run.fingerprint, workers, survey):

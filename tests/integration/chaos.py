@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 STEPS = {
     "actor": ("ray::ShardActor",),
-    "worker": ("(_read)", "(_prepare)"),
+    "worker": ("ray::read_blocks", "ray::prepare_block"),
     "learner": ("RayTrainWorker",),
     "sampler": ("ray::PolicySampler",),
     "rewarder": ("ray::RewardActor",),

@@ -20,9 +20,10 @@ class Doubler:
     def forwarded_tokens(self) -> int:
         return self.done
 
-    def label(self, number: int) -> list[int]:
-        if number == -1 and len(list(self.folder.iterdir())) < self.deaths:
-            (self.folder / str(os.getpid())).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.done += 1
-        return [2 * number]
+    def label(self, numbers: list[int], begin: int, end: int, again: bool) -> list[int]:
+        for number in numbers[begin:end]:
+            if number == -1 and len(list(self.folder.iterdir())) < self.deaths:
+                (self.folder / str(os.getpid())).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        self.done += end - begin
+        return [2 * number for number in numbers[begin:end]]

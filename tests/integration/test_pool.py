@@ -10,6 +10,7 @@ from pool_actor import Doubler
 
 from jobs.cluster import Pool, cluster
 from jobs.label import pool as of_label
+from jobs.label.backlog import Backlog
 from jobs.label.pool import LabelPool
 from jobs.label.work import PoolState
 from pipeline.config import LabelConfig
@@ -39,8 +40,22 @@ def run(
     folder.mkdir(exist_ok=True)
     patience = 1.0 if size.cpus > 2 else 120.0
     config = LabelConfig.model_validate({"scorer": scorer, "run": {"wait_for_actors_s": patience}})
-    with LabelPool(Doubler, (str(folder), deaths), config, size, len(numbers), watch) as pool:
-        return sorted(pool.results(lambda: map(ray.put, numbers)))
+    backlog = Backlog([])
+    backlog.shards = len(numbers)
+
+    def feed(pool: LabelPool) -> None:
+        """Blocks of three."""
+        for begin in range(0, len(numbers), 3):
+            if not pool.wait_for_room():
+                return
+            block = numbers[begin : begin + 3]
+            pool.take(ray.put(block), len(block))
+
+    def name(block: list[int], position: int) -> str:
+        return f"rows {block[position]} to {block[position]} of a.jsonl"
+
+    with LabelPool(Doubler, (str(folder), deaths), config, size, backlog, watch, name) as pool:
+        return sorted(pool.results(feed))
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -51,9 +66,8 @@ class TestPool:
         assert done == [-2, *range(0, 40, 2)]
 
     def test_a_block_whose_actors_die_too_often_ends_the_run(self, tmp_path: Path) -> None:
-        from ray.exceptions import ActorDiedError
-
-        with pytest.raises(ActorDiedError):
+        said = r"rows -1 to -1 of a.jsonl: 2 actors died .* scorer.max_task_retries = 1 allows"
+        with pytest.raises(RunError, match=said):
             run(tmp_path / "deaths", [1, -1], 9, Pool(1, 1, 1, 0), max_restarts=9, max_task_retries=1)
         assert len(list((tmp_path / "deaths").iterdir())) == 2
 

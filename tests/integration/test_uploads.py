@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from jobs.stores.export import export
 from pipeline import storage
-from pipeline.corpus import FilePlan, InputFile, Shape, Shard
+from pipeline.corpus import FilePlan, InputFile, Shape, Shard, Shards
 from pipeline.errors import StoreError
 from pipeline.store import Label, LabelStore, StoredInput, commit, documents, fingerprint
 
@@ -73,7 +73,7 @@ def store(tmp_path: Path) -> LabelStore:
     ]
     commit(store.uri, shard, fingerprint.digest({"x": 1}), 0, labels, [])
     file, shape = InputFile("a.jsonl", "/a.jsonl", 1, 1), Shape(responses=(("chosen", "chosen"),), prompt="prompt")
-    store.add_input(StoredInput(file, "auto", shape, FilePlan("a.jsonl", 1, "0" * 64, (shard,))))
+    store.add_input(StoredInput(file, "auto", shape, FilePlan("a.jsonl", 1, "0" * 64, Shards.of("a.jsonl", [shard]))))
     return store
 
 

@@ -3,27 +3,13 @@
 import logging
 import signal
 import socket
-import warnings
 
 import pytest
-import ray.data
+import ray
 
 from jobs.cluster import _logging_and_signals_as_before, joins_cluster, require_answer
-from jobs.label.flow import _settings
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
-
-
-def test_settings_of_ray_data_are_put_back_after_an_error() -> None:
-    context = ray.data.DataContext.get_current()
-    before = context.target_max_block_size, context.enable_progress_bars
-    filters = list(warnings.filters)
-    with pytest.raises(KeyError), _settings(verbose=False):
-        inside = ray.data.DataContext.get_current()
-        assert (inside.target_max_block_size, inside.enable_progress_bars) == (1, False)
-        raise KeyError
-    assert ray.data.DataContext.get_current() is context
-    assert (context.target_max_block_size, context.enable_progress_bars) == before and warnings.filters == filters
 
 
 def test_logging_and_signals_are_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

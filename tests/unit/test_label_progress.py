@@ -31,3 +31,18 @@ def test_a_log_says_at_once_what_is_waited_for_and_goes_on_to_say_what_is_missin
         all_there, again, done = capsys.readouterr().err.splitlines()
         assert "actors" not in all_there and "4 actors wanted, 3 running" in again
         assert done.startswith("labelled 10 of 10 rows") and "actors" not in done
+
+
+def test_rows_that_are_not_planned_yet_are_not_promised(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.errors, "width", 200)
+    monkeypatch.setattr(terminal, "LOG_EVERY_S", 0)
+    with terminal.LabelProgress(10, 0) as progress:
+        progress.plan(10, False)
+        progress.advance(10, 50, 100)
+        progress.plan(30, True)
+        progress.advance(5, 50, 100)
+    some, of_all = capsys.readouterr().err.splitlines()
+    assert some.startswith("labelled 10 of at least 10 rows") and some.endswith("time left unknown")
+    assert of_all.startswith("labelled 15 of 30 rows") and "s left" in of_all

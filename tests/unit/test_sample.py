@@ -15,7 +15,7 @@ from tiny import CHATML, save_bigram, save_model
 
 from jobs.sample.run import check_names, is_written, samples_name, write_samples
 from pipeline.config import InputConfig, LabelConfig, SampleConfig, load_config_as
-from pipeline.corpus import FilePlan, InputFile, Shard, detect, turns
+from pipeline.corpus import FilePlan, InputFile, Shard, Shards, detect, turns
 from pipeline.corpus.samples import Turn
 from pipeline.corpus.shapes import SAMPLED
 from pipeline.errors import ConfigError, InputError, RowError, RunError, StoreError
@@ -279,7 +279,7 @@ def stored(chat: Path, tmp_path: Path) -> tuple[LabelStore, list[Row]]:
             for i, (start, stop) in enumerate(itertools.pairwise(cuts))
         )
         shape = prompt_shape(rows, config.input, file)
-        plan = FilePlan(file, cuts[-1] - cuts[0], "0" * 64, shards)
+        plan = FilePlan(file, cuts[-1] - cuts[0], "0" * 64, Shards.of(file, shards))
         store.add_input(StoredInput(InputFile(file, f"/{file}", 1, 1), "auto", shape, plan))
         for shard in shards:
             prepared = labeller.prepare(shard, 0, list(enumerate(rows))[shard.start : shard.stop], shape)
@@ -355,7 +355,7 @@ def test_a_store_without_one_response_is_a_failed_run(chat: Path, tmp_path: Path
     store.open_for_writing(labeller.describe("float32"))
     shard = Shard("a.jsonl", 0, 0, 1, 1, "0" * 64, 0, 10)
     shape = prompt_shape([{"prompt": "x"}], config.input, "a.jsonl")
-    plan = FilePlan("a.jsonl", 1, "0" * 64, (shard,))
+    plan = FilePlan("a.jsonl", 1, "0" * 64, Shards.of("a.jsonl", [shard]))
     store.add_input(StoredInput(InputFile("a.jsonl", "/a.jsonl", 1, 1), "auto", shape, plan))
     prepared = labeller.prepare(shard, 0, [(0, RowError("not_json", "the line is not JSON"))], shape)
     commit(store.uri, shard, "f", 0, *labeller.finish(prepared, []))

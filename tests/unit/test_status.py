@@ -47,6 +47,18 @@ def test_rate_and_time_left_are_of_the_last_minutes(tmp_path: Path, clock: Clock
     assert now.seconds_left == pytest.approx(40 / 1.1)
 
 
+def test_no_time_is_left_of_an_input_that_is_not_planned(tmp_path: Path, clock: Clock) -> None:
+    file = StatusFile(str(tmp_path), rows=100, done_rows=0, clock=clock)
+    file.plan(100, False)
+    clock.time += 10
+    file.commit(50, 500, {})
+    now = file.now()
+    assert (now.seconds_left, now.whole) == (None, False)
+    assert ("Planning", "at least 100 rows; more files are planned while these are labelled") in status_rows(now, True)
+    file.plan(150, True)
+    assert file.now().seconds_left == pytest.approx(20) and Status.parse(file.now().content(), "").rows == 150
+
+
 def test_tokens_of_a_shard_that_is_not_committed_move_the_time_left(tmp_path: Path, clock: Clock) -> None:
     file = StatusFile(str(tmp_path), rows=100, done_rows=0, clock=clock)
     clock.time += 10

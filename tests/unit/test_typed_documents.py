@@ -116,7 +116,7 @@ def test_records_and_inputs_are_held_against_their_kind(tmp_path: Path) -> None:
         for change, sentence in (
             ({key: content[key] | {wrong: "x"}}, rf"{key}\.{wrong}: 'x': Input should be a valid integer"),
             ({key: {k: v for k, v in content[key].items() if k != wrong}}, rf"{key}\.{wrong}: is missing"),
-            ({"version": 2}, r"written by a newer version of endoreward \(version 2"),
+            ({"version": 3}, r"written by a newer version of endoreward \(version 3"),
         ):
             documents.write(uri, content | change)
             with pytest.raises(StoreError, match=sentence):

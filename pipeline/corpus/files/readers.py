@@ -14,20 +14,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, groupby
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.files import columnar, contents, text
 from pipeline.corpus.files.inputs import Format, InputFile, file_format
-from pipeline.corpus.files.shards import FilePlan, Shard
+from pipeline.corpus.files.shards import FilePlan, Shard, Shards
 from pipeline.errors import InputError, RowError
 
 NumberedRow = tuple[int, dict[str, Any] | RowError]
 
 HEAD_ROWS = 20
 SHARD_BYTES = 1 << 19
+SECTION = 1 << 26
+"""Bytes of a file of JSON lines that are planned apart; no shard has lines that begin in two of them."""
 BATCHED = ("arrow", "csv", "tsv")
 BROKEN = (OSError, ValueError, pa.ArrowException)  # what reading a file that is not what it should be raises
 
@@ -41,14 +43,14 @@ class Beside(Protocol):
 
 
 @dataclass
-class _Draft:
+class Draft:
     """A plan while its file is being read."""
 
     file: InputFile
     beside: Beside | None = None
     seen: int = 0  # rows passed, blank lines included
     total: Any = field(default_factory=hashlib.sha256)
-    shards: list[Shard] = field(default_factory=list)
+    shards: Shards = field(init=False)
     head: list[dict[str, Any]] = field(default_factory=list)
     trouble: str | None = None
     weighs: bool = False  # whether anything lies beside its first rows
@@ -61,6 +63,9 @@ class _Draft:
         self.weighs = self.weighs or size > 0
         return size
 
+    def __post_init__(self) -> None:
+        self.shards = Shards(self.file.name)
+
     def show(self, row: dict[str, Any] | RowError) -> None:
         if isinstance(row, RowError):
             self.trouble = self.trouble or str(row)
@@ -72,13 +77,11 @@ class _Draft:
     ) -> None:
         """End a shard; one of blank lines alone is none."""
         if rows:
-            self.shards.append(Shard(self.file.name, len(self.shards), start, stop, rows, digest, offset, length))
+            self.shards.add(start, stop, rows, offset, length, digest)
 
     def done(self) -> FilePlan:
-        rows = sum(shard.rows for shard in self.shards)
-        return FilePlan(
-            self.file.name, rows, self.total.hexdigest(), tuple(self.shards), tuple(self.head), self.trouble
-        )
+        head, shards = tuple(self.head), self.shards
+        return FilePlan(self.file.name, shards.rows, self.total.hexdigest(), shards, head, self.trouble)
 
 
 def plan_file(
@@ -95,20 +98,43 @@ def plan_file(
     beside a row counts too. An empty file has no shards. Raises InputError, before anything is started, where the file breaks
     off or is not what its format says. A broken line is no error here: `read_shards` gives it as a RowError in its place.
     """
-    how = file_format(file.name, format)
+    draft = Draft(file, beside)
+    for _ in _planned(draft, file_format(file.name, format), shard_rows, shard_bytes):
+        pass
+    return draft.done()
+
+
+class Head(NamedTuple):
+    """The first rows of a file that can be parsed, and what is wrong with the first that cannot; neither of an empty file."""
+
+    rows: tuple[dict[str, Any], ...]
+    trouble: str | None
+
+
+def head_of(file: InputFile, format: str = "auto") -> Head:
+    """`head` and `trouble` of the file's plan, without reading on. Raises InputError where its beginning is not what its
+    format says."""
+    draft = Draft(file)
+    for _ in _planned(draft, file_format(file.name, format), HEAD_ROWS, SHARD_BYTES):
+        if len(draft.head) >= HEAD_ROWS:
+            break
+    return Head(tuple(draft.head), draft.trouble)
+
+
+def _planned(draft: Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
+    """Fills the draft, shard by shard."""
+    file = draft.file
     plan = _plan_parquet if how.kind == "parquet" else _plan_batches if how.kind in BATCHED else _plan_text
-    draft = _Draft(file, beside)
     try:
         start = _start(file)
         if wrong := contents.mistaken(file.name, start, how):
             raise InputError(f"{file.uri}: {wrong}")
-        plan(draft, how, shard_rows, shard_bytes)
+        yield from plan(draft, how, shard_rows, shard_bytes)
     except BROKEN as error:
         where = f"breaks after {draft.seen} rows" if draft.seen else "cannot be read"
         form = f"{how.kind} in {how.compression}" if how.compression else how.kind
         remedy = contents.remedy(start, how) if "--set" not in str(error) else ""
         raise InputError(f"{file.uri}: {where} as {form}: {error}; fetch or write the file again{remedy}") from error
-    return draft.done()
 
 
 def _start(file: InputFile) -> bytes:
@@ -152,7 +178,7 @@ def _stream(file: InputFile, how: Format) -> io.BufferedReader:
     return io.BufferedReader(filesystem.open_input_stream(path, compression=how.compression), 1 << 20)
 
 
-def _require_text(file: InputFile, stream: io.BufferedReader) -> None:
+def require_text(file: InputFile, stream: io.BufferedReader) -> None:
     """Raises InputError for what is no UTF-8 text by its first bytes; reads nothing on."""
     if wrong := contents.not_text(stream.peek(contents.LOOKED_AT)[: contents.LOOKED_AT]):
         raise InputError(f"{file.uri}: {wrong}")
@@ -165,10 +191,10 @@ def _records(file: InputFile, how: Format) -> Iterator[tuple[Iterator[text.Recor
     layout = "lines"
     if how.kind == "json":
         with _stream(file, how) as start:
-            _require_text(file, start)
+            require_text(file, start)
             layout = text.layout(start)
     with _stream(file, how) as whole:
-        _require_text(file, whole)
+        require_text(file, whole)
         yield getattr(text, layout)(whole), layout == "lines" and how.compression is None
 
 
@@ -183,41 +209,50 @@ def _parsed(records: Iterable[text.Record]) -> list[NumberedRow]:
     return rows
 
 
-def _plan_text(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
+def _plan_text(draft: Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
     with _records(draft.file, how) as (records, splittable):
-        start = rows = offset = length = weight = 0
-        digest = hashlib.sha256()
-
-        def close() -> None:
-            place = (offset, length) if splittable else ()
-            draft.close(start, draft.seen, rows, digest.hexdigest(), *place)
-
-        for row, raw in records:
-            draft.seen = row + 1
-            draft.total.update(raw)
-            digest.update(raw)
-            length += len(raw)
-            if not text.is_blank(row, raw):
-                rows += 1
-                weight += draft.beside_text(row, raw)
-                if len(draft.head) < HEAD_ROWS:
-                    draft.show(_parsed([(row, raw)])[0][1])
-            if rows == shard_rows or length + weight >= shard_bytes:
-                close()
-                start, rows, offset, length, weight = draft.seen, 0, offset + length, 0, 0
-                digest = hashlib.sha256()
-        close()
-    _require_rows(draft, how)
+        yield from cut_records(draft, records, 0 if splittable else None, shard_rows, shard_bytes)
+    require_rows(draft, how)
 
 
-def _require_rows(draft: _Draft, how: Format) -> None:
+def cut_records(
+    draft: Draft, records: Iterable[text.Record], offset: int | None, shard_rows: int, shard_bytes: int
+) -> Iterator[None]:
+    """Shards of records, the first of which begins at byte `offset` where they can be split: then none goes over the end of a
+    section."""
+    start, rows, length, weight, digest = draft.seen, 0, 0, 0, hashlib.sha256()
+
+    def close() -> None:
+        place = (offset, length) if offset is not None else ()
+        draft.close(start, draft.seen, rows, digest.hexdigest(), *place)
+
+    for row, raw in records:
+        draft.seen = row + 1
+        draft.total.update(raw)
+        digest.update(raw)
+        length += len(raw)
+        if not text.is_blank(row, raw):
+            rows += 1
+            weight += draft.beside_text(row, raw)
+            if len(draft.head) < HEAD_ROWS:
+                draft.show(_parsed([(row, raw)])[0][1])
+        ends = offset is not None and (offset + length) // SECTION != offset // SECTION
+        if ends or rows == shard_rows or length + weight >= shard_bytes:
+            close()
+            yield
+            offset = None if offset is None else offset + length
+            start, rows, length, weight, digest = draft.seen, 0, 0, 0, hashlib.sha256()
+    close()
+
+
+def require_rows(draft: Draft, how: Format) -> None:
     """Says of lines that are not one of them an object what they may be. Raises InputError for a file that is one object and
     no row."""
     if how.kind == "jsonl" and draft.trouble and not draft.head:
         draft.trouble += (
             "; where the file is one array, or its objects run over several lines, say --set input.format=json"
         )
-    if sum(shard.rows for shard in draft.shards) == 1 and draft.head and (nested := text.nested_rows(draft.head[0])):
+    if draft.shards.rows == 1 and draft.head and (nested := text.nested_rows(draft.head[0])):
         raise InputError(
             f"{draft.file.uri}: the whole file is one object, of {nested}; {contents.unnest(draft.file.name, nested)}"
         )
@@ -245,12 +280,11 @@ def _read_text(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tu
             yield shard, _parsed(mine)
 
 
-def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
+def _plan_parquet(draft: Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
     with open_file(draft.file) as source, columnar.open_parquet(source) as parquet:
         footer = columnar.footer(source)
         for span in columnar.spans(parquet, shard_rows):
             digest = hashlib.sha256(footer)
-            columnar.digest_range(source, span.offset, span.length, digest, draft.total)
             size = columnar.span_bytes(parquet, span)
             rows = _rows_within(shard_bytes, size, span.stop - span.start, shard_rows)
             for batch in columnar.span_batches(parquet, span, rows):  # decoded only to know that it can be
@@ -259,6 +293,8 @@ def _plan_parquet(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int)
                     for _, row in columnar.rows_of([batch.slice(0, HEAD_ROWS)], draft.seen):
                         draft.show(row)
                 draft.seen += batch.num_rows
+                yield
+            columnar.digest_range(source, span.offset, span.length, digest, draft.total)
             rows = _rows_within(shard_bytes, size, span.stop - span.start, shard_rows)
             for start in range(span.start, span.stop, rows):
                 stop = min(start + rows, span.stop)
@@ -310,13 +346,13 @@ def _batches(file: InputFile, how: Format) -> Iterator[Iterator[pa.RecordBatch]]
         return
     delimiter = "\t" if how.kind == "tsv" else ","
     with _stream(file, how) as start:
-        _require_text(file, start)
+        require_text(file, start)
         names = columnar.csv_header(start, delimiter)
     with _stream(file, how) as whole:
         yield columnar.csv_batches(whole, names, delimiter) if names else iter(())
 
 
-def _plan_batches(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int) -> None:
+def _plan_batches(draft: Draft, how: Format, shard_rows: int, shard_bytes: int) -> Iterator[None]:
     with _batches(draft.file, how) as all_batches:
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -337,6 +373,7 @@ def _plan_batches(draft: _Draft, how: Format, shard_rows: int, shard_bytes: int)
                     draft.show(row)
             draft.seen = stop
             draft.close(start, stop, stop - start, _digest(how, pieces))
+            yield
 
 
 def _rows_within(most: int, size: int, rows: int, most_rows: int) -> int:

@@ -1,10 +1,13 @@
 """A shard's rows become requests in a process beside this one, since tokenizers and templates may end theirs."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
-from pipeline.apart import Apart, TimedOut
-from pipeline.corpus import NumberedRow, Shape, Shard
+from pipeline.apart import Apart, Died, TimedOut, unpickled
+from pipeline.corpus import InputFile, NumberedRow, Shape, Shard, read_shards
 from pipeline.errors import RunError
 from pipeline.killers import Bisection, killed
 from pipeline.rewards.labellers.base import Labeller
@@ -15,6 +18,13 @@ WITHOUT = ("torch",)  # transformers imports it for its configurations, which no
 MEMORY = 16 << 30  # bytes of address space: a template may write without end, and then it is the row's error
 WITHIN_S = 900.0  # a shard takes seconds
 QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # it would warn that there is none
+
+
+class Place(NamedTuple):
+    """Where rows are read."""
+
+    file: InputFile
+    format: str
 
 
 @dataclass
@@ -29,9 +39,22 @@ class Preparation:
         self.beside = Apart() if self.own_code else Apart(MEMORY, WITHOUT, QUIET)
 
     def prepare(
-        self, labeller: Labeller, shard: Shard, generation: int, rows: Sequence[NumberedRow], shape: Shape
+        self,
+        labeller: Labeller,
+        shard: Shard,
+        generation: int,
+        rows: Sequence[NumberedRow],
+        shape: Shape,
+        deaths: Sequence[str] = (),
     ) -> Prepared:
-        """As `labeller.prepare`; a row that ends its process is a failure as a whole. Raises RunError."""
+        """As `labeller.prepare`; a row that ends its process is a failure as a whole.
+
+        Args:
+            deaths: what has ended the process that worked on these rows already.
+
+        Raises:
+            RunError: where no row in particular is to blame.
+        """
 
         def work(positions: Sequence[int]) -> Prepared:
             wanted = {*positions, *search.killers}
@@ -50,8 +73,44 @@ class Preparation:
                 ) from None
 
         where = f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
-        search = Bisection(work, self.beside.stop, where, self.lived)
+        search = Bisection(work, self.beside.stop, where, self.lived, list(deaths))
         prepared = search.run(len(rows))
         self.lived = search.lived
         prepared.notes = [*prepared.notes, *search.notes(DOING)]
         return prepared
+
+    def packed(self, labeller: bytes, shard: Shard, generation: int, rows: bytes | Place, shape: Shape) -> bytes:
+        """What `prepare` gives, pickled, of a pickled labeller and rows that are pickled or are read there. Raises what
+        `read_shards` raises, and RunError."""
+        try:
+            packed = self.beside.call(_packed, labeller, shard, generation, rows, shape)
+        except Died as death:  # rows are read here now: of reading, none of them is to blame
+            read, known = _rows(rows, shard), _labeller(labeller)
+            return _pickled(self.prepare(known, shard, generation, read, shape, [death.how]))
+        self.lived = True
+        return packed
+
+
+# What the process beside runs
+
+
+def _packed(labeller: bytes, shard: Shard, generation: int, rows: bytes | Place, shape: Shape) -> bytes:
+    return _pickled(_labeller(labeller).prepare(shard, generation, _rows(rows, shard), shape))
+
+
+def _pickled(prepared: Prepared) -> bytes:
+    return pickle.dumps(prepared, pickle.HIGHEST_PROTOCOL)
+
+
+def _rows(rows: bytes | Place, shard: Shard) -> Sequence[NumberedRow]:
+    if isinstance(rows, Place):
+        [(_, read)] = read_shards(rows.file, rows.format, [shard])
+        return read
+    pickled: Sequence[NumberedRow] = unpickled(rows)  # ours: written by the task that reads
+    return pickled
+
+
+@lru_cache(maxsize=2)
+def _labeller(pickled: bytes) -> Labeller:
+    labeller: Labeller = pickle.loads(pickled)  # ours: written by the driver
+    return labeller

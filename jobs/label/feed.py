@@ -1,0 +1,186 @@
+"""What feeds the pool of actors: work becomes prepared blocks on Ray Data, no more of them than the pool has room for.
+
+A dataset is the work that is planned by then; what is planned while its blocks are labelled is the next one.
+"""
+
+import contextlib
+import pickle
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+import ray
+from ray.util.annotations import RayDeprecationWarning
+
+from jobs.cluster import READ_CPUS, Pool
+from jobs.label.backlog import Backlog
+from jobs.label.work import BLOCK, Work
+from pipeline.rewards.labellers import Labeller
+from pipeline.rewards.labellers.beside import Preparation
+
+BLOCK_BYTES = 8 << 20  # of its shards' rows, where they are known
+GROWS_AFTER = 4  # blocks of one size before they are of twice as many shards: first labels should not wait
+SHARE = 8  # blocks that each actor gets at least, where there are so many shards
+DATASET = 4096  # blocks of one dataset at most: the driver holds what Ray Data knows of each
+ROW = "value"  # the column of what goes from step to step, pickled
+
+
+class Taker(Protocol):
+    """The pool, as whoever feeds it sees it."""
+
+    def wait_for_room(self) -> bool:
+        """Until one block more is wanted; False where none is any more."""
+        ...
+
+    def take(self, block: Any, size: int) -> None:
+        """A reference to a prepared block of `size` shards."""
+        ...
+
+
+class Feed:
+    """Called in a thread, with the pool; returns when everything is prepared, or nothing is wanted any more.
+
+    Args:
+        read: makes of a work rows of `ROW`, each a shard with its rows.
+        prepare: makes of a table of such rows, or of works whose shards can be read anywhere, one of prepared shards.
+        preparation: where all is prepared by this process.
+    """
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        labeller: Labeller,
+        size: Pool,
+        read: Callable[..., Any],
+        prepare: Callable[..., pa.Table],
+        preparation: Preparation | None,
+    ):
+        self.backlog, self.size, self.preparation = backlog, size, preparation
+        self.read, self.prepare = read, prepare
+        self.tries, self.verbose = labeller.config.scorer.max_task_retries, labeller.config.run.verbose
+        self.arguments = (pickle.dumps(labeller), labeller.model.trust_remote_code)
+        self.blocks = 0  # that work was cut into
+
+    def __call__(self, pool: Taker) -> None:
+        groups = self._groups()
+        here = self._prepared_here if self.preparation is not None else self._prepared
+        for block, size in (each for group in groups for each in here(group)):
+            if not pool.wait_for_room():
+                return
+            pool.take(block, size)
+
+    def _prepared_here(self, group: list[Work]) -> Iterator[tuple[Any, int]]:
+        for work in group:
+            prepared = self.prepare(table([work]), *self.arguments, self.preparation)
+            yield ray.put(prepared), prepared.num_rows
+
+    def _prepared(self, group: list[Work]) -> Iterator[tuple[Any, int]]:
+        """References to blocks and the number of their shards, which themselves never come to the driver."""
+        for apart in (True, False):
+            if works := [work for work in group if work.apart is apart]:
+                with self._settings(apart):  # a dataset keeps those that it was made under
+                    dataset = self._dataset(works, apart)
+                for bundle in dataset.iter_internal_ref_bundles():
+                    yield from ((each.ref, each.metadata.num_rows) for each in bundle.blocks if each.metadata.num_rows)
+
+    def _dataset(self, works: Sequence[Work], apart: bool) -> "ray.data.Dataset":
+        reads = ray.data.TaskPoolStrategy(size=self.size.reads)
+        prepares = ray.data.TaskPoolStrategy(size=self.size.prepares)
+        options: dict[str, Any] = {"max_retries": self.tries}
+        dataset: ray.data.Dataset = ray.data.from_items(list(map(row, works)), override_num_blocks=len(works))
+        if not apart:
+            dataset = dataset.flat_map(self.read, compute=reads, num_cpus=READ_CPUS, **options)
+        return dataset.map_batches(
+            self.prepare, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, fn_args=self.arguments,
+            compute=prepares, num_cpus=self.size.prepare_cpus, **options,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _settings(self, apart: bool) -> Iterator[None]:
+        """Ray Data's settings for a dataset; those of the process are what they were afterwards."""
+        context = ray.data.DataContext.get_current()
+        before = context.enable_progress_bars, context.target_max_block_size
+        with warnings.catch_warnings():
+            # Ray's defaults try a call that kills its process for ever. It has no named parameters for this yet.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
+            try:
+                context.enable_progress_bars = self.verbose
+                context.target_max_block_size = None if apart else 1  # what a task makes; what it reads, row by row
+                yield
+            finally:
+                context.enable_progress_bars, context.target_max_block_size = before
+
+    def _groups(self) -> Iterator[list[Work]]:
+        """Work in blocks, as datasets: what is planned, then whatever has been planned meanwhile."""
+        yield from _chunks(block for work in self.backlog.planned() for block in self._blocks(work))
+        if self.backlog.later is None:
+            return
+        planned: queue.Queue[Work | BaseException | None] = queue.Queue(DATASET)
+
+        def plan() -> None:
+            try:
+                for work in self.backlog.planned_later():
+                    planned.put(work)
+                planned.put(None)
+            except BaseException as error:
+                planned.put(error)
+
+        threading.Thread(target=plan, daemon=True).start()
+        ended = False
+        while not ended:
+            found = [planned.get()]
+            group: list[Work] = []
+            with contextlib.suppress(queue.Empty):
+                while len(found) < DATASET:
+                    found.append(planned.get_nowait())
+            for work in found:
+                if isinstance(work, BaseException):
+                    raise work
+                if work is None:
+                    ended = True
+                else:
+                    group += self._blocks(work)
+            yield from _chunks(group)
+
+    def _blocks(self, work: Work) -> Iterator[Work]:
+        """Work as blocks that any task can read; whole where it has to be read from its front."""
+        begin = 0
+        while begin < len(work.shards) and work.apart:
+            end = begin + 1
+            size, most = work.shards[begin].length or 0, min(begin + self._size(), len(work.shards))
+            while end < most and (size := size + (work.shards[end].length or 0)) <= BLOCK_BYTES:
+                end += 1
+            self.blocks += 1
+            yield work.part(begin, end)
+            begin = end
+        if begin == 0:
+            yield work
+
+    def _size(self) -> int:
+        """Shards of the next block."""
+        grown = min(BLOCK, 1 << min(8, self.blocks // GROWS_AFTER))
+        fair = self.backlog.shards // (SHARE * self.size.max_actors) if self.backlog.whole else BLOCK
+        return max(1, min(grown, fair))
+
+
+def _chunks(works: Iterable[Work]) -> Iterator[list[Work]]:
+    chunk: list[Work] = []
+    for work in works:
+        chunk.append(work)
+        if len(chunk) >= DATASET:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def row(value: Any) -> dict[str, bytes]:
+    return {ROW: pickle.dumps(value, pickle.HIGHEST_PROTOCOL)}
+
+
+def table(values: Iterable[Any]) -> pa.Table:
+    """As Ray Data has rows of `row`."""
+    return pa.table({ROW: pa.array([row(value)[ROW] for value in values], pa.large_binary())})
