@@ -124,7 +124,11 @@ class Deployments:
         try:
             handle = serve.run(deployment, name=application, route_prefix=None)
         except RuntimeError as error:
-            raise RunError(f"the replicas of {name} do not start: {last_line(error)}") from None
+            known = serve.status().applications.get(application)
+            why = (
+                known.deployments[name].message if known and name in known.deployments else ""
+            )  # ends as a traceback does
+            raise RunError(f"the replicas of {name} do not start: {last_line(Exception(why or error))}") from None
 
         def running() -> int:
             states: dict[Any, int] = dict(serve.status().applications[application].deployments[name].replica_states)

@@ -13,7 +13,6 @@ from tiny import CHATML, save_model
 import endoreward
 from jobs.serve.batching import Unready
 from jobs.serve.desk import Full
-from jobs.serve.replicas import room, threads
 from jobs.serve.run import desk_of, open_renderers
 from pipeline.config import ServeConfig
 from pipeline.errors import ConfigError
@@ -125,20 +124,3 @@ def test_rubrics_that_cannot_be_read(models: dict[str, str], tmp_path: Path) -> 
     config = described(models["first"], tokens={"rubrics": str(tmp_path / "none.toml")})
     with pytest.raises(ConfigError, match=r"tokens\.rubrics: cannot read .*none\.toml"):
         open_renderers(config)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "replicas", "gpus", "cpus", "there"),
-    [
-        ([(2, 0)], 1, 0, 2, 1),
-        ([(2, 0)], 2, 0, 1, 2),
-        ([(2, 0)], 3, 0, 1, 2),  # no room for all
-        ([(3, 0), (3, 0)], 3, 0, 1, 6),  # of 2 CPUs each, two would fit
-        ([(8, 0), (4, 0)], 3, 0, 4, 3),
-        ([(16, 8), (4, 0)], 4, 1, 1, 8),
-        ([(16, 8)], 4, 4, 1, 2),
-    ],
-)
-def test_replicas_share_the_cpus(nodes: list[tuple[int, int]], replicas: int, gpus: int, cpus: int, there: int) -> None:
-    resources = [{"CPU": float(of_cpus), "GPU": float(of_gpus)} for of_cpus, of_gpus in nodes]
-    assert threads(resources, replicas, gpus) == cpus and room(resources, cpus, gpus) == there
