@@ -205,7 +205,12 @@ def _beside(made: Documents) -> str:
                 f"{entry['name']} on {title} {percent(entry['values'][figure])} ({100 * low:.1f} to {100 * high:.1f}, "
                 f"{entry['items']} items)"
             )
-    return f"**Rewards beside it, each a pass more**: {'; '.join(parts)}." if parts else ""
+    if not parts:
+        return ""
+    told = (
+        " *answer-likelihood* is given the right answer." if any("answer-likelihood" in part for part in parts) else ""
+    )
+    return f"**Rewards beside it, each a pass more**: {'; '.join(parts)}.{told}"
 
 
 def _agreement(made: Documents) -> str:
