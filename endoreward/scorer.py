@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self, overload
 
@@ -21,6 +21,7 @@ from pipeline.config import LabelConfig, RewardConfig
 from pipeline.config.section import load_config_as, refuse_unread
 from pipeline.corpus import counted, detect, find_files, plan_file, read_shards, require_proof
 from pipeline.corpus.samples import Message, parse_turn_id
+from pipeline.corpus.sources import origin_of
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.loading import context_length, load_model, load_tokenizer
 from pipeline.models.pictures import picture_processor
@@ -266,7 +267,7 @@ class Scorer:
             if not plan.rows:
                 return
             shape = detect(list(plan.head), config.input, "the list of rows")
-            shape = counted((source, "jsonl", shape, plan))
+            shape = replace(counted((source, "jsonl", shape, plan)), origin=origin_of(source, "jsonl", config.input))
             require_proof([(source, "jsonl", shape, plan)])
             log.info("%d rows: %s", plan.rows, shape.describe())
             for shard, raw in read_shards(source, "jsonl", plan.shards):

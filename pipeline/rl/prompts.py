@@ -67,7 +67,7 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
         if not plan.head:
             raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
         shape = prompt_shape(list(plan.head), config.input, file.name)
-        if getattr(shape, "pictured", False):
+        if shape.pictured:
             raise InputError(
                 f"{file.name}: its prompts have pictures, and rl asks with text alone; leave the file out of {wanted}"
             )
