@@ -304,7 +304,8 @@ def figure(name: str, draw: Callable[[], str]) -> tuple[str, dict[str, str]]:
     drawn = draw()
     title = re.search(r'aria-label="([^"]*)"', drawn)
     assert title
-    return f"![{title[1]}](figures/{name}.svg)\n\n*{title[1]}.* {SEEN}\n", {f"{name}.svg": drawn}
+    said = title[1].replace("\N{MINUS SIGN}", "-")  # of a name, which no chart shows
+    return f"![{said}](figures/{name}.svg)\n\n*{said}.* {SEEN}\n", {f"{name}.svg": drawn}
 
 
 def sections(made: Documents) -> tuple[dict[str, str], dict[str, str]]:
