@@ -35,6 +35,7 @@ SETS = {
     "soda-chat": "soda-chat",
 }
 STYLES = {name: number for number, name in enumerate(SETS)}
+SEEN = "The model went through DPO on UltraFeedback, by its card: its logits have seen preferences."
 MISSING = "*Not measured.*\n"
 ONE_REWARD = ("endogenous", "likelihood")  # of these the rows of the stored tokens show more
 
@@ -67,7 +68,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def source(made: Json) -> str:
     """The line under a table: what makes it again."""
     commit = made["commit"][:10] + (", changed" if made.get("changed") else "")
-    return f"\n`{made['command']}`, at {commit}, {made['machine']}, {made['created'][:10]}.\n"
+    return f"\n`{made['command']}`, at {commit}, {made['machine']}, {made['created'][:10]}. {SEEN}\n"
 
 
 # Tables of rewards
@@ -303,7 +304,8 @@ def figure(name: str, draw: Callable[[], str]) -> tuple[str, dict[str, str]]:
     drawn = draw()
     title = re.search(r'aria-label="([^"]*)"', drawn)
     assert title
-    return f"![{title[1]}](figures/{name}.svg)\n", {f"{name}.svg": drawn}
+    said = title[1].replace("\N{MINUS SIGN}", "-")  # of a name, which no chart shows
+    return f"![{said}](figures/{name}.svg)\n\n*{said}.* {SEEN}\n", {f"{name}.svg": drawn}
 
 
 def sections(made: Documents) -> tuple[dict[str, str], dict[str, str]]:
