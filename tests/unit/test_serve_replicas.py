@@ -15,6 +15,7 @@ from jobs.serve.run import desk_of, open_renderers
 from pipeline.config import ModelConfig
 
 
+@pytest.mark.slow  # the import of Ray Serve
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, within Ray Serve
 def test_a_server_whose_batches_go_through_a_handle(tmp_path: Path) -> None:
     from ray import serve
