@@ -10,7 +10,6 @@ What a run here and one on Ray make of the same rows is the same but for roundin
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
@@ -19,7 +18,8 @@ from actors.actor import Actor, ActorSpec  # noqa: E402  needs the line above
 from jobs import __main__ as command  # noqa: E402
 from jobs.cluster import Pool  # noqa: E402
 from jobs.label import flow, label_run, plan  # noqa: E402
-from jobs.label.work import Done, PoolState, Target, Work  # noqa: E402
+from jobs.label.backlog import Backlog  # noqa: E402
+from jobs.label.work import Done, PoolState, Target  # noqa: E402
 from pipeline.corpus import read_shards  # noqa: E402
 from pipeline.rewards.labellers import Labeller  # noqa: E402
 from pipeline.store import LabelStore, StoredInput, commit  # noqa: E402
@@ -28,19 +28,20 @@ ROWS = int(os.environ.get("EVIDENCE_ROWS") or sys.maxsize)
 
 
 def label_shards(
-    work: list[Work],
+    backlog: Backlog,
     labeller: Labeller,
     target: Target,
     spec: ActorSpec,
     pool: Pool,
     watch: Callable[[PoolState], None] = lambda state: None,
+    preparation: object = None,
 ) -> Iterator[Done]:
     """As the flow on Ray, here."""
     actor = Actor(spec)
-    for each in work:
-        generations = dict(zip(each.shards, each.generations, strict=True))
+    for each in backlog:
+        generations = dict(zip((shard.index for shard in each.shards), each.generations, strict=True))
         for shard, rows in read_shards(each.file, each.format, each.shards):
-            prepared = labeller.prepare(shard, generations[shard], rows, each.shape)
+            prepared = labeller.prepare(shard, generations[shard.index], rows, each.shape)
             answered = actor.answer(prepared.requests)
             labels, failures = labeller.finish(prepared, answered.answers)
             record = commit(
@@ -58,14 +59,20 @@ def label_shards(
             )
 
 
-def pending(store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool) -> list[Work]:
+def pending(
+    store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool, later: Iterator[StoredInput] | None = None
+) -> Backlog:
     """As a run's, of the first rows."""
-    work = []
-    for each in plan.pending(store, inputs, retry_errors):
-        both = [pair for pair in zip(each.shards, each.generations, strict=True) if pair[0].start < ROWS]
-        if both:
-            work.append(replace(each, shards=[shard for shard, _ in both], generations=[number for _, number in both]))
-    return work
+    backlog = plan.pending(store, inputs, retry_errors, later)
+    planned, backlog.rows, backlog.shards = backlog._planned, 0, 0
+    backlog._planned = []
+    for stored, left in planned:
+        starts, rows = stored.plan.shards.column("start"), stored.plan.shards.column("rows")
+        first = [at for at in left if starts[at] < ROWS]
+        backlog._planned.append((stored, first))
+        backlog.shards += len(first)
+        backlog.rows += sum(rows[at] for at in first)
+    return backlog
 
 
 def main(words: list[str] | None = None) -> int:
