@@ -33,6 +33,7 @@ import torch.distributed as dist
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.engines.probe import probe_text
 from pipeline.models.loading import load_model, load_tokenizer, resolve_dtype
+from pipeline.models.pictures import FAMILIES
 from pipeline.models.pictures.files import copy_processor
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.adapters import merged, with_adapters
@@ -271,7 +272,8 @@ class Learner:
         state = self._whole(self.policy.model if self.adapted is None else self.adapted)
         if self.rank == 0:
             load_tokenizer(self.config.policy).save_pretrained(folder)
-            copy_processor(self.config.policy, folder)
+            if self.policy.model.config.model_type in FAMILIES:
+                copy_processor(self.config.policy, folder)
             if self.adapted is None:
                 self.policy.model.save_pretrained(folder, state_dict=state)
             else:
