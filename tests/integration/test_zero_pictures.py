@@ -26,7 +26,7 @@ SETTINGS = {
     "lora": {"learner": {"zero_stage": 1}, "lora": {"rank": 4}},
     "text": {"learner": {"zero_stage": 2}},  # no picture at all
 }
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def pairs(step: int, text: bool) -> list[list[Response]]:
