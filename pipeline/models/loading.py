@@ -56,16 +56,23 @@ def processor_settings(config: ModelSource) -> dict[str, Any]:
         return settings
 
 
-def load_image_processor(config: ModelSource) -> Any:
-    """The model's image processor: of torchvision where that is installed, else of Pillow. Raises ConfigError."""
+def load_image_processor(config: ModelSource, pillows: str) -> Any:
+    """The model's image processor: of torchvision where that is installed, else of Pillow. Raises ConfigError.
+
+    Args:
+        pillows: the class of Pillow's, for versions of transformers that choose none without torchvision.
+    """
     try:
         import PIL  # noqa: F401
     except ImportError:
         raise ConfigError('pictures need Pillow: pip install "endoreward[pictures]"') from None
-    from transformers import AutoImageProcessor
+    import transformers
 
     with _explained(config) as name:
-        return AutoImageProcessor.from_pretrained(name, **_source(config))
+        try:
+            return transformers.AutoImageProcessor.from_pretrained(name, **_source(config))
+        except ImportError:
+            return getattr(transformers, pillows).from_pretrained(name, revision=config.revision)
 
 
 def _sees(name: str, config: ModelSource) -> bool:

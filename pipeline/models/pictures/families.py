@@ -6,7 +6,7 @@ looked at. That it is the text of the family's own processor is tested against t
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -21,7 +21,8 @@ class Family:
         config: the model's own configuration.
     """
 
-    options: Mapping[str, Any] = {}  # of a call of the image processor, as the family's processor gives them
+    pillows: ClassVar[str]  # the class of Pillow's image processor
+    options: ClassVar[Mapping[str, Any]] = {}  # of a call of the image processor, as the family's processor gives them
 
     def __init__(self, images: Any, settings: Mapping[str, Any], tokenizer: Any, config: Any):
         self.images, self.settings, self.tokenizer, self.config = images, settings, tokenizer, config
@@ -47,6 +48,8 @@ class Family:
 class Qwen(Family):
     """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: a token for each square of `merge_size` by `merge_size` patches."""
 
+    pillows = "Qwen2VLImageProcessorPil"
+
     @property
     def marker(self) -> str:
         return self._token("image_token", "<|image_pad|>")
@@ -65,7 +68,8 @@ class Gemma3(Family):
     """As many tokens for any picture, between a begin and an end; pictures are not cut up (pan and scan), as the processor's
     default is."""
 
-    options = {"do_pan_and_scan": False}  # noqa: RUF012
+    pillows = "Gemma3ImageProcessorPil"
+    options: ClassVar[Mapping[str, Any]] = {"do_pan_and_scan": False}
 
     @property
     def marker(self) -> str:
@@ -79,6 +83,8 @@ class Gemma3(Family):
 class LlavaOnevision(Family):
     """One picture is cut into tiles after the best of the resolutions that the model knows, without their padding, and each
     row of tokens ends in a token of its own; several pictures have one tile each."""
+
+    pillows = "LlavaOnevisionImageProcessorPil"
 
     def expanded(self, sizes: Sequence[Size]) -> list[str]:
         vision = self.config.vision_config
@@ -110,7 +116,9 @@ class LlavaOnevision(Family):
 
 
 class Idefics3(Family):
-    """Idefics3 and SmolVLM: a picture is cut into rows of tiles, which the text names, and shown whole behind them."""
+    """A picture is cut into rows of tiles, which the text names, and shown whole behind them."""
+
+    pillows = "Idefics3ImageProcessorPil"
 
     def expanded(self, sizes: Sequence[Size]) -> list[str]:
         around = self._token("fake_image_token", "<fake_token_around_image>")
@@ -127,6 +135,12 @@ class Idefics3(Family):
         return texts
 
 
+class SmolVLM(Idefics3):
+    """As Idefics3, with an image processor of its own name."""
+
+    pillows = "SmolVLMImageProcessorPil"
+
+
 FAMILIES: dict[str, type[Family]] = {
     "qwen2_vl": Qwen,
     "qwen2_5_vl": Qwen,
@@ -134,6 +148,6 @@ FAMILIES: dict[str, type[Family]] = {
     "gemma3": Gemma3,
     "llava_onevision": LlavaOnevision,
     "idefics3": Idefics3,
-    "smolvlm": Idefics3,
+    "smolvlm": SmolVLM,
 }
 """By a configuration's `model_type`."""

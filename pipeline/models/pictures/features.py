@@ -64,11 +64,7 @@ class View:
         count = sum(piece.numel() // piece.shape[-1] for piece in pieces)
         due = sum(int((prompt == self.seeing.token_id).sum()) for prompt in prompts)
         if count != due:
-            raise RowError(
-                "picture_tokens",
-                f"the model makes {count} parts of the pictures, and the prompt has {due} tokens for them; are processor and "
-                "weights of one model?",
-            )
+            raise _unfit(count, due, "weights")
 
 
 class Seeing:
@@ -87,12 +83,20 @@ class Seeing:
         self.ahead = "mm_encoder_outputs" in self.forward
         self._last: tuple[tuple[Any, ...], View] | None = None
 
-    def view(self, *prompts: Sequence[Picture]) -> View:
-        """Of the same pictures as the last time, what was encoded then. Raises RowError for what is no picture."""
+    def view(self, *prompts: Sequence[Picture], ids: Sequence[torch.Tensor]) -> View:
+        """Of the same pictures as the last time, what was encoded then. Raises RowError for what is no picture, and where the
+        tokens of a prompt `ids`, each [P], are not as many as its pictures have."""
+        for pictures, prompt in zip(prompts, ids, strict=True):
+            shown = self.processor.expanded([picture.size() for picture in pictures])
+            count, due = "".join(shown).count(self.processor.token), int((prompt == self.token_id).sum())
+            if count != due:
+                raise _unfit(count, due, "tokenizer")
         key = (self.ahead, *(tuple(picture.digest for picture in pictures) for pictures in prompts))
         if self._last is None or self._last[0] != key:
             self._last = None  # one batch's at a time
-            self._last = key, self._encoded(prompts)
+            view = self._encoded(prompts)
+            view.require_fit(ids)
+            self._last = key, view
         return self._last[1]
 
     def _encoded(self, prompts: Sequence[Sequence[Picture]]) -> View:
@@ -108,3 +112,10 @@ class Seeing:
         if not isinstance(value, torch.Tensor):
             return value
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+
+def _unfit(count: int, due: int, other: str) -> RowError:
+    return RowError(
+        "picture_tokens",
+        f"the pictures have {count} parts, and the prompt {due} tokens for them; are processor and {other} of one model?",
+    )

@@ -77,7 +77,7 @@ class PictureProcessor:
         """Raises ConfigError."""
         from pipeline.models.loading import load_image_processor
 
-        return load_image_processor(self.model)
+        return load_image_processor(self.model, FAMILIES[self.config.model_type].pillows)
 
 
 def picture_processor(model: "ModelSource", config: Any, tokenizer: Any) -> PictureProcessor | None:

@@ -279,9 +279,8 @@ class Scorer:
         """Raises RowError for what is no picture."""
         if not batch[0].pictures or self.seeing is None:
             return None
-        view = self.seeing.view(*(family.pictures for family in batch))
-        view.require_fit([joined([family.prompt_ids]) for family in batch])
-        return view
+        ids = [joined([family.prompt_ids]) for family in batch]
+        return self.seeing.view(*(family.pictures for family in batch), ids=ids)
 
     def _probe_pictures(self) -> None:
         """Which layouts are true of prompts with pictures, and whether features may be encoded ahead."""
