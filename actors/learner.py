@@ -34,6 +34,7 @@ from actors.elastic import read_whole, write_whole
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.engines.probe import probe_text
 from pipeline.models.loading import load_model, load_tokenizer, resolve_dtype
+from pipeline.models.pictures import FAMILIES
 from pipeline.models.pictures.files import copy_processor
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.adapters import merged, with_adapters
@@ -277,7 +278,8 @@ class Learner:
         state = self._whole(self.policy.model if self.adapted is None else self.adapted)
         if self.rank == 0:
             load_tokenizer(self.config.policy).save_pretrained(folder)
-            copy_processor(self.config.policy, folder)
+            if self.policy.model.config.model_type in FAMILIES:
+                copy_processor(self.config.policy, folder)
             if self.adapted is None:
                 self.policy.model.save_pretrained(folder, state_dict=state)
             else:

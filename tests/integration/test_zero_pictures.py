@@ -26,7 +26,7 @@ SETTINGS = {
     "lora": {"learner": {"zero_stage": 1}, "lora": {"rank": 4}},
     "text": {"learner": {"zero_stage": 2}},  # no picture at all
 }
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def pairs(step: int, text: bool) -> list[list[Response]]:
@@ -119,9 +119,14 @@ def test_losses_gradients_and_weights_are_those_of_a_plain_loop(name: str, folde
         assert any("vision" in key for key in moved) and any("text_model" in key for key in moved)
     else:
         np.testing.assert_allclose(rows, due, rtol=1e-3)
-        for key, value in model.state_dict().items():
-            off, moved = exported.state_dict()[key] - value, value - begun.state_dict()[key]
-            assert off.norm() <= 0.05 * moved.norm() + 1e-6, key  # Adam makes a step of rounding where a gradient is 0
+        for part in ("vision", "text_model", "connector", "lm_head"):
+            keys = [key for key in begun.state_dict() if part in key]
+            due_now, got, before = (
+                torch.cat([each.state_dict()[key].flatten() for key in keys]) for each in (model, exported, begun)
+            )
+            off, moved = (got - due_now).norm(), (due_now - before).norm()
+            assert off <= 0.05 * moved, part  # not zero: Adam makes steps of rounding where a gradient is 0
+            assert bool(moved) == (name != "text" or part in ("text_model", "lm_head"))
 
 
 def test_the_exported_policy_is_a_whole_folder(folder: Path) -> None:

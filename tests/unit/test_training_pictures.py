@@ -130,6 +130,20 @@ def test_the_policy_before_training_has_the_stored_log_probabilities_and_so_has_
             np.testing.assert_allclose(again, stored, atol=1e-4)
 
 
+@pytest.mark.parametrize("objective", ["sft", "dpo", "grpo", "awr"])
+def test_every_objective_reaches_the_vision_tower(store: LabelStore, objective: str) -> None:
+    config = settings(store, train={"objective": objective})
+    model = load_model(config.policy, "cpu").requires_grad_(True)
+    policy = Policy(model, pictures=PictureInputs(model, open_pictures(config.policy, model.config)))
+    policy.use_layout("packed")
+    [micro] = data_of(config).part(np.arange(5)).micro_batches
+    terms = objective_of(config).terms(collate(micro, *policy(micro)))
+    terms.losses.sum().backward()
+    assert torch.isfinite(terms.losses).all()
+    weight = model.model.vision_model.embeddings.patch_embedding.weight
+    assert torch.isfinite(weight.grad).all() and weight.grad.any()
+
+
 def test_a_picture_that_changed_or_is_gone_ends_the_run_before_it_starts(store: LabelStore, tmp_path: Path) -> None:
     config = settings(store)
     place = tmp_path / rows("held-out", 4)[2]["image"]
