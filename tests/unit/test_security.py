@@ -4,7 +4,9 @@ file read or code run that the operator's own command did not name. And no file 
 import json
 import os
 import pickle
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -358,18 +360,21 @@ def holding(held: dict[str, bytes]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_no_file_of_a_run_on_ray_holds_a_secret(secrets: dict[str, str], model: Path, tmp_path: Path, cli: Any) -> None:
+def test_no_file_of_a_run_on_ray_holds_a_secret(
+    secrets: dict[str, str], model: Path, tmp_path: Path, cli: Any, request: pytest.FixtureRequest
+) -> None:
     """With what its workers print, and what Ray logs of them."""
     rows = [{"prompt": f"What is {i}?", "chosen": "good", "rejected": "bad"} for i in range(20)] + [{"prompt": 3}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    environment = {**secrets, "RAY_TMPDIR": str(tmp_path / "ray")}
-    (tmp_path / "ray").mkdir()
+    ray = Path(tempfile.mkdtemp(prefix="er", dir="/tmp"))  # a short one: its sockets' names have their bound
+    request.addfinalizer(lambda: shutil.rmtree(ray, ignore_errors=True))
+    environment = {**secrets, "RAY_TMPDIR": str(ray)}
     ran = cli(
         "label", "--model", model, "--input", tmp_path / "a.jsonl", "--output", tmp_path / "out", "--set",
         "run.verbose=true", "--set", "run.num_cpus=2", env=environment, timeout=500,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
     held = {"terminal": (ran.stdout + ran.stderr).encode()}
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [p for place in (tmp_path, ray) for p in place.rglob("*") if p.is_file() and not p.is_symlink()]
     held |= {str(path): path.read_bytes() for path in files}
     assert any(path.name == "manifest.json" for path in files) and not holding(held)
