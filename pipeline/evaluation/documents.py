@@ -239,6 +239,6 @@ class Results(typed.Document):
         content = super().content()
         first = {name: content.pop(name) for name in ("version", "benchmark", "about")}
         if self.pictures is None:
-            del content["pictures"]
+            content.pop("pictures", None)
         figures = {name: content.pop(name) for name in self.model_extra or {}}
         return {**first, **figures, **content}

@@ -146,5 +146,5 @@ def test_a_value_that_a_template_lacks_is_an_error() -> None:
 )
 def test_html_is_written_in_templates_alone(module: Path) -> None:
     """A module draws SVG at most; its `<title>` and `<style>` are SVG's."""
-    elements = set(re.findall(r"</?([a-z]+\d?)\b", module.read_text(encoding="utf-8")))
+    elements = set(re.findall(r"</?([a-z]+\d?)(?=[\s/>])", module.read_text(encoding="utf-8")))
     assert elements <= {"svg", "g", "path", "rect", "circle", "text", "tspan", "title", "style"}
