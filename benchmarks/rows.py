@@ -48,6 +48,7 @@ from pipeline.config import LabelConfig  # noqa: E402
 from pipeline.corpus import InputFile, Shape, detect, find_files, plan_file, read_shards  # noqa: E402
 from pipeline.corpus.files.shards import FilePlan  # noqa: E402
 from pipeline.rewards.labellers import Endogenous, Labeller  # noqa: E402
+from pipeline.rewards.labellers.beside import Preparation  # noqa: E402
 from pipeline.rewards.labelling import Prepared  # noqa: E402
 from pipeline.store import LabelStore, StoredInput, commit, fingerprint  # noqa: E402
 from pipeline.store.schema import Label, labels_table  # noqa: E402
@@ -252,7 +253,8 @@ def through_ray(folder: Path, corpus: Corpus, seconds: float) -> tuple[int, floa
     clock = Spent()
     clock.start()
     with cluster(run, data=False):
-        for done in label_shards(backlog, corpus.labeller, target, spec, Pool(1, 1, 2, 0)):
+        preparations = [Preparation(), Preparation()]  # as `label` has them on two cores
+        for done in label_shards(backlog, corpus.labeller, target, spec, Pool(1, 1, 2, 0), preparations=preparations):
             rows += done.record.shard.rows
             if not begun and rows >= skipped:
                 begun, moment, before = clock.seconds(), time.perf_counter(), rows

@@ -36,7 +36,7 @@ _started_here = False  # whether the Ray that this process has is a local one th
 READ_CPUS, PREPARE_CPUS, LEFT_CPUS = 0.05, 0.1, 0.25
 """CPUs of a task that reads and of one that prepares, where an actor's node has no CPU to spare; an actor asks for LEFT_CPUS
 less than it has threads, so that a reader and two that prepare find room beside it: on two CPUs as on a large cluster."""
-PREPARES, MOST_READS = 16, 8  # tasks at once: that prepare, for each actor, and that read, in all
+PREPARES, MOST_READS = 4, 8  # tasks at once: that prepare, for each actor, and that read, in all
 
 
 @dataclass(frozen=True)

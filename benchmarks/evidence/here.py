@@ -34,7 +34,7 @@ def label_shards(
     spec: ActorSpec,
     pool: Pool,
     watch: Callable[[PoolState], None] = lambda state: None,
-    preparation: object = None,
+    preparations: object = (),
 ) -> Iterator[Done]:
     """As the flow on Ray, here."""
     actor = Actor(spec)

@@ -1,6 +1,7 @@
-"""What feeds the pool of actors: work becomes prepared blocks on Ray Data, no more of them than the pool has room for.
+"""What feeds the pool of actors: work becomes prepared blocks, no more of them than the pool has room for.
 
-A dataset is the work that is planned by then; what is planned while its blocks are labelled is the next one.
+On a cluster by Ray Data: a dataset is the work that is planned by then, and what is planned while its blocks are labelled is
+the next one. On one machine by processes beside the driver, which costs no workers and no copies between them.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
+from ray.data._internal.issue_detection.issue_detector_configuration import IssueDetectorsConfiguration
 from ray.util.annotations import RayDeprecationWarning
 
 from jobs.cluster import READ_CPUS, Pool
@@ -20,6 +22,7 @@ from jobs.label.backlog import Backlog
 from jobs.label.work import BLOCK, Work
 from pipeline.rewards.labellers import Labeller
 from pipeline.rewards.labellers.beside import Preparation
+from pipeline.store.reading import in_parallel
 
 BLOCK_BYTES = 8 << 20  # of its shards' rows, where they are known
 GROWS_AFTER = 4  # blocks of one size before they are of twice as many shards: first labels should not wait
@@ -46,7 +49,7 @@ class Feed:
     Args:
         read: makes of a work rows of `ROW`, each a shard with its rows.
         prepare: makes of a table of such rows, or of works whose shards can be read anywhere, one of prepared shards.
-        preparation: where all is prepared by this process.
+        preparations: processes beside this one that prepare; none where Ray Data does.
     """
 
     def __init__(
@@ -56,9 +59,9 @@ class Feed:
         size: Pool,
         read: Callable[..., Any],
         prepare: Callable[..., pa.Table],
-        preparation: Preparation | None,
+        preparations: Sequence[Preparation],
     ):
-        self.backlog, self.size, self.preparation = backlog, size, preparation
+        self.backlog, self.size, self.preparations = backlog, size, preparations
         self.read, self.prepare = read, prepare
         self.tries, self.verbose = labeller.config.scorer.max_task_retries, labeller.config.run.verbose
         self.arguments = (pickle.dumps(labeller), labeller.model.trust_remote_code)
@@ -66,16 +69,33 @@ class Feed:
 
     def __call__(self, pool: Taker) -> None:
         groups = self._groups()
-        here = self._prepared_here if self.preparation is not None else self._prepared
-        for block, size in (each for group in groups for each in here(group)):
+        prepared = self._prepared_here if self.preparations else self._prepared
+        for block, size in (each for group in groups for each in prepared(group)):
             if not pool.wait_for_room():
                 return
             pool.take(block, size)
 
     def _prepared_here(self, group: list[Work]) -> Iterator[tuple[Any, int]]:
-        for work in group:
-            prepared = self.prepare(table([work]), *self.arguments, self.preparation)
+        free: queue.SimpleQueue[Preparation] = queue.SimpleQueue()
+        for preparation in self.preparations:
+            free.put(preparation)
+
+        def prepare(block: pa.Table) -> pa.Table:
+            preparation = free.get()
+            try:
+                return self.prepare(block, *self.arguments, preparation)
+            finally:
+                free.put(preparation)
+
+        for _, prepared in in_parallel(prepare, self._raw_blocks(group), len(self.preparations)):
             yield ray.put(prepared), prepared.num_rows
+
+    def _raw_blocks(self, group: list[Work]) -> Iterator[pa.Table]:
+        for work in group:
+            if work.apart:
+                yield table([work])
+            else:
+                yield from (pa.table({ROW: pa.array([raw[ROW]], pa.large_binary())}) for raw in self.read(row(work)))
 
     def _prepared(self, group: list[Work]) -> Iterator[tuple[Any, int]]:
         """References to blocks and the number of their shards, which themselves never come to the driver."""
@@ -102,16 +122,23 @@ class Feed:
     def _settings(self, apart: bool) -> Iterator[None]:
         """Ray Data's settings for a dataset; those of the process are what they were afterwards."""
         context = ray.data.DataContext.get_current()
-        before = context.enable_progress_bars, context.target_max_block_size
+        settings = {
+            "enable_progress_bars": self.verbose,
+            "target_max_block_size": None if apart else 1,  # what a task makes; what it reads, row by row
+            "memory_usage_poll_interval_s": None,  # it looks through all pages of a process each second
+            "issue_detectors_config": IssueDetectorsConfiguration(detectors=[]),
+        }
+        before = {name: getattr(context, name) for name in settings}
         with warnings.catch_warnings():
             # Ray's defaults try a call that kills its process for ever. It has no named parameters for this yet.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
             try:
-                context.enable_progress_bars = self.verbose
-                context.target_max_block_size = None if apart else 1  # what a task makes; what it reads, row by row
+                for name, value in settings.items():
+                    setattr(context, name, value)
                 yield
             finally:
-                context.enable_progress_bars, context.target_max_block_size = before
+                for name, value in before.items():
+                    setattr(context, name, value)
 
     def _groups(self) -> Iterator[list[Work]]:
         """Work in blocks, as datasets: what is planned, then whatever has been planned meanwhile."""

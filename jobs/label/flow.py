@@ -1,4 +1,4 @@
-"""The labelling flow: shards go through three steps, two on Ray Data and one in a pool of actors.
+"""The labelling flow: shards go through three steps, two on Ray Data (or beside the driver) and one in a pool of actors.
 
     read        raw rows, of what can only be read from its front: one task a file, which gives them as they are asked for
     prepare     normalise and tokenise, in a process beside the task's, which also reads where each shard has bytes of its own
@@ -15,7 +15,8 @@ for a neighbour in a batch: siblings of one prompt stay together, and memory is 
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -50,16 +51,21 @@ def label_shards(
     spec: ActorSpec,
     pool: Pool,
     watch: Callable[[PoolState], None] = lambda state: None,
-    preparation: Preparation | None = None,
+    preparations: Sequence[Preparation] = (),
 ) -> Iterator[Done]:
     """Run the flow; yields each shard as it is committed, in no order. Raises what a step raised.
 
     Args:
         watch: called every few seconds with how the pool of actors is.
-        preparation: prepares all of it beside the driver where it is given, in the place of tasks.
+        preparations: prepare all of it in processes beside the driver where they are given, in the place of Ray Data.
     """
-    feed = Feed(backlog, labeller, pool, read_work, prepare_block, preparation)
-    with LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, backlog, watch, _name) as actors:
+    feed = Feed(backlog, labeller, pool, read_work, prepare_block, preparations)
+    with (
+        warnings.catch_warnings(),
+        LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, backlog, watch, _name) as actors,
+    ):
+        # of a limit above the blocks that there are, which does no harm
+        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
         for done in actors.results(feed):
             if isinstance(done, EndorewardError):
                 raise done

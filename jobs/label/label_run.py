@@ -40,7 +40,7 @@ from pipeline.store.index import RecordIndex
 from pipeline.tokens import read_texts
 
 FEW = 32
-"""Shards that a local run prepares beside its driver: starting a worker for them would take longer."""
+"""Shards that one process prepares where a second one would take longer to start."""
 
 
 class LateCluster:
@@ -118,7 +118,7 @@ class LabelRun:
         """Label what is left, then finalize the store. Raises EndorewardError.
 
         Args:
-            preparation: a process that prepares shards already, and may do so where there are few of them.
+            preparation: a process that prepares shards already, and may go on to.
         """
         store = self.store
         with WriterLock(store.uri) as lock:
@@ -134,8 +134,10 @@ class LabelRun:
                     announce(self.labeller, backlog)
                 ray.open()
                 terminal.say(f"loading {self.labeller.model.name} ...")
-                few = ray.local and backlog.whole and backlog.shards <= FEW
-                with _prepared_here(preparation, self.labeller) if few else contextlib.nullcontext() as here:
+                few = backlog.whole and backlog.shards <= FEW
+                cores = self.labeller.config.run.num_cpus or os.cpu_count() or 1
+                most = (1 if few else max(2, cores // 2)) if ray.local else 0
+                with _preparations(preparation, self.labeller, most) as here:
                     timing = self._label(backlog, survey, notes, lock, here)
             else:
                 rows = sum(stored.plan.rows for stored in self.inputs)
@@ -150,7 +152,7 @@ class LabelRun:
             yield stored
 
     def _label(
-        self, backlog: Backlog, survey: Survey, notes: list[str], lock: WriterLock, preparation: Preparation | None
+        self, backlog: Backlog, survey: Survey, notes: list[str], lock: WriterLock, preparations: list[Preparation]
     ) -> Timing:
         """Label what is left, and show how it goes; `survey` gets what is committed, `notes` what comes up on the way."""
         from jobs.label.flow import label_shards
@@ -167,7 +169,9 @@ class LabelRun:
             # closed, so that the flow stops with the loop, whatever ends that
             contextlib.closing(
                 explained(
-                    label_shards(backlog, self.labeller, target, spec, pool, watch=watch.pool, preparation=preparation)
+                    label_shards(
+                        backlog, self.labeller, target, spec, pool, watch=watch.pool, preparations=preparations
+                    )
                 )
             ) as results,
         ):
@@ -204,16 +208,15 @@ def _require_same_pictures(store: LabelStore, inputs: list[StoredInput]) -> None
 
 
 @contextlib.contextmanager
-def _prepared_here(preparation: Preparation | None, labeller: Labeller) -> Iterator[Preparation]:
-    """A process beside this one that prepares shards: the one that is there, or one for as long as the block runs."""
-    if preparation is not None:
-        yield preparation
-        return
-    preparation = Preparation(labeller.model.trust_remote_code)
+def _preparations(first: Preparation | None, labeller: Labeller, most: int) -> Iterator[list[Preparation]]:
+    """Processes beside this one that prepare shards, each started when it is needed: the one that is there, and others for as
+    long as the block runs."""
+    others = [Preparation(labeller.model.trust_remote_code) for _ in range(most - (first is not None))]
     try:
-        yield preparation
+        yield ([first, *others] if first is not None else others)[:most]
     finally:
-        preparation.beside.stop()
+        for each in others:
+            each.beside.stop()
 
 
 def _pinned(labeller: Labeller) -> Labeller:

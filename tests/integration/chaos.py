@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 STEPS = {
     "actor": ("ray::ShardActor",),
-    "worker": ("ray::read_blocks", "ray::prepare_block"),
+    "worker": ("ray::FlatMap(read_work)", "ray::MapBatches(prepare_block)"),  # on a cluster
     "learner": ("RayTrainWorker",),
     "sampler": ("ray::PolicySampler",),
     "rewarder": ("ray::RewardActor",),

@@ -28,7 +28,7 @@ __all__ = ["folder"]  # the fixture
 
 def feed_of(backlog: Backlog, actors: int = 1) -> Feed:
     config = LabelConfig()
-    return Feed(backlog, Endogenous(config, config.model), Pool(1, actors, 1, 0), read_work, prepare_block, None)
+    return Feed(backlog, Endogenous(config, config.model), Pool(1, actors, 1, 0), read_work, prepare_block, [])
 
 
 def blocks_of(feed: Feed) -> list[Work]:

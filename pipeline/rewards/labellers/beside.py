@@ -66,14 +66,9 @@ class Preparation:
             try:
                 return self.beside.call(labeller.prepare, shard, generation, given, shape, timeout_s=WITHIN_S)
             except TimedOut:
-                raise RunError(
-                    f"{where} were not tokenised within {WITHIN_S:g} s, so the chat template or the tokenizer does not come "
-                    "to an end: see tokens.template, or take another model; a shard that is only large takes a lower "
-                    "input.shard_rows, in another output"
-                ) from None
+                raise _endless(shard) from None
 
-        where = f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
-        search = Bisection(work, self.beside.stop, where, self.lived, list(deaths))
+        search = Bisection(work, self.beside.stop, _where(shard), self.lived, list(deaths))
         prepared = search.run(len(rows))
         self.lived = search.lived
         prepared.notes = [*prepared.notes, *search.notes(DOING)]
@@ -83,12 +78,26 @@ class Preparation:
         """What `prepare` gives, pickled, of a pickled labeller and rows that are pickled or are read there. Raises what
         `read_shards` raises, and RunError."""
         try:
-            packed = self.beside.call(_packed, labeller, shard, generation, rows, shape)
+            packed = self.beside.call(_packed, labeller, shard, generation, rows, shape, timeout_s=WITHIN_S)
+        except TimedOut:
+            raise _endless(shard) from None
         except Died as death:  # rows are read here now: of reading, none of them is to blame
             read, known = _rows(rows, shard), _labeller(labeller)
             return _pickled(self.prepare(known, shard, generation, read, shape, [death.how]))
         self.lived = True
         return packed
+
+
+def _where(shard: Shard) -> str:
+    return f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
+
+
+def _endless(shard: Shard) -> RunError:
+    return RunError(
+        f"{_where(shard)} were not tokenised within {WITHIN_S:g} s, so the chat template or the tokenizer does not come to an "
+        "end: see tokens.template, or take another model; a shard that is only large takes a lower input.shard_rows, in "
+        "another output"
+    )
 
 
 # What the process beside runs
