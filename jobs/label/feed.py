@@ -10,12 +10,10 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import ray
-from ray.data._internal.issue_detection.issue_detector_configuration import IssueDetectorsConfiguration
-from ray.util.annotations import RayDeprecationWarning
 
 from jobs.cluster import READ_CPUS, Pool
 from jobs.label.backlog import Backlog
@@ -23,6 +21,9 @@ from jobs.label.work import BLOCK, Work
 from pipeline.rewards.labellers import Labeller
 from pipeline.rewards.labellers.beside import Preparation
 from pipeline.store.reading import in_parallel
+
+if TYPE_CHECKING:
+    import ray.data
 
 BLOCK_BYTES = 8 << 20  # of its shards' rows, where they are known
 GROWS_AFTER = 4  # blocks of one size before they are of twice as many shards: first labels should not wait
@@ -107,6 +108,8 @@ class Feed:
                     yield from ((each.ref, each.metadata.num_rows) for each in bundle.blocks if each.metadata.num_rows)
 
     def _dataset(self, works: Sequence[Work], apart: bool) -> "ray.data.Dataset":
+        import ray.data  # late, as below: half a second that one machine does without
+
         reads = ray.data.TaskPoolStrategy(size=self.size.reads)
         prepares = ray.data.TaskPoolStrategy(size=self.size.prepares)
         options: dict[str, Any] = {"max_retries": self.tries}
@@ -121,6 +124,10 @@ class Feed:
     @contextlib.contextmanager
     def _settings(self, apart: bool) -> Iterator[None]:
         """Ray Data's settings for a dataset; those of the process are what they were afterwards."""
+        import ray.data
+        from ray.data._internal.issue_detection.issue_detector_configuration import IssueDetectorsConfiguration
+        from ray.util.annotations import RayDeprecationWarning
+
         context = ray.data.DataContext.get_current()
         settings = {
             "enable_progress_bars": self.verbose,
