@@ -125,7 +125,6 @@ class Feed:
     def _settings(self, apart: bool) -> Iterator[None]:
         """Ray Data's settings for a dataset; those of the process are what they were afterwards."""
         import ray.data
-        from ray.data._internal.issue_detection.issue_detector_configuration import IssueDetectorsConfiguration
         from ray.util.annotations import RayDeprecationWarning
 
         context = ray.data.DataContext.get_current()
@@ -133,19 +132,21 @@ class Feed:
             "enable_progress_bars": self.verbose,
             "target_max_block_size": None if apart else 1,  # what a task makes; what it reads, row by row
             "memory_usage_poll_interval_s": None,  # it looks through all pages of a process each second
-            "issue_detectors_config": IssueDetectorsConfiguration(detectors=[]),
         }
         before = {name: getattr(context, name) for name in settings}
+        detectors = context.issue_detectors_config.detectors
         with warnings.catch_warnings():
             # Ray's defaults try a call that kills its process for ever. It has no named parameters for this yet.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
             try:
                 for name, value in settings.items():
                     setattr(context, name, value)
+                context.issue_detectors_config.detectors = []  # of memory, which we watch
                 yield
             finally:
                 for name, value in before.items():
                     setattr(context, name, value)
+                context.issue_detectors_config.detectors = detectors
 
     def _groups(self) -> Iterator[list[Work]]:
         """Work in blocks, as datasets: what is planned, then whatever has been planned meanwhile."""

@@ -34,8 +34,7 @@ def serve(config: ServeConfig, local: bool) -> int:
             f"{config.serve.token_variable} in the environment, or leave serve.host out"
         )
     try:
-        import jobs.serve.app
-        import jobs.serve.connections  # noqa: F401
+        from jobs.serve import app, connections  # noqa: F401
 
         if not local:
             import ray.serve  # noqa: F401
