@@ -96,6 +96,7 @@ class Deployments:
         self._cpus = self._pick_cpus()
         self._scorers: list[Replicas] = []
         self._applications: list[str] = []
+        self._one = threading.Lock()  # Ray Serve cannot be asked for two deployments at once
 
     def _pick_cpus(self) -> int:
         config, section = self._config, self._config.serve
@@ -120,9 +121,10 @@ class Deployments:
         application = f"endoreward-{self._port}-{name}"
         self._applications.append(application)
         spec = scorer_spec(self._config, model, self._device, self._gpus, self._cpus)
-        deployment = serve.deployment(name=name, **self._options())(Replica).bind(spec)
         try:
-            handle = serve.run(deployment, name=application, route_prefix=None)
+            with self._one:
+                deployment = serve.deployment(name=name, **self._options())(Replica).bind(spec)
+                handle = serve.run(deployment, name=application, route_prefix=None)
         except RuntimeError as error:
             known = serve.status().applications.get(application)
             why = (
@@ -150,6 +152,7 @@ class Deployments:
                     "max_replicas": section.max_replicas,
                     "target_ongoing_requests": LOAD_OF_ONE,
                     "look_back_period_s": UP_AFTER_S,
+                    "metrics_interval_s": UP_AFTER_S / 2,
                     "upscale_delay_s": UP_AFTER_S,
                     "downscale_delay_s": DOWN_AFTER_S,
                 }

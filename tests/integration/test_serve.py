@@ -185,7 +185,7 @@ def test_replicas_come_with_the_load_and_several_models_have_their_own(tmp_path:
     with started(tmp_path, "serve.max_replicas=2", "run.num_cpus=4", models=named) as server:
         server.until_ready()
         assert len(server.replicas()) == 2  # one of each
-        asked = {name: endoreward.remote(server.url, model=name)(["ab?"], ["cd"], [[5, 6, 7]])[0] for name in "ab"}
+        asked = {name: endoreward.remote(server.url, model=name)(["ab?"], ["cd"])[0] for name in "ab"}
         assert asked["a"] != asked["b"]
         over = threading.Event()
 
