@@ -20,25 +20,23 @@ for all policies. Needs trl (the extra `bench`) and the extra `serve`.
 """
 
 import argparse
-import contextlib
 import functools
 import json
 import logging
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import CONSOLE, ROOT, describe, table, verdict
+from local_server import local_server
+from machine import CONSOLE, describe, table, verdict
 from rl_claims import SEED, answers, distinct_problems, is_correct
 from rl_on_addition import ADDITION, Run
 
@@ -49,26 +47,6 @@ MODEL = ADDITION / "model"
 RL = tomllib.loads((ADDITION / "rl.toml").read_text())["rl"]
 OURS, IN_PROCESS, REMOTE = "endoreward rl", "TRL, endoreward.reward", "TRL, endoreward.remote"
 STUDENT = "TRL, distilled from our server"
-
-
-@contextlib.contextmanager
-def serving(model: Path) -> Iterator[str]:
-    """The address of `endoreward serve --local`."""
-    command = [sys.executable, "-m", "jobs", "serve", "--local", "--model", str(model), "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            said = ""
-            while "is loaded" not in said:
-                line = process.stdout.readline()
-                if not line:
-                    raise SystemExit(f"the server ended: {said}")
-                said += line
-            address = re.search(r"http://127\.0\.0\.1:\d+", said)
-            assert address is not None
-            yield address[0]
-        finally:
-            process.terminate()
 
 
 def options_of(kind: type, folder: Path, steps: int, seed: int, **more: Any) -> Any:
@@ -195,11 +173,11 @@ class Bench:
         return grpo(endoreward.reward(MODEL, device="cpu"), folder, self.steps, self.seed)
 
     def remote(self, folder: Path) -> Path:
-        with serving(MODEL) as url:
+        with local_server(MODEL) as url:
             return grpo(endoreward.remote(url), folder, self.steps, self.seed)
 
     def distilled(self, folder: Path) -> Path:
-        with serving(self.measure(IN_PROCESS, self.in_process)) as url:
+        with local_server(self.measure(IN_PROCESS, self.in_process)) as url:
             return distil(url, folder, self.steps, self.seed)
 
 

@@ -7,10 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import uvicorn
+from tiny import CHATML, save_model
 
+import endoreward
 from jobs.serve.app import app_of
 from jobs.serve.connections import server_of
 from jobs.serve.desk import Desk
@@ -82,3 +86,21 @@ def served(
 
 def described(model: Any, **sections: Any) -> ServeConfig:
     return ServeConfig.model_validate({"model": {"name": str(model)}, **sections})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "m", CHATML)
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[Client]:
+    """Of a server of `model`, with every default."""
+    with served(described(model)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def scorer(model: Path) -> endoreward.Scorer:
+    """What that server should say."""
+    return endoreward.Scorer.from_pretrained(model, device="cpu")

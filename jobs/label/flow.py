@@ -76,21 +76,17 @@ def label_shards(
 
 
 def read_work(pickled: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-    """Rows of the shards of one file that has to be read from its front."""
+    """Rows of the shards of one file that has to be read from its front, each as `Raw`."""
     work: Work = unpickled(pickled[ROW])  # ours: written by the driver
-    yield from map(row, _read(work))
-
-
-def _read(work: Work) -> Iterator[Raw | EndorewardError]:
     try:
         generations = dict(zip((shard.index for shard in work.shards), work.generations, strict=True))
         for shard, rows in read_shards(work.file, work.format, work.shards):
-            yield shard, generations[shard.index], row(rows)[ROW], work.shape
+            yield row((shard, generations[shard.index], row(rows)[ROW], work.shape))
     except EndorewardError as error:
-        yield error
+        yield row(error)
     except Exception as error:
         log.exception("reading failed")
-        yield RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}")
+        yield row(RunError(f"{work.file.uri} could not be read: {type(error).__name__}: {error}"))
 
 
 def prepare_block(block: pa.Table, labeller: bytes, own_code: bool, preparation: Preparation | None = None) -> pa.Table:
@@ -116,16 +112,11 @@ def _opened(block: pa.Table) -> Iterator[tuple[Shard, int, bytes | Place, Shape]
         content: Work | Raw | EndorewardError = unpickled(value.as_buffer())  # ours: written by the step before
         if isinstance(content, EndorewardError):
             raise content
-        if not isinstance(content, Work):
-            yield content
-        elif content.apart:
+        if isinstance(content, Work):
             place = Place(content.file, content.format)
             yield from ((s, g, place, content.shape) for s, g in zip(content.shards, content.generations, strict=True))
         else:
-            for raw in _read(content):
-                if isinstance(raw, EndorewardError):
-                    raise raw
-                yield raw
+            yield content
 
 
 def _name(block: pa.Table, position: int) -> str:

@@ -3,8 +3,7 @@
 `make test-shims` gives ENDOREWARD_PYTHON, the project's interpreter. Only TRL's tests import anything of the project.
 """
 
-import re
-import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,25 +14,15 @@ import torch
 import transformers
 from project import MODEL, PYTHON, ROOT, ours
 
+sys.path.append(str(ROOT / "benchmarks"))
+from local_server import local_server
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of a server of the embedded model."""
-    command = [PYTHON, "-m", "jobs", "serve", "--local", "--model", str(MODEL), "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            said = ""
-            while "is loaded" not in said:
-                line = process.stdout.readline()
-                assert line, said
-                said += line
-            found = re.search(r"http://127\.0\.0\.1:\d+", said)
-            assert found
-            yield found[0]
-        finally:
-            process.terminate()
-            process.wait(60)
+    with local_server(MODEL, PYTHON) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

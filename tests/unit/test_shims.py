@@ -7,41 +7,26 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, TypedDict
 
 import pytest
 import torch
-from serving import Client, described, served
-from tiny import CHATML, save_model
+from serving import Client, client, model, scorer
 
 import endoreward
 from jobs.serve.shim import SHIMS, shim_of
 from pipeline.rewards.endogenous import token_rewards
+
+__all__ = ["client", "model", "scorer"]  # fixtures
 
 TALK = [{"role": "user", "content": "ab?"}]
 VERSIONS = {
     "trl": "TRL 1.16.0", "verl": "verl 0.9.1", "openrlhf": "OpenRLHF 0.11.2", "slime": "slime 0.3.1", "nemo-rl": "0.7.0",
     "skyrl": "August 2026", "prime-rl": "August 2026",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m", CHATML)
-
-
-@pytest.fixture(scope="module")
-def client(model: Path) -> Iterator[Client]:
-    with served(described(model)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def scorer(model: Path) -> endoreward.Scorer:
-    return endoreward.Scorer.from_pretrained(model, device="cpu")
 
 
 def module(name: str, **content: Any) -> ModuleType:

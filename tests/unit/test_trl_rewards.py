@@ -5,35 +5,19 @@ import inspect
 import logging
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Client, described, served
-from tiny import CHATML, save_model
+from serving import Client, client, model, scorer
 
 import endoreward
 from pipeline.errors import RunError
 
+__all__ = ["client", "model", "scorer"]  # fixtures
+
 TALK = [{"role": "user", "content": "ab?"}]
 OTHER = [{"role": "user", "content": "cd"}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m", CHATML)
-
-
-@pytest.fixture(scope="module")
-def client(model: Path) -> Iterator[Client]:
-    with served(described(model)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def scorer(model: Path) -> endoreward.Scorer:
-    return endoreward.Scorer.from_pretrained(model, device="cpu")
 
 
 @pytest.fixture(params=["in process", "remote"])

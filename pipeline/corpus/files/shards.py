@@ -37,7 +37,7 @@ class Shard:
 
 
 class Shards(Sequence[Shard]):
-    """Shards of one file, in columns: 82 bytes each. A Shard is made as it is asked for. Equal to any sequence of the
+    """Shards of one file, in columns: 80 bytes each. A Shard is made as it is asked for. Equal to any sequence of the
     same shards."""
 
     def __init__(self, file: str):

@@ -254,16 +254,11 @@ class Scorer:
             yield
             return
         own = self.text_config._attn_implementation
-        self._set_attention(self.plain_attention if plain else self.packed_attention)
+        attention.use(self.model, self.plain_attention if plain else self.packed_attention)
         try:
             yield
         finally:
-            self._set_attention(own)
-
-    def _set_attention(self, name: str) -> None:
-        """Of the language model alone: a vision tower keeps its own."""
-        part = next((key for key, each in vars(self.model.config).items() if each is self.text_config), None)
-        self.model.set_attn_implementation(name if part is None else {part: name})
+            attention.use(self.model, own)
 
     # Pictures
 
