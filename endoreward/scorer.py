@@ -9,19 +9,19 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from endoreward.pictures import row_as_json
+from endoreward.pictures import COLUMNS, row_as_json
 from pipeline.config import LabelConfig, RewardConfig
 from pipeline.config.section import load_config_as, refuse_unread
 from pipeline.corpus import counted, detect, find_files, plan_file, read_shards, require_proof
 from pipeline.corpus.samples import Message, parse_turn_id
-from pipeline.corpus.sources import origin_of
+from pipeline.corpus.sources import origin_of, picture_names
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.loading import context_length, load_model, load_tokenizer
 from pipeline.models.pictures import picture_processor
@@ -166,7 +166,8 @@ class Scorer:
         from pipeline.models.scoring import Scorer as Engine  # imports torch
 
         self.config = config
-        pictures = picture_processor(config.model, model.config, tokenizer) if config.model.name else None
+        source = config.model.named(getattr(model, "name_or_path", "") if not config.model.name else "", None)
+        pictures = picture_processor(source, model.config, tokenizer) if source.name else None
         self.renderer = Renderer(tokenizer, config.tokens, context_length(model.config, tokenizer), pictures=pictures)
         self.engine = Engine(
             model,
@@ -261,7 +262,7 @@ class Scorer:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "rows.jsonl")
             with open(path, "w", encoding="utf-8") as file:
-                file.writelines(_lines(rows))
+                file.writelines(_lines(rows, {*COLUMNS, *picture_names(config.input)}))
             [source] = find_files([path])
             plan = plan_file(source, "jsonl", config.input.shard_rows)
             if not plan.rows:
@@ -327,8 +328,8 @@ def _device(device: str) -> str:
     return device
 
 
-def _lines(rows: Iterable[Fields]) -> Iterator[str]:
-    """JSON lines. Raises ConfigError for what is no row."""
+def _lines(rows: Iterable[Fields], pictures: Collection[str]) -> Iterator[str]:
+    """JSON lines; `pictures` are columns that may hold some. Raises ConfigError for what is no row."""
     if isinstance(rows, Mapping | str):
         raise ConfigError("rows is a single one; give a list of rows, each a dict by column")
     for number, row in enumerate(rows):
@@ -337,7 +338,7 @@ def _lines(rows: Iterable[Fields]) -> Iterator[str]:
                 f"row {number} is {type(row).__name__}; a dict by column is due, such as {{'messages': [...]}}"
             )
         try:
-            yield row_as_json(row) + "\n"
+            yield row_as_json(row, pictures) + "\n"
         except (TypeError, ValueError, RecursionError, OSError) as error:
             raise ConfigError(
                 f"row {number} holds what JSON cannot: {error}; give text, numbers, lists and dicts"

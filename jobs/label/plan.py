@@ -25,8 +25,10 @@ from pipeline.corpus import (
     require_proof,
     sections,
 )
+from pipeline.corpus.columns import RawRow
 from pipeline.corpus.examine import Planned
 from pipeline.corpus.labels.rules import Guessed, LabelRule, disagree
+from pipeline.corpus.placing import unseen
 from pipeline.corpus.sources import beside_of
 from pipeline.errors import ConfigError, InputError, StoreError
 from pipeline.evaluation.benchmarks.base import Benchmark
@@ -123,7 +125,17 @@ def plan_first(
         raise InputError("the input holds no rows: every file is empty")
     require_proof(new)
     _require_one_meaning([*planned, *later])
+    _warn_of_unseen([*((shape, plan.head) for _, _, shape, plan in new), *((each.shape, each.head) for each in later)])
     return [with_origin(stored, config) for stored in planned], later
+
+
+def _warn_of_unseen(heads: Iterable[tuple[Shape, Sequence[RawRow]]]) -> None:
+    """Say of new files, by their first rows, which columns hold pictures that no prompt shows."""
+    for column in dict.fromkeys(column for shape, rows in heads for column in unseen(rows, shape.images)):
+        terminal.warn(
+            f"column {column!r} seems to hold pictures, and nothing is shown of it: --set input.image_key={column} puts them "
+            "into the prompts"
+        )
 
 
 def _is_as_stored(file: InputFile, stored: StoredInput | None) -> bool:

@@ -86,7 +86,10 @@ class InputConfig(Section):
         description="what prompts show: their own pictures, or as a control grey ones of the same size or another row's",
     )
     max_picture_pixels: int = Field(
-        default=50_000_000, ge=1, description="a picture of more pixels is an error row, and is not decoded"
+        default=50_000_000,
+        ge=1,
+        le=178_956_970,  # beyond which Pillow refuses
+        description="a picture of more pixels is an error row, and is not decoded",
     )
     max_picture_bytes: int = Field(
         default=20 << 20, ge=1, description="a picture of more bytes is an error row, and is not read"
@@ -101,6 +104,12 @@ class InputConfig(Section):
         description="bytes of input, as they are unpacked, from which on a unit of commit ends whatever its rows: what a kill "
         "costs; of Parquet, CSV and Arrow by the mean of the rows about it",
     )
+
+    @property
+    def image_keys(self) -> tuple[str, ...] | None:
+        """The columns that are stated to hold pictures; None where nothing is."""
+        stated = self.image_key
+        return None if stated is None else (stated,) if isinstance(stated, str) else tuple(stated)
 
     @model_validator(mode="after")
     def _label_is_read_one_way(self) -> Self:

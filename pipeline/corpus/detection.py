@@ -129,8 +129,8 @@ def _base(
 
 def _images(rows: Sequence[RawRow], config: InputConfig) -> tuple[str, ...]:
     """The columns of pictures, as they are stated, else by their names. Where two are called so each row says which."""
-    if config.image_key is not None:
-        return (config.image_key,) if isinstance(config.image_key, str) else tuple(config.image_key)
+    if config.image_keys is not None:
+        return config.image_keys
     held = tuple(column for column in IMAGES if any(holds_any(row.get(column)) for row in rows))
     return held if len(held) == 1 else ()
 

@@ -31,6 +31,7 @@ ROLES = {
     "model": "assistant", "bot": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "function_call": "assistant",
 }  # fmt: skip
+TEXTS = ("text", "input_text", "output_text")  # types of content parts
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 KEYS = (("role", "content"), ("from", "value"))
 TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -159,10 +160,12 @@ def _content(value: Any, where: str) -> tuple[str, list[Any]]:
         if part["type"] in PARTS:
             pictures.append(inline_of(part))
             texts.append(PLACEHOLDER)
-        elif part["type"] == "text":
+        elif part["type"] in TEXTS:
             texts.append(to_text(part.get("text"), where))
         else:
-            raise RowError("not_text", f"{where} holds a part of type {part['type']!r}; only text can be labelled")
+            raise RowError(
+                "not_text", f"{where} holds a part of type {part['type']!r}; only text and pictures are read"
+            )
     text = "".join(texts)
     if pictures and text.count(PLACEHOLDER) > len(pictures):
         raise RowError(

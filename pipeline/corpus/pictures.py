@@ -12,7 +12,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "\ufffc"  # Unicode's object replacement character: stands in a message's text where a picture is
 MAX_PIXELS, MAX_BYTES = 50_000_000, 20 << 20  # of one picture; defaults of input.max_picture_pixels and ..._bytes
+MOST_PIXELS = 178_956_970  # beyond which Pillow refuses a picture, whatever is asked for
 MIN_SIDE = 2  # pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112  # its EXIF tag
+Size = tuple[int, int]  # width and height in pixels
 GREY, GREY_PLACE = b"\x80\x80\x80\0", re.compile(r"grey:(\d+)x(\d+)")  # of `grey_picture`
 
 
@@ -34,50 +36,52 @@ GREY, GREY_PLACE = b"\x80\x80\x80\0", re.compile(r"grey:(\d+)x(\d+)")  # of `gre
 class Picture:
     """Bytes of a PNG, JPEG or other picture file, and where they are to be read again.
 
-    `place` names a file of its own, or a file of rows with the row and the column in it (`pipeline.corpus.sources`).
+    `place` names a file of its own, or a file of rows with the row and the column in it (`pipeline.corpus.sources`). One of
+    more than `max_pixels` is not decoded.
     """
 
     data: bytes
     place: str
+    max_pixels: int = field(default=MAX_PIXELS, compare=False)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the bytes, in hex."""
         return hashlib.sha256(self.data).hexdigest()
 
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, turned as EXIF says; of the header alone. Raises RowError as `open` does, but for what
+    def size(self) -> Size:
+        """Width and height, turned as EXIF says; of the header alone. Raises RowError as `open` does, but for what
         only decoding shows."""
-        with self._opened(MAX_PIXELS) as image:
+        with self._opened() as image:
             width, height = image.size
             return (height, width) if image.getexif().get(ORIENTATION) in TURNED else (width, height)
 
-    def open(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    def open(self) -> Image.Image:
         """The picture decoded, in RGB: turned as its EXIF orientation says, then converted, which drops transparency; as
         `transformers.image_utils.load_image` and `datasets` load it.
 
         Raises RowError: `bad_picture` for bytes that are no whole picture, `picture_too_large` for one of more pixels than
-        `max_pixels` (by its header: nothing is decoded), `picture_too_small`, `animated_picture`, `cmyk_picture`.
+        its `max_pixels` (by its header: nothing is decoded), `picture_too_small`, `animated_picture`, `cmyk_picture`.
         """
-        with self._opened(max_pixels) as image:
+        with self._opened() as image:
             from PIL import ImageOps
 
             image.load()
             return ImageOps.exif_transpose(image).convert("RGB")
 
     @contextmanager
-    def _opened(self, max_pixels: int) -> Iterator[Image.Image]:
+    def _opened(self) -> Iterator[Image.Image]:
         Image = pillow()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a large picture, which is bounded below; of odd EXIF
                 with Image.open(io.BytesIO(self.data), formats=FORMATS) as image:
-                    self._check(image, max_pixels)
+                    self._check(image)
                     yield image
         except RowError:
             raise
         except Image.DecompressionBombError:
-            raise self.too_large(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels", max_pixels) from None
+            raise self._too_large(f"more than {MOST_PIXELS:,} pixels") from None
         except Exception as error:  # of a broken file Pillow's decoders raise whatever they meet
             what = "no picture" if isinstance(error, Image.UnidentifiedImageError) else "no whole picture"
             said = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
@@ -87,10 +91,10 @@ class Picture:
                 "picture there anew, or drop the row",
             ) from None
 
-    def _check(self, image: Image.Image, max_pixels: int) -> None:
+    def _check(self, image: Image.Image) -> None:
         width, height = image.size
-        if width * height > max_pixels:
-            raise self.too_large(f"{width} x {height} pixels", max_pixels)
+        if width * height > self.max_pixels:
+            raise self._too_large(f"{width} x {height} pixels")
         if min(width, height) < MIN_SIDE:
             raise RowError(
                 "picture_too_small",
@@ -110,10 +114,11 @@ class Picture:
                 "the row",
             )
 
-    def too_large(self, size: str, most: int) -> RowError:
+    def _too_large(self, size: str) -> RowError:
         return RowError(
             "picture_too_large",
-            f"{self.place}: {size}, and at most {most:,} are decoded; make it smaller, or raise input.max_picture_pixels",
+            f"{self.place}: {size}, and at most {self.max_pixels:,} are decoded; make it smaller"
+            + (", or raise input.max_picture_pixels" if self.max_pixels < MOST_PIXELS else ""),
         )
 
 

@@ -16,11 +16,21 @@ from pipeline.corpus.columns import RawRow
 from pipeline.corpus.controls import instead, pictures_of
 from pipeline.corpus.pictures import PLACEHOLDER, Picture
 from pipeline.corpus.samples import Message, Response
-from pipeline.corpus.sources import COLUMNS, Origin, is_struct, pictures_in
+from pipeline.corpus.sources import COLUMNS, Origin, holds_pixels, is_struct, pictures_in
 from pipeline.errors import RowError
 
 MEDIA = ("video", "videos", "audio", "audios")  # what a prompt may speak of and no model here sees
 SIGN = "<image>"
+ALIKE = (
+    "Image",
+    "image_path",
+    "image_paths",
+    "image_url",
+    "image_urls",
+    "img",
+    "picture",
+    "pictures",
+)  # often of pictures
 
 
 def refuse_media(row: RawRow) -> None:
@@ -54,6 +64,19 @@ def picture_columns(row: RawRow, named: Sequence[str]) -> tuple[str, ...]:
     return there
 
 
+def unseen(rows: Iterable[RawRow], images: Sequence[str]) -> list[str]:
+    """Columns that hold pictures and that `images` leaves out: by what is in them, and where it is empty by their names
+    too."""
+    found = [
+        column
+        for row in rows
+        for column, value in row.items()
+        if column not in (images or COLUMNS)
+        and (holds_pixels(value) or (not images and column in ALIKE and holds_any(value)))
+    ]
+    return list(dict.fromkeys(found))
+
+
 def with_pictures(
     row: RawRow,
     number: int,
@@ -74,6 +97,12 @@ def with_pictures(
         value for column in images if holds_any(at := columns.lookup(row, column)) for value in _listed(at, column)
     ]
     conversations = [prompt, *(response.messages for response in responses)]
+    if not given and images and any(map(_asks_for_one, prompt)):
+        raise RowError(
+            "picture_count",
+            f"the row has no picture in {' and '.join(map(repr, images))}, and a line of its text begins with {SIGN}, where "
+            "one is shown; put it there, or drop the row",
+        )
     if not given and not any("pictures" in message for messages in conversations for message in messages):
         return prompt, list(responses)
     if origin is None:
@@ -95,6 +124,11 @@ def with_pictures(
     return filled[0], [
         replace(response, messages=messages) for response, messages in zip(responses, filled[1:], strict=True)
     ]
+
+
+def _asks_for_one(message: Message) -> bool:
+    """Whether a message of a file with pictures speaks of one as published corpora do; within a line it may be any text."""
+    return message["role"] == "user" and any(line.startswith(SIGN) for line in message["content"].splitlines())
 
 
 def _listed(value: Any, column: str) -> list[Any]:

@@ -36,7 +36,7 @@ from pipeline.corpus.samples import (
     Turn,
     turn_id,
 )
-from pipeline.corpus.sources import Origin
+from pipeline.corpus.sources import Origin, without_pixels
 from pipeline.errors import RowError
 
 Column = tuple[str, Preference | None]
@@ -180,7 +180,7 @@ class Shape:
             extra = columns.without(extra, column)
         if self.desirable and (answer := word(row.get(self.desirable))) in ("true", "false"):
             extra = {**extra, self.desirable: answer == "true"}
-        left: dict[str, Any] = columns.jsonable(extra)
+        left: dict[str, Any] = columns.jsonable(without_pixels(extra))
         return left
 
     def _written(self, row: RawRow, index: int) -> Any:

@@ -16,6 +16,8 @@ a column of a file of rows.
 
 import base64
 import binascii
+import contextlib
+import hashlib
 import json
 import posixpath
 import re
@@ -33,7 +35,7 @@ from pipeline.corpus.files import text
 from pipeline.corpus.files.columnar import UNREADABLE
 from pipeline.corpus.files.inputs import InputFile, file_format
 from pipeline.corpus.files.rows import open_rows
-from pipeline.corpus.pictures import GREY_PLACE, MAX_BYTES, MAX_PIXELS, Picture, grey_picture
+from pipeline.corpus.pictures import GREY_PLACE, MAX_BYTES, MAX_PIXELS, MOST_PIXELS, Picture, grey_picture
 from pipeline.errors import EndorewardError, RowError
 
 if TYPE_CHECKING:
@@ -41,15 +43,25 @@ if TYPE_CHECKING:
 
 COLUMNS = ("image", "images")  # that hold pictures by their names
 PARTS = ("image", "image_url", "input_image")  # types of content parts
-INLINE = ("image", "image_url", "url", "path", "base64", "bytes")  # keys of such a part that may hold the picture
+INLINE = (
+    "image",
+    "image_url",
+    "url",
+    "path",
+    "base64",
+    "bytes",
+    "source",
+)  # keys of such a part that may hold the picture
 URL = re.compile(r"https?://", re.IGNORECASE)
 DATA = re.compile(r"data:[^,]{0,100},")
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
-# How PNG, JPEG, GIF, WEBP, TIFF and BMP begin, in base64; no path does and has no dot.
+# How PNG, JPEG, GIF, WEBP, TIFF (twice) and BMP begin; and in base64, as no path does that has no dot.
+HEADS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 BASE64_HEADS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkq", "TU0A", "Qk")
 SHORTEST_BASE64 = 64
 ROW_PLACE = re.compile(r"(?P<uri>.*)#(?P<row>\d+)/(?P<column>[^/#]+)/(?P<index>\d+)(/(?P<format>\w+))?", re.DOTALL)
 FETCH_S = 30
+MOST_BYTES = 1 << 30  # of one that is read again
 
 
 @dataclass(frozen=True)
@@ -76,9 +88,9 @@ class Origin:
             place = self.address(path_of(value))
             data = self._fetched(place)
         if len(data) > self.max_bytes:
-            raise _too_many(place, len(data), self.max_bytes)
-        picture = Picture(data, place)
-        picture.open(self.max_pixels)
+            raise _too_large(place, len(data), self.max_bytes)
+        picture = Picture(data, place, self.max_pixels)
+        picture.open()
         return picture
 
     def address(self, path: str) -> str:
@@ -91,6 +103,7 @@ class Origin:
                     "put the picture beside the corpus",
                 )
             return path
+        path = path.removeprefix("file://")
         folder = (self.root or _folder(self.uri)).rstrip("/")
         if self.root and posixpath.normpath(path).startswith(f"{folder.partition('?')[0]}/"):
             path = posixpath.relpath(path, folder.partition("?")[0])
@@ -128,10 +141,7 @@ def origin_of(file: InputFile, format: str, config: "InputConfig") -> Origin:
 
 def picture_names(config: "InputConfig") -> tuple[str, ...]:
     """The columns that are stated to hold pictures, else those that may by their names."""
-    stated = config.image_key
-    return (
-        (*COLUMNS, "image_path", "Image") if stated is None else (stated,) if isinstance(stated, str) else tuple(stated)
-    )
+    return (*COLUMNS, "image_path", "Image") if config.image_keys is None else config.image_keys
 
 
 def beside_of(file: InputFile, config: "InputConfig") -> "PicturesBeside":
@@ -196,9 +206,31 @@ def is_struct(value: Any) -> bool:
 def inline_of(part: Mapping[str, Any]) -> Any:
     """The picture that a content part holds itself, None where a column has it."""
     value = next((part[key] for key in INLINE if part.get(key)), None)
+    if isinstance(value, Mapping) and value.get("data"):  # as Anthropic's interface has it
+        return f"data:{value.get('media_type') or ''};base64,{value['data']}"
     if isinstance(value, Mapping) and "url" in value:
         return value["url"] or None
     return value
+
+
+def holds_pixels(value: Any) -> bool:
+    """Whether a value holds a picture itself, at any depth."""
+    return bool(without_pixels(value) != value)
+
+
+def without_pixels(value: Any) -> Any:
+    """A value with the digest of each picture that it holds itself, at any depth, in the picture's place."""
+    if isinstance(value, Mapping):
+        return {key: without_pixels(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_pixels(each) for each in value]
+    data = value if isinstance(value, bytes) else None
+    if isinstance(value, str) and value.startswith(("data:image/", *BASE64_HEADS)):
+        with contextlib.suppress(RowError):
+            data = embedded(value, "")
+    if data is None or not data.startswith(HEADS) or b"\0" not in data:
+        return value
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def embedded(value: Any, where: str) -> bytes | None:
@@ -240,7 +272,7 @@ def path_of(value: Any) -> str:
     return str(value["path"] if isinstance(value, Mapping) else value)
 
 
-def _too_many(place: str, size: int, most: int) -> RowError:
+def _too_large(place: str, size: int, most: int) -> RowError:
     return RowError(
         "picture_too_large",
         f"{place}: {size:,} bytes, and at most {most:,} are read; make it smaller, or raise input.max_picture_bytes",
@@ -252,7 +284,7 @@ def _from_file(uri: str, most: int) -> bytes:
         filesystem, path = storage.locate(uri)
         with filesystem.open_input_file(path) as stream:
             if stream.size() > most:
-                raise _too_many(uri, stream.size(), most)
+                raise _too_large(uri, stream.size(), most)
             return bytes(stream.read())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise RowError("missing_picture", f"{uri}: there is no such picture; put it there, or drop the row") from None
@@ -273,7 +305,7 @@ def _from_web(url: str, most: int) -> bytes:
             "missing_picture", f"{url[:200]}: cannot be fetched ({error}); mend that, or drop the row"
         ) from None
     if len(data) > most:
-        raise _too_many(url, len(data), most)
+        raise _too_large(url, len(data), most)
     return data
 
 
@@ -354,12 +386,12 @@ def has_own_file(place: str) -> bool:
 
 
 def read_place(place: str) -> Picture:
-    """The picture at a place. Raises `missing_picture`."""
+    """The picture at a place, whose bounds were those of the run that labelled it. Raises `missing_picture`."""
     if grey := GREY_PLACE.fullmatch(place):
         return grey_picture(int(grey[1]), int(grey[2]))
     match = None if URL.match(place) else ROW_PLACE.fullmatch(place)
     if match is None:
-        return Picture(_from_web(place, MAX_BYTES) if URL.match(place) else _from_file(place, 1 << 40), place)
+        return Picture((_from_web if URL.match(place) else _from_file)(place, MOST_BYTES), place, MOST_PIXELS)
     column, index = unquote(match["column"]), int(match["index"])
     try:
         row = row_of(match["uri"], match["format"] or "auto", int(match["row"]))
@@ -370,7 +402,7 @@ def read_place(place: str) -> Picture:
         ) from None
     if data is None:
         raise RowError("missing_picture", f"{place}: a path stands there now, and a picture did; restore the corpus")
-    return Picture(data, place)
+    return Picture(data, place, MOST_PIXELS)
 
 
 def row_of(uri: str, format: str, number: int) -> RawRow:

@@ -67,10 +67,6 @@ def read_prompts(config: RlConfig, paths: Sequence[str], wanted: str) -> Prompts
         if not plan.head:
             raise InputError(f"{file.uri}: not one row can be read; of the first: {plan.trouble}")
         shape = prompt_shape(list(plan.head), config.input, file.name)
-        if shape.pictured:
-            raise InputError(
-                f"{file.name}: its prompts have pictures, and rl asks with text alone; leave the file out of {wanted}"
-            )
         shapes += [described] if (described := _described(shape)) not in shapes else []
         for _, rows in read_shards(file, config.input.format, plan.shards):
             for number, row in rows:

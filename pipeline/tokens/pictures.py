@@ -9,13 +9,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pipeline.corpus.pictures import PLACEHOLDER, Picture
+from pipeline.corpus.pictures import PLACEHOLDER, Picture, Size
 from pipeline.corpus.samples import Message
 from pipeline.errors import RowError
 from pipeline.tokens.turns import TokenizedTurn
 
 OPEN = "\U0010fffc"  # before a control token that somebody typed (`pipeline.tokens.control`)
-Size = tuple[int, int]  # width and height in pixels
 
 
 class PictureText(Protocol):

@@ -16,7 +16,7 @@ import torch
 from pipeline.corpus.pictures import Picture
 from pipeline.errors import RowError, RunError
 from pipeline.models.pictures import PictureProcessor
-from pipeline.models.pictures.features import TYPES
+from pipeline.models.pictures.features import TYPES, kinds_of, prompt_positions
 from pipeline.models.scoring.batches import Family
 from pipeline.models.scoring.layouts import joined, probe_pictured
 
@@ -39,7 +39,7 @@ class PictureInputs:
 
         Raises RunError where a picture cannot be decoded, or the processor refuses it.
         """
-        kinds = {} if self.kinds is None else {self.kinds: self._of_pictures(ids)}
+        kinds = {} if self.kinds is None else {self.kinds: kinds_of(ids, self.processor.token_id)}
         pictured = [prompt for prompt in prompts if prompt]
         if not pictured:
             return kinds
@@ -60,15 +60,9 @@ class PictureInputs:
         parts, begin = [], 0
         for family in batch:
             prompt, end = joined([family.prompt_ids]), begin + len(family.pictures)
-            own = torch.arange(len(prompt)).expand(3, -1)
-            if family.pictures and grids is not None:
-                kinds = self._of_pictures(prompt[None])
-                own = self.trunk.get_rope_index(prompt[None], kinds, image_grid_thw=grids[begin:end])[0][:, 0]
+            its = grids[begin:end] if family.pictures and grids is not None else None
+            own = prompt_positions(self.trunk, self.processor.token_id, prompt, its).expand(3, -1)
             behind = [own.max() + 1 + torch.arange(len(response) - 1) for response in family.responses]
             parts += [own, *(each.expand(3, -1) for each in behind)]
             begin = end
         return torch.cat(parts, dim=1)[:, None]
-
-    def _of_pictures(self, ids: torch.Tensor) -> torch.Tensor:
-        """1 for a token of a picture, 0 for text."""
-        return (ids == self.processor.token_id).int()

@@ -50,7 +50,8 @@ def items_of(name, path, rng=None, config=None, rubrics=(None,), levels=5):
                         "rejected": tuple(answers["rejected"]),
                         "others": tuple(answers[None]),
                     }
-                    items.append(Item(id=sample.prompt_id, rubric=rubric, extra=sample.extra, **groups))
+                    prompt = tuple(sample.prompt) if benchmark.by_prompt else ()
+                    items.append(Item(id=sample.prompt_id, rubric=rubric, extra=sample.extra, prompt=prompt, **groups))
     return items
 
 

@@ -1,6 +1,7 @@
 """Rows with pictures, read as `label` reads them: which picture stands where, in every layout that people publish."""
 
 import base64
+import hashlib
 import io
 import json
 import tracemalloc
@@ -363,3 +364,83 @@ def test_a_corpus_of_pictures_is_read_in_bounded_memory(folder: Path, embedded: 
     assert rows == 100 * groups
     assert max(shard.rows for shard in stored.plan.shards) <= 30
     assert held < 12 << 20 and most < 12 << 20, (held, most)
+
+
+def test_a_picture_that_no_prompt_shows_is_said_and_its_pixels_are_stored_nowhere(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    struct, coded = {"bytes": RED, "path": "r.png"}, base64.b64encode(LIME).decode()
+    row = {
+        "prompt": ASKED,
+        "images": [{"bytes": BLUE, "path": None}],
+        "image_1": struct,
+        "mask": BLUE,
+        "more": [{"a": struct}],
+    }
+    pq.write_table(pa.Table.from_pylist([{**row, **PAIR, "image": coded, "note": b"plain"}]), folder / "corpus.parquet")
+    [stored] = plan(folder, InputConfig(image_key="images"))
+    said = capsys.readouterr().err
+    assert (
+        all(f"input.image_key={column} " in said for column in ("image_1", "mask", "more", "image"))
+        and "note" not in said
+    )
+    [[chosen, _]] = scored([stored])
+    kept = json.dumps(chosen.extra)
+    red, lime, blue = (hashlib.sha256(each).hexdigest() for each in (RED, LIME, BLUE))
+    assert kept.count(red) == 2 and kept.count(lime) == kept.count(blue) == 1 and chosen.extra["note"] == "plain"
+    assert "PNG" not in kept and coded not in kept and len(kept) < 600
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [({"img": {"bytes": RED, "path": None}}, "img"), ({"image_path": "images/red.png"}, "image_path")],
+)
+def test_a_column_of_pictures_by_another_name_is_said(
+    folder: Path, row: Row, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.Table.from_pylist([{"prompt": ASKED, **row, **PAIR}]), folder / "corpus.parquet")
+    plan(folder)
+    assert f"--set input.image_key={column} " in " ".join(capsys.readouterr().err.split())
+    assert read(folder, InputConfig(image_key=column)) == [[("user", P + ASKED, [RED])]]
+
+
+def test_a_sign_without_a_picture_in_a_file_of_pictures_is_an_error(folder: Path) -> None:
+    rows = [{"prompt": f"<image>\n{ASKED}", "image": path, **PAIR} for path in ("images/red.png", None)]
+    rows.append({"prompt": "Write <image> in HTML.", "image": None, **PAIR})
+    assert prompts(folder, rows) == [
+        [("user", f"{P}\n{ASKED}", [RED])], "picture_count", [("user", "Write <image> in HTML.", [])]
+    ]  # fmt: skip
+
+
+def test_parts_as_other_interfaces_name_them(folder: Path) -> None:
+    """OpenAI's Responses and Anthropic's Messages."""
+    coded = base64.b64encode(LIME).decode()
+    sources = (
+        {"type": "input_image", "image_url": f"data:image/png;base64,{coded}"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": coded}},
+    )
+    rows = [
+        {"prompt": [{"role": "user", "content": [{"type": "input_text", "text": "?"}, each]}], **PAIR}
+        for each in sources
+    ]
+    assert prompts(folder, rows) == [[("user", f"?{P}", [LIME])]] * 2
+
+
+def test_a_file_address_below_the_root(folder: Path) -> None:
+    rows = [{"prompt": ASKED, "image": f"file://{folder}/images/red.png", **PAIR}]
+    assert prompts(folder, rows, InputConfig(picture_root=str(folder))) == [[("user", P + ASKED, [RED])]]
+    assert prompts(folder, [{**rows[0], "image": "file:///etc/passwd"}], InputConfig(picture_root=str(folder))) == [
+        "picture_place"
+    ]
+
+
+def test_a_bound_that_is_raised_holds_wherever_the_picture_is_looked_at(folder: Path) -> None:
+    Image.new("1", (8000, 8000)).save(folder / "images" / "large.png")
+    rows = [{"prompt": ASKED, "image": "images/large.png", **PAIR}]
+    assert prompts(folder, rows) == ["picture_too_large"]
+    [[turn, _]] = scored(plan(folder, InputConfig(max_picture_pixels=100_000_000)))
+    [shown] = turn.prompt[0]["pictures"]
+    assert shown.size() == (8000, 8000) and shown.open().size == (8000, 8000)
+    assert read_picture(shown.place, shown.digest).size() == (8000, 8000)
+    with pytest.raises(ValueError, match="178956970"):
+        InputConfig(max_picture_pixels=178_956_971)

@@ -17,6 +17,7 @@ import transformers
 from tiny import save_model
 from tiny_pictures import MARKERS, NAMES, family_processor, our_processor, picture, save, template, turn, user
 
+import endoreward
 from actors.scorer import ScorerSpec
 from endoreward.pictures import row_as_json
 from pipeline.apart import Apart
@@ -391,3 +392,18 @@ def test_rows_of_a_notebook_hold_pictures(tmp_path: Path) -> None:
     assert Picture(base64.b64decode(inline), "").open().tobytes() == shown.open().tobytes()
     with pytest.raises(TypeError):
         row_as_json({"prompt": b"text", "response": "a"})
+    assert json.loads(row_as_json({"Image": shown.data, "img": shown.data}, {"Image", "img"})) == {
+        "Image": url,
+        "img": url,
+    }
+
+
+def test_a_scorer_of_a_model_and_a_tokenizer_sees_too(folders: dict[str, Path]) -> None:
+    folder = folders["qwen3_vl"]
+    own = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+    scorer = endoreward.Scorer(own, transformers.AutoTokenizer.from_pretrained(folder))
+    row = {"image": picture(9, 7).open(), "prompt": "What?", "chosen": "yes", "rejected": "no"}
+    due = [label.reward for label in endoreward.Scorer.from_pretrained(folder, device="cpu").label([row])]  # type: ignore[union-attr]
+    assert [label.reward for label in scorer.label([row])] == pytest.approx(due, abs=1e-5)  # type: ignore[union-attr]
+    [error] = scorer.label([{**row, "image": row["image"].convert("CMYK")}], on_error="return")
+    assert isinstance(error, RowError) and error.reason == "cmyk_picture"

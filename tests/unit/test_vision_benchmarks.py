@@ -3,6 +3,7 @@
 import json
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from test_benchmarks import evaluated, items_of
 from test_corpus_pictures import picture
 
+from pipeline.corpus.pictures import PLACEHOLDER, Picture
 from pipeline.errors import InputError
 from pipeline.evaluation.benchmarks import find_benchmark
 from pipeline.evaluation.benchmarks.items import Answer, Item
@@ -69,11 +71,14 @@ def test_vl_reward_bench_is_the_macro_mean_of_its_groups(tmp_path: Path) -> None
 
 def test_groups_that_are_not_there_are_named() -> None:
     pair = {"chosen": (Answer(1.0, 1, "a"),), "rejected": (Answer(0.0, 1, "b"),)}
-    found = evaluated("vl-reward-bench", [Item("f:0", extra={"id": "mmmu_1"}, **pair)])  # type: ignore[arg-type]
+    prompt = {"role": "user", "content": PLACEHOLDER, "pictures": [Picture(picture(), "a.png")]}
+    item = Item("f:0", extra={"id": "mmmu_1"}, prompt=(prompt,), **pair)  # type: ignore[arg-type]
+    found = evaluated("vl-reward-bench", [item])
     assert found.values == {"macro": 1.0, "overall": 1.0, "reasoning": 1.0}
     assert found.notes == ["no items of general and hallucination: macro is the mean of the other groups"]
     why = find_benchmark("vl-reward-bench").check(Item("f:1", chosen=pair["chosen"]))
     assert why and "one of each is due" in why
+    assert find_benchmark("vl-reward-bench").check(replace(item, prompt=())) == "its prompt shows no picture"
 
 
 def multimodal_rows(count: int) -> list[dict[str, Any]]:

@@ -28,11 +28,15 @@ PARTED = {"safety": ("pairs", "bias", "toxicity"), "reasoning": ("math", "math",
 
 
 class _OfPairs(Benchmark):
-    """A pair an item."""
+    """A pair an item, about a picture."""
+
+    by_prompt = True  # which shows whether there is one
 
     def check(self, item: Item) -> str | None:
         if (len(item.chosen), len(item.rejected)) != (1, 1):
             return f"{len(item.chosen)} chosen and {len(item.rejected)} rejected responses; one of each is due"
+        if not any("pictures" in message for message in item.prompt):
+            return "its prompt shows no picture"
         return None
 
 

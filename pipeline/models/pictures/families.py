@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-Size = tuple[int, int]  # width and height in pixels
+from pipeline.corpus.pictures import Size
 
 
 class Family:

@@ -43,17 +43,14 @@ class View:
         if self.features is not None:
             own["mm_encoder_outputs"] = {"image": self.features}
         if self.seeing.kinds is not None:
-            own[self.seeing.kinds] = (ids == self.seeing.token_id).int().to(self.seeing.device)
+            own[self.seeing.kinds] = kinds_of(ids, self.seeing.token_id).to(self.seeing.device)
         return own
 
     def positions(self, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Of the tokens of each prompt [P]: [3, P] where the model has those of time, height and width, else [1, P]."""
-        own = getattr(self.seeing.trunk, "get_rope_index", None)
-        if own is None or self.grids is None:
-            return [torch.arange(len(prompt))[None] for prompt in prompts]
-        kinds = [(prompt == self.seeing.token_id).int()[None] for prompt in prompts]
-        each = zip(prompts, kinds, self.grids.split(self.counts), strict=True)
-        return [own(prompt[None], mm_token_type_ids=k, image_grid_thw=grids)[0][:, 0] for prompt, k, grids in each]
+        grids = [None] * len(prompts) if self.grids is None else self.grids.split(self.counts)
+        trunk, token_id = self.seeing.trunk, self.seeing.token_id
+        return [prompt_positions(trunk, token_id, *each) for each in zip(prompts, grids, strict=True)]
 
     def require_fit(self, prompts: Sequence[torch.Tensor]) -> None:
         """Raises RowError where the features are not as many as the prompts' tokens for them [P]."""
@@ -62,7 +59,7 @@ class View:
         pooled = self.features.pooler_output
         pieces = pooled if isinstance(pooled, list | tuple) else [pooled]
         count = sum(piece.numel() // piece.shape[-1] for piece in pieces)
-        due = sum(int((prompt == self.seeing.token_id).sum()) for prompt in prompts)
+        due = sum(int(kinds_of(prompt, self.seeing.token_id).sum()) for prompt in prompts)
         if count != due:
             raise _unfit(count, due, "weights")
 
@@ -88,7 +85,7 @@ class Seeing:
         tokens of a prompt `ids`, each [P], are not as many as its pictures have."""
         for pictures, prompt in zip(prompts, ids, strict=True):
             shown = self.processor.expanded([picture.size() for picture in pictures])
-            count, due = "".join(shown).count(self.processor.token), int((prompt == self.token_id).sum())
+            count, due = "".join(shown).count(self.processor.token), int(kinds_of(prompt, self.token_id).sum())
             if count != due:
                 raise _unfit(count, due, "tokenizer")
         key = (self.ahead, *(tuple(picture.digest for picture in pictures) for pictures in prompts))
@@ -112,6 +109,21 @@ class Seeing:
         if not isinstance(value, torch.Tensor):
             return value
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+
+def kinds_of(ids: torch.Tensor, token_id: int) -> torch.Tensor:
+    """1 for a token of a picture, 0 for text; of the shape of `ids`."""
+    return (ids == token_id).int()
+
+
+def prompt_positions(trunk: Any, token_id: int, prompt: torch.Tensor, grids: torch.Tensor | None) -> torch.Tensor:
+    """Of the tokens of a prompt [P]: [3, P] where it has pictures, of these `grids`, and the model positions of time, height
+    and width, else [1, P]."""
+    if grids is None or not len(grids) or not hasattr(trunk, "get_rope_index"):
+        return torch.arange(len(prompt))[None]
+    kinds = kinds_of(prompt, token_id)[None]
+    positions: torch.Tensor = trunk.get_rope_index(prompt[None], mm_token_type_ids=kinds, image_grid_thw=grids)[0][:, 0]
+    return positions
 
 
 def _unfit(count: int, due: int, other: str) -> RowError:

@@ -179,8 +179,7 @@ def prompt_shape(rows: Sequence[RawRow], config: InputConfig, name: str) -> Shap
 
 
 def _refuse_pictures(rows: Sequence[RawRow], config: InputConfig, name: str) -> None:
-    stated = config.image_key
-    names = IMAGES if stated is None else [stated] if isinstance(stated, str) else stated
+    names = IMAGES if config.image_keys is None else config.image_keys
     if any(_shows(row, names) for row in rows):
         raise InputError(
             f"{name}: its prompts have pictures, and a policy is not asked with pictures yet; give prompts of text alone, or "
