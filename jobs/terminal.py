@@ -22,6 +22,7 @@ class LabelProgress:
     hand counts as far as the models have come with it."""
 
     def __init__(self, rows: int, done_rows: int, name: str = "label"):
+        self.name = name
         self.rows, self.done_rows = rows, done_rows
         self.first_rows, self.tokens = done_rows, 0
         self.forwarded = self.forwarded_by_done = 0
@@ -85,7 +86,7 @@ class LabelProgress:
         if done:
             rate = f"{self.tokens * reached / done / self.seconds:,.0f} tokens/s"
         else:
-            rate = f"no label yet, {self.forwarded:,} tokens read" if self.forwarded else "no label yet"
+            rate = f"none yet, {self.forwarded:,} tokens read" if self.forwarded else "none yet"
         self.bar.update(self.task, completed=self.first_rows + reached, rate=waits or rate)
         now = time.perf_counter()
         if errors.is_terminal or (now - self.logged < LOG_EVERY_S and (self.done_rows < self.rows or not self.whole)):
@@ -95,7 +96,7 @@ class LabelProgress:
         when = f"about {left:,.0f} s left" if left is not None and self.whole else "time left unknown"
         parts = [waits] if waits else [rate, when, *([self.state] if self.state and self.done_rows < self.rows else [])]
         rows = f"{'' if self.whole else 'at least '}{self.rows:,} rows"
-        errors.print(f"labelled {self.done_rows:,} of {rows}, {', '.join(parts)}")
+        errors.print(f"{self.name}: {self.done_rows:,} of {rows}, {', '.join(parts)}")
 
 
 class TrainProgress:

@@ -159,7 +159,7 @@ def test_label_succeeds_and_is_seen(head: Head, folder: Path) -> None:
     job = head.run("label-1", *label_words(folder, "labels", SPOT), "--input", folder / "bad.jsonl")
     log = head.log("label-1")
     assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0), log[-3000:]
-    assert "labelled 41 of 41 rows" in log and head.token not in log
+    assert "endogenous: 41 of 41 rows" in log and head.token not in log
     store = LabelStore(str(folder / "labels"))
     assert list(problems(store)) == [] and store.progress().labels == 81
     run = store.uri

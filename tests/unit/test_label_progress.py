@@ -19,7 +19,7 @@ def test_a_log_says_at_once_what_is_waited_for_and_goes_on_to_say_what_is_missin
         look(progress, 0)
         look(progress, 0)  # not again
         waits = capsys.readouterr().err
-        assert waits == "labelled 0 of 10 rows, 4 actors wanted, 0 running, 4 waiting for a node or loading, 2 nodes\n"
+        assert waits == "label: 0 of 10 rows, 4 actors wanted, 0 running, 4 waiting for a node or loading, 2 nodes\n"
         monkeypatch.setattr(terminal, "LOG_EVERY_S", 0)
         look(progress, 3)
         progress.advance(5, 50, 100)
@@ -30,7 +30,7 @@ def test_a_log_says_at_once_what_is_waited_for_and_goes_on_to_say_what_is_missin
         progress.advance(5, 50, 100)
         all_there, again, done = capsys.readouterr().err.splitlines()
         assert "actors" not in all_there and "4 actors wanted, 3 running" in again
-        assert done.startswith("labelled 10 of 10 rows") and "actors" not in done
+        assert done.startswith("label: 10 of 10 rows") and "actors" not in done
 
 
 def test_rows_that_are_not_planned_yet_are_not_promised(
@@ -44,5 +44,5 @@ def test_rows_that_are_not_planned_yet_are_not_promised(
         progress.plan(30, True)
         progress.advance(5, 50, 100)
     some, of_all = capsys.readouterr().err.splitlines()
-    assert some.startswith("labelled 10 of at least 10 rows") and some.endswith("time left unknown")
-    assert of_all.startswith("labelled 15 of 30 rows") and "s left" in of_all
+    assert some.startswith("label: 10 of at least 10 rows") and some.endswith("time left unknown")
+    assert of_all.startswith("label: 15 of 30 rows") and "s left" in of_all
