@@ -13,6 +13,7 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(highlight=False, soft_wrap=True, stderr=True)
 
 LOG_EVERY_S = 10.0
+LEAST_S = 1.0  # of steps, before the time left is guessed from them
 
 Item = TypeVar("Item")
 
@@ -121,7 +122,8 @@ class TrainProgress:
             disable=not errors.is_terminal,
         )
         self.task = self.bar.add_task(name, total=steps, completed=done_steps, figures="starting")
-        self.first_step = self.done_steps = done_steps
+        self.done_steps = done_steps
+        self.first_step: int | None = None  # that came in since the workers were started, `started` ago
         self.accuracy: float | None = None
         self.started = self.logged = time.perf_counter()
 
@@ -139,8 +141,10 @@ class TrainProgress:
         """
         step = row["step"]
         now = time.perf_counter()
-        if step <= self.done_steps:
+        again = step <= self.done_steps
+        if again or self.first_step is None:
             self.first_step, self.started = step, now
+        if again:
             self.bar.reset(self.task, total=self.steps, completed=step, figures="starting")
         self.done_steps = step
         self.accuracy = row.get("eval_accuracy", self.accuracy)
@@ -153,8 +157,10 @@ class TrainProgress:
             errors.print(f"step {step:,}, kept prompts: {held_out}")
         if figures and not errors.is_terminal and (now - self.logged > LOG_EVERY_S or step == self.steps):
             self.logged = now
-            left = (self.steps - step) * (now - self.started) / max(1, step - self.first_step)
-            errors.print(f"step {step:,} of {self.steps:,}, {figures}, about {left:,.0f} s left")
+            since = now - self.started
+            left = (self.steps - step) * since / max(1, step - self.first_step)
+            when = f"about {left:,.0f} s left" if since > LEAST_S or step == self.steps else "time left unknown"
+            errors.print(f"step {step:,} of {self.steps:,}, {figures}, {when}")
 
 
 def figures_of(row: Mapping[str, Any]) -> str:

@@ -24,8 +24,10 @@ OFFLINE = """
 endoreward label examples/addition/label.toml --output out/demo
 endoreward evaluate --benchmark pairs --labels out/demo --output out/demo-evaluation
 python examples/addition/problems.py --problems 128 --split train --output out/demo-problems.jsonl
-endoreward sample --policy examples/addition/model --prompts out/demo-problems.jsonl --output out/demo-samples --set scorer.cpus_per_actor=1
-endoreward label --model examples/addition/model --input out/demo-samples --output out/demo-labels --set scorer.cpus_per_actor=1
+endoreward sample --policy examples/addition/model --prompts out/demo-problems.jsonl --output out/demo-samples \
+    --set scorer.cpus_per_actor=1
+endoreward label --model examples/addition/model --input out/demo-samples --output out/demo-labels \
+    --set scorer.cpus_per_actor=1
 endoreward train examples/train.toml
 """
 ONLINE = """
