@@ -60,6 +60,11 @@ def test_every_pair_in_the_format_of_its_reader(
         assert row["margin"] == chosen["reward"] - rejected["reward"] == row["chosen_reward"] - row["rejected_reward"]
 
 
+def test_an_ending_is_refused_before_anything_is_opened(here: Run, tmp_path: Path) -> None:
+    done = here("export", tmp_path / "nowhere", "--format", "verl", "--output", tmp_path / "pairs.jsonl")
+    assert done.returncode == 2 and "--format verl is read from .parquet alone" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain pair, one that differs before its last turn, and one with no message in common."""
