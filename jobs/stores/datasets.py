@@ -209,7 +209,7 @@ def _sentences(name: str) -> Iterator[None]:
             raise StoreError(
                 f"{name} changed while it was written, and is as others left it{words}; run the same again"
             ) from None
-        remedy = "run the same again" if status >= 500 else "mend what it names"
+        remedy = "run the same again" if status >= 500 or status == 429 else "mend what it names"
         raise RunError(f"{name}: the hub answers {status}{words}; {remedy}") from None
     except Exception as error:  # of its HTTP library, whichever that is
         cause = last_line(error.__cause__ or error).rstrip(".")

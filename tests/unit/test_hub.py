@@ -193,6 +193,17 @@ def test_a_folder_of_something_else_is_refused(store: Path, here: Run, tmp_path:
     )
 
 
+def test_pictures_are_named_as_what_goes(store: Path, here: Run, tmp_path: Path) -> None:
+    assert "name pictures" not in here("push", store, "--to", tmp_path / "text").stderr
+    path = min((store / "records").glob("[0-9a-f]*-[0-9]*.json"))
+    record = documents.read(str(path))
+    record["stats"]["pictured"] = 3
+    documents.write(str(path), record)
+    done = here("push", store, "--to", tmp_path / "pictures")
+    assert done.returncode == 0
+    assert "3 labels name pictures of their prompts by place, and these paths go as they are" in done.stderr
+
+
 def test_a_store_in_use_is_no_dataset(store: Path, here: Run, tmp_path: Path) -> None:
     """The store itself, and others of its fingerprint, which a push would strip of their places."""
     shutil.copytree(store, tmp_path / "other")
@@ -276,7 +287,9 @@ def test_what_a_hub_has_already_is_not_taken_for_new(store: Path, hub: Hub, here
     assert done.returncode == 2 and "org/theirs is there already, and this token may not read it" in done.stderr
 
 
-@pytest.mark.parametrize(("status", "remedy"), [(500, "run the same again"), (400, "mend what it names")])
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(500, "run the same again"), (429, "run the same again"), (400, "mend what it names")]
+)
 def test_a_hubs_own_words_and_what_helps(
     status: int, remedy: str, hub: Hub, store: Path, here: Run, tmp_path: Path
 ) -> None:
