@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_origin
 
@@ -47,16 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet(False)
     try:
         code: int = arguments.command(arguments)
-        return code
     except EndorewardError as error:
         print(f"endoreward: {error}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except OSError as error:
         print(f"endoreward: {error}; what is committed is kept, run the same again to go on", file=sys.stderr)
-        return 1
+        code = 1
     except KeyboardInterrupt:
         print("endoreward: interrupted; what is committed is kept, run the same again to go on", file=sys.stderr)
-        return 1
+        code = 1
+    if argv is None:
+        _end_beside_a_model(code)
+    return code
+
+
+def _end_beside_a_model(code: int) -> None:
+    """Where a server's thread is still within torch: the interpreter's own end would abort the process there."""
+    if any(thread.name.startswith("model ") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -51,7 +51,7 @@ class RowError(EndorewardError):
         return f"{self.reason}: {self.detail}"
 
 
-def last_line(error: BaseException) -> str:
-    """What somebody else's error says at its end, which in a traceback is the cause."""
+def last_line(error: BaseException | str) -> str:
+    """What somebody else's error, or its text, says at its end, which in a traceback is the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

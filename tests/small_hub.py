@@ -24,6 +24,7 @@ Tree = dict[str, bytes]
 @dataclass
 class Repository:
     private: bool
+    foreign: bool = False  # shown to no token that is ours
     commits: list[tuple[str, Tree]] = field(default_factory=list)  # id and files, the newest last
 
     def add(self, tree: Tree) -> str:
@@ -42,6 +43,7 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)  # of LFS, by sha256
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, authorization
+    ill: int = 0  # a status that everything is answered with
     before_commit: Any = None  # called once, before the next commit is looked at
 
 
@@ -73,6 +75,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = unquote(url.path)
         authorization = self.headers.get("authorization")
         self.hub.requests.append((self.command, path, authorization))
+        if self.hub.ill:
+            self._answer(self.hub.ill, {"error": "not now"})
+            return
         for pattern, method in ROUTES:
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
                 method(self, body, parse_qs(url.query), *match.groups())
@@ -93,7 +98,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _repository(self, name: str, write: bool = False) -> Repository | None:
         repository = self.hub.repositories.get(name)
-        if repository is None or (repository.private and not self._may):
+        if repository is None or repository.foreign or (repository.private and not self._may):
             self._answer(404 if self._may else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
             return None
         if write and not self._may:

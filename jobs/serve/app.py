@@ -1,7 +1,6 @@
 """The server's routes: rewards, and what a server is asked about itself; `frameworks` and `teachers` add those of trainers."""
 
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from jobs.serve import frameworks, teachers
 from jobs.serve.batching import Expired, Lost, Unready
-from jobs.serve.bodies import ARROW, RewardsRequest, as_arrow, as_json
+from jobs.serve.bodies import ARROW, RewardsRequest, as_arrow, as_json, json_response
 from jobs.serve.desk import Desk
 from jobs.serve.gate import FAILED, RETRY_LOADING_S, Gate, refusal
 from jobs.serve.metrics import Metrics
@@ -47,7 +46,7 @@ def _add_rewards(app: FastAPI, desk: Desk) -> None:
         """The endogenous reward of each response, in nats times alpha; as an Arrow stream where Accept asks for one.
 
         A response that cannot be scored has `error` in the place of its numbers; where none can, the status is 422."""
-        service = desk.service(body.model or request.query_params.get("model"))
+        service = desk.service(request, body.model)
         reward = service.reward_under(body.reward)
         inputs = [each.model_dump(exclude_none=True) for each in body.inputs]
         rows = await service.rewards(inputs, reward, request.scope["deadline"])
@@ -56,19 +55,19 @@ def _add_rewards(app: FastAPI, desk: Desk) -> None:
         if ARROW in request.headers.get("accept", ""):
             return Response(as_arrow(rows, body.include), status, media_type=ARROW)
         answer = {"model": service.name, "reward": reward.model_dump(), "data": as_json(rows, body.include)}
-        return _json(answer, status)
+        return json_response(answer, status)
 
 
 def _add_state(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
     @app.get("/health")
     async def health() -> Response:
         """200 once all models are loaded, 503 before, on the way down, and while one has no replica."""
-        return _json({"status": "ready" if desk.ready else "not ready"}, 200 if desk.ready else 503)
+        return json_response({"status": "ready" if desk.ready else "not ready"}, 200 if desk.ready else 503)
 
     @app.get("/v1/models")
     async def models() -> Response:
         """What is served, by the names that requests call it."""
-        return _json({"object": "list", "data": [_listed(service) for service in desk.services.values()]})
+        return json_response({"object": "list", "data": [_listed(service) for service in desk.services.values()]})
 
     @app.get("/metrics")
     async def figures() -> Response:
@@ -126,7 +125,3 @@ def _add_errors(app: FastAPI) -> None:
 
 def _refused(status: int, sentence: str) -> Response:
     return Response(refusal(status, sentence), status, media_type="application/json")
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(json.dumps(value, allow_nan=False), status, media_type="application/json")

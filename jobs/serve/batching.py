@@ -40,12 +40,12 @@ class Scorer(Protocol):
         ...
 
     def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
-        """Raises Lost where the process that computed it ended."""
+        """Raises Lost where the process that computed it ended, Unready where there will be none."""
         ...
 
 
 class Unready(Exception):
-    """The model is not loaded yet, or the server is on its way down."""
+    """The model is not loaded yet or has no replica, or the server is on its way down."""
 
 
 class Expired(Exception):
@@ -104,8 +104,8 @@ class Batcher:
         self._isolated = False  # what is computed is a request's last chance
         self._closing = False
         self._changed = threading.Condition()
-        self._threads = [threading.Thread(target=self._work, name="batch", daemon=True) for _ in range(threads)]
-        self._opening = threading.Thread(target=self._open, name="load", daemon=True)
+        self._threads = [threading.Thread(target=self._work, name="model batch", daemon=True) for _ in range(threads)]
+        self._opening = threading.Thread(target=self._open, name="model load", daemon=True)
 
     def start(self) -> None:
         self._opening.start()
@@ -115,13 +115,17 @@ class Batcher:
         """Whether there is a model that can answer."""
         return self._scorer is not None and not self._closing and self._scorer.at_once > 0
 
-    @property
-    def closing(self) -> bool:
-        return self._closing
+    def require_ready(self) -> None:
+        """Raises Unready."""
+        if self._closing:
+            raise Unready("the server is going down")
+        if not self.ready:
+            raise Unready("the model is being loaded, or has no replica now")
 
     def submit(self, turns: Sequence[TokenizedTurn], deadline: float = math.inf) -> "Future[Answers]":
-        """The answers to turns, in their order, as soon as the model has them; cancelling the future takes the request out of
-        the queue. Its exception is Expired where the deadline, of `time.monotonic`, passes in the queue. Raises Unready."""
+        """The answers to turns, in their order, as soon as the model has them. Cancelling the future takes the request out of
+        the queue as long as no batch had it; one whose process ended waits again, and stays. Its exception is Expired where
+        the deadline, of `time.monotonic`, passes in the queue. Raises Unready."""
         job = _Job(turns, [turn.prompt_ids.tobytes() for turn in turns], Future(), deadline)
         with self._changed:
             if self._closing:
@@ -141,13 +145,17 @@ class Batcher:
         rate = self.counts.tokens / self.counts.busy_s if self.counts.busy_s else 0.0
         return tokens / (rate * max(1, self._computing)) if rate else 0.0
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Take nothing more, answer what waits, and let go of the model."""
+    def refuse(self) -> None:
+        """Take nothing more."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Take nothing more, and answer what waits. A model that is still being loaded is not waited for."""
+        self.refuse()
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        for thread in (self._opening, *self._threads):
+        for thread in (self._opening, *self._threads) if self._scorer is not None else ():
             if thread.is_alive():
                 thread.join(None if timeout_s is None else max(0.0, until - time.monotonic()))
 
@@ -206,6 +214,10 @@ class Batcher:
             answers = scorer.score([turn for job in jobs for turn in job.turns])
         except Lost as error:
             self._again(jobs, error)
+            return
+        except Unready as error:
+            for job in jobs:
+                job.future.set_exception(error)
             return
         except Exception as error:
             with self._changed:

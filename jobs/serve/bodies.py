@@ -1,11 +1,13 @@
 """What requests of the native route hold, and what they get back, as JSON and as Arrow."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import Response
 
 from pipeline.errors import RowError
 from pipeline.store.schema import Label
@@ -113,3 +115,7 @@ def as_arrow(rows: Sequence[Row], include: Sequence[Include]) -> bytes:
         writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(json.dumps(value, allow_nan=False), status, media_type="application/json")

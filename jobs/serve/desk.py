@@ -3,10 +3,13 @@
 import contextlib
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from jobs.serve.batching import Batcher, Unready
+from starlette.requests import Request
+
+from jobs.serve.batching import Batcher
 from jobs.serve.service import Refused, Service
 from pipeline.config import ServeConfig
 
@@ -45,8 +48,12 @@ class Desk:
             batcher.start()
 
     def close(self) -> None:
+        """Take nothing more, and answer what waits, within `serve.shutdown_s` for all models together."""
+        until = time.monotonic() + self.config.serve.shutdown_s
         for batcher in self.batchers.values():
-            batcher.close(self.config.serve.shutdown_s)
+            batcher.refuse()
+        for batcher in self.batchers.values():
+            batcher.close(max(0.0, until - time.monotonic()))
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -54,8 +61,14 @@ class Desk:
         """Whether every model can answer."""
         return all(batcher.ready for batcher in self.batchers.values())
 
-    def service(self, name: str | None) -> Service:
-        """The service of a name; without one, the only one that there is. Raises Refused."""
+    def service(self, request: Request, name: str | None = None) -> Service:
+        """The service that a request names in its body, else by ?model=; without a name, the only one that there is. Raises
+        Refused, and Unready where its model cannot answer now."""
+        service = self._named(name or request.query_params.get("model"))
+        service.batcher.require_ready()
+        return service
+
+    def _named(self, name: str | None) -> Service:
         names = ", ".join(self.services)
         if name is None:
             if len(self.services) > 1:
@@ -70,11 +83,7 @@ class Desk:
 
     @contextlib.contextmanager
     def room(self) -> Iterator[None]:
-        """A request's place, from its arrival to its answer. Raises Full and Unready."""
-        if any(batcher.closing for batcher in self.batchers.values()):
-            raise Unready("the server is going down")
-        if not self.ready:
-            raise Unready("the model is being loaded, or has no replica now")
+        """A request's place, from its arrival to its answer. Raises Full."""
         with self._changed:
             most = self.config.serve.max_requests
             if self.in_hand >= most:

@@ -1,6 +1,5 @@
 """Rewards in the shapes that OpenRLHF and slime ask for them. Both send text that is final: nothing is templated again."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
+from jobs.serve.bodies import json_response
 from jobs.serve.desk import Desk
 from jobs.serve.service import Refused, Service, status_of
 from pipeline.errors import RowError
@@ -66,23 +66,23 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
                 raise Refused(
                     400, f"query {number} does not begin with its prompt; send both with their special tokens"
                 )
-        service = desk.service(request.query_params.get("model"))
+        service = desk.service(request)
         pairs = [(prompt, query[len(prompt) :]) for query, prompt in zip(body.query, body.prompts, strict=True)]
         asked = [{"prompt": prompt, "responses": [response], "as_written": True} for prompt, response in pairs]
         labels = await _labels(service, asked, request, "query")
         logprobs = [float(label.token_logprobs.sum(dtype="float64")) for label in labels]
         scores = [math.exp(each / label.num_tokens) for each, label in zip(logprobs, labels, strict=True)]
         logs = {"logprob": logprobs, "num_tokens": [label.num_tokens for label in labels]}
-        return _json({"rewards": shown(labels, service), "scores": scores, "extra_logs": logs})
+        return json_response({"rewards": shown(labels, service), "scores": scores, "extra_logs": logs})
 
     @app.post("/rm")
     async def remote_rm(body: SlimeRequest, request: Request) -> Response:
         """slime's --rm-type remote_rm: a number."""
-        service = desk.service(request.query_params.get("model"))
+        service = desk.service(request)
         written = isinstance(body.prompt, str)
         asked = {"prompt": body.prompt, "responses": [body.response], "as_written": written}
         labels = await _labels(service, [asked], request, "request")
-        return _json(shown(labels, service)[0])
+        return json_response(shown(labels, service)[0])
 
 
 async def _labels(service: Service, asked: Sequence[dict[str, Any]], request: Request, noun: str) -> list[Label]:
@@ -93,7 +93,3 @@ async def _labels(service: Service, asked: Sequence[dict[str, Any]], request: Re
             raise Refused(status_of([row.answer]), f"{noun} {number}: {row.answer}")
         labels.append(row.answer)
     return labels
-
-
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value, allow_nan=False), media_type="application/json")

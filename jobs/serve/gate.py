@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from jobs.serve.batching import Unready
 from jobs.serve.desk import Desk, Full
 from jobs.serve.metrics import Metrics
 from jobs.serve.service import Refused
@@ -56,8 +55,6 @@ class Gate:
             await self._pass(scope, receive, answer)
         except Full as error:
             await answer.refuse(429, str(error), error.retry_after_s)
-        except Unready as error:
-            await answer.refuse(503, f"{error}; try again", RETRY_LOADING_S)
         except Refused as error:
             await answer.refuse(error.status, str(error))
         except Exception as error:  # whose message may quote the request

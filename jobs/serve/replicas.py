@@ -63,7 +63,7 @@ class Replicas:
     def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
         """Raises Lost where the replica ended before it answered, Unready where Ray Serve has given up on all of them."""
         import ray.exceptions
-        from ray.serve.exceptions import RayServeException
+        from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
         bare = [replace(turn, prompt=[]) for turn in turns]  # what is scored, and no text
         try:
@@ -71,9 +71,9 @@ class Replicas:
             return answers
         except ray.exceptions.RayTaskError:
             raise
-        except RayServeException:
+        except DeploymentUnavailableError:
             raise Unready("the model has no replica now") from None
-        except ray.exceptions.RayError as error:
+        except (RayServeException, ray.exceptions.RayError) as error:
             raise Lost(type(error).__name__) from None
 
     def _look(self) -> None:
@@ -127,10 +127,8 @@ class Deployments:
                 handle = serve.run(deployment, name=application, route_prefix=None)
         except RuntimeError as error:
             known = serve.status().applications.get(application)
-            why = (
-                known.deployments[name].message if known and name in known.deployments else ""
-            )  # ends as a traceback does
-            raise RunError(f"the replicas of {name} do not start: {last_line(Exception(why or error))}") from None
+            why = known.deployments[name].message if known and name in known.deployments else ""  # a traceback
+            raise RunError(f"the replicas of {name} do not start: {last_line(why or error)}") from None
 
         def running() -> int:
             states: dict[Any, int] = dict(serve.status().applications[application].deployments[name].replica_states)

@@ -6,7 +6,6 @@ each token at once ends at softmax(s * log pi) in every state, which is sampling
 asks for more than the given tokens (others that are likely, another temperature, text) is refused.
 """
 
-import json
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
+from jobs.serve.bodies import json_response
 from jobs.serve.desk import Desk
 from jobs.serve.service import Refused, Service, status_of
 from pipeline.errors import RowError
@@ -64,9 +64,6 @@ class TokenRequest(BaseModel):
 def add_routes(app: FastAPI, desk: Desk) -> None:
     sharpness = desk.config.serve.sharpness
 
-    def service_of(name: str | None, request: Request) -> Service:
-        return desk.service(name or request.query_params.get("model"))
-
     @app.post("/generate")
     async def sglang(body: SGLangRequest, request: Request) -> Response:
         """SGLang's: `meta_info.input_token_logprobs` is [log-probability, id, null] of each token, the first without one."""
@@ -83,16 +80,16 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
             "only of the given tokens; leave top_logprobs_num out",
         )
         _require(not body.stream, "answers come whole; leave stream out")
-        service, several = service_of(None, request), _lists(body.input_ids)
+        service, several = desk.service(request), _lists(body.input_ids)
         answers = [
             _sglang(ids, own) for ids, own in zip(several, await _served(service, several, request), strict=True)
         ]
-        return _json(answers if isinstance(body.input_ids[0], list) else answers[0])
+        return json_response(answers if isinstance(body.input_ids[0], list) else answers[0])
 
     @app.post("/v1/completions")
     async def completions(body: CompletionsRequest, request: Request) -> Response:
         """OpenAI's, with vLLM's `prompt_logprobs` in each choice: of each token but the first {id: {logprob, rank: null}}."""
-        service = service_of(body.model, request)
+        service = desk.service(request, body.model)
         _require_scoring(body.prompt_logprobs, body.max_tokens, body.temperature, body.stream)
         _require(
             sharpness == 1,
@@ -108,18 +105,18 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
         tokens = sum(map(len, several))
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         named = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": service.created}
-        return _json({**named, "model": service.name, "choices": choices, "usage": usage})
+        return json_response({**named, "model": service.name, "choices": choices, "usage": usage})
 
     @app.post("/inference/v1/generate")
     async def tokens_in(body: TokenRequest, request: Request) -> Response:
         """vLLM's of tokens alone: `prompt_logprobs` as in /v1/completions."""
-        service = service_of(body.model, request)
+        service = desk.service(request, body.model)
         own = body.sampling_params
         _require_scoring(own.prompt_logprobs, own.max_tokens, own.temperature, body.stream)
         [served] = await _served(service, [body.token_ids], request)
         choices = [{"index": 0, "token_ids": [], "logprobs": None, "finish_reason": "length"}]
         answer = {"request_id": uuid.uuid4().hex, "choices": choices, "prompt_logprobs": _vllm(body.token_ids, served)}
-        return _json(answer)
+        return json_response(answer)
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -173,7 +170,3 @@ def _sglang(ids: Ids, served: Sequence[float]) -> dict[str, Any]:
 def _vllm(ids: Ids, served: Sequence[float]) -> list[dict[str, dict[str, Any]] | None]:
     of_tokens = ({str(token): {"logprob": own, "rank": None}} for token, own in zip(ids[1:], served, strict=True))
     return [None, *of_tokens]
-
-
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value, allow_nan=False), media_type="application/json")

@@ -73,7 +73,7 @@ def aggregate(uri: str, output: str, assignments: list[str], command: str = "") 
             *manifest.notes,
             f"aggregated from the stored tokens of a store with fingerprint {source.fingerprint()}",
         ]
-        return finish_store(target, config, find_decode(config.model), None, notes, command, survey=survey)
+        return finish_store(target, config, find_decode(source, manifest), None, notes, command, survey=survey)
 
 
 def _changed(stored: RewardConfig, assignments: list[str]) -> RewardConfig:

@@ -27,10 +27,12 @@ Files = Mapping[str, str | bytes]  # by name: a local path, or the content
 
 
 class Dataset(Protocol):
-    """`name` is what people read, `hub_name` ORG/NAME, empty for a folder."""
+    """`name` is what people read, `hub_name` ORG/NAME, empty for a folder. `public`: whether everyone may read it on a hub, as
+    `files` or `change` left it; None where there is none."""
 
     name: str
     hub_name: str
+    public: bool | None
 
     def files(self) -> set[str]:
         """Names of what is there now, none where there is no dataset. What follows is of this state."""
@@ -75,6 +77,7 @@ class FolderDataset:
     """A local folder."""
 
     hub_name = ""
+    public: bool | None = None
 
     def __init__(self, folder: str):
         self.name = folder
@@ -114,6 +117,7 @@ class HubDataset:
         self.revision = revision
         self.token = os.environ.get(TOKEN_VARIABLE, "").strip()
         self.head: str | None = None
+        self.public: bool | None = None
         self.api = HfApi(
             endpoint=os.environ.get("HF_ENDPOINT"),
             token=self.token or False,
@@ -126,7 +130,8 @@ class HubDataset:
 
         with _sentences(self.name):
             try:
-                self.head = self.api.dataset_info(self.name, revision=self.revision).sha
+                info = self.api.dataset_info(self.name, revision=self.revision)
+                self.head, self.public = info.sha, not info.private
                 return set(self.api.list_repo_files(self.name, repo_type="dataset", revision=self.head))
             except RepositoryNotFoundError:
                 return set()
@@ -155,12 +160,25 @@ class HubDataset:
             )
         with _sentences(self.name):
             if self.head is None:
-                self.api.create_repo(self.name, repo_type="dataset", private=not public)
-                self.head = self.api.dataset_info(self.name).sha
+                self._create(public)
             commit = self.api.create_commit(
                 self.name, operations, commit_message=message, repo_type="dataset", parent_commit=self.head
             )
         return str(commit.commit_url)
+
+    def _create(self, public: bool) -> None:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            self.api.create_repo(self.name, repo_type="dataset", private=not public)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            raise StoreError(
+                f"{self.name} is there already, and this token may not read it; give another --to, or a token with the right "
+                f"to it, in {TOKEN_VARIABLE}"
+            ) from None
+        self.head, self.public = self.api.dataset_info(self.name).sha, public
 
     def _require_token(self) -> None:
         if not self.token:
@@ -191,9 +209,8 @@ def _sentences(name: str) -> Iterator[None]:
             raise StoreError(
                 f"{name} changed while it was written, and is as others left it{words}; run the same again"
             ) from None
-        raise RunError(f"{name}: the hub answers {status}{words}; nothing was committed, run the same again") from None
+        remedy = "run the same again" if status >= 500 or status == 429 else "mend what it names"
+        raise RunError(f"{name}: the hub answers {status}{words}; {remedy}") from None
     except Exception as error:  # of its HTTP library, whichever that is
         cause = last_line(error.__cause__ or error).rstrip(".")
-        raise RunError(
-            f"{name}: the hub gives no answer: {cause}; nothing was committed, run the same again"
-        ) from error
+        raise RunError(f"{name}: the hub gives no answer: {cause}; run the same again") from error

@@ -12,14 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import terminal
-from jobs.stores.formats import FORMATS, pairs_table
+from jobs.stores.formats import ENDINGS, ENDINGS_OF, FORMATS, pairs_table
 from jobs.stores.inspect_store import warn_of_guesses
 from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store import LabelStore, documents, in_parallel
 from pipeline.store.pairs import PAIR_COLUMNS, PairCounts, preference_pairs
-
-ENDINGS = (".parquet", ".jsonl")
 
 
 def export(uri: str, format: str, output: str) -> int:
@@ -44,8 +42,6 @@ def export(uri: str, format: str, output: str) -> int:
         )
     warn_of_guesses(store)
     form, counts, left_out, written = FORMATS[format](store), PairCounts(), Counter[str](), 0
-    if ending not in form.endings:
-        raise ConfigError(f"--output {output}: --format {format} is read from {' or '.join(form.endings)} alone")
 
     def parts() -> Iterator[list[dict[str, Any]]]:
         nonlocal counts, written
@@ -88,6 +84,8 @@ def _check(format: str, output: str) -> str:
     ending = next((e for e in ENDINGS if output.partition("?")[0].endswith(e)), None)
     if ending is None:
         raise ConfigError(f"--output {output}: the name has to end in {' or '.join(ENDINGS)}")
+    if ending not in ENDINGS_OF.get(format, ENDINGS):
+        raise ConfigError(f"--output {output}: --format {format} is read from {' or '.join(ENDINGS_OF[format])} alone")
     refuse_existing(output)
     return ending
 

@@ -1,22 +1,24 @@
 """The end of a run: the manifest, the report and the table, all from the store's records."""
 
+import os
 import time
 from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any
 
 from actors.actor import BatchCheck
 from jobs import terminal
 from jobs.stores.inspect_store import error_rows
 from pipeline import __version__, storage
 from pipeline.config import LabelConfig, ModelConfig
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.models.loading import load_tokenizer
 from pipeline.report.labels import draw_report
 from pipeline.store import LabelStore, Survey, documents
 from pipeline.store.manifest import BatchCheckEntry, InputEntry, Manifest, TimingEntry
 from pipeline.store.summary import summary_rows
-from pipeline.tokens import Decode, Renderer, pieces
+from pipeline.tokens import Decode, Renderer, pieces, tokenizer_digest
 
 REPORT_ROWS = 5000
 
@@ -142,10 +144,37 @@ def write_report(store: LabelStore, manifest: Manifest, decode: Decode, survey: 
     return sample is not None
 
 
-def find_decode(model: ModelConfig) -> Decode:
-    """The text of tokens where the model's tokenizer can be reached from here, else their numbers, and a warning."""
+def stored_tokenizer(store: LabelStore, manifest: Manifest) -> Any:
+    """The tokenizer of a store's tokens. Of what a manifest says of the model only its name and revision are taken: others may
+    have written it, and it does not say that code may run. Raises StoreError, or ConfigError where it cannot be loaded."""
+    model, description = manifest.config.get("model"), store.description()
+    name, revision = (model.get("name"), model.get("revision")) if isinstance(model, dict) else (None, None)
+    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
+        raise StoreError(f"{store.at('manifest.json')} does not name the model, whose tokenizer is needed")
+    if "model.content" in description and not (os.path.isdir(name) or storage.is_objects(name)):
+        raise StoreError(
+            f"{store.uri}: its model was a folder, {name}, which is not here, and is no hub's model of that name; take the "
+            "store that was labelled, where its model is"
+        )
     try:
-        return pieces(load_tokenizer(model))
+        tokenizer = load_tokenizer(ModelConfig(name=name, revision=revision))
+    except ConfigError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise StoreError(
+            f"{store.uri}: the tokenizer of {name} brings code of its own, which no store may run"
+        ) from None
+    if description.get("model.tokenizer") not in (None, tokenizer_digest(tokenizer)):
+        raise StoreError(
+            f"{store.uri}: {name} has another tokenizer than the model that labelled; put that model in its place"
+        )
+    return tokenizer
+
+
+def find_decode(store: LabelStore, manifest: Manifest) -> Decode:
+    """The text of tokens where the tokenizer can be reached from here, else their numbers, and a warning."""
+    try:
+        return pieces(stored_tokenizer(store, manifest))
     except ConfigError as error:
         terminal.warn(f"the report shows numbers in place of tokens' texts: {error}")
         return lambda ids: [f" {token}" for token in ids]

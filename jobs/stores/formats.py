@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import StoreError
-from pipeline.models.loading import load_tokenizer
+from jobs.stores.finalize import stored_tokenizer
+from pipeline.errors import ConfigError, StoreError
 from pipeline.store import LabelStore
 from pipeline.store.manifest import Manifest
 from pipeline.store.pairs import MESSAGES, PREFERENCES
@@ -20,6 +20,8 @@ Pair = dict[str, Any]
 Convert = Callable[[Pair], Pair | str]  # a pair as `preference_pairs` gives it; else a reason
 
 KNOWLEDGE = [PREFERENCES.field(i) for i in range(PREFERENCES.get_field_index("chosen_reward"), len(PREFERENCES))]
+ENDINGS = (".parquet", ".jsonl")
+ENDINGS_OF = {"verl": (".parquet",)}  # formats whose loader reads fewer
 DIFFERENT = "their conversations differ before the last turn, for which the format has no place"
 
 
@@ -31,14 +33,12 @@ class Format:
         schema: of a Parquet file.
         advice: a sentence for whoever reads the file with that trainer.
         extra: columns of the chosen response's label that `convert` reads besides.
-        endings: of files that the loader reads.
     """
 
     schema: pa.Schema
     convert: Convert
     advice: str
     extra: Sequence[str] = ()
-    endings: Sequence[str] = (".parquet", ".jsonl")
 
 
 def _openrlhf(pair: Pair) -> Pair | str:
@@ -103,13 +103,13 @@ def _of_axolotl(store: LabelStore) -> Format:
 
 
 def _of_verl(store: LabelStore) -> Format:
-    from pipeline.config import ModelConfig
-
-    model = Manifest.of_finished(store).config.get("model") or {}
-    tokenizer = load_tokenizer(ModelConfig.model_validate(model))
+    try:
+        tokenizer = stored_tokenizer(store, Manifest.of_finished(store))
+    except ConfigError as error:
+        raise StoreError(f"{error}; --format trl needs no tokenizer") from None
     schema = pa.schema([("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string()), *KNOWLEDGE])
     advice = "Read by verl's RMDataset, which puts an end token behind each response; margin is a column beside."
-    return Format(schema, _verl(tokenizer), advice, ("prompt_token_ids",), (".parquet",))
+    return Format(schema, _verl(tokenizer), advice, ("prompt_token_ids",))
 
 
 FORMATS: dict[str, Callable[[LabelStore], Format]] = {

@@ -25,7 +25,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError, StoreError
 from pipeline.report.card import without_places
 from pipeline.report.dataset_card import dataset_card, is_untouched, shareable_manifest
-from pipeline.store import LabelStore, documents, places, problems
+from pipeline.store import LabelStore, documents, places, problems, status
 from pipeline.store.manifest import Manifest
 
 CARD, RUN, MANIFEST = "README.md", "records/run.json", "manifest.json"
@@ -33,6 +33,7 @@ OF_A_STORE = re.compile(
     r"(labels|errors)/part-[\w-]+\.parquet|records/(run|input-[0-9a-f]{12}|[0-9a-f]{12}-\d{6,})\.json"
     r"|records/segments/\d{6}-[0-9a-f]{8}\.segment|manifest\.json"
 )
+OF_A_STORE_IN_USE = {places.LOCK, status.NAME}
 OF_A_HUB = {".gitattributes"}  # that it puts into what it creates
 
 
@@ -56,6 +57,10 @@ def push(uri: str, to: str, public: bool = False) -> int:
     warn_of_guesses(store)
     standing = dataset.files()
     _refuse_others(dataset, standing, manifest, uri)
+    if pictured := survey.stats.pictured:
+        terminal.warn(f"{pictured:,} labels name pictures of their prompts by place, and these paths go as they are")
+    if public and dataset.public is False:
+        terminal.warn(f"{to} is there already and stays private: --public is for a new dataset; change it on the hub")
     shared = shareable_manifest(manifest)
     card = dataset_card(shared, store.sample(REPORT_ROWS, shards=survey.shards), dataset.hub_name)
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,8 +73,8 @@ def push(uri: str, to: str, public: bool = False) -> int:
         removed = sorted(name for name in standing - files.keys() if OF_A_STORE.fullmatch(name))
         message = f"{manifest.counts.labels:,} labels of fingerprint {manifest.fingerprint[:12]}"
         where = dataset.change(files, removed, message, public)
-    if dataset.hub_name and not standing:
-        terminal.say(f"{to}: a new dataset, {'for everyone to read' if public else 'private'}")
+    if dataset.hub_name and not standing - OF_A_HUB:
+        terminal.say(f"{to}: a new dataset, {'for everyone to read' if dataset.public else 'private'}")
     terminal.say(f"{manifest.counts.labels:,} labels: {where}")
     return 0
 
@@ -110,8 +115,12 @@ def pull(source: str, output: str, revision: str | None = None) -> int:
 
 
 def _refuse_others(dataset: Dataset, standing: set[str], manifest: Manifest, uri: str) -> None:
-    """Raises StoreError where something else is in the place, or labels that this store lacks."""
+    """Raises StoreError where something else is in the place, a store in use too, or labels that this store lacks."""
     place = dataset.name
+    if used := sorted(standing & OF_A_STORE_IN_USE):
+        raise StoreError(
+            f"{place} is a label store in use (it has {_listed(used)}), which is left as it is; give another --to"
+        )
     if RUN not in standing:
         foreign = sorted(standing - OF_A_HUB)
         if foreign:
@@ -128,12 +137,21 @@ def _refuse_others(dataset: Dataset, standing: set[str], manifest: Manifest, uri
     if MANIFEST not in standing:
         raise StoreError(f"{place} has no {MANIFEST}, so what is in it is not known; give another --to")
     ours = {(each.name, each.sha256) for each in manifest.inputs}
-    published = Manifest.parse(json.loads(dataset.read(MANIFEST)), f"{place}/{MANIFEST}")
+    try:
+        content = json.loads(dataset.read(MANIFEST))
+    except ValueError as error:
+        raise StoreError(f"{place}/{MANIFEST} is damaged: {error}; give another --to") from None
+    published = Manifest.parse(content, f"{place}/{MANIFEST}")
     lacking = [each.name for each in published.inputs if (each.name, each.sha256) not in ours]
     if lacking:
         raise StoreError(
             f"{place} holds labels of {_listed(lacking)} that {uri} lacks, and they would go; give another --to, or label "
             "that into this store first"
+        )
+    if published.counts.labels > manifest.counts.labels:
+        raise StoreError(
+            f"{place} holds {published.counts.labels:,} labels and {uri} {manifest.counts.labels:,}, so it is newer, and they "
+            "would go; pull it, or give another --to"
         )
 
 

@@ -3,7 +3,6 @@
 from jobs import terminal
 from jobs.stores.finalize import find_decode, write_report
 from jobs.stores.inspect_run import redraw_run
-from pipeline.config import ModelConfig
 from pipeline.errors import StoreError
 from pipeline.store import LabelStore, WriterLock
 from pipeline.store.manifest import Manifest
@@ -21,7 +20,7 @@ def redraw(uri: str) -> int:
     store = LabelStore(uri)
     survey = store.survey()
     manifest = Manifest.of_finished(store, survey)
-    decode = find_decode(ModelConfig.model_validate(manifest.config["model"]))
+    decode = find_decode(store, manifest)
     with WriterLock(store.uri):
         if not write_report(store, manifest, decode, survey):
             raise StoreError(f"{uri} holds no labels, so there is nothing to draw; see {store.at('errors')}")

@@ -75,4 +75,6 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def _list(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
     return value if isinstance(value, list) else [value]

@@ -1,6 +1,8 @@
 """Each trainer's format of `export`, and what it cannot say. Their own loaders read the files in tests/frameworks."""
 
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +60,11 @@ def test_every_pair_in_the_format_of_its_reader(
         assert row["margin"] == chosen["reward"] - rejected["reward"] == row["chosen_reward"] - row["rejected_reward"]
 
 
+def test_an_ending_is_refused_before_anything_is_opened(here: Run, tmp_path: Path) -> None:
+    done = here("export", tmp_path / "nowhere", "--format", "verl", "--output", tmp_path / "pairs.jsonl")
+    assert done.returncode == 2 and "--format verl is read from .parquet alone" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain pair, one that differs before its last turn, and one with no message in common."""
@@ -91,6 +98,59 @@ def test_what_a_loader_would_misread_is_left_out_and_counted(store: Path, here: 
     assert "left out" not in written["trl"][1]
     assert "1 pairs left out: they have no message in common as a prompt" in written["openrlhf"][1]
     assert "2 pairs left out: their conversations differ before the last turn" in written["axolotl"][1]
+
+
+@pytest.fixture
+def borrowed(tmp_path: Path) -> Callable[..., Path]:
+    """A store whose manifest somebody else wrote, with a model of these fields."""
+
+    def with_model(**model: Any) -> Path:
+        folder = tmp_path / "borrowed"
+        shutil.copytree(STORE, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"config": manifest["config"] | {"model": model}}))
+        return folder
+
+    return with_model
+
+
+def test_a_store_does_not_say_that_code_may_run(borrowed: Callable[..., Path], here: Run, tmp_path: Path) -> None:
+    model, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(ROOT / "examples/addition/model", model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    code = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | code))
+    (model / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: ...\n")
+    store = borrowed(name=str(model), trust_remote_code=True, allow_pickle=True)
+    done = here("export", store, "--format", "verl", "--output", tmp_path / "x.parquet")
+    assert done.returncode == 2 and "brings code of its own, which no store may run; --format trl" in done.stderr
+    done = here("report", store)
+    assert done.returncode == 0 and "shows numbers in place of tokens" in " ".join(done.stderr.split())
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"name": "gpt2"}, "its model was a folder, gpt2, which is not here, and is no hub's model of that name"),
+        ({"name": ""}, "does not name the model"),
+        ({"name": ["gpt2"], "dtype": 7}, "does not name the model"),
+        ({"name": "other"}, "other has another tokenizer than the model that labelled"),
+    ],
+)
+def test_a_tokenizer_is_that_of_the_labels(
+    model: dict[str, Any],
+    sentence: str,
+    borrowed: Callable[..., Path],
+    here: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a store that was pulled, whose model is named by its last part."""
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "other", CHATML)
+    done = here("export", borrowed(**model), "--format", "verl", "--output", "x.parquet")
+    assert done.returncode == 2 and re.search(re.escape(sentence) + ".*--format trl needs", done.stderr, re.DOTALL)
 
 
 def test_a_thought_is_not_lost_on_axolotl() -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import small_hub
 import yaml
-from small_hub import TOKEN, Hub
+from small_hub import TOKEN, Hub, Repository
 
 from pipeline.report.dataset_card import is_untouched
 from pipeline.store import LabelStore, documents, problems
@@ -193,6 +193,48 @@ def test_a_folder_of_something_else_is_refused(store: Path, here: Run, tmp_path:
     )
 
 
+def test_pictures_are_named_as_what_goes(store: Path, here: Run, tmp_path: Path) -> None:
+    assert "name pictures" not in here("push", store, "--to", tmp_path / "text").stderr
+    path = min((store / "records").glob("[0-9a-f]*-[0-9]*.json"))
+    record = documents.read(str(path))
+    record["stats"]["pictured"] = 3
+    documents.write(str(path), record)
+    done = here("push", store, "--to", tmp_path / "pictures")
+    assert done.returncode == 0
+    assert "3 labels name pictures of their prompts by place, and these paths go as they are" in done.stderr
+
+
+def test_a_store_in_use_is_no_dataset(store: Path, here: Run, tmp_path: Path) -> None:
+    """The store itself, and others of its fingerprint, which a push would strip of their places."""
+    shutil.copytree(store, tmp_path / "other")
+    (tmp_path / "other/status.json").rename(tmp_path / "other/.lock")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for to, name in ((store, "status.json"), (tmp_path / "other", ".lock")):
+        refused = here("push", store, "--to", to)
+        assert refused.returncode == 2 and f"{to} is a label store in use (it has {name})" in refused.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_older_copy_takes_no_labels_away(store: Path, place: str, here: Run) -> None:
+    from jobs.stores.datasets import dataset_at
+
+    assert here("push", store, "--to", place).returncode == 0
+    dataset = dataset_at(place)
+    dataset.files()
+    manifest = json.loads(dataset.read("manifest.json"))
+    newer = json.dumps(manifest | {"counts": manifest["counts"] | {"labels": 17}}).encode()
+    for content, sentence in (
+        (newer, r"holds 17 labels and \S+ 16, so it is newer, and they would go; pull it, or give another --to"),
+        (b"{", r"manifest\.json is damaged: .*; give another --to"),
+    ):
+        dataset.files()
+        dataset.change({"manifest.json": content}, [], "by hand", False)
+        refused = here("push", store, "--to", place)
+        assert refused.returncode == 2 and re.search(sentence, " ".join(refused.stderr.split()))
+        dataset.files()
+        assert dataset.read("manifest.json") == content
+
+
 def test_an_edited_card_and_other_files_stay_and_stale_parts_go(
     store: Path, place: str, here: Run, tmp_path: Path
 ) -> None:
@@ -231,6 +273,32 @@ def test_what_is_damaged_goes_neither_way(store: Path, place: str, here: Run, tm
     part.write_bytes(data)
     done = here("push", store, "--to", place)
     assert done.returncode == 2 and "is not whole and stays where it is" in done.stderr
+
+
+def test_what_a_hub_has_already_is_not_taken_for_new(store: Path, hub: Hub, here: Run) -> None:
+    """A push that stopped before its commit has left an empty dataset; another's private one looks like none."""
+    hub.repositories[NAME] = Repository(private=True)
+    hub.repositories[NAME].add({".gitattributes": b""})
+    done = here("push", store, "--to", NAME, "--public")
+    assert done.returncode == 0 and "a new dataset, private" in done.stdout and hub.repositories[NAME].private
+    assert f"{NAME} is there already and stays private: --public is for a new" in " ".join(done.stderr.split())
+    hub.repositories["org/theirs"] = Repository(private=True, foreign=True)
+    done = here("push", store, "--to", "org/theirs")
+    assert done.returncode == 2 and "org/theirs is there already, and this token may not read it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(500, "run the same again"), (429, "run the same again"), (400, "mend what it names")]
+)
+def test_a_hubs_own_words_and_what_helps(
+    status: int, remedy: str, hub: Hub, store: Path, here: Run, tmp_path: Path
+) -> None:
+    """Nothing is said of commits: `pull` makes none, and of a push's own none can tell."""
+    hub.ill = status
+    for command in (["push", store, "--to", NAME], ["pull", NAME, "--output", tmp_path / "back"]):
+        done = here(*command)
+        assert done.returncode == 1
+        assert f"{NAME}: the hub answers {status}: not now; {remedy}" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

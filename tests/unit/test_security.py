@@ -284,7 +284,10 @@ RL: dict[str, str] = {
     "learner.deepspeed": '[learner]\ndeepspeed = "/etc/passwd"\n',
     "policy.trust_remote_code": '[policy]\nname = "org/model"\ntrust_remote_code = true\n',
 }
-SERVE: dict[str, str] = {"serve.token_variable": '[serve]\ntoken_variable = "HOME"\n'}
+SERVE: dict[str, str] = {
+    "serve.token_variable": '[serve]\ntoken_variable = "HOME"\n',
+    "serve.models": '[serve.models]\na = "org/model"\nb = "/etc/m"\n',
+}
 EVALUATE: dict[str, str] = {
     "endpoint.key_variable": '[endpoint]\nkey_variable = "AWS_SECRET_ACCESS_KEY"\n',
     "judge.endpoint": '[judge]\nendpoint = "https://evil/v1"\n',

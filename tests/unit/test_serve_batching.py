@@ -180,6 +180,18 @@ def test_closing_answers_what_waits_and_takes_nothing_more(started: Callable[...
     assert not batcher.ready
 
 
+def test_a_model_that_is_being_loaded_is_not_waited_for() -> None:
+    held, loaded = Held(), threading.Event()
+    batcher = Batcher(lambda: held if loaded.wait(10) else Held())
+    batcher.start()
+    begun = time.monotonic()
+    batcher.close(10)
+    assert time.monotonic() - begun < 1
+    loaded.set()
+    with pytest.raises(Unready, match="going down"):
+        batcher.require_ready()
+
+
 def test_a_model_that_cannot_be_loaded_is_told() -> None:
     errors: list[Exception] = []
 
@@ -188,6 +200,8 @@ def test_a_model_that_cannot_be_loaded_is_told() -> None:
 
     batcher = Batcher(load, errors.append)
     batcher.start()
+    while not errors:
+        time.sleep(0.001)
     batcher.close(10)
     assert [str(error) for error in errors] == ["no such weights"] and not batcher.ready
 
@@ -257,6 +271,27 @@ def test_what_a_replica_took_with_it_is_asked_again(started: Callable[..., Batch
     assert sum(13 in batch for batch in replicas.batches) == 3 and replicas.batches.count([13]) >= 2
     assert batcher.counts.lost == 9 - replicas.killers[13] + 1 and batcher.counts.failures == 0
     assert batcher.submit([turn([1], [6])]).result(10)
+
+
+class Gone:
+    """Replicas that will not come back."""
+
+    batch_tokens, at_once, calls = 100, 1, 0
+
+    def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
+        self.calls += 1
+        time.sleep(0.01)
+        raise Unready("the model has no replica now")
+
+
+def test_replicas_that_are_gone_are_no_failure_of_the_model(started: Callable[..., Batcher]) -> None:
+    gone = Gone()
+    batcher = started(gone)
+    futures = [batcher.submit([turn([1], [number])]) for number in range(4)]
+    for future in futures:
+        with pytest.raises(Unready, match="no replica"):
+            future.result(10)
+    assert gone.calls <= 2 and (batcher.counts.failures, batcher.counts.lost, batcher.counts.batches) == (0, 0, 0)
 
 
 class OneReplica:

@@ -138,6 +138,31 @@ def test_a_signal_ends_it_in_peace(number: signal.Signals) -> None:
     assert f"model at http://127.0.0.1:{port}" in out.decode()
 
 
+IN_TORCH = """
+import os, signal, sys, threading
+import torch
+import jobs.serve.run
+from jobs.__main__ import main
+
+def load(name, model):
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    weights = torch.ones(8, 8, requires_grad=True)
+    while True:
+        (weights @ weights).sum().backward()
+
+jobs.serve.run.in_process = lambda config: load
+sys.argv = ["endoreward", "serve", "--local", "--model", "examples/addition/model", "--port", "0"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_nor_does_one_abort_a_model_that_is_being_loaded() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", IN_TORCH], cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"") and b"model at http://127.0.0.1:" in done.stdout
+
+
 def _health(port: int) -> object:
     until = time.monotonic() + 120
     while True:

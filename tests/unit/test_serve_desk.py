@@ -1,7 +1,9 @@
 """Several models and rubrics by name in one server, and how many requests are in hand at once."""
 
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ from serving import Client, described, served
 from tiny import CHATML, save_model
 
 import endoreward
-from jobs.serve.batching import Unready
+from jobs.serve.batching import Answers
 from jobs.serve.desk import Full
 from jobs.serve.run import desk_of, open_renderers
 from pipeline.config import ServeConfig
 from pipeline.errors import ConfigError
+from pipeline.models.scores import Scores
+from pipeline.tokens import TokenizedTurn
 
 TALK = [{"role": "user", "content": "ab?"}]
 RUBRICS = {"kind": "a b a", "short": "d"}
@@ -96,18 +100,23 @@ def test_figures_are_of_each_model(client: Client) -> None:
     assert batches['endoreward_serve_batches_total{model="second"}'] >= 1
 
 
-class Ready:
-    batch_tokens, at_once = 10, 1
+class Zeros:
+    """A scorer of as many batches at once as it has replicas; `go`: what a batch waits for."""
+
+    batch_tokens = 100
+
+    def __init__(self, at_once: int = 1, go: threading.Event | None = None):
+        self.at_once, self.go = at_once, go
+
+    def score(self, turns: Sequence[TokenizedTurn]) -> Answers:
+        if self.go:
+            self.go.wait(10)
+        return [Scores(*[np.zeros(len(turn.response_ids))] * 3) for turn in turns]
 
 
 def test_places_are_bounded_and_come_back(models: dict[str, str]) -> None:
     config = described(models["first"], serve={"max_requests": 2})
-    desk = desk_of(config, open_renderers(config), lambda name, model: Ready())  # type: ignore[arg-type, return-value]
-    with pytest.raises(Unready, match="being loaded"), desk.room():
-        pass
-    desk.start()
-    while not desk.ready:
-        pass
+    desk = desk_of(config, open_renderers(config), lambda name, model: Zeros())
     with desk.room(), desk.room():
         with pytest.raises(Full, match="2 requests are in hand already; try again in 1 s") as raised, desk.room():
             pass
@@ -115,9 +124,54 @@ def test_places_are_bounded_and_come_back(models: dict[str, str]) -> None:
     with desk.room():
         assert desk.in_hand == 1
     assert desk.in_hand == 0
+
+
+def test_a_model_without_a_replica_keeps_no_other_from_answering(models: dict[str, str]) -> None:
+    config = ServeConfig.model_validate({"serve": {"models": models}})
+    scorers = {"first": Zeros(1), "second": Zeros(0)}
+    desk = desk_of(config, open_renderers(config), lambda name, model: scorers[name])
+    written = {"prompt": "ab", "response": "cd"}
+    sglang = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 0}, "return_logprob": True}
+    sglang["logprob_start_len"] = 0
+    bodies = {
+        "/rm": written,
+        "/get_reward": {"query": ["abcd"], "prompts": ["ab"]},
+        "/v1/rewards": {"inputs": [{"prompt": "ab", "responses": ["cd"]}]},
+        "/generate": sglang,
+    }
+    with served(config, desk=desk, ready=False) as client:
+        while not desk.batchers["first"].ready:
+            time.sleep(0.001)
+        assert client.get("/health").status == 503
+        for path, body in bodies.items():
+            assert client.post(f"{path}?model=first", body).status == 200
+            absent = client.post(f"{path}?model=second", body)
+            assert (absent.status, absent.headers["retry-after"]) == (503, "5")
+            assert absent.sentence == "the model is being loaded, or has no replica now; try again"
+        scorers["second"].at_once = 1
+        assert client.post("/rm?model=second", written).json == 0.0 and client.get("/health").status == 200
+
+
+def test_all_models_end_within_the_time_of_one(models: dict[str, str]) -> None:
+    go, loaded = threading.Event(), threading.Event()
+    config = ServeConfig.model_validate({"serve": {"models": {**models, "third": models["first"]}, "shutdown_s": 0.5}})
+
+    def open_model(name: str, model: Any) -> Zeros:
+        if name == "third":
+            loaded.wait(10)
+        return Zeros(1, go)
+
+    desk = desk_of(config, open_renderers(config), open_model)
+    desk.start()
+    turn = TokenizedTurn(np.array([1]), np.array([2]), [])
+    futures = [desk.batchers[name].submit([turn]) for name in models]
+    while not all(future.running() for future in futures):
+        time.sleep(0.001)
+    begun = time.monotonic()
     desk.close()
-    with pytest.raises(Unready, match="going down"), desk.room():
-        pass
+    assert 0.4 < time.monotonic() - begun < 1.3
+    go.set(), loaded.set()
+    assert all(future.result(10) for future in futures)
 
 
 def test_rubrics_that_cannot_be_read(models: dict[str, str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from serving import Client, described, served
 from tiny import save_model
 
 import endoreward
+from jobs.serve.batching import Lost, Unready
 from jobs.serve.inprocess import scorer_spec
 from jobs.serve.replicas import PER_REPLICA, Replica, Replicas, room, threads
 from jobs.serve.run import desk_of, open_renderers
@@ -51,6 +52,50 @@ def _without_replicas(client: Client, running: list[int]) -> None:
     while client.get("/health").status == 503:
         pass
     assert client.post("/v1/rewards", {"inputs": [{"prompt": "ab", "responses": ["cd"]}]}).status == 200
+
+
+@pytest.mark.slow  # the import of Ray Serve
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_ray_serve_raises_says_who_may_answer_yet() -> None:
+    """Where the model did not deploy nobody; where a call or its replica ended another replica."""
+    from ray import serve
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
+
+    class Refusing:
+        error: Exception = ValueError("the model's")
+
+        def shape(self) -> tuple[int, str]:
+            return 10, "none"
+
+        def score(self, turns: object) -> None:
+            raise self.error
+
+    class Raised:
+        """A handle whose call ends with Ray Serve's own error, which none of its replicas raised."""
+
+        def __init__(self, error: Exception):
+            self.error, self.score = error, self
+
+        def remote(self, turns: object) -> "Raised":
+            return self
+
+        def result(self) -> None:
+            raise self.error
+
+    handle = serve.run(serve.deployment(Refusing).bind(), name="refusing", _local_testing_mode=True)
+    replicas = Replicas(handle, lambda: 1)
+    with pytest.raises(ValueError, match="the model's"):
+        replicas.score([])
+    for error, expected in (
+        (DeploymentUnavailableError(DeploymentID("m")), Unready),
+        (RequestCancelledError("7"), Lost),
+        (RayServeException("its replica left"), Lost),
+    ):
+        replicas._handle = Raised(error)
+        with pytest.raises(expected):
+            replicas.score([])
+    replicas.close()
 
 
 @pytest.mark.parametrize(

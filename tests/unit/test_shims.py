@@ -205,7 +205,16 @@ def test_verl_gets_the_reward_of_tokens_in_padded_batches(loaded: Any, scorer: e
             custom_reward_function=SimpleNamespace(path="here.py"),
         )
     )
-    whole = asyncio.run(shim["EndorewardManager"](config, None, None).run_single(data))
+    manager = shim["EndorewardManager"](config, None, None)
+    assert manager.row(data).keys() == {
+        "input",
+        "response_index",
+        "reward",
+        "num_tokens",
+        "num_prompt_tokens",
+        "truncated",
+    }
+    whole = asyncio.run(manager.run_single(data))
     assert whole["reward_score"] == pytest.approx(float(tokens.sum()), rel=1e-4)
     each = asyncio.run(shim["EndorewardTokenManager"](config, None, None).run_single(data))
     assert each["reward_score"] == pytest.approx(tokens.tolist(), rel=1e-4)
@@ -221,6 +230,20 @@ def test_verl_gets_the_reward_of_tokens_in_padded_batches(loaded: Any, scorer: e
         shim["compute_score"]("a", "cd", "7", extra_info={"num_turns": 2})
     scored = shim["compute_score"]("a", "cd", "7", extra_info={"prompt": TALK})
     assert scored == pytest.approx(scorer.score(TALK, "cd").reward, rel=1e-5)
+
+
+def test_a_model_is_named_by_the_environment(
+    loaded: Any, client: Client, scorer: endoreward.Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = module("base_text_env", BaseTextEnv=BaseTextEnv, BaseTextEnvStepOutput=StepOutput)
+    modules = {"skyrl_gym": module("a"), "skyrl_gym__envs": module("b"), "skyrl_gym__envs__base_text_env": base}
+    [name] = client.desk.services
+    monkeypatch.setenv("ENDOREWARD_MODEL", name)
+    [row] = loaded("skyrl", **modules)["ask"]([{"prompt": TALK, "responses": ["cd"]}])
+    assert row["reward"] == pytest.approx(scorer.score(TALK, "cd").reward, rel=1e-5)
+    monkeypatch.setenv("ENDOREWARD_MODEL", "other")
+    with pytest.raises(RuntimeError, match=rf"answers 404: .*no such model is served here; there are {name}"):
+        loaded("skyrl", **modules)["ask"]([{"prompt": TALK, "responses": ["cd"]}])
 
 
 def test_a_server_that_refuses_is_quoted(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:

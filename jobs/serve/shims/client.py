@@ -1,5 +1,6 @@
 URL = os.environ.get("ENDOREWARD_URL", "http://127.0.0.1:8000")  # of `endoreward serve`
 TOKEN = os.environ.get("ENDOREWARD_TOKEN", "")  # that it wants, where it is on another machine
+MODEL = os.environ.get("ENDOREWARD_MODEL", "")  # by its name there, where it has several
 TRIES, TIMEOUT_S = 10, 120.0
 
 
@@ -9,7 +10,8 @@ def ask(inputs, include=()):
     Raises:
         RuntimeError: where it refuses, or a response cannot be scored, with its sentence.
     """
-    body = json.dumps({"inputs": inputs, "include": list(include)}).encode()
+    named = {"model": MODEL} if MODEL else {}
+    body = json.dumps({**named, "inputs": inputs, "include": list(include)}).encode()
     headers = {"content-type": "application/json", **({"authorization": f"Bearer {TOKEN}"} if TOKEN else {})}
     for number in range(1, TRIES + 1):
         try:

@@ -6,8 +6,8 @@ Save it as endoreward_nemo_rl.py on the import path, call `register()` before th
       endoreward:
         templated: true   # contents went through the chat template already, as NeMo-RL's data processors do it
 
-with `env_name: endoreward` at the data. ENDOREWARD_URL (ENDOREWARD_TOKEN) in the environment says where the server is. The
-last message of each log is scored, given those before it; the episode ends.
+with `env_name: endoreward` at the data. ENDOREWARD_URL (ENDOREWARD_TOKEN, ENDOREWARD_MODEL) in the environment says where the
+server is. The last message of each log is scored, given those before it; the episode ends.
 """
 
 import json

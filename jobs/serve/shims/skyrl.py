@@ -7,9 +7,10 @@ env_class = "endoreward":
 
     skyrl_gym.register(id="endoreward", entry_point="endoreward_skyrl:EndorewardEnv")
 
-ENDOREWARD_URL (ENDOREWARD_TOKEN) in the environment says where the server is. One turn: the prompt goes through the server's
-chat template, the answer is its text, and its reward stands at the last token. Rewards of tokens need a GeneratorInterface of
-your own, whose `rewards` may be a list for each response: POST /v1/rewards gives them as `token_rewards`.
+ENDOREWARD_URL (ENDOREWARD_TOKEN, ENDOREWARD_MODEL) in the environment says where the server is. One turn: the prompt goes
+through the server's chat template, the answer is its text, and its reward stands at the last token. Rewards of tokens need a
+GeneratorInterface of your own, whose `rewards` may be a list for each response: POST /v1/rewards has them as
+`token_rewards`.
 """
 
 import json

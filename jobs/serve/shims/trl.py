@@ -1,6 +1,7 @@
 """endoreward as a reward function of TRL. Checked with TRL 1.16.0.
 
-Its place is `reward_funcs` of GRPOTrainer or RLOOTrainer. In the trainer's process: endoreward.reward("MODEL").
+Its place is `reward_funcs` of GRPOTrainer or RLOOTrainer; model="NAME" beside the address where the server has several. In the
+trainer's process: endoreward.reward("MODEL").
 """
 
 import endoreward

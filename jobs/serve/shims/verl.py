@@ -6,7 +6,8 @@ The reward of the tokens that the policy wrote, on verl's streaming path, at the
     reward.reward_manager.module.path=/PLACE/OF/THIS/FILE.py
     reward.reward_manager.name=EndorewardManager
 
-and ENDOREWARD_URL (ENDOREWARD_TOKEN) in the environment of its Ray workers. The server's model needs the policy's tokenizer.
+and ENDOREWARD_URL (ENDOREWARD_TOKEN, ENDOREWARD_MODEL) in the environment of its Ray workers. The server's model needs the
+policy's tokenizer.
 
 The reward of each token exists on verl's colocated path alone. There verl starts an engine for reward.reward_model.model_path,
 which is then not asked, because a custom reward function is set:
@@ -35,6 +36,8 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 class EndorewardManager(RewardManagerBase):
     """Asks for one response at a time; the server fills its batches with those that come together."""
 
+    include = ()  # what the server returns beside the reward
+
     def __init__(self, config, tokenizer, compute_score, reward_router_address=None, reward_model_tokenizer=None):
         super().__init__(config, tokenizer, compute_score)
 
@@ -51,12 +54,14 @@ class EndorewardManager(RewardManagerBase):
             raise RuntimeError(
                 "prompts and responses do not add up to input_ids: several sequences, padded by each other"
             )
-        [row] = ask([{"prompt_token_ids": prompt, "response_token_ids": [response]}], ["token_rewards"])
+        [row] = ask([{"prompt_token_ids": prompt, "response_token_ids": [response]}], self.include)
         return row
 
 
 class EndorewardTokenManager(EndorewardManager):
     """The reward of each token; with aggregation `sum` they sum to the reward of the response."""
+
+    include = ("token_rewards",)
 
     def __init__(self, config, tokenizer, compute_score, reward_router_address=None, reward_model_tokenizer=None):
         super().__init__(config, tokenizer, compute_score)
