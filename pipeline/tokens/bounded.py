@@ -1,0 +1,73 @@
+"""Chat templates run in a process beside this one, and for so long: a template is somebody else's program.
+
+jinja2's sandbox keeps a template from files and from code. It does not keep it from loops without end, from powers that are
+computed with the interpreter's lock held, or from texts of any size. `label` prepares its shards in such a process as a whole,
+under a bound of its own, and renders right there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pipeline.apart import Apart, Died, TimedOut
+from pipeline.errors import RunError
+
+Value = TypeVar("Value")
+
+WITHIN_S = 60.0  # a conversation takes milliseconds
+MEMORY = 4 << 30  # bytes of address space: beyond, the template refuses the conversation
+WITHOUT = ("torch",)  # transformers imports it for its configurations, which neither tokenizers nor templates need
+QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # it would warn that there is none
+
+_beside = Apart(MEMORY, WITHOUT, QUIET)
+_here = False
+
+
+def render_here() -> None:
+    """From now on templates run in this process: it stands beside another, which bounds it."""
+    global _here
+    _here = True
+
+
+def bounded(function: Callable[..., Value], *arguments: Any) -> Value:
+    """`function(*arguments)`, which runs a chat template.
+
+    Raises:
+        RunError: where it does not come to an end, or ends its process.
+        Exception: what the function raised.
+    """
+    if _here:
+        return function(*arguments)
+    try:
+        return _beside.call(function, *arguments, timeout_s=WITHIN_S)
+    except TimedOut:
+        why = f"does not come to an end: {WITHIN_S:g} s were not enough for one conversation"
+    except Died as death:
+        why = f"ended the process that rendered one conversation, by {death.how}"
+    raise RunError(f"the chat template {why}; set tokens.template to another one, or take another model")
+
+
+class Applied:
+    """A tokenizer's `apply_chat_template`, bounded: for text, and of a template that is given. So of the tokenizer it needs
+    the special tokens alone."""
+
+    def __init__(self, special_tokens: Mapping[str, Any]):
+        self.special_tokens = dict(special_tokens)
+
+    def __call__(self, messages: Sequence[Any], **options: Any) -> str:
+        return bounded(_applied, self.special_tokens, messages, options)
+
+
+class _Bare:
+    def __init__(self, special_tokens: Mapping[str, Any]):
+        self.special_tokens_map = special_tokens
+
+    def get_chat_template(self, template: str, tools: Any = None) -> str:
+        return template
+
+
+def _applied(special_tokens: Mapping[str, Any], messages: Sequence[Any], options: Mapping[str, Any]) -> str:
+    from transformers import PreTrainedTokenizerBase
+
+    apply: Any = PreTrainedTokenizerBase.apply_chat_template
+    text: str = apply(_Bare(special_tokens), messages, **options)
+    return text
