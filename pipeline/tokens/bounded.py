@@ -15,6 +15,7 @@ Value = TypeVar("Value")
 
 WITHIN_S = 60.0  # a conversation takes milliseconds
 MEMORY = 4 << 30  # bytes of address space: beyond, the template refuses the conversation
+MOST = 64 << 20  # characters of one conversation, which have to be cut into tokens
 WITHOUT = ("torch",)  # transformers imports it for its configurations, which neither tokenizers nor templates need
 QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # it would warn that there is none
 
@@ -70,4 +71,6 @@ def _applied(special_tokens: Mapping[str, Any], messages: Sequence[Any], options
 
     apply: Any = PreTrainedTokenizerBase.apply_chat_template
     text: str = apply(_Bare(special_tokens), messages, **options)
+    if len(text) > MOST:
+        raise ValueError(f"it makes {len(text):,} characters of it, and at most {MOST:,} can be")
     return text

@@ -36,6 +36,7 @@ from pipeline.tokens.bounded import bounded
 
 MOST_PATHS = 16  # of one order of roles
 MOST_ORDERS = 4096
+MOST_PIECES = 256  # a message: a template that prints a content over and over makes a long text of a longer one
 ANSWERS: Mapping[str, Callable[[str, Any], bool]] = {
     "holds": operator.contains,
     "is": operator.eq,
@@ -155,6 +156,8 @@ def _run(source: str, variables: Mapping[str, Any], messages: Sequence[Message],
         template = _compiled(source)
         printed = _joined(template.root_render_func(template.new_context({**given, **variables})))
         pieces = (printed,) if isinstance(printed, str) else printed._pieces
+        if len(pieces) > MOST_PIECES * len(messages):
+            pieces = None
     except (Exception, Inspected):  # it refuses the conversation, or reads a content
         pass
     return Path(tuple(Condition(*asked, answer) for asked, answer in conditions.items()), pieces)

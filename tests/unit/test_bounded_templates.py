@@ -24,6 +24,8 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(
 POWER = "{{ (9 ** (9 ** 9)) % 7 }}"  # never lets go of the interpreter's lock
 LONG = "{{ 'a' * 100000000000 }}"
 DEEP = "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}"
+FLOOD = "{{ 'a' * 70000000 }}"
+ECHO = "{% for a in range(4000) %}{{ messages[0]['content'] }}{% endfor %}"
 LATER = "{% if messages[0]['content'] | length > 20 %}" + LOOP + "{% endif %}"
 USER: list[Message] = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {}}}
@@ -66,6 +68,15 @@ def test_one_that_wants_all_memory_or_nests_without_measure_refuses_the_conversa
         with pytest.raises(RowError) as raised:
             renderer(hostile).prompt_ids(USER, True)
         assert raised.value.reason == "template_error"
+
+
+def test_one_that_makes_a_flood_of_a_conversation_refuses_it() -> None:
+    with pytest.raises(RowError, match="it makes 70,0.* characters of it, and at most 67,108,864 can be"):
+        renderer(FLOOD).prompt_ids(USER, True)
+    made = renderer(ECHO)
+    assert len(made.prompt_ids(USER, True)) > 4000
+    with pytest.raises(RowError, match=r"it makes 80,.* characters of it"):  # by the way that the first one went
+        made.prompt_ids([{"role": "user", "content": "x" * 20_000}], True)
 
 
 def test_one_that_ends_its_process_is_named() -> None:
