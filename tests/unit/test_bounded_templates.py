@@ -71,7 +71,7 @@ def test_one_that_wants_all_memory_or_nests_without_measure_refuses_the_conversa
 
 
 def test_one_that_makes_a_flood_of_a_conversation_refuses_it() -> None:
-    with pytest.raises(RowError, match="it makes 70,0.* characters of it, and at most 67,108,864 can be"):
+    with pytest.raises(RowError, match=r"it makes 70,0.* characters of it, and at most 67,108,864 can be"):
         renderer(FLOOD).prompt_ids(USER, True)
     made = renderer(ECHO)
     assert len(made.prompt_ids(USER, True)) > 4000
