@@ -44,7 +44,7 @@ def bounded(function: Callable[..., Value], *arguments: Any) -> Value:
         why = f"does not come to an end: {WITHIN_S:g} s were not enough for one conversation"
     except Died as death:
         why = f"ended the process that rendered one conversation, by {death.how}"
-    raise RunError(f"the chat template {why}; set tokens.template to another one, or take another model")
+    raise RunError(f"the chat template {why}; take another one (tokens.template), another model or other labels")
 
 
 class Applied:
