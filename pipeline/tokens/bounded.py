@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pipeline.apart import Apart, Died, TimedOut
 from pipeline.errors import RunError
+from pipeline.killers import DEATHS
 
 Value = TypeVar("Value")
 
@@ -33,18 +34,23 @@ def bounded(function: Callable[..., Value], *arguments: Any) -> Value:
     """`function(*arguments)`, which runs a chat template.
 
     Raises:
-        RunError: where it does not come to an end, or ends its process.
+        RunError: where it does not come to an end, or ends its process each time.
         Exception: what the function raised.
     """
     if _here:
         return function(*arguments)
-    try:
-        return _beside.call(function, *arguments, timeout_s=WITHIN_S)
-    except TimedOut:
-        why = f"does not come to an end: {WITHIN_S:g} s were not enough for one conversation"
-    except Died as death:
-        why = f"ended the process that rendered one conversation, by {death.how}"
-    raise RunError(f"the chat template {why}; take another one (tokens.template), another model or other labels")
+    for _ in range(DEATHS):  # what ended it may have been meant for another
+        try:
+            return _beside.call(function, *arguments, timeout_s=WITHIN_S)
+        except TimedOut:
+            raise _hostile(f"does not come to an end: {WITHIN_S:g} s were not enough for one conversation") from None
+        except Died as death:
+            how = death.how
+    raise _hostile(f"ended the process that renders one conversation {DEATHS} times, the last by {how}")
+
+
+def _hostile(how: str) -> RunError:
+    return RunError(f"the chat template {how}; take another one (tokens.template), another model or other labels")
 
 
 class Applied:

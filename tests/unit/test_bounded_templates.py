@@ -1,5 +1,6 @@
 """A hostile chat template: it ends neither the process that asks for a rendering nor its patience."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -79,10 +80,15 @@ def test_one_that_makes_a_flood_of_a_conversation_refuses_it() -> None:
         made.prompt_ids([{"role": "user", "content": "x" * 20_000}], True)
 
 
-def test_one_that_ends_its_process_is_named() -> None:
-    with pytest.raises(RunError, match=r"the chat template ended the process .* signal SIGSEGV; take another one"):
+def test_one_that_ends_its_process_each_time_is_named() -> None:
+    with pytest.raises(RunError, match=r"the chat template ended the process .* 3 times, .* SIGSEGV; take another one"):
         bounded.bounded(signal.raise_signal, signal.SIGSEGV)
-    assert bounded.bounded(abs, -1) == 1
+
+
+def test_a_process_that_something_else_ends_is_started_again(tmp_path: Path) -> None:
+    mark = tmp_path / "was here"
+    command = f"[ -e '{mark}' ] || {{ touch '{mark}'; kill -9 $PPID; }}"
+    assert bounded.bounded(os.system, command) == 0 and mark.exists()
 
 
 def test_train_renders_no_row_by_it(hurried: None) -> None:
