@@ -2,6 +2,7 @@
 
 texts      what of the configuration is text: system prompts, rubrics
 templates  a conversation through a chat template: where the answer stands in it
+bounded    where templates run: in a process beside, for so long
 control    control tokens that a person typed
 encoding   text -> ids that decode to it again, wherever it is cut
 renderer   turn -> TokenizedTurn, for one tokenizer and one configuration

@@ -125,7 +125,7 @@ def _literals(template: str) -> list[str]:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
             re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)
         )
-    except TemplateSyntaxError:
+        data = [node.data for node in tree.find_all(nodes.TemplateData)]
+        return data + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    except (TemplateSyntaxError, RecursionError):  # it is refused where it is rendered
         return [template]
-    data = [node.data for node in tree.find_all(nodes.TemplateData)]
-    return data + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from jinja2 import Template, nodes
@@ -32,9 +32,11 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.corpus.samples import Message
+from pipeline.tokens.bounded import bounded
 
 MOST_PATHS = 16  # of one order of roles
 MOST_ORDERS = 4096
+MOST_PIECES = 256  # a message: a template that prints a content over and over makes a long text of a longer one
 ANSWERS: Mapping[str, Callable[[str, Any], bool]] = {
     "holds": operator.contains,
     "is": operator.eq,
@@ -139,24 +141,31 @@ class SymbolicTemplate:
 
     def _run(self, messages: Sequence[Message], generation: bool) -> Path:
         """The path that a conversation takes."""
-        conditions: dict[tuple[Place, str, Any], bool] = {}
-        symbols = [
-            {"role": message["role"], "content": Symbolic((Place(i),), message["content"], conditions)}
-            for i, message in enumerate(messages)
-        ]
-        variables = {"messages": symbols, "tools": None, "documents": None, "add_generation_prompt": generation}
-        pieces: tuple[str | Place, ...] | None = None
-        try:
-            context = self._template.new_context({**variables, **self.variables})
-            printed = _joined(self._template.root_render_func(context))
-            pieces = (printed,) if isinstance(printed, str) else printed._pieces
-        except (Exception, Inspected):  # it refuses the conversation, or reads a content
-            pass
-        return Path(tuple(Condition(*asked, answer) for asked, answer in conditions.items()), pieces)
+        return bounded(_run, self.source, self.variables, messages, generation)
 
-    @cached_property
-    def _template(self) -> Template:
-        return _Environment().from_string(self.source)
+
+def _run(source: str, variables: Mapping[str, Any], messages: Sequence[Message], generation: bool) -> Path:
+    conditions: dict[tuple[Place, str, Any], bool] = {}
+    symbols = [
+        {"role": message["role"], "content": Symbolic((Place(i),), message["content"], conditions)}
+        for i, message in enumerate(messages)
+    ]
+    given = {"messages": symbols, "tools": None, "documents": None, "add_generation_prompt": generation}
+    pieces: tuple[str | Place, ...] | None = None
+    try:
+        template = _compiled(source)
+        printed = _joined(template.root_render_func(template.new_context({**given, **variables})))
+        pieces = (printed,) if isinstance(printed, str) else printed._pieces
+        if len(pieces) > MOST_PIECES * len(messages):
+            pieces = None
+    except (Exception, Inspected):  # it refuses the conversation, or reads a content
+        pass
+    return Path(tuple(Condition(*asked, answer) for asked, answer in conditions.items()), pieces)
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> Template:
+    return _Environment().from_string(source)
 
 
 class Symbolic:

@@ -19,7 +19,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from pipeline.corpus.samples import Message
-from pipeline.errors import RowError
+from pipeline.errors import RowError, RunError
+from pipeline.tokens.bounded import Applied
 from pipeline.tokens.pictures import content_parts, in_parts
 from pipeline.tokens.symbolic import SymbolicTemplate
 from pipeline.tokens.thoughts import CLOSED, OPENED
@@ -61,10 +62,13 @@ class ChatTemplate:
         self.apply, self.kwargs = apply, dict(kwargs)
         self.asks_for_date = ASKS_FOR_DATE in text
         self.source = _dated(text, day) if self.asks_for_date else text
-        self._symbolic = _symbolic(apply, self.source, self.kwargs)
+        self._symbolic: SymbolicTemplate | None = None
+        if (special_tokens := _special_tokens(apply)) is not None:
+            self.apply = Applied(special_tokens)
+            self._symbolic = SymbolicTemplate(self.source, {**special_tokens, **self.kwargs})
 
     def render(self, messages: Sequence[Message], tools: Tools, generation: bool = False) -> str:
-        """Raises RowError `template_error` where the template refuses."""
+        """Raises RowError `template_error` where the template refuses, and RunError where it does not come to an end."""
         if not messages:
             return ""
         options = {"tools": tools} if tools else {}
@@ -82,6 +86,8 @@ class ChatTemplate:
         try:
             symbolic = None if tools or self.takes_parts else self._symbolic
             return own() if symbolic is None else symbolic.render(messages, generation, own)
+        except RunError:
+            raise
         except Exception as error:  # a template is a program: jinja2 and whatever it calls
             parsed = _with_objects(messages)
             if parsed != list(
@@ -103,6 +109,8 @@ class ChatTemplate:
     def _shows(self, message: Any) -> bool:
         try:
             return STAND_IN in self.apply([message], chat_template=self.source, tokenize=False, **self.kwargs)
+        except RunError:
+            raise
         except Exception:  # as above
             return False
 
@@ -246,13 +254,13 @@ class Conversation:
         return Rendering(before, "", text, tail, rewritten)
 
 
-def _symbolic(apply: Callable[..., str], source: str, kwargs: Mapping[str, Any]) -> SymbolicTemplate | None:
-    """None for a tokenizer that renders in a way of its own."""
+def _special_tokens(apply: Callable[..., str]) -> dict[str, Any] | None:
+    """Those that a tokenizer gives a template to read; None for one that renders in a way of its own."""
     from transformers import PreTrainedTokenizerBase
 
     if getattr(apply, "__func__", None) is not PreTrainedTokenizerBase.apply_chat_template:
         return None
-    return SymbolicTemplate(source, {**apply.__self__.special_tokens_map, **kwargs})  # type: ignore[attr-defined]
+    return dict(apply.__self__.special_tokens_map)  # type: ignore[attr-defined]
 
 
 def _inline(whole: str, head: str, tail: str, generation: str, content: str) -> Rendering:

@@ -37,6 +37,7 @@ from pipeline.rewards.labellers.base import open_renderer
 from pipeline.rl.config import RlConfig
 from pipeline.storage import local_copy
 from pipeline.store import documents
+from pipeline.tokens.bounded import bounded
 
 ROOT = Path(__file__).parents[2]
 MARK = "hostile-was-here"
@@ -127,6 +128,8 @@ def prepared(config: EvaluateConfig, source: Path) -> str:
     preparation = beside.Preparation()
     try:
         done = preparation.prepare(Endogenous(config, config.model), shard, 0, rows, shape)
+        call = preparation.beside.call
+        assert call(bounded, os.getpid) == call(os.getpid)  # it renders where it is, in no third process
     except RunError as error:
         return str(error)
     finally:

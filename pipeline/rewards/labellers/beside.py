@@ -12,12 +12,11 @@ from pipeline.errors import RunError
 from pipeline.killers import Bisection, killed
 from pipeline.rewards.labellers.base import Labeller
 from pipeline.rewards.labelling import Prepared
+from pipeline.tokens.bounded import QUIET, WITHOUT, render_here
 
 DOING = "tokenising"
-WITHOUT = ("torch",)  # transformers imports it for its configurations, which no tokenizer needs
 MEMORY = 16 << 30  # bytes of address space: a template may write without end, and then it is the row's error
 WITHIN_S = 900.0  # a shard takes seconds
-QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # it would warn that there is none
 
 
 class Place(NamedTuple):
@@ -64,7 +63,7 @@ class Preparation:
                 if i in wanted
             ]
             try:
-                return self.beside.call(labeller.prepare, shard, generation, given, shape, timeout_s=WITHIN_S)
+                return self.beside.call(_prepared, labeller, shard, generation, given, shape, timeout_s=WITHIN_S)
             except TimedOut:
                 raise _endless(shard) from None
 
@@ -104,7 +103,12 @@ def _endless(shard: Shard) -> RunError:
 
 
 def _packed(labeller: bytes, shard: Shard, generation: int, rows: bytes | Place, shape: Shape) -> bytes:
-    return _pickled(_labeller(labeller).prepare(shard, generation, _rows(rows, shard), shape))
+    return _pickled(_prepared(_labeller(labeller), shard, generation, _rows(rows, shard), shape))
+
+
+def _prepared(labeller: Labeller, shard: Shard, generation: int, rows: Sequence[NumberedRow], shape: Shape) -> Prepared:
+    render_here()
+    return labeller.prepare(shard, generation, rows, shape)
 
 
 def _pickled(prepared: Prepared) -> bytes:
