@@ -72,9 +72,9 @@ class Backlog:
 
     def _work(self, stored: StoredInput, left: Sequence[int]) -> Iterator[Work]:
         shards = stored.plan.shards
-        for positions in read_together(shards, left, RUN):
+        for positions, apart in read_together(shards, left, RUN):
             part, key = shards.pick(positions), file_key(stored.file.name)
             generations = (
                 [self.again.get(f"{key}-{index:06d}", 0) for index in part.column("index")] if self.again else []
             )
-            yield Work(stored.file, stored.format, stored.shape, part, generations or [0] * len(part))
+            yield Work(stored.file, stored.format, stored.shape, part, generations or [0] * len(part), apart)

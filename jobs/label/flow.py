@@ -122,16 +122,12 @@ def _opened(block: pa.Table) -> Iterator[tuple[Shard, int, bytes | Place, Shape]
 def _name(block: pa.Table, position: int) -> str:
     """Of a shard in a prepared block."""
     prepared = unpickled(block[ROW][position].as_buffer())
-    return _rows_of(prepared.shard) if isinstance(prepared, Prepared) else str(prepared)
+    return prepared.shard.where if isinstance(prepared, Prepared) else str(prepared)
 
 
 def _unexpected(error: Exception, shard: Shard) -> RunError:
     log.exception("a step failed")
-    return RunError(f"{_rows_of(shard)} could not be labelled: {type(error).__name__}: {error}")
-
-
-def _rows_of(shard: Shard) -> str:
-    return f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
+    return RunError(f"{shard.where} could not be labelled: {type(error).__name__}: {error}")
 
 
 @lru_cache(maxsize=1)
@@ -186,7 +182,7 @@ class ShardActor:
         if standing is not None and standing.generation >= prepared.generation:
             return Done(standing)
         with self.answering:
-            answered = self.actor.answer(_rows_of(prepared.shard), prepared.requests)
+            answered = self.actor.answer(prepared.shard.where, prepared.requests)
         with self.committing:  # which may import what does not bear to be imported by two threads
             labels, failures = self.labeller.finish(prepared, answered.answers)
             record = commit(

@@ -216,7 +216,7 @@ def _preparations(first: Preparation | None, labeller: Labeller, most: int) -> I
         yield ([first, *others] if first is not None else others)[:most]
     finally:
         for each in others:
-            each.beside.stop()
+            each.beside.close()
 
 
 def _pinned(labeller: Labeller) -> Labeller:

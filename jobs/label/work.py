@@ -14,19 +14,15 @@ BLOCK = 8
 
 @dataclass(frozen=True)
 class Work:
-    """Shards of one file, with the generation that each is committed as: to be read by one task, or, where each has bytes of
-    its own, by as many as you like."""
+    """Shards of one file, with the generation that each is committed as: to be read by one task, or, where each can be read
+    `apart` from the others, by as many as you like."""
 
     file: InputFile
     format: str
     shape: Shape
     shards: Sequence[Shard]
     generations: Sequence[int]
-
-    @property
-    def apart(self) -> bool:
-        """Whether each can be read without the others."""
-        return len({shard.offset for shard in self.shards} - {None}) == len(self.shards)
+    apart: bool
 
     def part(self, begin: int, end: int) -> "Work":
         return replace(self, shards=self.shards[begin:end], generations=self.generations[begin:end])

@@ -68,7 +68,7 @@ class Preparation:
             except TimedOut:
                 raise _endless(shard) from None
 
-        search = Bisection(work, self.beside.stop, _where(shard), self.lived, list(deaths))
+        search = Bisection(work, self.beside.stop, shard.where, self.lived, list(deaths))
         prepared = search.run(len(rows))
         self.lived = search.lived
         prepared.notes = [*prepared.notes, *search.notes(DOING)]
@@ -88,13 +88,9 @@ class Preparation:
         return packed
 
 
-def _where(shard: Shard) -> str:
-    return f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
-
-
 def _endless(shard: Shard) -> RunError:
     return RunError(
-        f"{_where(shard)} were not tokenised within {WITHIN_S:g} s, so the chat template or the tokenizer does not come to an "
+        f"{shard.where} were not tokenised within {WITHIN_S:g} s, so the chat template or the tokenizer does not come to an "
         "end: see tokens.template, or take another model; a shard that is only large takes a lower input.shard_rows, in "
         "another output"
     )
