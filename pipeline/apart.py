@@ -155,7 +155,9 @@ class Apart:
         return value
 
     def _is_closed(self) -> RunError:
-        return RunError("the process beside this one is closed and takes no more calls, because what asked it is ending")
+        return RunError(
+            "the process beside this one is closed and takes no more calls, because what asked it is ending"
+        )
 
     def _await(self, timeout_s: float | None) -> None:
         """Until there is an answer. Raises TimedOut, and EOFError where the process ended without one."""

@@ -1,6 +1,7 @@
 """What there is to label, made as it is asked for: runs of shards, of one file after the other."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from jobs.label.work import Work
 from pipeline.corpus import read_together
@@ -9,6 +10,16 @@ from pipeline.store.commit import file_key
 
 RUN = 64
 """Most shards of one Work whose shards can be read apart."""
+
+
+class Coming(Protocol):
+    """Inputs as they are planned."""
+
+    def __iter__(self) -> Iterator[StoredInput]: ...
+
+    def close(self) -> None:
+        """End it, from another thread too."""
+        ...
 
 
 class Backlog:
@@ -32,7 +43,7 @@ class Backlog:
         inputs: Iterable[StoredInput],
         done: Iterable[str] = (),
         again: Mapping[str, int] | None = None,
-        later: Iterator[StoredInput] | None = None,
+        later: Coming | None = None,
     ):
         self.rows = self.shards = self.total_rows = 0
         self.again, self.later, self.whole = again or {}, later, later is None
@@ -53,6 +64,11 @@ class Backlog:
         for stored in self.later or ():
             yield from self._work(stored, self._left(stored))
         self.whole = True
+
+    def close(self) -> None:
+        """Plan no more, whoever waits for it."""
+        if self.later is not None:
+            self.later.close()
 
     def __iter__(self) -> Iterator[Work]:
         yield from self.planned()

@@ -13,6 +13,7 @@ A block is some neighbouring shards, each pickled: the driver hands out referenc
 for a neighbour in a batch: siblings of one prompt stay together, and memory is bounded by the shards in flight.
 """
 
+import contextlib
 import logging
 import threading
 import warnings
@@ -63,6 +64,7 @@ def label_shards(
     with (
         warnings.catch_warnings(),
         LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, backlog, watch, _name) as actors,
+        contextlib.closing(feed),  # first: the pool waits for it
     ):
         # of a limit above the blocks that there are, which does no harm
         warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")

@@ -52,16 +52,15 @@ class Target:
 
 @dataclass(frozen=True)
 class PoolState:
-    """How the pool is: actors `wanted`, of which some are `running` and some wait for a node or load their model, shards that
-    wait for an actor, and the tokens that models were given so far, those of shards that are not done among them."""
+    """How the pool is: actors `wanted`, of which some are `running` and some wait for a node or load their model, and the
+    tokens that models were given so far, those of shards that are not done among them."""
 
     wanted: int
     running: int
     pending: int
     nodes: int
-    waiting: int
     forwarded_tokens: int
 
     def sentence(self) -> str:
-        parts = [f"{self.wanted} actors wanted, {self.running} running, {self.pending} waiting for a node or loading"]
-        return ", ".join([*parts, f"{self.nodes} nodes"])
+        pending = f"{self.pending} waiting for a node or loading"
+        return f"{self.wanted} actors wanted, {self.running} running, {pending}, {self.nodes} nodes"
