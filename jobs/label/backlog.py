@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from jobs.label.work import Work
-from pipeline.corpus import read_together
+from pipeline.corpus import Shard, read_together
 from pipeline.store import StoredInput
 from pipeline.store.commit import file_key
 
@@ -58,6 +58,13 @@ class Backlog:
         """Of the inputs that were planned from the beginning."""
         for stored, left in self._planned:
             yield from self._work(stored, left)
+
+    def first_left(self) -> Iterator[tuple[StoredInput, Shard, int]]:
+        """Of each of these that is not done: the first shard that is left, and how many rows are."""
+        for stored, left in self._planned:
+            if left:
+                rows = stored.plan.shards.column("rows")
+                yield stored, stored.plan.shards[left[0]], sum(rows[at] for at in left)
 
     def planned_later(self) -> Iterator[Work]:
         """Of the others, as they are planned."""

@@ -106,9 +106,9 @@ class Feed:
     def _raw_blocks(self, group: list[Work]) -> Iterator[pa.Table]:
         for work in group:
             if work.apart:
-                yield table([work])
+                yield table([row(work)[ROW]])
             else:
-                yield from (pa.table({ROW: pa.array([raw[ROW]], pa.large_binary())}) for raw in self.read(row(work)))
+                yield from (table([raw[ROW]]) for raw in self.read(row(work)))
 
     def _prepared(self, group: list[Work]) -> Iterator[tuple[Any, int]]:
         """References to blocks and the number of their shards, which themselves never come to the driver."""
@@ -202,6 +202,6 @@ def row(value: Any) -> dict[str, bytes]:
     return {ROW: pickle.dumps(value, pickle.HIGHEST_PROTOCOL)}
 
 
-def table(values: Iterable[Any]) -> pa.Table:
+def table(pickled: Iterable[bytes]) -> pa.Table:
     """As Ray Data has rows of `row`."""
-    return pa.table({ROW: pa.array([row(value)[ROW] for value in values], pa.large_binary())})
+    return pa.table({ROW: pa.array(pickled, pa.large_binary())})

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from raw_labeller import RawLabeller
 from test_backlog import CONFIG, folder, pairs, text
 
 from jobs.cluster import Pool
@@ -26,6 +28,7 @@ from pipeline.errors import EndorewardError, InputError, RunError
 from pipeline.rewards.labellers import Endogenous
 from pipeline.rewards.labellers.beside import Preparation
 from pipeline.store import StoredInput
+from pipeline.store.commit import file_key
 
 __all__ = ["folder"]  # the fixture
 
@@ -79,7 +82,7 @@ def test_rows_of_a_file_that_is_read_from_its_front_come_shard_by_shard(folder: 
     changed = replace(work, shards=[replace(work.shards[0], digest="0" * 64)], generations=[0])
     [error] = map(unpickled, (each[ROW] for each in read_work(row(changed))))
     assert isinstance(error, InputError) and "changed while it was being labelled" in str(error)
-    [same] = prepare_block(table([error]), pickle.dumps(None), False)[ROW]
+    [same] = prepare_block(table([row(error)[ROW]]), pickle.dumps(None), False)[ROW]
     assert str(unpickled(same.as_buffer())) == str(error)
 
 
@@ -109,6 +112,39 @@ def test_portions_of_a_block_are_its_shards() -> None:
     assert (first.begin, first.size, rest.begin, rest.size) == (3, 2, 5, 3)
     assert whole.split(5) == [whole]
     assert [(each.begin, each.size) for each in rest.singly()] == [(5, 1), (6, 1), (7, 1)]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_block_is_read_in_one_call_and_shard_by_shard_where_that_dies(folder: Path, dies: bool) -> None:
+    [stored] = plan_inputs(None, find_files([str(folder / "a.jsonl")]), CONFIG)
+    [work, *_] = Backlog([stored], again={f"{file_key('a.jsonl')}-000002": 5})
+    block, preparation, calls = work.part(0, 4), Preparation(), []
+    call = preparation.beside.call
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return call(*arguments, **options)
+
+    preparation.beside.call = counted  # type: ignore[method-assign]
+    labeller = pickle.dumps(RawLabeller(folder.parent / "died" if dies else None))
+    prepared = prepare_block(table([row(block)[ROW]]), labeller, False, preparation)
+    preparation.beside.stop()
+    shards = [unpickled(each.as_buffer()) for each in prepared[ROW]]
+    assert [each.shard for each in shards] == block.shards and [each.generation for each in shards] == [0, 0, 5, 0]
+    assert [row for each in shards for row in each.requests] == list(enumerate(pairs(8)))
+    assert len(calls) == (5 if dies else 1) and (folder.parent / "died").exists() == dies
+
+
+def test_what_is_wrong_with_a_block_is_said_of_its_shard(folder: Path) -> None:
+    [stored] = plan_inputs(None, find_files([str(folder / "a.jsonl")]), CONFIG)
+    [work, *_] = Backlog([stored])
+    shards = [*work.part(0, 1).shards, replace(work.shards[1], digest="0" * 64), work.shards[2]]
+    block, preparation = replace(work.part(0, 3), shards=shards), Preparation()
+    good, bad = prepare_block(table([row(block)[ROW]]), pickle.dumps(RawLabeller()), False, preparation)[ROW]
+    preparation.beside.stop()
+    assert unpickled(good.as_buffer()).shard.index == 0
+    error = unpickled(bad.as_buffer())
+    assert isinstance(error, InputError) and "rows 2 to 3" in str(error)
 
 
 class Anyone:

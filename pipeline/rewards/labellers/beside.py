@@ -87,6 +87,20 @@ class Preparation:
         self.lived = True
         return packed
 
+    def packed_together(
+        self, labeller: bytes, shards: Sequence[Shard], generations: Sequence[int], place: Place, shape: Shape
+    ) -> list[bytes] | None:
+        """`packed` of shards of one file, in their order, which is opened once. None where that fails, whatever it is: alone
+        each shard says what is wrong with it."""
+        if len(shards) < 2:
+            return None
+        try:
+            packed = self.beside.call(_together, labeller, shards, generations, place, shape, timeout_s=WITHIN_S)
+        except Exception:
+            return None
+        self.lived = True
+        return packed
+
 
 def _endless(shard: Shard) -> RunError:
     return RunError(
@@ -101,6 +115,16 @@ def _endless(shard: Shard) -> RunError:
 
 def _packed(labeller: bytes, shard: Shard, generation: int, rows: bytes | Place, shape: Shape) -> bytes:
     return _pickled(_labeller(labeller).prepare(shard, generation, _rows(rows, shard), shape))
+
+
+def _together(
+    labeller: bytes, shards: Sequence[Shard], generations: Sequence[int], place: Place, shape: Shape
+) -> list[bytes]:
+    known, read = _labeller(labeller), read_shards(place.file, place.format, shards)
+    return [
+        _pickled(known.prepare(shard, generation, rows, shape))
+        for generation, (shard, rows) in zip(generations, read, strict=True)
+    ]
 
 
 def _pickled(prepared: Prepared) -> bytes:
