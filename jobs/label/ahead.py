@@ -1,7 +1,8 @@
-"""An iterator that a thread draws from ahead of whoever needs what it gives, until it is closed."""
+"""A generator that a thread draws from ahead of whoever needs what it gives, until it is closed."""
 
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError
 from typing import Generic, TypeVar
 
@@ -14,11 +15,11 @@ class Ahead(Generic[Item]):
     """Gives each time all that is there by then, at least one item, in order; an error comes after what came before it.
 
     Args:
-        items: are drawn in the thread, which begins as the first is asked for.
+        items: are drawn in the thread, which begins as the first is asked for and closes the generator at the end.
         most: items that wait.
     """
 
-    def __init__(self, items: Iterator[Item], most: int):
+    def __init__(self, items: Generator[Item], most: int):
         self.items, self.most = items, most
         self._changed = threading.Condition()  # of what follows
         self._waiting: list[Item] = []
@@ -27,7 +28,7 @@ class Ahead(Generic[Item]):
         self._thread = threading.Thread(target=self._draw, daemon=True)  # no one waits for it as the interpreter ends
 
     def __iter__(self) -> Iterator[list[Item]]:
-        """Raises what the iterator raises, and CancelledError once it is closed."""
+        """Raises what the generator raises, and CancelledError once it is closed."""
         if not self._closed:
             self._thread.start()
         while True:
@@ -45,7 +46,7 @@ class Ahead(Generic[Item]):
                 return
 
     def close(self) -> None:
-        """Nothing is drawn any more. Waits for the thread: what keeps the iterator itself has to be ended before."""
+        """Nothing is drawn any more. Waits for the thread: what keeps the generator itself has to be ended before."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -54,13 +55,14 @@ class Ahead(Generic[Item]):
 
     def _draw(self) -> None:
         try:
-            for item in self.items:
-                with self._changed:
-                    self._waiting.append(item)
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._closed or len(self._waiting) < self.most)
-                    if self._closed:
-                        return
+            with contextlib.closing(self.items):
+                for item in self.items:
+                    with self._changed:
+                        self._waiting.append(item)
+                        self._changed.notify_all()
+                        self._changed.wait_for(lambda: self._closed or len(self._waiting) < self.most)
+                        if self._closed:
+                            return
         except BaseException as error:
             self._error = error
         finally:

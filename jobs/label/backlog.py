@@ -1,6 +1,6 @@
 """What there is to label, made as it is asked for: runs of shards, of one file after the other."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from jobs.label.work import Work
@@ -66,7 +66,7 @@ class Backlog:
                 rows = stored.plan.shards.column("rows")
                 yield stored, stored.plan.shards[left[0]], sum(rows[at] for at in left)
 
-    def planned_later(self) -> Iterator[Work]:
+    def planned_later(self) -> Generator[Work]:
         """Of the others, as they are planned."""
         for stored in self.later or ():
             yield from self._work(stored, self._left(stored))

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError
 
 import pytest
@@ -20,7 +20,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_everything_comes_once_in_order_as_much_as_is_there() -> None:
     begun = threading.Event()
 
-    def items() -> Iterator[int]:
+    def items() -> Generator[int]:
         begun.set()
         yield from range(1000)
 
@@ -29,16 +29,19 @@ def test_everything_comes_once_in_order_as_much_as_is_there() -> None:
     drawn = list(ahead)
     assert [item for some in drawn for item in some] == list(range(1000))
     assert all(1 <= len(some) <= 7 for some in drawn)
-    assert list(Ahead(iter(()), 1)) == []
+    assert list(Ahead((item for item in ()), 1)) == []
 
 
 def test_no_more_is_drawn_than_may_wait() -> None:
     drawn: list[int] = []
 
-    def items() -> Iterator[int]:
-        for number in range(100):
-            drawn.append(number)
-            yield number
+    def items() -> Generator[int]:
+        try:
+            for number in range(100):
+                drawn.append(number)
+                yield number
+        finally:
+            drawn.append(-1)
 
     ahead = Ahead(items(), 3)
     iterator = iter(ahead)
@@ -47,13 +50,13 @@ def test_no_more_is_drawn_than_may_wait() -> None:
     time.sleep(0.01)
     assert len(drawn) == len(first) + 3
     ahead.close()
-    assert len(drawn) == len(first) + 3 and not ahead._thread.is_alive()
+    assert len(drawn) == len(first) + 4 and drawn[-1] == -1 and not ahead._thread.is_alive()
     with pytest.raises(CancelledError):
         next(iterator)
 
 
 def test_an_error_comes_after_what_came_before_it() -> None:
-    def items() -> Iterator[int]:
+    def items() -> Generator[int]:
         yield from (1, 2)
         raise OSError("gone")
 
@@ -67,7 +70,7 @@ def test_an_error_comes_after_what_came_before_it() -> None:
 def test_closing_wakes_whoever_waits() -> None:
     go_on = threading.Event()
 
-    def items() -> Iterator[int]:
+    def items() -> Generator[int]:
         go_on.wait(5)
         yield 1
 
