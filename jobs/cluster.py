@@ -286,7 +286,7 @@ def usable(run: ClusterConfig, resource: str) -> float:
 
 
 def placed(run: ClusterConfig) -> dict[str, Any]:
-    """Options of an actor, or of a step of Ray Data, that has it run on the nodes of `run.label_selector` alone."""
+    """Options of an actor that has it run on the nodes of `run.label_selector` alone."""
     return {"label_selector": dict(run.label_selector)} if run.label_selector else {}
 
 

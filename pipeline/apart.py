@@ -65,6 +65,7 @@ class Apart:
         self._connection: Connection | None = None
         self._life: Connection | None = None  # a pipe that nothing is written to
         self._owner = 0  # a fork of this process has no share in the one beside it
+        self._closed = False
 
     def call(
         self,
@@ -83,7 +84,7 @@ class Apart:
         Raises:
             Died: where the process ended meanwhile.
             TimedOut: after `timeout_s`.
-            RunError: where no process can be started.
+            RunError: where no process can be started, or none is to be any more (`close`).
             Exception: what the function raised.
         """
         with self._lock:
@@ -96,13 +97,20 @@ class Apart:
         with self._lock:
             self._stop()
 
+    def close(self) -> None:
+        """Kill the process for good, whatever it is doing: a call under way, and those that come, raise RunError."""
+        self._closed = True
+        if (process := self._process) is not None and self._owner == os.getpid():
+            process.kill()
+        self.stop()
+
     @property
     def alive(self) -> bool:
         """Whether there is a process, so that a call need not start one."""
         return self._owner == os.getpid() and self._process is not None and self._process.poll() is None
 
     def _ensure(self) -> None:
-        if self.alive:
+        if self.alive or self._closed:
             return
         if self._owner == os.getpid():
             self._stop()
@@ -124,6 +132,8 @@ class Apart:
             raise RunError(f"{sys.executable} cannot be started beside this process: {error}") from error
 
     def _ask(self, asked: Any, timeout_s: float | None, hear: Callable[[Any], None] = lambda value: None) -> Any:
+        if self._closed:  # looked at once the process is where `close` finds it
+            raise self._is_closed()
         assert self._connection is not None
         message = pickle.dumps(asked, pickle.HIGHEST_PROTOCOL)
         try:
@@ -135,13 +145,19 @@ class Apart:
                 if raised is None:
                     hear(value)
         except (EOFError, ConnectionError):
-            raise Died(self._stop(ending=True)) from None
+            how = self._stop(ending=True)
+            raise (self._is_closed() if self._closed else Died(how)) from None
         except BaseException:  # else the next call would get this one's answer
             self._stop()
             raise
         if raised:
             raise value
         return value
+
+    def _is_closed(self) -> RunError:
+        return RunError(
+            "the process beside this one is closed and takes no more calls, because what asked it is ending"
+        )
 
     def _await(self, timeout_s: float | None) -> None:
         """Until there is an answer. Raises TimedOut, and EOFError where the process ended without one."""

@@ -1,14 +1,25 @@
 """What there is to label, made as it is asked for: runs of shards, of one file after the other."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from jobs.label.work import Work
-from pipeline.corpus import read_together
+from pipeline.corpus import Shard, read_together
 from pipeline.store import StoredInput
 from pipeline.store.commit import file_key
 
 RUN = 64
 """Most shards of one Work whose shards can be read apart."""
+
+
+class Coming(Protocol):
+    """Inputs as they are planned."""
+
+    def __iter__(self) -> Iterator[StoredInput]: ...
+
+    def close(self) -> None:
+        """End it, from another thread too."""
+        ...
 
 
 class Backlog:
@@ -32,7 +43,7 @@ class Backlog:
         inputs: Iterable[StoredInput],
         done: Iterable[str] = (),
         again: Mapping[str, int] | None = None,
-        later: Iterator[StoredInput] | None = None,
+        later: Coming | None = None,
     ):
         self.rows = self.shards = self.total_rows = 0
         self.again, self.later, self.whole = again or {}, later, later is None
@@ -48,11 +59,23 @@ class Backlog:
         for stored, left in self._planned:
             yield from self._work(stored, left)
 
-    def planned_later(self) -> Iterator[Work]:
+    def first_left(self) -> Iterator[tuple[StoredInput, Shard, int]]:
+        """Of each of these that is not done: the first shard that is left, and how many rows are."""
+        for stored, left in self._planned:
+            if left:
+                rows = stored.plan.shards.column("rows")
+                yield stored, stored.plan.shards[left[0]], sum(rows[at] for at in left)
+
+    def planned_later(self) -> Generator[Work]:
         """Of the others, as they are planned."""
         for stored in self.later or ():
             yield from self._work(stored, self._left(stored))
         self.whole = True
+
+    def close(self) -> None:
+        """Plan no more, whoever waits for it."""
+        if self.later is not None:
+            self.later.close()
 
     def __iter__(self) -> Iterator[Work]:
         yield from self.planned()
@@ -72,9 +95,9 @@ class Backlog:
 
     def _work(self, stored: StoredInput, left: Sequence[int]) -> Iterator[Work]:
         shards = stored.plan.shards
-        for positions in read_together(shards, left, RUN):
+        for positions, apart in read_together(shards, left, RUN):
             part, key = shards.pick(positions), file_key(stored.file.name)
             generations = (
                 [self.again.get(f"{key}-{index:06d}", 0) for index in part.column("index")] if self.again else []
             )
-            yield Work(stored.file, stored.format, stored.shape, part, generations or [0] * len(part))
+            yield Work(stored.file, stored.format, stored.shape, part, generations or [0] * len(part), apart)

@@ -7,15 +7,16 @@ the next one. On one machine by processes beside the driver, which costs no work
 import contextlib
 import pickle
 import queue
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import ray
 
 from jobs.cluster import READ_CPUS, Pool
+from jobs.label.ahead import Ahead
 from jobs.label.backlog import Backlog
 from jobs.label.work import BLOCK, Work
 from pipeline.rewards.labellers import Labeller
@@ -45,7 +46,7 @@ class Taker(Protocol):
 
 
 class Feed:
-    """Called in a thread, with the pool; returns when everything is prepared, or nothing is wanted any more.
+    """Called in a thread, with the pool; returns when everything is prepared, nothing is wanted any more, or it is closed.
 
     Args:
         read: makes of a work rows of `ROW`, each a shard with its rows.
@@ -67,14 +68,25 @@ class Feed:
         self.tries, self.verbose = labeller.config.scorer.max_task_retries, labeller.config.run.verbose
         self.arguments = (pickle.dumps(labeller), labeller.model.trust_remote_code)
         self.blocks = 0  # that work was cut into
+        self.later = Ahead(backlog.planned_later(), DATASET)
+        self.ended = False
 
     def __call__(self, pool: Taker) -> None:
-        groups = self._groups()
         prepared = self._prepared_here if self.preparations else self._prepared
-        for block, size in (each for group in groups for each in prepared(group)):
-            if not pool.wait_for_room():
-                return
-            pool.take(block, size)
+        with contextlib.suppress(CancelledError):
+            for block, size in (each for group in self._groups() for each in prepared(group)):
+                if not pool.wait_for_room():
+                    return
+                pool.take(block, size)
+            self.ended = True
+
+    def close(self) -> None:
+        """End what the feed waits for where it has not come to its end: planning, and processes that prepare, for good."""
+        if not self.ended:
+            for each in self.preparations:
+                each.beside.close()
+        self.backlog.close()
+        self.later.close()
 
     def _prepared_here(self, group: list[Work]) -> Iterator[tuple[Any, int]]:
         free: queue.SimpleQueue[Preparation] = queue.SimpleQueue()
@@ -94,9 +106,9 @@ class Feed:
     def _raw_blocks(self, group: list[Work]) -> Iterator[pa.Table]:
         for work in group:
             if work.apart:
-                yield table([work])
+                yield table([row(work)[ROW]])
             else:
-                yield from (pa.table({ROW: pa.array([raw[ROW]], pa.large_binary())}) for raw in self.read(row(work)))
+                yield from (table([raw[ROW]]) for raw in self.read(row(work)))
 
     def _prepared(self, group: list[Work]) -> Iterator[tuple[Any, int]]:
         """References to blocks and the number of their shards, which themselves never come to the driver."""
@@ -151,34 +163,8 @@ class Feed:
     def _groups(self) -> Iterator[list[Work]]:
         """Work in blocks, as datasets: what is planned, then whatever has been planned meanwhile."""
         yield from _chunks(block for work in self.backlog.planned() for block in self._blocks(work))
-        if self.backlog.later is None:
-            return
-        planned: queue.Queue[Work | BaseException | None] = queue.Queue(DATASET)
-
-        def plan() -> None:
-            try:
-                for work in self.backlog.planned_later():
-                    planned.put(work)
-                planned.put(None)
-            except BaseException as error:
-                planned.put(error)
-
-        threading.Thread(target=plan, daemon=True).start()
-        ended = False
-        while not ended:
-            found = [planned.get()]
-            group: list[Work] = []
-            with contextlib.suppress(queue.Empty):
-                while len(found) < DATASET:
-                    found.append(planned.get_nowait())
-            for work in found:
-                if isinstance(work, BaseException):
-                    raise work
-                if work is None:
-                    ended = True
-                else:
-                    group += self._blocks(work)
-            yield from _chunks(group)
+        for works in self.later:
+            yield from _chunks(block for work in works for block in self._blocks(work))
 
     def _blocks(self, work: Work) -> Iterator[Work]:
         """Work as blocks that any task can read; whole where it has to be read from its front."""
@@ -216,6 +202,6 @@ def row(value: Any) -> dict[str, bytes]:
     return {ROW: pickle.dumps(value, pickle.HIGHEST_PROTOCOL)}
 
 
-def table(values: Iterable[Any]) -> pa.Table:
+def table(pickled: Iterable[bytes]) -> pa.Table:
     """As Ray Data has rows of `row`."""
-    return pa.table({ROW: pa.array([row(value)[ROW] for value in values], pa.large_binary())})
+    return pa.table({ROW: pa.array(pickled, pa.large_binary())})

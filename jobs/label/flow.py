@@ -1,6 +1,7 @@
 """The labelling flow: shards go through three steps, two on Ray Data (or beside the driver) and one in a pool of actors.
 
-    read        raw rows, of what can only be read from its front: one task a file, which gives them as they are asked for
+    read        raw rows, of what can only be read from its front and of shards that share a Parquet row group: one task for
+                a file or a row group, which gives them as they are asked for
     prepare     normalise and tokenise, in a process beside the task's, which also reads where each shard has bytes of its own
     label       an actor of the pool (`jobs.label.pool`): the model, in a process beside it, answers, the actor writes the
                 shard's parts and its record while the next shard is being answered
@@ -13,6 +14,7 @@ A block is some neighbouring shards, each pickled: the driver hands out referenc
 for a neighbour in a batch: siblings of one prompt stay together, and memory is bounded by the shards in flight.
 """
 
+import contextlib
 import logging
 import threading
 import warnings
@@ -27,7 +29,7 @@ from actors.actor import ActorSpec
 from actors.beside import ActorBeside
 from jobs.cluster import Pool
 from jobs.label.backlog import Backlog
-from jobs.label.feed import ROW, Feed, row
+from jobs.label.feed import ROW, Feed, row, table
 from jobs.label.pool import LabelPool
 from jobs.label.work import Done, PoolState, Target, Work
 from pipeline.apart import unpickled
@@ -63,6 +65,7 @@ def label_shards(
     with (
         warnings.catch_warnings(),
         LabelPool(ShardActor, (spec, labeller, target), labeller.config, pool, backlog, watch, _name) as actors,
+        contextlib.closing(feed),  # first: the pool waits for it
     ):
         # of a limit above the blocks that there are, which does no harm
         warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
@@ -95,43 +98,51 @@ def prepare_block(block: pa.Table, labeller: bytes, own_code: bool, preparation:
     shard: Shard | None = None
     try:
         preparation = preparation or _preparation(own_code)
-        for shard, generation, rows, shape in _opened(block):
-            prepared.append(preparation.packed(labeller, shard, generation, rows, shape))
+        for content in _contents(block):
+            if isinstance(content, Work) and (together := preparation.packed_together(labeller, *_placed(content))):
+                prepared += together
+                continue
+            for shard, generation, rows, shape in _shards(content):
+                prepared.append(preparation.packed(labeller, shard, generation, rows, shape))
     except EndorewardError as error:
         prepared.append(row(error)[ROW])
     except Exception as error:
         if shard is None:
             raise
         prepared.append(row(_unexpected(error, shard))[ROW])
-    return pa.table({ROW: pa.array(prepared, pa.large_binary())})
+    return table(prepared)
 
 
-def _opened(block: pa.Table) -> Iterator[tuple[Shard, int, bytes | Place, Shape]]:
-    """Each shard, its generation, its rows or where they are, their shape."""
+def _contents(block: pa.Table) -> Iterator[Work | Raw]:
     for value in block[ROW]:
         content: Work | Raw | EndorewardError = unpickled(value.as_buffer())  # ours: written by the step before
         if isinstance(content, EndorewardError):
             raise content
-        if isinstance(content, Work):
-            place = Place(content.file, content.format)
-            yield from ((s, g, place, content.shape) for s, g in zip(content.shards, content.generations, strict=True))
-        else:
-            yield content
+        yield content
+
+
+def _placed(work: Work) -> tuple[Sequence[Shard], Sequence[int], Place, Shape]:
+    return work.shards, work.generations, Place(work.file, work.format), work.shape
+
+
+def _shards(content: Work | Raw) -> Iterator[tuple[Shard, int, bytes | Place, Shape]]:
+    """Each shard, its generation, its rows or where they are, their shape."""
+    if isinstance(content, Work):
+        shards, generations, place, shape = _placed(content)
+        yield from ((shard, of, place, shape) for shard, of in zip(shards, generations, strict=True))
+    else:
+        yield content
 
 
 def _name(block: pa.Table, position: int) -> str:
     """Of a shard in a prepared block."""
     prepared = unpickled(block[ROW][position].as_buffer())
-    return _rows_of(prepared.shard) if isinstance(prepared, Prepared) else str(prepared)
+    return prepared.shard.where if isinstance(prepared, Prepared) else str(prepared)
 
 
 def _unexpected(error: Exception, shard: Shard) -> RunError:
     log.exception("a step failed")
-    return RunError(f"{_rows_of(shard)} could not be labelled: {type(error).__name__}: {error}")
-
-
-def _rows_of(shard: Shard) -> str:
-    return f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
+    return RunError(f"{shard.where} could not be labelled: {type(error).__name__}: {error}")
 
 
 @lru_cache(maxsize=1)
@@ -141,8 +152,8 @@ def _preparation(own_code: bool) -> Preparation:
 
 
 class ShardActor:
-    """Answers a shard's requests and commits what comes of them. Two blocks may be in hand at once: a shard of one is answered
-    while one of the other is committed."""
+    """Answers a shard's requests and commits what comes of them. Two portions may be in hand at once: a shard of one is
+    answered while one of the other is committed."""
 
     def __init__(self, spec: ActorSpec, labeller: Labeller, target: Target):
         self.labeller, self.target = labeller, target
@@ -186,7 +197,7 @@ class ShardActor:
         if standing is not None and standing.generation >= prepared.generation:
             return Done(standing)
         with self.answering:
-            answered = self.actor.answer(_rows_of(prepared.shard), prepared.requests)
+            answered = self.actor.answer(prepared.shard.where, prepared.requests)
         with self.committing:  # which may import what does not bear to be imported by two threads
             labels, failures = self.labeller.finish(prepared, answered.answers)
             record = commit(

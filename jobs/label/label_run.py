@@ -22,7 +22,7 @@ from actors.scorer import ScorerSpec
 from jobs import terminal
 from jobs.cluster import Pool, cluster, joins_cluster, pick_pool
 from jobs.label.backlog import Backlog
-from jobs.label.later import Later, planned
+from jobs.label.later import Later, Planning
 from jobs.label.limits import ErrorRate, explained
 from jobs.label.plan import ShapeOf, check_sampled, pending, plan_first
 from jobs.label.watch import Watch
@@ -127,18 +127,18 @@ class LabelRun:
                 store.add_input(stored)
             timing, survey, notes = None, Survey(), list(self.labeller.renderer.notes)
             store.expect_inputs([each.file.name for each in self.later])
-            backlog = pending(store, self.inputs, retry_errors, self._planned_later() if self.later else None)
+            backlog = pending(store, self.inputs, retry_errors, self._planning(ray) if self.later else None)
             if backlog.shards or not backlog.whole:
                 store.reopen()
                 if self.labeller.writer == "endpoint":
                     announce(self.labeller, backlog)
                 ray.open()
                 terminal.say(f"loading {self.labeller.model.name} ...")
-                few = backlog.whole and backlog.shards <= FEW
-                cores = self.labeller.config.run.num_cpus or os.cpu_count() or 1
-                most = (1 if few else max(2, cores // 2)) if ray.local else 0
+                remote = self.labeller.writer == "endpoint"  # one actor asks, as many times at once as it may
+                pool = Pool(1, 1, 1, 0) if remote else pick_pool(self.labeller.config, self.device)
+                most = _prepared_at_once(self.labeller.config, backlog, pool) if ray.local else 0
                 with _preparations(preparation, self.labeller, most) as here:
-                    timing = self._label(backlog, survey, notes, lock, here)
+                    timing = self._label(backlog, survey, notes, lock, pool, here)
             else:
                 rows = sum(stored.plan.rows for stored in self.inputs)
                 terminal.say(f"{store.uri}: all {rows:,} rows are labelled already; nothing to do")
@@ -146,20 +146,22 @@ class LabelRun:
             config = self.labeller.config.model_copy(update={"model": self.labeller.model})
             finalize(store, config, self.labeller.renderer, timing, notes, command, survey=survey, quiet=quiet)
 
-    def _planned_later(self) -> Iterator[StoredInput]:
-        for stored in planned(self.later, self.labeller.config.input, by_tasks=joins_cluster(self.labeller.config.run)):
-            self.store.add_input(stored)
-            yield stored
+    def _planning(self, ray: LateCluster) -> Planning:
+        return Planning(self.later, self.labeller.config.input, by_tasks=not ray.local, add=self.store.add_input)
 
     def _label(
-        self, backlog: Backlog, survey: Survey, notes: list[str], lock: WriterLock, preparations: list[Preparation]
+        self,
+        backlog: Backlog,
+        survey: Survey,
+        notes: list[str],
+        lock: WriterLock,
+        pool: Pool,
+        preparations: list[Preparation],
     ) -> Timing:
         """Label what is left, and show how it goes; `survey` gets what is committed, `notes` what comes up on the way."""
         from jobs.label.flow import label_shards
 
         config = self.labeller.config
-        remote = self.labeller.writer == "endpoint"  # one actor asks, as many times at once as it may
-        pool = Pool(1, 1, 1, 0) if remote else pick_pool(config, self.device)
         target = Target(self.store.uri, fingerprint.digest(self.description), lock.lease)
         done_rows = 0
         rate, timing, counts, index = ErrorRate(config), Timing(), Counter[str](), RecordIndex(self.store)
@@ -207,6 +209,14 @@ def _require_same_pictures(store: LabelStore, inputs: list[StoredInput]) -> None
         )
 
 
+def _prepared_at_once(config: LabelConfig, backlog: Backlog, pool: Pool) -> int:
+    """Shards, by as many processes beside this one: half of the CPUs, and no more than the actors can use."""
+    if backlog.whole and backlog.shards <= FEW:
+        return 1
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(2, (config.run.num_cpus or there) // 2), pool.prepares)
+
+
 @contextlib.contextmanager
 def _preparations(first: Preparation | None, labeller: Labeller, most: int) -> Iterator[list[Preparation]]:
     """Processes beside this one that prepare shards, each started when it is needed: the one that is there, and others for as
@@ -216,7 +226,7 @@ def _preparations(first: Preparation | None, labeller: Labeller, most: int) -> I
         yield ([first, *others] if first is not None else others)[:most]
     finally:
         for each in others:
-            each.beside.stop()
+            each.beside.close()
 
 
 def _pinned(labeller: Labeller) -> Labeller:

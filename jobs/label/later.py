@@ -6,6 +6,7 @@ Until a file is planned to its end, nothing of it is labelled. One that is not w
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ FIRST_BYTES = 256 << 20
 PACKED = 4  # bytes that one of a compressed file counts as
 AHEAD = 8  # files that tasks plan ahead of the one at hand
 LOOKS = 16  # files that are looked at at once
+LOOK_S = 1.0  # how often it is asked whether a plan is still wanted
 
 Rows = list[dict[str, Any]]
 
@@ -77,12 +79,6 @@ def look(
     return later
 
 
-def planned(later: Sequence[Later], config: InputConfig, by_tasks: bool) -> Iterator[StoredInput]:
-    """The plan of each, in order: by tasks of the cluster that this process has joined, else in a process beside it. Raises
-    EndorewardError."""
-    return _by_tasks(later, config) if by_tasks else _beside(later, config)
-
-
 class Asked:
     """A file that tasks of the cluster plan: one, or of a large file of JSON lines one for each section."""
 
@@ -98,6 +94,22 @@ class Asked:
         else:
             self.whole = task.remote(digest_of, file)
             self.parts = [task.remote(plan_section, file, index, *cut) for index in range(number)]
+
+    @property
+    def references(self) -> list[Any]:
+        return [*self.parts, self.whole]
+
+    def done(self, timeout_s: float) -> bool:
+        """Whether it is planned, which is waited for so long at most."""
+        import ray
+
+        return not ray.wait(self.references, num_returns=len(self.references), timeout=timeout_s)[1]
+
+    def cancel(self) -> None:
+        import ray
+
+        for each in self.references:
+            ray.cancel(each, force=True)
 
     def plan(self) -> FilePlan:
         """Waits for it. Raises EndorewardError."""
@@ -122,25 +134,69 @@ def _result(answer: Any) -> Any:
     return value
 
 
-def _by_tasks(later: Sequence[Later], config: InputConfig) -> Iterator[StoredInput]:
-    asked: deque[tuple[Later, Asked]] = deque()
-    for each in later:
-        _require_untouched(each.file)
-        asked.append((each, Asked(each.file, config, READ_CPUS)))
-        if len(asked) > AHEAD:
-            first, plan = asked.popleft()
-            yield _held(first, plan.plan(), config)
-    for first, plan in asked:
-        yield _held(first, plan.plan(), config)
+class Planning:
+    """The plan of each of some files, in order, until it is closed; iterate once.
 
+    Args:
+        by_tasks: of the cluster that this process has joined, else in a process beside it.
+        add: is called with each before it is given on.
+    """
 
-def _beside(later: Sequence[Later], config: InputConfig) -> Iterator[StoredInput]:
-    beside = Apart()
-    try:
-        for _, stored in in_parallel(lambda each: beside.call(_planned, each, config), later, 1):
-            yield stored
-    finally:
-        beside.stop()
+    def __init__(
+        self,
+        later: Sequence[Later],
+        config: InputConfig,
+        by_tasks: bool,
+        add: Callable[[StoredInput], None] = lambda stored: None,
+    ):
+        self.later, self.config, self.by_tasks, self.add = later, config, by_tasks, add
+        self.closed = False
+        self.beside = Apart()
+
+    def __iter__(self) -> Iterator[StoredInput]:
+        """Raises EndorewardError, and CancelledError once it is closed."""
+        try:
+            for stored in self._by_tasks() if self.by_tasks else self._beside():
+                self._require_open()
+                self.add(stored)
+                yield stored
+        finally:
+            self.beside.stop()
+
+    def close(self) -> None:
+        """End it from another thread, whatever it is doing: nothing is planned or added any more."""
+        self.closed = True
+        self.beside.close()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise CancelledError
+
+    def _beside(self) -> Iterator[StoredInput]:
+        for each in self.later:
+            yield self.beside.call(_planned, each, self.config)
+
+    def _by_tasks(self) -> Iterator[StoredInput]:
+        asked: deque[tuple[Later, Asked]] = deque()
+        try:
+            for each in self.later:
+                _require_untouched(each.file)
+                self._require_open()  # else Ray may be another's by now
+                asked.append((each, Asked(each.file, self.config, READ_CPUS)))
+                if len(asked) > AHEAD:
+                    yield self._first(asked)
+            while asked:
+                yield self._first(asked)
+        finally:
+            for _, each_asked in asked:
+                each_asked.cancel()
+
+    def _first(self, asked: "deque[tuple[Later, Asked]]") -> StoredInput:
+        later, first = asked[0]
+        while not first.done(LOOK_S):
+            self._require_open()
+        asked.popleft()
+        return _held(later, first.plan(), self.config)
 
 
 def _planned(later: Later, config: InputConfig) -> StoredInput:
@@ -153,7 +209,7 @@ def _planned(later: Later, config: InputConfig) -> StoredInput:
 def _held(later: Later, plan: FilePlan, config: InputConfig) -> StoredInput:
     """A plan, held against what was known of its file. Raises InputError."""
     _require_untouched(later.file)
-    if plan.head != later.head:
+    if repr(plan.head) != repr(later.head):  # a NaN is not equal to itself
         raise _changed(later.file)
     shape = counted((later.file, later.format, later.shape, plan))
     return with_origin(StoredInput(later.file, later.format, shape, replace(plan, head=())), config)

@@ -9,6 +9,7 @@ is worth its price then, and a kill costs little.
 """
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -22,6 +23,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
 from jobs.cluster import Pool, alive_nodes, draining_nodes, placed, usable
+from jobs.label.ahead import ENDS_WITHIN_S
 from jobs.label.backlog import Backlog
 from jobs.label.work import BLOCK, PoolState
 from pipeline.config import LabelConfig
@@ -36,7 +38,8 @@ LOOK_S = 2.0  # how often nodes and idle actors are looked at
 ASK_S = 5.0  # how often an actor is asked how far it is
 IDLE_S = 60.0  # after which an actor leaves that nothing has been prepared for
 DECIDED_S = 30.0  # after which Ray knows whether an actor that cannot be reached died with its node
-ENDS_WITHIN_S = 10.0  # what feeds the pool, once it is closed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -175,8 +178,13 @@ class LabelPool:
         try:
             feed(self)
             self.events.put(self._fed)
-        except BaseException as error:
+        except (EndorewardError, RayError) as error:
             self.events.put(partial(self._raise, error))
+        except BaseException as error:
+            log.exception("the feed failed")
+            failed = RunError(f"shards could not be prepared: {type(error).__name__}: {error}")
+            failed.__cause__ = error
+            self.events.put(partial(self._raise, failed))
 
     def _prepared(self, block: Any, size: int) -> list[Any]:
         self.waiting.append(_Portion(block, size))
@@ -193,6 +201,8 @@ class LabelPool:
         raise error
 
     def _placed(self, member: _Member, answer: Any) -> list[Any]:
+        if member not in self.members:  # dismissed meanwhile
+            return []
         try:
             node = answer.result()
         except RayError as error:
@@ -353,7 +363,7 @@ class LabelPool:
             raise RunError(self._nobody())
         tokens = self.tokens + sum(member.tokens for member in self.members)
         pending = len(self.members) - running
-        self.watch(PoolState(self._wanted(), running, pending, len(alive_nodes()), self.ready, tokens))
+        self.watch(PoolState(self._wanted(), running, pending, len(alive_nodes()), tokens))
 
     def _dismiss(self, member: _Member) -> None:
         self.members.remove(member)

@@ -73,14 +73,19 @@ def show_runs(runs: Mapping[str, LabelRun], retry_errors: bool) -> None:
     ConfigError where that is more than the run may cost."""
     grid = []
     for name, run in runs.items():
-        work = pending(run.store, run.inputs, retry_errors)
-        left = sum(shard.rows for each in work for shard in each.shards)
+        backlog = pending(run.store, run.inputs, retry_errors)
         rows = sum(stored.plan.rows for stored in run.inputs)
         grid.append(
-            (name, run.labeller.model.name, run.labeller.writer or "scores", f"{left:,} of {rows:,}", run.store.uri)
+            (
+                name,
+                run.labeller.model.name,
+                run.labeller.writer or "scores",
+                f"{backlog.rows:,} of {rows:,}",
+                run.store.uri,
+            )
         )
-        if work and run.labeller.writer == "endpoint":
-            announce(run.labeller, work)
+        if backlog.shards and run.labeller.writer == "endpoint":
+            announce(run.labeller, backlog)
     terminal.print_grid("What is left to do", ("store", "model", "by", "rows", "place"), grid)
 
 

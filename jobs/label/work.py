@@ -14,19 +14,15 @@ BLOCK = 8
 
 @dataclass(frozen=True)
 class Work:
-    """Shards of one file, with the generation that each is committed as: to be read by one task, or, where each has bytes of
-    its own, by as many as you like."""
+    """Shards of one file, with the generation that each is committed as: to be read by one task, or, where each can be read
+    `apart` from the others, by as many as you like."""
 
     file: InputFile
     format: str
     shape: Shape
     shards: Sequence[Shard]
     generations: Sequence[int]
-
-    @property
-    def apart(self) -> bool:
-        """Whether each can be read without the others."""
-        return len({shard.offset for shard in self.shards} - {None}) == len(self.shards)
+    apart: bool
 
     def part(self, begin: int, end: int) -> "Work":
         return replace(self, shards=self.shards[begin:end], generations=self.generations[begin:end])
@@ -56,16 +52,15 @@ class Target:
 
 @dataclass(frozen=True)
 class PoolState:
-    """How the pool is: actors `wanted`, of which some are `running` and some wait for a node or load their model, shards that
-    wait for an actor, and the tokens that models were given so far, those of shards that are not done among them."""
+    """How the pool is: actors `wanted`, of which some are `running` and some wait for a node or load their model, and the
+    tokens that models were given so far, those of shards that are not done among them."""
 
     wanted: int
     running: int
     pending: int
     nodes: int
-    waiting: int
     forwarded_tokens: int
 
     def sentence(self) -> str:
-        parts = [f"{self.wanted} actors wanted, {self.running} running, {self.pending} waiting for a node or loading"]
-        return ", ".join([*parts, f"{self.nodes} nodes"])
+        pending = f"{self.pending} waiting for a node or loading"
+        return f"{self.wanted} actors wanted, {self.running} running, {pending}, {self.nodes} nodes"

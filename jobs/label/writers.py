@@ -12,7 +12,7 @@ from pipeline.rewards.labellers import Labeller, Sampling
 from pipeline.rewards.labellers.beside import Preparation
 
 LOOKED_AT = 16
-"""Files whose first shard an estimate is made from."""
+"""Files whose first shard an estimate is made from; where there are more, fewer than twice as many."""
 
 
 def checked_writer(labeller: Labeller, device: str) -> Labeller:
@@ -34,7 +34,7 @@ def checked_writer(labeller: Labeller, device: str) -> Labeller:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is going to be asked: as the first shards are, scaled to all rows."""
+    """What is going to be asked: each file is taken to be as its first shard is."""
 
     requests: float
     prompt_tokens: float
@@ -48,16 +48,16 @@ class Estimate:
 
 def estimate(labeller: Labeller, backlog: Backlog) -> Estimate:
     """Prepares the first shard of some files, in a process beside this one."""
-    rows = requests = tokens = 0
-    work = list(backlog.planned())
+    rows, requests, tokens = 0, 0.0, 0.0
+    files = list(backlog.first_left())
     preparation = Preparation(labeller.model.trust_remote_code)
     try:
-        for each in work[:: max(1, len(work) // LOOKED_AT)]:
-            shard, content = next(iter(read_shards(each.file, each.format, each.shards[:1])))
-            prepared = preparation.prepare(labeller, shard, 0, content, each.shape)
-            rows += shard.rows
-            requests += sum(question.samples for question in prepared.requests)
-            tokens += sum(question.samples * len(question.prompt_ids) for question in prepared.requests)
+        for stored, shard, left in files[:: max(1, len(files) // LOOKED_AT)]:
+            [(_, content)] = read_shards(stored.file, stored.format, [shard])
+            prepared = preparation.prepare(labeller, shard, 0, content, stored.shape)
+            rows += left
+            requests += left / shard.rows * sum(question.samples for question in prepared.requests)
+            tokens += left / shard.rows * sum(each.samples * len(each.prompt_ids) for each in prepared.requests)
     finally:
         preparation.beside.stop()
     scale = backlog.rows / max(1, rows)

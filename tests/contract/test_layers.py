@@ -81,7 +81,7 @@ def test_what_crosses_a_process_pickles() -> None:
     for thing in (
         LabelConfig(),
         ScorerSpec(ModelConfig(name="m"), "cpu", 0, 1, 16384, 8),
-        Work(InputFile("a.jsonl", "/a.jsonl", 10, 1), "auto", shape, [shard], [0]),
+        Work(InputFile("a.jsonl", "/a.jsonl", 10, 1), "auto", shape, [shard], [0], True),
         Prepared(shard, 0, tokens=[tokens]),
         Answered([errors.RowError("out_of_memory", "too long")], 3, 0.1, "packed", [], BatchCheck()),
     ):

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -91,6 +92,32 @@ def test_a_child_that_it_leaves_behind_hides_no_death(beside: Apart) -> None:
     with pytest.raises(Died, match="exit code 3"):
         beside.call(leave_a_child)
     assert time.perf_counter() - started < 4
+
+
+@pytest.mark.parametrize("work", [(time.sleep, 60), (re.search, *HOPELESS)], ids=["waiting", "never letting go"])
+def test_closing_ends_a_call_under_way_and_takes_no_other(beside: Apart, work: tuple[Any, ...]) -> None:
+    process = psutil.Process(beside.call(os.getpid))
+    raised: list[RunError] = []
+
+    def call() -> None:
+        try:
+            beside.call(*work, timeout_s=60)
+        except RunError as error:
+            raised.append(error)
+
+    callers = [threading.Thread(target=call) for _ in range(2)]  # one waits for the other
+    for each in callers:
+        each.start()
+    time.sleep(0.1)
+    started = time.perf_counter()
+    beside.close()
+    for each in callers:
+        each.join()
+    assert time.perf_counter() - started < 4 and not process.is_running() and not beside.alive
+    with pytest.raises(RunError, match="closed and takes no more calls"):
+        beside.call(len, "")
+    assert len(raised) == 2 and not beside.alive
+    beside.close()
 
 
 def test_its_memory_is_bounded() -> None:

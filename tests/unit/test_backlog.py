@@ -3,19 +3,23 @@
 import gzip
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.label.ahead import Ahead
 from jobs.label.backlog import RUN, Backlog
-from jobs.label.later import Later, beyond, look, planned
+from jobs.label.later import Later, Planning, beyond, look
 from jobs.label.plan import pending, plan_first, plan_inputs
 from pipeline.config import InputConfig
 from pipeline.corpus import InputFile, Shard, detect, find_files
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.store import LabelStore, StoredInput, problems, shard_name
 
 CONFIG = InputConfig(shard_rows=2)
@@ -79,9 +83,9 @@ def test_what_is_planned_later_is_the_same_plan(folder: Path) -> None:
     def comparable(stored: StoredInput) -> tuple[object, ...]:
         return stored.file, stored.shape, stored.plan.digest, stored.plan.rows, stored.plan.shards
 
-    rest = list(planned(later, CONFIG, by_tasks=False))
+    rest = list(Planning(later, CONFIG, by_tasks=False))
     assert list(map(comparable, [*inputs, *rest])) == list(map(comparable, everything))
-    backlog = Backlog(inputs, later=iter(rest))
+    backlog = Backlog(inputs, later=(stored for stored in rest))
     assert not backlog.whole and backlog.total_rows == inputs[0].plan.rows
     shards = [shard for work in backlog for shard in work.shards]
     assert shards == enumerated(everything, set()) and backlog.whole and backlog.shards == len(shards)
@@ -115,7 +119,7 @@ def test_a_file_that_is_not_what_it_was_ends_the_run_with_its_name(tmp_path: Pat
         path.write_bytes(text(39))
     elif change == "gone":
         path.unlink()
-    backlog = Backlog(inputs, later=planned(later, CONFIG, by_tasks=False))
+    backlog = Backlog(inputs, later=Planning(later, CONFIG, by_tasks=False))
     seen = []
     with pytest.raises(InputError, match=rf"{name}.*(is not what it was when the run began|breaks after)"):
         for work in backlog:
@@ -161,7 +165,7 @@ def test_a_store_whose_files_are_not_all_planned_is_not_complete(tmp_path: Path)
     store.expect_inputs([each.file.name for each in later])
     assert not store.progress().complete and store.unplanned() == ["1.jsonl", "2.jsonl"]
     assert any("2 input files are not planned yet (1.jsonl" in problem for problem in problems(store))
-    [first, _] = planned(later, CONFIG, by_tasks=False)
+    [first, _] = Planning(later, CONFIG, by_tasks=False)
     store.add_input(first)
     assert store.unplanned() == ["2.jsonl"]
     store.expect_inputs([], ["1.jsonl"])  # the run ends that read only this one
@@ -180,3 +184,36 @@ def test_a_look_gives_the_head_of_the_plan(folder: Path) -> None:
         head, plan = head_of(file), plan_file(file)
         assert (head.rows, head.trouble) == (plan.head, plan.trouble)
     assert [type(each) for each in look(list(find_files([str(folder)])), CONFIG, detect)] == [Later] * 3
+
+
+def test_a_row_that_is_not_equal_to_itself_is_what_it_was(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        rows = [{**row, "margin": float("nan")} for row in pairs(3)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    _, later = plan_first(None, list(find_files([str(tmp_path)])), CONFIG, first_bytes=1)
+    assert later[0].head[0]["margin"] != later[0].head[0]["margin"]
+    assert [stored.plan.rows for stored in Planning(later, CONFIG, by_tasks=False)] == [3]
+
+
+def test_planning_ends_when_it_is_closed_and_writes_nothing_more(tmp_path: Path) -> None:
+    """In the middle of a file that takes long, while whoever is to label it waits."""
+    (tmp_path / "0.jsonl").write_bytes(text(1))
+    (tmp_path / "1.jsonl").write_bytes(text(3))
+    (tmp_path / "2.jsonl.gz").write_bytes(gzip.compress(text(5000)) * 2000)  # ten million rows
+    inputs, later = plan_first(None, list(find_files([str(tmp_path)])), CONFIG, first_bytes=1)
+    added: list[str] = []
+    planning = Planning(later, CONFIG, by_tasks=False, add=lambda stored: added.append(stored.file.name))
+    backlog = Backlog(inputs, later=planning)
+    ahead = Ahead(backlog.planned_later(), 10)
+    waiting = iter(ahead)
+    assert [work.file.name for work in next(waiting)] == ["1.jsonl"]
+    started = time.perf_counter()
+    closing = threading.Timer(0.1, lambda: [backlog.close(), ahead.close()])
+    closing.start()
+    with pytest.raises((CancelledError, RunError)):
+        next(waiting)
+    closing.join()
+    assert time.perf_counter() - started < 4 and added == ["1.jsonl"] and not backlog.whole
+    with pytest.raises((CancelledError, RunError)):
+        list(planning)
+    assert added == ["1.jsonl"] and not planning.beside.alive

@@ -99,7 +99,7 @@ def test_any_shards_can_be_asked_for(write, name):
     assert asked == []
     assert list(read_shards(file, "auto", [])) == []
     groups = read_together(plan.shards, range(len(plan.shards)), 3)
-    parts = [list(read_shards(file, "auto", reversed(plan.shards.pick(group)))) for group in groups]
+    parts = [list(read_shards(file, "auto", reversed(plan.shards.pick(group)))) for group, _ in groups]
     assert [row for part in parts for _, rows in part for row in rows] == list(enumerate(ROWS))
 
 
@@ -386,7 +386,9 @@ def test_parquet_shards_of_one_row_group_share_their_bytes(write):
     file = write("a.parquet", parquet(group=20))
     plan = plan_file(file, shard_rows=7)
     assert [(s.start, s.stop) for s in plan.shards[:4]] == [(0, 7), (7, 14), (14, 20), (20, 27)]
-    assert [len(group) for group in read_together(plan.shards, range(len(plan.shards)))] == [3, 3, 2]
+    assert [(len(group), apart) for group, apart in read_together(plan.shards, range(len(plan.shards)), 1)] == [
+        (size, False) for size in (3, 3, 2)
+    ]
     assert len(plan_file(write("b.parquet", parquet(group=3)), shard_rows=9).shards) == 6
 
 

@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import CHATML, save_model
 
 from jobs.__main__ import main
+from jobs.label.preview import show_runs
+from pipeline.config import ModelConfig
+from pipeline.store import LabelStore
 
 
 @pytest.fixture
@@ -58,3 +62,13 @@ def test_evaluate_says_what_a_store_holds(tmp_path: Path, capsys: pytest.Capture
     out = tmp_path / "out"
     assert main(["evaluate", "--benchmark", "pairs", "--labels", str(store), "--output", str(out), "--dry-run"]) == 0
     assert f"{store}, " in capsys.readouterr().out and not out.exists()
+
+
+def test_a_server_is_not_announced_where_nothing_is_left_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    store = LabelStore(str(Path(__file__).parents[1] / "data/store-format-2"))
+    done = SimpleNamespace(  # what an endpoint would be asked is read of a whole labeller
+        store=store, inputs=store.inputs(), labeller=SimpleNamespace(model=ModelConfig(name="m"), writer="endpoint")
+    )
+    rows = sum(stored.plan.rows for stored in done.inputs)
+    show_runs({"judge": done}, retry_errors=False)  # type: ignore[dict-item]
+    assert f"0 of {rows}" in capsys.readouterr().out

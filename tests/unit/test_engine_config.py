@@ -1,5 +1,6 @@
 """Which engine writes: what is configured, refused and stored of it."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,12 @@ def test_tied_weights_go_by_both_names(model: str) -> None:
 def test_a_server_is_announced_with_its_estimate_before_the_first_call(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": "ab"}) + "\n" for _ in range(300)))
+    """Each file has its weight by its rows, in however many pieces it is read."""
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "a.jsonl").write_text("".join(json.dumps({"prompt": "ab"}) + "\n" for _ in range(300)))
+    long = "".join(json.dumps({"prompt": "ab" * 50}) + "\n" for _ in range(300))
+    (rows / "b.jsonl.gz").write_bytes(gzip.compress(long.encode()))
 
     def answer(body: Request) -> Any:
         ids = tiny.tokenizer()(body["prompt"])["input_ids"]
@@ -144,6 +149,7 @@ def test_a_server_is_announced_with_its_estimate_before_the_first_call(
     with serving(answer) as server:
         settings = [f"sampler.endpoint={server.url}", "sample.num_responses=2", "sample.max_new_tokens=10"]
         settings += ["endpoint.input_price=1000", "endpoint.output_price=100", "endpoint.max_tokens=100"]
+        settings += ["input.shard_rows=1"]
         config = load_config_as(
             SampleConfig,
             None,
@@ -155,13 +161,14 @@ def test_a_server_is_announced_with_its_estimate_before_the_first_call(
         ):
             sample(config)
         assert len(server.asked) == 1, "one token, to see whose tokens it makes"
-    prompt = len(tiny.tokenizer()("<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n")["input_ids"])
+    texts = [f"<|im_start|>user\n{'ab' * number}<|im_end|>\n<|im_start|>assistant\n" for number in (1, 50)]
+    prompt = sum(len(tiny.tokenizer()(text)["input_ids"]) for text in texts)
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        f"model served: about 600 requests with {600 * prompt:,} tokens of prompts, at most 6,000 tokens of answers"
+        f"model served: about 1,200 requests with {600 * prompt:,} tokens of prompts, at most 12,000 tokens of answers"
         in said
     )
-    assert f"at these prices {0.6 * prompt:,.2f} to {0.6 * prompt + 0.6:,.2f}" in said
+    assert f"at these prices {0.6 * prompt:,.2f} to {0.6 * prompt + 1.2:,.2f}" in said
 
 
 def test_costs() -> None:

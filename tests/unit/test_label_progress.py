@@ -7,7 +7,7 @@ from jobs.label.work import PoolState
 
 
 def look(progress: terminal.LabelProgress, running: int) -> None:
-    state = PoolState(wanted=4, running=running, pending=4 - running, nodes=2, waiting=0, forwarded_tokens=100)
+    state = PoolState(wanted=4, running=running, pending=4 - running, nodes=2, forwarded_tokens=100)
     progress.look(state.running, state.wanted, state.forwarded_tokens, state.sentence())
 
 

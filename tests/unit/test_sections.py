@@ -40,7 +40,7 @@ def test_sections_are_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     parts = [plan_section(file, index, 5, 400) for index in range(number)]
     assert joined(file, "auto", parts, digest_of(file)) == plan
     rows = [(number, str(row)) for _, shard in read_shards(file, "auto", plan.shards) for number, row in shard]
-    groups = [plan.shards.pick(group) for group in read_together(plan.shards, range(len(plan.shards)), 4)]
+    groups = [plan.shards.pick(group) for group, _ in read_together(plan.shards, range(len(plan.shards)), 4)]
     assert rows == [(n, str(row)) for g in groups for _, shard in read_shards(file, "auto", g) for n, row in shard]
     assert [number for number, _ in rows] == [i for i, line in enumerate(lines) if line.strip()]
     data = Path(file.uri).read_bytes()
@@ -64,3 +64,24 @@ def test_what_cannot_be_planned_apart(tmp_path: Path, monkeypatch: pytest.Monkey
         plan_section(file, 2)
     with pytest.raises(InputError, match=r"a\.jsonl: cannot be read"):
         digest_of(file)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"PAR1", "its content is parquet and not jsonl"),
+        (b"\x1f\x8b\x08", "its content is packed as .gz and its name does not say so"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_so_in_sections_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, said: str
+) -> None:
+    monkeypatch.setattr(readers, "SECTION", 10)
+    file = file_of(tmp_path, [start + b"x" * 50])
+    errors = []
+    for plan in (lambda: plan_file(file), lambda: plan_section(file, 0)):
+        with pytest.raises(InputError, match=said) as raised:
+            plan()
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]

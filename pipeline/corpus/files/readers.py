@@ -126,9 +126,7 @@ def _planned(draft: Draft, how: Format, shard_rows: int, shard_bytes: int) -> It
     file = draft.file
     plan = _plan_parquet if how.kind == "parquet" else _plan_batches if how.kind in BATCHED else _plan_text
     try:
-        start = _start(file)
-        if wrong := contents.mistaken(file.name, start, how):
-            raise InputError(f"{file.uri}: {wrong}")
+        start = require_kind(file, how)
         yield from plan(draft, how, shard_rows, shard_bytes)
     except BROKEN as error:
         where = f"breaks after {draft.seen} rows" if draft.seen else "cannot be read"
@@ -137,9 +135,13 @@ def _planned(draft: Draft, how: Format, shard_rows: int, shard_bytes: int) -> It
         raise InputError(f"{file.uri}: {where} as {form}: {error}; fetch or write the file again{remedy}") from error
 
 
-def _start(file: InputFile) -> bytes:
+def require_kind(file: InputFile, how: Format) -> bytes:
+    """The first bytes of a file. Raises InputError where they show that it is not what its name says."""
     with open_file(file) as source:
-        return bytes(source.read(contents.LOOKED_AT))
+        start = bytes(source.read(contents.LOOKED_AT))
+    if wrong := contents.mistaken(file.name, start, how):
+        raise InputError(f"{file.uri}: {wrong}")
+    return start
 
 
 def read_shards(file: InputFile, format: str, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pipeline.corpus.files import columnar, readers, text
-from pipeline.corpus.files.inputs import InputFile, file_format
+from pipeline.corpus.files.inputs import Format, InputFile, file_format
 from pipeline.corpus.files.readers import (
     BROKEN,
     HEAD_ROWS,
@@ -16,6 +16,7 @@ from pipeline.corpus.files.readers import (
     Draft,
     cut_records,
     open_file,
+    require_kind,
     require_rows,
     require_text,
 )
@@ -58,6 +59,7 @@ def plan_section(
                 stream.seek(begin - 1)
                 begin += len(stream.readline()) - 1
             else:
+                require_kind(file, Format("jsonl", None))  # as all that have sections
                 require_text(file, stream)
             for _ in cut_records(draft, _lines(stream, begin, end, first), begin, shard_rows, shard_bytes):
                 pass

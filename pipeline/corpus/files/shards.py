@@ -28,6 +28,11 @@ class Shard:
     offset: int | None = None
     length: int | None = None
 
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"rows {self.start} to {self.stop - 1} of {self.file}"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -177,9 +182,10 @@ class FilePlan:
         return cls(**{**data, "shards": Shards.from_json(data["shards"])})
 
 
-def read_together(shards: Shards, positions: Sequence[int], run: int = 1) -> Iterator[Sequence[int]]:
+def read_together(shards: Shards, positions: Sequence[int], run: int) -> Iterator[tuple[Sequence[int], bool]]:
     """Positions of a file's shards, grouped by the bytes that they need: each group is best given to one `read_shards`, the
-    groups to as many as you like. Of shards with bytes of their own, up to `run` neighbours are a group."""
+    groups to as many as you like. Of shards with bytes of their own, up to `run` neighbours are a group; with each group
+    comes whether it is of such."""
     neighbours: list[int] = []
     for offset, group in groupby(positions, key=shards.column("offset").__getitem__):
         together = list(group)
@@ -187,9 +193,9 @@ def read_together(shards: Shards, positions: Sequence[int], run: int = 1) -> Ite
         if apart:
             neighbours += together
         if neighbours and (len(neighbours) == run or not apart):
-            yield neighbours
+            yield neighbours, True
             neighbours = []
         if not apart:
-            yield together
+            yield together, False
     if neighbours:
-        yield neighbours
+        yield neighbours, True

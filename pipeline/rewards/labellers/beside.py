@@ -67,7 +67,7 @@ class Preparation:
             except TimedOut:
                 raise _endless(shard) from None
 
-        search = Bisection(work, self.beside.stop, _where(shard), self.lived, list(deaths))
+        search = Bisection(work, self.beside.stop, shard.where, self.lived, list(deaths))
         prepared = search.run(len(rows))
         self.lived = search.lived
         prepared.notes = [*prepared.notes, *search.notes(DOING)]
@@ -86,14 +86,24 @@ class Preparation:
         self.lived = True
         return packed
 
-
-def _where(shard: Shard) -> str:
-    return f"rows {shard.start} to {shard.stop - 1} of {shard.file}"
+    def packed_together(
+        self, labeller: bytes, shards: Sequence[Shard], generations: Sequence[int], place: Place, shape: Shape
+    ) -> list[bytes] | None:
+        """`packed` of shards of one file, in their order, which is opened once. None where that fails, whatever it is: alone
+        each shard says what is wrong with it."""
+        if len(shards) < 2:
+            return None
+        try:
+            packed = self.beside.call(_together, labeller, shards, generations, place, shape, timeout_s=WITHIN_S)
+        except Exception:
+            return None
+        self.lived = True
+        return packed
 
 
 def _endless(shard: Shard) -> RunError:
     return RunError(
-        f"{_where(shard)} were not tokenised within {WITHIN_S:g} s, so the chat template or the tokenizer does not come to an "
+        f"{shard.where} were not tokenised within {WITHIN_S:g} s, so the chat template or the tokenizer does not come to an "
         "end: see tokens.template, or take another model; a shard that is only large takes a lower input.shard_rows, in "
         "another output"
     )
@@ -109,6 +119,16 @@ def _packed(labeller: bytes, shard: Shard, generation: int, rows: bytes | Place,
 def _prepared(labeller: Labeller, shard: Shard, generation: int, rows: Sequence[NumberedRow], shape: Shape) -> Prepared:
     render_here()
     return labeller.prepare(shard, generation, rows, shape)
+
+
+def _together(
+    labeller: bytes, shards: Sequence[Shard], generations: Sequence[int], place: Place, shape: Shape
+) -> list[bytes]:
+    known, read = _labeller(labeller), read_shards(place.file, place.format, shards)
+    return [
+        _pickled(known.prepare(shard, generation, rows, shape))
+        for generation, (shard, rows) in zip(generations, read, strict=True)
+    ]
 
 
 def _pickled(prepared: Prepared) -> bytes:
