@@ -126,7 +126,7 @@ def _together(
 ) -> list[bytes]:
     known, read = _labeller(labeller), read_shards(place.file, place.format, shards)
     return [
-        _pickled(known.prepare(shard, generation, rows, shape))
+        _pickled(_prepared(known, shard, generation, rows, shape))
         for generation, (shard, rows) in zip(generations, read, strict=True)
     ]
 
