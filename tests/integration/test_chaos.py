@@ -158,22 +158,28 @@ def test_a_model_folder_that_goes(model: Path, tmp_path: Path) -> None:
     assert rewards(label.output).equals(rewards(whole.output))
 
 
+@contextlib.contextmanager
+def head() -> Iterator[Cluster]:
+    """A cluster of two CPUs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
 def test_a_head_that_is_killed(model: Path, source: Path, undisturbed: pa.Table, tmp_path: Path) -> None:
     """Its driver ends, and does not hang; on another cluster the same command goes on."""
-    label = Label(model, source, tmp_path / "out", tmp_path, 200)
-    for killed in (True, False):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        try:
-            driver = label.start(RAY_ADDRESS=cluster.address, RAY_gcs_rpc_server_reconnect_timeout_s="5")
-            if killed:
-                wait_for(lambda: label.done >= 3, label, driver)
-                cluster.head_node.kill_gcs_server(check_alive=False)
-                assert label.ends(driver) != 0
-                assert 3 <= label.done < ROWS / 4
-            else:
-                assert label.ends(driver) == 0, label.said
-        finally:
-            cluster.shutdown()
+    label, quick = (Label(model, source, tmp_path / "out", tmp_path, rate) for rate in (200, 0))
+    with head() as cluster:
+        driver = label.start(RAY_ADDRESS=cluster.address, RAY_gcs_rpc_server_reconnect_timeout_s="5")
+        wait_for(lambda: label.done >= 3, label, driver)
+        cluster.head_node.kill_gcs_server(check_alive=False)
+        assert label.ends(driver, 90) != 0
+    assert 3 <= label.done < ROWS / 4
+    (tmp_path / "driver.log").rename(tmp_path / "killed.log")
+    with head() as cluster:
+        assert quick.ends(quick.start(RAY_ADDRESS=cluster.address)) == 0, quick.said
     require_whole(label.output)
     assert rewards(label.output).equals(undisturbed)
 
