@@ -73,7 +73,7 @@ def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
     """A connected Ray for as long as the block runs; its chatter is kept out of the terminal unless asked for.
 
     Args:
-        data: whether what runs may import Ray Data, as Ray Train does.
+        data: whether what runs may import Ray Data, as Ray Train does; on a cluster anything may.
 
     A Ray that this process has already, of a notebook or of a command before, is used as it is and left running. What is
     set of the process's logging and signals is taken back at the end.
@@ -88,9 +88,9 @@ def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if data:
-        import ray.data  # sets up its own logging as it is imported, which must not come after what is set here
     address = _address(run)
+    if data or address is not None:
+        import ray.data  # sets up its own logging as it is imported, which must not come after what is set here
     options: dict[str, Any] = {"log_to_driver": run.verbose, "logging_level": logging.ERROR}
     if address is None:
         options |= {"address": "local", "num_cpus": run.num_cpus, "include_dashboard": False}

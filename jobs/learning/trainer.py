@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 RESIZES_S = 30.0  # least time between two changes of the number of workers, where that may change
 WATCHES_NODES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # by another actor, for nodes that a cloud takes back
+STARTS_WITHIN = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # else the number of workers is thought over
+COUNTED_S = 20  # how often Ray Train looks which nodes elastic workers may have; one that is gone counts until then
 COLLECTIVE_S = 7 * 24 * 3600
 """How long workers wait for each other. Ray notices the dead; what is slow is alive: the first worker measures on held-out
 prompts, uploads a policy or waits for samplers to find room while the others stand in a collective."""
@@ -156,9 +158,9 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
         ),
     )
     _spare_actors(trainer)
-    unwatched = {} if recipe.nodes_go else {WATCHES_NODES: "0"}
+    variables = _variables(config.learner, recipe.nodes_go)
     try:
-        with _watched(folder, recipe.steps), _own_interrupts(), _environment(unwatched):
+        with _watched(folder, recipe.steps), _own_interrupts(), _environment(variables):
             trainer.fit()
     except Exception as error:
         _raise_stopped(folder)
@@ -174,6 +176,12 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
             "workers' logs"
         ) from error
     _raise_stopped(folder)
+
+
+def _variables(learner: LearnerConfig, nodes_go: bool) -> dict[str, str]:
+    """What Ray Train is told by its environment alone."""
+    variables = {} if nodes_go else {WATCHES_NODES: "0"}
+    return variables | ({STARTS_WITHIN: str(COUNTED_S)} if learner.min_workers else {})
 
 
 def _failures(learner: LearnerConfig) -> Any:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from tiny import CHATML, save_model
 
 from pipeline.store import LabelStore, problems
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -121,6 +122,7 @@ def wait_for(
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills(model: Path, source: Path, undisturbed: pa.Table, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 8192) as disk:
         label = Label(model, source, disk / "out", tmp_path, 0)
@@ -135,6 +137,7 @@ def test_a_disk_that_fills(model: Path, source: Path, undisturbed: pa.Table, tmp
         assert rewards(label.output).equals(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_model_folder_that_goes(model: Path, tmp_path: Path) -> None:
     """An actor that dies then cannot load it again: the run ends, and says which folder is gone."""
     folder, rows = shutil.copytree(model, tmp_path / "model"), 2000
@@ -158,22 +161,30 @@ def test_a_model_folder_that_goes(model: Path, tmp_path: Path) -> None:
     assert rewards(label.output).equals(rewards(whole.output))
 
 
+@contextlib.contextmanager
+def head() -> Iterator[Cluster]:
+    """A cluster of two CPUs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.cluster
 def test_a_head_that_is_killed(model: Path, source: Path, undisturbed: pa.Table, tmp_path: Path) -> None:
     """Its driver ends, and does not hang; on another cluster the same command goes on."""
-    label = Label(model, source, tmp_path / "out", tmp_path, 200)
-    for killed in (True, False):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        try:
-            driver = label.start(RAY_ADDRESS=cluster.address, RAY_gcs_rpc_server_reconnect_timeout_s="5")
-            if killed:
-                wait_for(lambda: label.done >= 3, label, driver)
-                cluster.head_node.kill_gcs_server(check_alive=False)
-                assert label.ends(driver) != 0
-                assert 3 <= label.done < ROWS / 4
-            else:
-                assert label.ends(driver) == 0, label.said
-        finally:
-            cluster.shutdown()
+    label, quick = (Label(model, source, tmp_path / "out", tmp_path, rate) for rate in (200, 0))
+    with head() as cluster:
+        driver = label.start(RAY_ADDRESS=cluster.address, RAY_gcs_rpc_server_reconnect_timeout_s="5")
+        wait_for(lambda: label.done >= 3, label, driver)
+        cluster.head_node.kill_gcs_server(check_alive=False)
+        assert label.ends(driver, 90) != 0
+    assert 3 <= label.done < ROWS / 4
+    (tmp_path / "driver.log").rename(tmp_path / "killed.log")
+    with head() as cluster:
+        assert quick.ends(quick.start(RAY_ADDRESS=cluster.address)) == 0, quick.said
+    assert "INFO" not in quick.said, "Ray Data keeps quiet"
     require_whole(label.output)
     assert rewards(label.output).equals(undisturbed)
 
@@ -218,35 +229,40 @@ def parted(space: str) -> Iterator[None]:
         ip("-n", space, "link", "set", space, "up")
 
 
+def start_node(space: str, words: list[str], joins: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    """A node of Ray in a namespace."""
+    common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
+    environment = {name: value for name, value in {**os.environ, **PATH, **joins}.items() if name != "RAY_ADDRESS"}
+    with log.open("w") as file:
+        command = ["ip", "netns", "exec", space, RAY, "start", *words, *common]
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+
+
+@pytest.mark.cluster
 def test_a_network_that_parts_and_heals(
     model: Path, source: Path, undisturbed: pa.Table, tmp_path: Path, spaces: tuple[str, str]
 ) -> None:
     """The node beyond goes on writing to the disk that both share, and nobody hears of it."""
     port, temp = free_port(), f"/tmp/ray-{spaces[0]}"
-    address = f"10.77.0.1:{port}"
-    beats = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000"}
-    beats |= {"RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "1000"}
-    environment = {**os.environ, **PATH, **beats}
-    common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
-    first = [
-        "--head",
-        f"--port={port}",
-        "--node-ip-address=10.77.0.1",
-        "--include-dashboard=false",
-        f"--temp-dir={temp}",
-    ]
+    joins = {"RAY_ADDRESS": f"10.77.0.1:{port}"}
+    joins |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    joins |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000"}
+    joins |= {"RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "1000"}
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    first = ["--head", f"--port={port}", "--node-ip-address=10.77.0.1"]
+    first += ["--include-dashboard=false", f"--temp-dir={temp}"]
+    second = [f"--address={joins['RAY_ADDRESS']}", "--node-ip-address=10.77.0.2"]
     nodes = []
-    label = Label(model, source, tmp_path / "out", tmp_path, 200, "scorer.min_actors=2", "scorer.max_actors=2")
+    label = Label(model, source, tmp_path / "out", tmp_path, 400, "scorer.min_actors=2", "scorer.max_actors=2")
     try:
-        for space, words in zip(spaces, (first, [f"--address={address}", "--node-ip-address=10.77.0.2"]), strict=True):
-            with (tmp_path / f"{space}.log").open("w") as log:
-                words = ["ip", "netns", "exec", space, RAY, "start", *words, *common]
-                nodes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True))
-            started = time.monotonic()
-            while "Ray runtime started" not in (tmp_path / f"{space}.log").read_text():
-                assert time.monotonic() < started + 120, (tmp_path / f"{space}.log").read_text()[-2000:]
+        for space, words in zip(spaces, (first, second), strict=True):
+            log = tmp_path / f"{space}.log"
+            nodes.append(start_node(space, words, joins, log))
+            ends = time.monotonic() + 120
+            while "Ray runtime started" not in log.read_text():
+                assert nodes[-1].poll() is None and time.monotonic() < ends, log.read_text()[-2000:]
                 time.sleep(0.5)
-        driver = label.start("ip", "netns", "exec", spaces[0], RAY_ADDRESS=address, **beats)
+        driver = label.start("ip", "netns", "exec", spaces[0], **joins)
         wait_for(lambda: label.done >= 3 and running(tmp_path) == 2, label, driver)
         with parted(spaces[1]):
             begun = label.done

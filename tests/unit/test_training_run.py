@@ -10,7 +10,7 @@ from tiny import save_model
 
 from actors.learner import Diverged
 from jobs.learning import loop, worker
-from jobs.learning.trainer import _failures, _scaling
+from jobs.learning.trainer import STARTS_WITHIN, _failures, _scaling, _variables
 from jobs.train.recipe import TrainRecipe
 from pipeline.config import load_config_as
 from pipeline.errors import ConfigError, RunError, StoreError
@@ -351,3 +351,14 @@ def test_what_ray_is_told_of_workers_and_failures() -> None:
     assert (_failures(fixed).max_failures, _failures(fixed).max_preemption_failures) == (3, -1), "any number"
     assert _failures(elastic).max_preemption_failures == 7
     assert _scaling(fixed, 4).num_workers == 4 and _scaling(elastic, 4).num_workers == (2, 4)
+    assert _variables(fixed, nodes_go=True) == {}
+
+
+def test_elastic_workers_wait_no_longer_for_a_node_that_is_gone_than_ray_counts_it() -> None:
+    """The names are Ray's, and are handed to its controller."""
+    coordinator = pytest.importorskip("ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator")
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    variables = _variables(LearnerConfig(workers=4, min_workers=2), nodes_go=False)
+    assert variables.keys() <= ENV_VARS_TO_PROPAGATE and len(variables) == 2
+    assert float(variables[STARTS_WITHIN]) == coordinator._AutoscalingCoordinatorActor.TICK_INTERVAL_S
