@@ -3,7 +3,7 @@
 Label 500 pairs with the small model and evaluate the labels. Train the model on its own answers, which it has labelled
 itself: offline, by a policy gradient on the stored rewards, and online. See how often each policy is right.
 
-The commands share this process, and those of the first list a Ray, so that less is started and imported anew.
+The commands share this process and a Ray, so that less is started and imported anew.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from jobs.cluster import cluster
 from pipeline.config import ClusterConfig
 from pipeline.store import places
 
-OFFLINE = """
+COMMANDS = """
 endoreward label examples/addition/label.toml --output out/demo
 endoreward evaluate --benchmark pairs --labels out/demo --output out/demo-evaluation
 python examples/addition/problems.py --problems 128 --split train --output out/demo-problems.jsonl
@@ -29,18 +29,17 @@ endoreward sample --policy examples/addition/model --prompts out/demo-problems.j
 endoreward label --model examples/addition/model --input out/demo-samples --output out/demo-labels \
     --set scorer.cpus_per_actor=1
 endoreward train examples/train.toml
-"""
-ONLINE = """
-endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=32
+endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=24
 python examples/addition/accuracy.py --problems 500 examples/addition/model out/demo-policy/hf out/demo-rl/hf
-"""  # its workers take turns on more CPUs than there are, for which it starts a Ray of its own
+"""
+WORKERS = 4  # of rl: a learner, a rewarder and two samplers, which take turns where there are fewer CPUs
 
 POLICY = "out/demo-policy"  # of examples/train.toml
 
 
-def run(commands: str) -> None:
+def run() -> None:
     """Run one command after the other; exits with the first that fails."""
-    for line in commands.strip().splitlines():
+    for line in COMMANDS.strip().splitlines():
         Console().print(f"\n[bold]$ {line}", soft_wrap=True, highlight=False)
         program, *words = shlex.split(line)
         if program == "endoreward":
@@ -53,7 +52,7 @@ def run(commands: str) -> None:
 
 def clear() -> None:
     """Take away what an earlier demo wrote, and nothing that only lies where it would write."""
-    words = shlex.split(OFFLINE + ONLINE)
+    words = shlex.split(COMMANDS)
     for name in [after for word, after in itertools.pairwise(words) if word == "--output"] + [POLICY]:
         if Path(name).is_file():
             Path(name).unlink()
@@ -64,6 +63,5 @@ def clear() -> None:
 if __name__ == "__main__":
     clear()
     quiet(verbose=False)
-    with cluster(ClusterConfig()):
-        run(OFFLINE)
-    run(ONLINE)
+    with cluster(ClusterConfig(num_cpus=WORKERS)):
+        run()
