@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from machine import CONSOLE, describe, table, verdict
@@ -125,12 +126,16 @@ def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.process_time() - cpu, time.perf_counter() - start, result
 
 
+def _ids(turn: TokenizedTurn) -> tuple[list[int], list[int]]:
+    return np.asarray(turn.prompt_ids).tolist(), np.asarray(turn.response_ids).tolist()
+
+
 def lm_eval_side(model: Any, folder: str, turns: list[TokenizedTurn], batch: int) -> Callable[[], list[float]]:
     from lm_eval.models.huggingface import HFLM
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     harness: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=LONGEST, device="cpu")
-    asked = [(("", ""), t.prompt_ids, t.response_ids) for t in turns]
+    asked = [(("", ""), *_ids(t)) for t in turns]
     return lambda: [total for total, _ in harness._loglikelihood_tokens(asked, disable_tqdm=True)]
 
 
@@ -145,7 +150,7 @@ def vllm_engine(folder: str) -> Any:
 def vllm_side(engine: Any, turns: list[TokenizedTurn]) -> Callable[[], list[float]]:
     from vllm import SamplingParams
 
-    asked = [{"prompt_token_ids": [*t.prompt_ids, *t.response_ids]} for t in turns]
+    asked = [{"prompt_token_ids": prompt + response} for prompt, response in map(_ids, turns)]
     options = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
 
     def run() -> list[float]:
