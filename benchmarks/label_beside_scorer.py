@@ -1,6 +1,6 @@
 """What `label` adds to scoring: the run between its first and its last record, beside the scorer alone on the same rows.
 
-    python benchmarks/label_beside_scorer.py MODEL [--pairs 160]
+    python benchmarks/label_beside_scorer.py MODEL [--pairs 160] [--shard-rows 16]
 
 The corpus is the first pairs of HH (harmless-base, test; `../shared`). `label` runs as a person runs it, from cold, with one
 actor that has all threads. When its records are on the disk, the rows of all but the first shard are scored here once more, by
@@ -29,7 +29,6 @@ from pipeline.rewards.labelling import prepare
 from pipeline.store.commit import shard_name
 from pipeline.tokens import Renderer, TokenizedTurn
 
-SHARD_ROWS = 16
 MOST_LOST, FIRST_WITHIN = 0.05, 12.0  # a share; seconds
 CONTEXT = 2048
 
@@ -38,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a folder; for SmolLM2-135M-Instruct see ../shared/models/get_smollm2.py")
     parser.add_argument("--pairs", type=int, default=160)
+    parser.add_argument("--shard-rows", type=int, default=16)
     options = parser.parse_args()
     whole = shared("data", "hh-rlhf", "harmless-base-test.jsonl.gz")
     with tempfile.TemporaryDirectory() as folder:
@@ -55,9 +55,8 @@ def main() -> None:
     alone = time.perf_counter() - began
     lost = 1 - alone / (last - first)
     tokens = sum(len(turn.response_ids) for turn in rest)
-    shown = table(
-        f"{options.pairs} pairs of HH, {Path(options.model).name}", "", "seconds", "response tokens per second"
-    )
+    title = f"{options.pairs} pairs of HH in shards of {options.shard_rows}, {Path(options.model).name}"
+    shown = table(title, "", "seconds", "response tokens per second")
     shown.add_row("label, from the first record to the last", f"{last - first:.1f}", f"{tokens / (last - first):,.0f}")
     shown.add_row("the scorer alone on the same rows", f"{alone:.1f}", f"{tokens / alone:,.0f}")
     shown.add_row("label, from the command to its first record", f"{first:.1f}", "")
@@ -73,7 +72,7 @@ def main() -> None:
 def labelled(options: argparse.Namespace, corpus: Path, output: Path) -> tuple[float, float, str]:
     """Run `label`; seconds to its first and its last record, and the name of the first."""
     settings = {
-        "input.shard_rows": SHARD_ROWS,
+        "input.shard_rows": options.shard_rows,
         "run.num_cpus": os.cpu_count(),
         "scorer.max_actors": 1,
         "scorer.cpus_per_actor": torch.get_num_threads(),
@@ -87,7 +86,7 @@ def labelled(options: argparse.Namespace, corpus: Path, output: Path) -> tuple[f
         run = subprocess.Popen([*map(str, command), *words], cwd=ROOT, stdout=log, stderr=log)
         while run.poll() is None:
             now = time.perf_counter() - began
-            for record in output.glob("records/*.json"):
+            for record in output.glob("records/*-*.json"):  # of shards, and of input files
                 if not record.name.startswith("input-"):
                     seen.setdefault(record.stem, now)
             time.sleep(0.02)
@@ -101,7 +100,7 @@ def labelled(options: argparse.Namespace, corpus: Path, output: Path) -> tuple[f
 def turns_by_shard(options: argparse.Namespace, corpus: Path) -> dict[Shard, list[TokenizedTurn]]:
     """The same rows, read and tokenised as `label` does it."""
     [file] = find_files([str(corpus)])
-    plan = plan_file(file, shard_rows=SHARD_ROWS)
+    plan = plan_file(file, shard_rows=options.shard_rows)
     renderer = Renderer(transformers.AutoTokenizer.from_pretrained(options.model), TokensConfig(), CONTEXT)
     shards = {}
     for shard, rows in read_shards(file, "auto", plan.shards):
