@@ -192,7 +192,9 @@ def beside_vllm(python: str, model: str, vocabulary: int, options: argparse.Name
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ["-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port), "--dtype", "float32"]
-    process = subprocess.Popen([python, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words += ["--enforce-eager"]  # else it compiles for minutes
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen([python, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         _until_ready(process, f"http://127.0.0.1:{port}/health")
         seconds: list[float] = []
