@@ -98,13 +98,14 @@ bench: setup ## what the figures in the docs come from (benchmarks/README.md); l
 	$(BIN)/python benchmarks/rl_claims.py
 	$(BIN)/python benchmarks/serving.py
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,serve]"
 	.venv-bench/bin/python benchmarks/lm_eval_agreement.py
 	.venv-bench/bin/python benchmarks/trl_agreement.py
 	.venv-bench/bin/python benchmarks/trl_training_agreement.py
 	.venv-bench/bin/python benchmarks/training_throughput.py
 	.venv-bench/bin/python benchmarks/trl_online_agreement.py
 	.venv-bench/bin/python benchmarks/online_throughput.py
+	.venv-bench/bin/python benchmarks/trl_with_our_reward.py
 
 gpu: ## what is right on this GPU, how fast, and where the time goes: needs only torch, transformers, numpy and pyarrow
 	$(PYTHON) benchmarks/gpu.py

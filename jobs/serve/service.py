@@ -94,8 +94,8 @@ class Service:
             asked = self.reader.read(request)
         except RowError as error:
             return [error] * max(1, len(request.get("responses") or request.get("response_token_ids") or ()))
-        if request.get("response_token_ids") is not None:
-            self.tokens.count(self.renderer, asked)
+        if (ids := request.get("response_token_ids")) is not None:
+            self.tokens.count(self.renderer, asked, ids)
         return asked
 
 
@@ -106,13 +106,14 @@ class TokenCounts:
     def __init__(self) -> None:
         self.sampled = self.other = 0
 
-    def count(self, renderer: Renderer, asked: Sequence[Asked | RowError]) -> None:
-        turns = [each.tokens for each in asked if isinstance(each, Asked)]
+    def count(self, renderer: Renderer, asked: Sequence[Asked | RowError], sampled: Sequence[Sequence[int]]) -> None:
+        """Of a request's responses and the tokens that they came as, whether these are scored or rendered anew."""
+        turns = [(each.tokens, list(ids)) for each, ids in zip(asked, sampled, strict=True) if isinstance(each, Asked)]
         text = renderer.encoding.text
-        pairs = [(text(turn.prompt_ids[-CONTEXT:].tolist()), text(turn.response_ids.tolist())) for turn in turns]
-        for turn, cut in zip(turns, renderer.encoding.cut(pairs), strict=True):
+        pairs = [(text(turn.prompt_ids[-CONTEXT:].tolist()), text(ids)) for turn, ids in turns]
+        for (_, ids), cut in zip(turns, renderer.encoding.cut(pairs), strict=True):
             self.sampled += 1
-            self.other += isinstance(cut, RowError) or cut[1] != turn.response_ids.tolist()
+            self.other += isinstance(cut, RowError) or cut[1] != ids
 
 
 def status_of(errors: Sequence[RowError]) -> int:

@@ -44,7 +44,7 @@ FIELD = re.compile(
     rf"(?<![\w./])(?:({'|'.join(SECTIONS.keys() - NAMED)})|({'|'.join(NAMED)})\.\w+)\.([a-z_0-9]+)(?![\w(])"
 )  # of a section, or of one that has a name of the user's own, such as rewards.NAME.kind
 FILE_ENDINGS = {"py", "toml", "json", "md", "parquet", "jsonl", "html"}
-COMMAND = re.compile(r"(?:^|-- )(?:endoreward|python -m jobs)((?: +.*)?)$")
+COMMAND = re.compile(r"(?:^|-- |^[A-Z_]+=\S+(?: [^)]*\))? )(?:endoreward|python -m jobs)((?: +.*)?)$")
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: str(p.relative_to(ROOT)))

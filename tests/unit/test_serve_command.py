@@ -83,6 +83,11 @@ def test_other_machines_need_a_token(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.delenv("ENDOREWARD_TOKEN", raising=False)
     assert main(["serve", "--local", "--model", MODEL, "--host", "0.0.0.0"]) == 2
     assert "there is no token: set ENDOREWARD_TOKEN in the environment" in capsys.readouterr().err
+    monkeypatch.setenv("ENDOREWARD_TOKEN", "a" * 32)
+    with listening("0.0.0.0", 0) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--local", "--model", MODEL, "--host", "0.0.0.0", "--port", str(port)]) == 2
+    assert f"cannot listen on 0.0.0.0, port {port}" in capsys.readouterr().err  # so it was let
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_bad_bodies(client: Client, case: str) -> None:
     assert client.post("/v1/rewards", ONE).status == 200  # still serving
 
 
+PICTURE = {"role": "user", "content": [{"type": "image", "image": "file:///etc/passwd"}, {"type": "text", "text": "a"}]}
 ROWS = {
     "too long": ({"prompt": "a" * 300, "responses": ["b"]}, "too_long"),
     "an empty response": ({"prompt": "a", "responses": [""]}, "empty_response"),
@@ -114,6 +115,7 @@ ROWS = {
     "half a character": ({"prompt": "a", "responses": ["\ud800"]}, "lone_surrogate"),
     "no role": ({"messages": [{"content": "a"}]}, "bad_message"),
     "no assistant": ({"messages": [{"role": "user", "content": "a"}]}, "no_assistant_turn"),
+    "a picture": ({"messages": [PICTURE, {"role": "assistant", "content": "b"}]}, "not_text"),
 }
 
 

@@ -24,7 +24,8 @@ PROMPTS = [
     [{"role": "system", "content": "c"}, {"role": "user", "content": "d"}],
 ]
 RESPONSES = ["cd", "abcd abcd", "d a b", "cd a", "b" * 40]
-KINDS = ("text", "ids", "sampled", "messages", "written", "/get_reward", "/rm", "/generate", "/v1/completions")
+KINDS = ("text", "ids", "sampled", "messages", "written", "/get_reward", "/rm", "/generate", "/v1/completions",
+         "/inference/v1/generate")  # fmt: skip
 REQUESTS = st.lists(
     st.tuples(
         st.sampled_from(PROMPTS), st.lists(st.sampled_from(RESPONSES), min_size=1, max_size=3), st.sampled_from(KINDS)
@@ -133,6 +134,11 @@ def _of_teacher(client: Client, kind: str, sequences: list[list[int]]) -> list[l
         asked = {"input_ids": sequences, "return_logprob": True, "logprob_start_len": 0}
         answers = client.post(kind, {**asked, "sampling_params": {"max_new_tokens": 0}}).json
         return [[entry[0] for entry in each["meta_info"]["input_token_logprobs"][1:]] for each in answers]
+    if kind == "/inference/v1/generate":
+        sampling = {"max_tokens": 1, "prompt_logprobs": 1}
+        bodies = [{"model": "m", "token_ids": ids, "sampling_params": sampling} for ids in sequences]
+        given = [client.post(kind, body).json["prompt_logprobs"][1:] for body in bodies]
+        return [[next(iter(each.values()))["logprob"] for each in own] for own in given]
     answer = client.post(kind, {"prompt": sequences, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 1}).json
     return [[next(iter(each.values()))["logprob"] for each in own["prompt_logprobs"][1:]] for own in answer["choices"]]
 

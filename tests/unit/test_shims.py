@@ -3,6 +3,7 @@ tests/frameworks, where it installs."""
 
 import abc
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -81,6 +82,24 @@ def test_configurations_name_routes_that_are_there(client: Client) -> None:
     body = {"model": "m", "token_ids": [1, 2], "sampling_params": {"max_tokens": 1, "prompt_logprobs": 1}}
     answer = client.post("/inference/v1/generate", body)
     assert teacher["base_url"] == "http://127.0.0.1:8000" and answer.status == 200
+
+
+def test_the_page_has_the_settings_of_the_files_and_a_request_that_is_answered(client: Client) -> None:
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    assert set(re.findall(r"reward\.\w+\.\S+?(?==)", page)) == set(
+        re.findall(r"reward\.\w+\.\S+?(?==)", shim_of("verl"))
+    )
+    for name, begin in (("openrlhf", "--reward."), ("slime", "--rm-")):
+        flags = (
+            re.findall(rf"(?<!\S){re.escape(begin)}\S+", page.replace("`", " ")),
+            re.findall(rf"{begin}\S+", shim_of(name)),
+        )
+        assert flags[0] and set(flags[0]) <= set(flags[1])
+    [body] = re.findall(r"v1/rewards -H '[^']+' -d '(.*?)'", page, re.DOTALL)
+    answer = client.post("/v1/rewards", json.loads(body))
+    assert answer.status == 200 and [row["num_tokens"] for row in answer.json["data"]] == [
+        len(row["token_rewards"]) for row in answer.json["data"]
+    ]
 
 
 class StepOutput(TypedDict):
