@@ -95,7 +95,7 @@ class Gate:
         most = int(self.settings.max_body_mb * 2**20)
         too_large = Refused(413, f"the body is larger than {self.settings.max_body_mb:g} MiB; send less at once")
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > most:
+        if length.isdigit() and int(length) >= READ_ON * most:
             raise too_large
         parts, size = [], 0
         while True:

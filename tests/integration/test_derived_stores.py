@@ -243,7 +243,7 @@ def test_a_report_is_drawn_again(corpus: Corpus, tmp_path: Path, capsys: pytest.
     (store / "manifest.json").write_text(json.dumps(manifest))
     capsys.readouterr()
     assert redraw(str(store)) == 0
-    assert "no model folder" in capsys.readouterr().err
+    assert "its model was a folder" in capsys.readouterr().err
     number = pq.read_table(store / "labels")["token_ids"][0][0]
     assert f">{number}<" in (store / "report.html").read_text().replace("> ", ">")
 
