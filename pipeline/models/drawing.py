@@ -13,16 +13,10 @@ numbers, so that they are the same on every device.
 import functools
 import math
 
-import numpy as np
 import torch
 
 BLOCK = 128  # tokens; a divisor of most vocabularies, or logits would be copied
 GOLDEN, FIRST, SECOND = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def stream_key(seed: int, sample: int) -> int:
-    """Where the numbers of one sample begin, as a signed word."""
-    return int(np.random.SeedSequence((seed, sample)).generate_state(1, np.uint64).view(np.int64)[0])
 
 
 def words(keys: torch.Tensor, first: int | torch.Tensor, count: int) -> torch.Tensor:

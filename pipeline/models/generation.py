@@ -39,11 +39,11 @@ from transformers import (
 
 from pipeline.errors import RowError
 from pipeline.models.corrections import correct
-from pipeline.models.drawing import Blocks, stream_key
+from pipeline.models.drawing import Blocks
 from pipeline.models.growing import grow_in_place
 from pipeline.models.loading import context_length
 from pipeline.models.memory import sampling_budget
-from pipeline.models.questions import Completion, Question
+from pipeline.models.questions import Completion, Question, stream_key
 from pipeline.models.scoring.layouts import probe_families
 from pipeline.models.scoring.scorer import out_of_memory, rope_limit
 

@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 from pipeline.errors import RowError
 
 
+def stream_key(seed: int, sample: int) -> int:
+    """Where the numbers of one sample begin, as a signed word."""
+    return int(np.random.SeedSequence((seed, sample)).generate_state(1, np.uint64).view(np.int64)[0])
+
+
 @dataclass(frozen=True)
 class Question:
     """A prompt's tokens, how many answers it wants, and the seed that makes them its own whatever else is in the batch.

@@ -72,6 +72,12 @@ def test_a_wrong_description_is_refused_without_torch_and_ray() -> None:
     assert "reward.alpa" in done.stderr and "reward.gamma" in done.stderr  # every mistake at once
 
 
+def test_a_server_is_asked_by_a_command_without_torch() -> None:
+    """As `sample` and `evaluate` are, in a process of their own."""
+    code = "import sys; sys.modules['torch'] = None; import jobs.label.writers, pipeline.models.engines.endpoint"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
 def test_what_crosses_a_process_pickles() -> None:
     from jobs.label.work import Work
 

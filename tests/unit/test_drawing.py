@@ -3,7 +3,8 @@
 import torch
 from scipy.stats import chisquare, gumbel_r, kstest
 
-from pipeline.models.drawing import BLOCK, Blocks, gumbel, stream_key, words
+from pipeline.models.drawing import BLOCK, Blocks, gumbel, words
+from pipeline.models.questions import stream_key
 
 WORD = 2**64
 

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, RowError, RunError
-from pipeline.models.drawing import stream_key
 from pipeline.models.engines.base import Abilities, Endpoint, EngineSpec
 from pipeline.models.engines.http import Client, WrongForm
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.questions import Completion, Question
+from pipeline.models.questions import Completion, Question, stream_key
 from pipeline.tokens import UNBOUNDED
 
 SAME_TEXT = "One model, one set of tokens: 3.14 is not 22/7."

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
 from pipeline.errors import ConfigError, RowError
-from pipeline.models.drawing import Blocks, stream_key
+from pipeline.models.drawing import Blocks
 from pipeline.models.engines.base import Abilities, Adapters, Drawing, EngineSpec
 from pipeline.models.engines.lora import check_adapters, write_adapters
 from pipeline.models.engines.turns import DISCARDING, KEEPING, Turns
@@ -32,7 +32,7 @@ from pipeline.models.engines.weights import Held, check_weights
 from pipeline.models.generation import end_tokens
 from pipeline.models.loading import context_length, load_settings, load_tokenizer, resolve_dtype
 from pipeline.models.memory import BUDGET_TOKENS, cache_token_bytes
-from pipeline.models.questions import Completion, Question
+from pipeline.models.questions import Completion, Question, stream_key
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, which weights reach without a copy
