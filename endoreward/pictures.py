@@ -42,8 +42,7 @@ def _bytes(value: Any) -> bytes | None:
     if isinstance(value, os.PathLike):
         return Path(value).read_bytes()
     if hasattr(value, "getbands") and hasattr(value, "save"):  # a PIL image
-        value.save(
-            file := io.BytesIO(), "PNG" if value.mode in OF_PNG else "TIFF"
-        )  # which are refused by what they are
+        form = "PNG" if value.mode in OF_PNG else "TIFF"  # which holds CMYK, to be refused as what it is
+        value.save(file := io.BytesIO(), form)
         return file.getvalue()
     return None

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from jobs import terminal
-from jobs.label.backlog import Backlog
-from jobs.label.later import Asked, Later, Planning, beyond, look, with_origin
+from jobs.label.backlog import Backlog, Coming
+from jobs.label.later import Asked, Later, beyond, look, with_origin
 from pipeline import storage
 from pipeline.config import InputConfig
 from pipeline.corpus import (
@@ -217,7 +217,7 @@ def _require_one_meaning(inputs: Iterable[StoredInput | Later]) -> None:
 
 
 def pending(
-    store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool, later: Planning | None = None
+    store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool, later: Coming | None = None
 ) -> Backlog:
     """Shards that are not done, and with `retry_errors` those with error rows."""
     again: dict[str, int] = {}

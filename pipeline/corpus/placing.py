@@ -97,17 +97,18 @@ def with_pictures(
         value for column in images if holds_any(at := columns.lookup(row, column)) for value in _listed(at, column)
     ]
     conversations = [prompt, *(response.messages for response in responses)]
-    if not given and images and any(map(_asks_for_one, prompt)):
+    inline = any("pictures" in message for messages in conversations for message in messages)
+    if not given and not inline and images and any(map(_asks_for_one, prompt)):
         raise RowError(
             "picture_count",
             f"the row has no picture in {' and '.join(map(repr, images))}, and a line of its text begins with {SIGN}, where "
             "one is shown; put it there, or drop the row",
         )
-    if not given and not any("pictures" in message for messages in conversations for message in messages):
+    if not given and not inline:
         return prompt, list(responses)
     if origin is None:
         raise RowError("not_text", "the row's prompt holds a picture, and here only text is scored; drop the row")
-    if given and not any("pictures" in message for messages in conversations for message in messages):
+    if given and not inline:
         conversations = [[_signed(message) for message in messages] for messages in conversations]
         if not any("pictures" in message for messages in conversations for message in messages):
             conversations[0] = _before_text(conversations[0], len(given))

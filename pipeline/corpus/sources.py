@@ -215,7 +215,9 @@ def inline_of(part: Mapping[str, Any]) -> Any:
 
 def holds_pixels(value: Any) -> bool:
     """Whether a value holds a picture itself, at any depth."""
-    return bool(without_pixels(value) != value)
+    if isinstance(value, Mapping | list | tuple):
+        return any(map(holds_pixels, value.values() if isinstance(value, Mapping) else value))
+    return _pixels(value) is not None
 
 
 def without_pixels(value: Any) -> Any:
@@ -224,13 +226,17 @@ def without_pixels(value: Any) -> Any:
         return {key: without_pixels(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [without_pixels(each) for each in value]
+    data = _pixels(value)
+    return value if data is None else f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _pixels(value: Any) -> bytes | None:
+    """The bytes of a value that is a picture."""
     data = value if isinstance(value, bytes) else None
     if isinstance(value, str) and value.startswith(("data:image/", *BASE64_HEADS)):
         with contextlib.suppress(RowError):
             data = embedded(value, "")
-    if data is None or not data.startswith(HEADS) or b"\0" not in data:
-        return value
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return data if data is not None and data.startswith(HEADS) and b"\0" in data else None
 
 
 def embedded(value: Any, where: str) -> bytes | None:

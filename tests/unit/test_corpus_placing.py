@@ -21,6 +21,7 @@ from pipeline.corpus import detect, read_shards
 from pipeline.corpus.pictures import PLACEHOLDER as P
 from pipeline.corpus.pictures import read_picture
 from pipeline.corpus.samples import Message
+from pipeline.corpus.sources import holds_pixels
 from pipeline.errors import InputError, RowError
 
 COLOURS = ("red", "lime", "blue")
@@ -444,3 +445,9 @@ def test_a_bound_that_is_raised_holds_wherever_the_picture_is_looked_at(folder: 
     assert read_picture(shown.place, shown.digest).size() == (8000, 8000)
     with pytest.raises(ValueError, match="178956970"):
         InputConfig(max_picture_pixels=178_956_971)
+
+
+def test_pairs_as_maps_are_read_are_no_pictures() -> None:
+    """Parquet's maps come as lists of tuples; only what holds pixels has any, at whatever depth."""
+    assert not holds_pixels([("a", 1), ("b", (2.0, float("nan")))])
+    assert holds_pixels({"a": [("b", png("red"))]}) and not holds_pixels(b"BM of nothing")
