@@ -45,12 +45,16 @@ from pipeline.models.loading import context_length
 from pipeline.models.memory import sampling_budget
 from pipeline.models.questions import Completion, Question, stream_key
 from pipeline.models.scoring.layouts import probe_families
+from pipeline.models.scoring.products import fast_products
 from pipeline.models.scoring.scorer import out_of_memory, rope_limit
 
 log = logging.getLogger(__name__)
 
 PAD = 0  # is masked before a prompt and cut off behind an end token: any token would do
 LEAVING = 4  # one in so many rows has ended when those that have leave
+LARGE = 2**24  # parameters; with fewer, calling another library's products costs more than they save
+PACKED_BYTES = 2**31  # of weights that are held a second time, packed
+PACKED_ROWS, PACKED_TOKENS = 4, 32  # from which on a call saves more than packing costs
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class Generator:
         self.rope_limit = rope_limit(model.config.get_text_config())
         embedding = model.get_input_embeddings().weight
         self.vocabulary: int = embedding.shape[0]
+        self.parameters = sum(weight.numel() for weight in model.parameters())
         self.device = embedding.device
 
     @torch.inference_mode()
@@ -131,19 +136,15 @@ class Generator:
                 waiting += self._rows(position, question)
             except RowError as error:
                 errors[position] = error
-        while waiting:
-            for batch in self._batches(waiting):
-                try:
-                    completions = self._complete(batch)
-                except RuntimeError as error:
-                    if not out_of_memory(error):
-                        raise
-                    completions = self._shrink(batch)
-                for row, completion in zip(batch, completions, strict=False):
-                    results[row.question][row.sample] = completion
-                if not completions:
-                    break
-            waiting = [row for row in waiting if results[row.question][row.sample] is None]
+        with self._products(len(waiting)):
+            while waiting:
+                for batch in self._batches(waiting):
+                    completions = self._completions(batch)
+                    for row, completion in zip(batch, completions, strict=False):
+                        results[row.question][row.sample] = completion
+                    if not completions:
+                        break
+                waiting = [row for row in waiting if results[row.question][row.sample] is None]
         return [
             errors.get(position)
             or next((sample for sample in samples if isinstance(sample, RowError)), None)
@@ -169,6 +170,22 @@ class Generator:
             batch.append(row)
         if batch:
             yield batch
+
+    def _products(self, rows: int) -> contextlib.AbstractContextManager[Any]:
+        """By what the products of a call with so many rows are computed. Packed weights go with the call, as caches do."""
+        if self.parameters < LARGE:
+            return contextlib.nullcontext()
+        pays = rows >= PACKED_ROWS and self.max_new_tokens >= PACKED_TOKENS and 4 * self.parameters <= PACKED_BYTES
+        return fast_products(self.device, rows if pays else None)
+
+    def _completions(self, batch: list[_Row]) -> list[Completion | RowError]:
+        """Of each row of the batch; of none where memory runs out, and the budget is smaller from then on."""
+        try:
+            return self._complete(batch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        return self._shrink(batch)  # the failed batch is given back by now
 
     def _shrink(self, batch: list[_Row]) -> list[Completion | RowError]:
         """Halve the budget after an out-of-memory error; a row that was alone cannot be helped."""

@@ -12,6 +12,7 @@ import transformers
 from scipy.stats import chisquare
 
 from pipeline.errors import RowError
+from pipeline.models import generation
 from pipeline.models.generation import Generator
 from pipeline.models.questions import Completion, Question
 from pipeline.models.scoring import Scorer
@@ -348,3 +349,20 @@ def test_new_weights_are_used_at_once(model):
             parameter.mul_(1.1)
     after = generator.generate(GROUPS)
     assert after == ready(model).generate(GROUPS) != before
+
+
+@pytest.mark.parametrize("prompts", [1, 5], ids=["plain", "packed"])
+def test_large_models_write_the_same_by_other_products(monkeypatch, model, prompts):
+    """Of one row the weights stay as they are, of five they are packed: anew in each call, since they may have changed."""
+    questions = [Question(prompt, seed=seed) for seed, prompt in enumerate(PROMPTS[:prompts])]
+    for factor in (1.0, 1.1):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(factor)
+        answers = []
+        for large in (10**9, 0):
+            monkeypatch.setattr(generation, "LARGE", large)
+            answers.append([each for [each] in ready(model, max_new_tokens=32).generate(questions)])
+        for plain, ours in zip(*answers, strict=True):
+            assert plain.token_ids == ours.token_ids
+            np.testing.assert_allclose(plain.logprobs, ours.logprobs, atol=1e-5)
