@@ -92,6 +92,16 @@ class Apart:
             value: Value = self._ask((function, arguments, timeout_s), timeout_s, hear)
             return value
 
+    def begin(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Start the process and have it call a function, without waiting for either: the next call does. An exception of the
+        function is nobody's."""
+
+        def call() -> None:
+            with contextlib.suppress(Exception):
+                self.call(function, *arguments)
+
+        threading.Thread(target=call, daemon=True).start()
+
     def stop(self) -> None:
         """Kill the process; the next call starts another."""
         with self._lock:

@@ -34,7 +34,7 @@ from pipeline.corpus import InputFile
 from pipeline.errors import RunError, StoreError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers import Endogenous, Labeller, Sampling
-from pipeline.rewards.labellers.beside import Preparation
+from pipeline.rewards.labellers.beside import Preparation, begun
 from pipeline.store import LabelStore, StoredInput, Survey, WriterLock, fingerprint
 from pipeline.store.index import RecordIndex
 from pipeline.tokens import read_texts
@@ -132,12 +132,15 @@ class LabelRun:
                 store.reopen()
                 if self.labeller.writer == "endpoint":
                     announce(self.labeller, backlog)
-                ray.open()
-                terminal.say(f"loading {self.labeller.model.name} ...")
-                remote = self.labeller.writer == "endpoint"  # one actor asks, as many times at once as it may
-                pool = Pool(1, 1, 1, 0) if remote else pick_pool(self.labeller.config, self.device)
-                most = _prepared_at_once(self.labeller.config, backlog, pool) if ray.local else 0
-                with _preparations(preparation, self.labeller, most) as here:
+                with contextlib.ExitStack() as stack:
+                    if preparation is None and ray.local:
+                        preparation = stack.enter_context(begun(self.labeller))  # beside Ray's start
+                    ray.open()
+                    terminal.say(f"loading {self.labeller.model.name} ...")
+                    remote = self.labeller.writer == "endpoint"  # one actor asks, as many times at once as it may
+                    pool = Pool(1, 1, 1, 0) if remote else pick_pool(self.labeller.config, self.device)
+                    most = _prepared_at_once(self.labeller.config, backlog, pool) if ray.local else 0
+                    here = stack.enter_context(_preparations(preparation, self.labeller, most))
                     timing = self._label(backlog, survey, notes, lock, pool, here)
             else:
                 rows = sum(stored.plan.rows for stored in self.inputs)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Self
 
 from jobs import terminal
 from jobs.label.label_run import LabelRun
@@ -90,18 +89,10 @@ def show_runs(runs: Mapping[str, LabelRun], retry_errors: bool) -> None:
 
 
 class Preview:
-    """Looks at the first rows of an input as `label` would see them, in a process beside this one, for as long as the block
-    runs."""
+    """Looks at the first rows of an input as `label` would see them, in a process beside this one."""
 
-    def __init__(self, config: LabelConfig, renderer: Renderer):
-        self.config, self.renderer = config, renderer
-        self.preparation = Preparation(config.model.trust_remote_code)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.preparation.beside.stop()
+    def __init__(self, config: LabelConfig, renderer: Renderer, preparation: Preparation):
+        self.config, self.renderer, self.preparation = config, renderer, preparation
 
     def show_example(self, inputs: list[StoredInput]) -> None:
         """Print the first response that can be scored, its scored tokens marked off; nothing where there is none."""

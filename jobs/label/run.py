@@ -14,6 +14,7 @@ from jobs.label.sizing import Rate, costs
 from pipeline.config import OF_A_TEMPLATE, LabelConfig, set_but_unread
 from pipeline.report.toml import to_toml
 from pipeline.rewards.labellers import Endogenous
+from pipeline.rewards.labellers.beside import begun
 from pipeline.store import LabelStore
 
 
@@ -45,25 +46,26 @@ def label(
         renderer = Endogenous(config, config.model).renderer
         check_sampled(inputs, renderer)
         show_inputs(inputs)
-        with Preview(config, renderer) as preview:
+        with begun(Endogenous(config, config.model)) as preparation:
+            preview = Preview(config, renderer, preparation)
             preview.show_example(inputs)
             sample = preview.sample(inputs)
         terminal.print_table("Estimate, from a sample", sample.table())
         actors = config.scorer.max_actors or config.scorer.min_actors
         terminal.print_table("Cost, an estimate too", costs(sample, rate, actors, price))
         return 0
-    for warning in [*config.reward.warnings(), *_idle(labeller)]:
-        terminal.warn(warning)
     with contextlib.ExitStack() as stack:
+        preparation = stack.enter_context(begun(labeller))
+        for warning in [*config.reward.warnings(), *_idle(labeller)]:
+            terminal.warn(warning)
         ray = LateCluster(config, stack)
         if joins_cluster(config.run):  # only the cluster knows its devices
             ray.open()
             warn_of_local_output(config.output.path)
         run = LabelRun.open(labeller, config.output.path, pick_device(config), files, first_bytes=FIRST_BYTES)
         show_inputs(run.inputs, run.later)
-        with Preview(run.labeller.config, run.labeller.renderer) as preview:
-            preview.show_example(run.inputs)
-            run.complete(ray, command, retry_errors=retry_errors, preparation=preview.preparation)
+        Preview(run.labeller.config, run.labeller.renderer, preparation).show_example(run.inputs)
+        run.complete(ray, command, retry_errors=retry_errors, preparation=preparation)
         return 0
 
 

@@ -5,7 +5,8 @@ computed with the interpreter's lock held, or from texts of any size. `label` pr
 under a bound of its own, and renders right there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipeline.apart import Apart, Died, TimedOut
@@ -28,6 +29,17 @@ def render_here() -> None:
     """From now on templates run in this process: it stands beside another, which bounds it."""
     global _here
     _here = True
+
+
+@contextlib.contextmanager
+def rendering_in(process: Apart) -> Iterator[None]:
+    """While the block runs, templates run in a process that stands beside this one for something else, under its bounds."""
+    global _beside
+    own, _beside = _beside, process
+    try:
+        yield
+    finally:
+        _beside = own
 
 
 def bounded(function: Callable[..., Value], *arguments: Any) -> Value:

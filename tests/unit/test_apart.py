@@ -30,6 +30,11 @@ def refuse() -> None:
     raise RowError("too_long", "by one")
 
 
+def write_late(path: str, seconds: float) -> None:
+    time.sleep(seconds)
+    Path(path).write_text("done")
+
+
 def allocate(size: int) -> int:
     return len(bytearray(size))
 
@@ -46,6 +51,27 @@ def beside() -> Iterator[Apart]:
     apart = Apart()
     yield apart
     apart.stop()
+
+
+def test_it_begins_with_something_and_the_next_call_waits_for_that(beside: Apart, tmp_path: Path) -> None:
+    began = time.monotonic()
+    beside.begin(write_late, str(tmp_path / "done"), 0.3)
+    assert time.monotonic() - began < 0.3
+    while not beside.alive:
+        time.sleep(0.01)
+    assert beside.call(os.path.exists, str(tmp_path / "done"))
+    beside.begin(refuse)  # which is nobody's
+    assert beside.call(len, "ab") == 2
+
+
+def test_what_has_begun_is_closed_at_once() -> None:
+    closed = Apart()
+    closed.begin(time.sleep, 60)
+    while not closed.alive:
+        time.sleep(0.01)
+    began = time.monotonic()
+    closed.close()
+    assert time.monotonic() - began < 10 and not closed.alive
 
 
 def test_it_answers_and_stays(beside: Apart) -> None:

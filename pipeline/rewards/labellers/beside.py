@@ -1,7 +1,8 @@
 """A shard's rows become requests in a process beside this one, since tokenizers and templates may end theirs."""
 
+import contextlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from pipeline.errors import RunError
 from pipeline.killers import Bisection, killed
 from pipeline.rewards.labellers.base import Labeller
 from pipeline.rewards.labelling import Prepared
-from pipeline.tokens.bounded import QUIET, WITHOUT, render_here
+from pipeline.tokens.bounded import QUIET, WITHOUT, render_here, rendering_in
 
 DOING = "tokenising"
 MEMORY = 16 << 30  # bytes of address space: a template may write without end, and then it is the row's error
@@ -101,6 +102,20 @@ class Preparation:
         return packed
 
 
+@contextlib.contextmanager
+def begun(labeller: Labeller) -> Iterator[Preparation]:
+    """One whose process loads the tokenizer while this one goes on, for as long as the block runs. Where its memory is
+    bounded, templates of this process run there, too."""
+    preparation = Preparation(labeller.model.trust_remote_code)
+    preparation.beside.begin(_opened, labeller)
+    shares = contextlib.nullcontext() if preparation.own_code else rendering_in(preparation.beside)
+    try:
+        with shares:
+            yield preparation
+    finally:
+        preparation.beside.close()
+
+
 def _endless(shard: Shard) -> RunError:
     return RunError(
         f"{shard.where} were not tokenised within {WITHIN_S:g} s, so the chat template or the tokenizer does not come to an "
@@ -110,6 +125,11 @@ def _endless(shard: Shard) -> RunError:
 
 
 # What the process beside runs
+
+
+def _opened(labeller: Labeller) -> None:
+    render_here()
+    _ = labeller.renderer
 
 
 def _packed(labeller: bytes, shard: Shard, generation: int, rows: bytes | Place, shape: Shape) -> bytes:
