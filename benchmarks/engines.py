@@ -23,8 +23,8 @@ two threads: they take turns, so each has both cores.
 sample: the same 64 prompts of 32 tokens, 96 new tokens each and none that ends before, temperature 1, float32, with
 log-probabilities, in a process for each engine, after a warm-up; tokens a second of the clock and of the CPU. `generate` is
 transformers' own, which is TRL's engine where vLLM is not, as on a CPU (the README says why). Their steps stand side by side
-in online_throughput.py. `floor` is nothing but the products of that work with the model's weights, prompts once and then 64 rows
-for each token, by the fastest of PyTorch's kernels: what no engine that asks these can pass.
+in online_throughput.py. `floor` is nothing but the products of that work with the model's weights, prompts once and then 64
+rows for each token, by the fastest of PyTorch's kernels: what no engine that asks these can pass.
 """
 
 import argparse
