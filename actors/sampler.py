@@ -77,6 +77,7 @@ class PolicySampler:
         )
         self.vocabulary = load_settings(spec.model).get_text_config().vocab_size
         self.probe = Probe(resolve_dtype(spec.model.dtype, spec.device))
+        self.held: int | None = None  # the version that was loaded last and passed its probe
         if spec.lora.rank and isinstance(self.engine, TransformersEngine):
             with_adapters(self.engine.model, spec.lora, seed=0)  # theirs come with the weights
             self.engine.model.eval().requires_grad_(False)
@@ -90,10 +91,12 @@ class PolicySampler:
             probe: what the learner's log-probabilities of the probe's text are under these weights.
         """
         started = time.perf_counter()
-        if self.engine.version != version:
+        if not self.engine.version == self.held == version:
+            self.held = None
             self.engine.load(version, dict(deserialized(weights)))
             if probe is not None:
                 self.probe.check(version, probe, self.engine.logprobs(probe_text(self.vocabulary)))
+            self.held = version
         rollouts = [self._rollouts(answers) for answers in self.engine.generate(questions)]
         self.engine.rest()
         return Reply.of(rollouts, started, self.engine.notes)

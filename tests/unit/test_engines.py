@@ -53,4 +53,4 @@ def test_weights_come_under_a_version(folder: Path, engine: Engine) -> None:
     assert engine.version == 4 and np.abs(engine.logprobs(PROMPT) - before).max() > 1e-3
     with pytest.raises(RunError, match="the learner sends other, which LlamaForCausalLM does not have"):
         engine.load(5, {"other": torch.ones(2)})
-    assert engine.version == 4
+    assert engine.version is None, "some weights may be of the one, some of the other"

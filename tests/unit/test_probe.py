@@ -61,8 +61,10 @@ def test_a_sampler_holds_each_version_against_the_learner(folder: str) -> None:
     logprobs = policy(torch.tensor([text])).logits[0, :-1].log_softmax(-1)
     due = logprobs.gather(1, torch.tensor(text[1:])[:, None])[:, 0].detach().numpy()
     sampler.sample(1, serialize(policy.state_dict()), [Question([5])], due)
-    with pytest.raises(RunError, match="the weights of version 2 have not arrived"):
-        sampler.sample(2, serialize(policy.state_dict()), [Question([5])], due - np.float32(0.1))
+    for _ in range(2):  # also when it is asked again: weights that failed are there, and are no version
+        with pytest.raises(RunError, match="the weights of version 2 have not arrived"):
+            sampler.sample(2, serialize(policy.state_dict()), [Question([5])], due - np.float32(0.1))
+    sampler.sample(2, serialize(policy.state_dict()), [Question([5])], due)
 
 
 # Adapters
