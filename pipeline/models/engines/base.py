@@ -59,10 +59,11 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Low-rank adapters, as a learner has them."""
+    """Low-rank adapters, as a learner has them: `shapes` is the complete set, by name."""
 
     rank: int
     alpha: float
+    shapes: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)

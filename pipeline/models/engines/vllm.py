@@ -26,7 +26,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWa
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.drawing import Blocks
 from pipeline.models.engines.base import Abilities, Adapters, Drawing, EngineSpec
-from pipeline.models.engines.lora import check_adapters, write_adapters
+from pipeline.models.engines.lora import write_adapters
 from pipeline.models.engines.turns import DISCARDING, KEEPING, Turns
 from pipeline.models.engines.weights import Held, check_weights
 from pipeline.models.generation import end_tokens
@@ -174,10 +174,7 @@ class VllmEngine:
         return self.turns.version
 
     def load(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
-        if self.adapters:
-            check_adapters(weights, self.held.shapes, self.adapters.rank)
-        else:
-            check_weights(weights, self.held.shapes)
+        check_weights(weights, self.adapters.shapes if self.adapters else self.held.shapes)
         self.turns.load(version, weights)
 
     def rest(self) -> None:
