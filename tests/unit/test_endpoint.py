@@ -58,13 +58,19 @@ def test_tokens_go_and_come_in_order_each_with_a_seed_of_its_own(server: Server,
     answers = asked.generate([Question([65 + i, 66 + i], 3, seed=i) for i in range(8)])
     assert [[each.token_ids for each in samples] for samples in answers] == [[[66 + i]] * 3 for i in range(8)]  # type: ignore[union-attr]
     first = answers[0][0]  # type: ignore[index]
-    assert first == Completion(tiny.tokenizer().decode([66]), [66], True) and first.logprobs.tolist() == [-0.5]
+    assert first == Completion(tiny.tokenizer().decode([66]), [66], True)
+    assert first.logprobs is None and not any("logprobs" in request for request in server.asked), "of temperature 1"
     assert len({request["seed"] for request in server.asked}) == 24
     assert server.most_under_way <= 4 and asked.forwarded_tokens == 24 * 9
     for request in server.asked:
         assert request["path"] == "/v1/completions" and request["key"] == f"Bearer {KEY}"
         assert (request["temperature"], request["top_p"], request["max_tokens"]) == (1.0, 0.9, 7)
         assert request["stop_token_ids"] == [3] and request["return_token_ids"] and request["model"] == "served"
+
+
+def test_log_probabilities_where_the_servers_are_of_what_is_drawn(server: Server, model: ModelConfig) -> None:
+    [[first]] = engine(server, model, replace(DRAWING, top_p=1.0)).generate([Question([65, 66])])  # type: ignore[misc]
+    assert first.logprobs.tolist() == [-0.5] and server.asked[0]["logprobs"] == 1
 
 
 FAULTS: dict[str, Callable[[Any], None]] = {

@@ -90,7 +90,7 @@ class EndpointEngine:
             return "/chat/completions", body | {"messages": [dict(each) for each in question.messages]}, prompt + limit
         body |= {"prompt": question.prompt_ids, "return_token_ids": True, "stop_token_ids": list(drawing.end_tokens)}
         body |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # or the model's own settings would hold there
-        if drawing.logprobs:
+        if drawing.wants_raw:  # which servers give
             body["logprobs"] = 1
         return "/completions", body, prompt + limit
 
@@ -117,7 +117,7 @@ class EndpointEngine:
             shown = f"{own[:60]!r} for the server's {text[:60]!r}"
             raise RowError("other_tokens", f"the server's tokens are another text under this tokenizer: {shown}")
         logprobs = None
-        if self.drawing.logprobs:
+        if self.drawing.wants_raw:
             given = (choice.get("logprobs") or {}).get("token_logprobs")
             if not isinstance(given, list) or len(given) != len(ids):
                 raise WrongForm("choices[0].logprobs are not one a token")
