@@ -73,29 +73,49 @@ def test_log_probabilities_where_the_servers_are_of_what_is_drawn(server: Server
     assert first.logprobs.tolist() == [-0.5] and server.asked[0]["logprobs"] == 1
 
 
-FAULTS: dict[str, Callable[[Any], None]] = {
-    "status 429": faulty_server.status(429, Retry_After="0.05"),
-    "status 500": faulty_server.status(500),
-    "status 503": faulty_server.status(503),
-    "an answer that is not JSON": faulty_server.wrong_json,
-    "an answer of another form": faulty_server.other_form,
-    "half an answer": faulty_server.half_an_answer,
-    "no answer within 0.25 s": faulty_server.hangs,
-    "no connection": faulty_server.closes,
+def chosen(**fields: Any) -> Callable[[Any], None]:
+    """The answer that is due, but for this."""
+    due = {"text": tiny.tokenizer().decode([66]), "token_ids": [66], "logprobs": {"token_logprobs": [-0.5]}}
+    return lambda handler: handler.reply({"choices": [{**due, **fields}]})
+
+
+FORM = "an answer of another form"
+FAULTS: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "too many": ("status 429", faulty_server.status(429, Retry_After="0.05")),
+    "broken": ("status 500", faulty_server.status(500, "half a character: \ud83d")),
+    "nested within an error": ("status 500", lambda handler: handler.reply(b"[" * 60_000, 500)),
+    "away": ("status 503", faulty_server.status(503)),
+    "no JSON": ("an answer that is not JSON", faulty_server.wrong_json),
+    "nested": ("an answer that is not JSON", faulty_server.too_deep),
+    "no choices": (FORM, faulty_server.other_form),
+    "no text": (FORM, chosen(text=["B"])),
+    "half a character": (FORM, chosen(text="\ud83d")),
+    "tokens that are none": (FORM, chosen(token_ids=[True])),
+    "log-probabilities in a list": (FORM, chosen(logprobs=[0.1])),
+    "log-probabilities that are letters": (FORM, chosen(logprobs={"token_logprobs": ["a"]})),
+    "log-probabilities that are null": (FORM, chosen(logprobs={"token_logprobs": [None]})),
+    "log-probabilities that are no numbers": (FORM, chosen(logprobs={"token_logprobs": [float("nan")]})),
+    "aborted": (FORM, chosen(finish_reason="abort")),
+    "ended by no word": (FORM, chosen(finish_reason=["stop"])),
+    "half": ("half an answer", faulty_server.half_an_answer),
+    "late": ("no answer within 0.25 s", faulty_server.hangs),
+    "closed": ("no connection", faulty_server.closes),
 }
 
 
-@pytest.mark.parametrize("why", FAULTS)
-def test_what_fails_is_asked_again_and_at_last_an_error_row(why: str, server: Server, model: ModelConfig) -> None:
-    asked = engine(server, model, timeout_s=0.25 if "within" in why else 30.0)
-    server.faults = [FAULTS[why]] * 2
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_fails_is_asked_again_and_at_last_an_error_row(name: str, server: Server, model: ModelConfig) -> None:
+    why, fault = FAULTS[name]
+    asked = engine(server, model, replace(DRAWING, top_p=1.0), timeout_s=0.25 if "within" in why else 30.0)
+    server.faults = [fault] * 2
     [[completion]] = asked.generate([Question([65, 66])])  # type: ignore[misc]
     assert completion.token_ids == [66] and len(server.asked) == 3
     [note] = asked.notes
     assert note == f"{server.url} gave {why}, and was asked again"
-    server.faults = [FAULTS[why]] * 3
+    server.faults = [fault] * 3
     failed, fine = asked.generate([Question([65, 66])]) + asked.generate([Question([65, 67])])
     assert isinstance(failed, RowError) and failed.reason == "endpoint_failed" and why in failed.detail
+    assert failed.detail.encode(), "can be stored"
     assert not isinstance(fine, RowError), "a request that failed costs no other"
 
 
@@ -115,6 +135,14 @@ def test_a_refused_request_is_an_error_row_and_is_not_sent_again(server: Server,
     [failed] = engine(server, model).generate([Question([65, 66])])
     assert isinstance(failed, RowError) and (failed.reason, len(server.asked)) == ("endpoint_refused", 1)
     assert failed.detail == "status 400: max_tokens is too large"
+
+
+def test_an_answer_that_is_withheld_and_one_that_is_cut_off(server: Server, model: ModelConfig) -> None:
+    """Neither is a finished answer: the one is an error row at once, the other says that it is not finished."""
+    server.faults = [chosen(finish_reason="content_filter"), chosen(finish_reason="length")]
+    withheld, cut = (engine(server, model).generate([Question([65, 66])])[0] for _ in range(2))
+    assert isinstance(withheld, RowError) and withheld.reason == "endpoint_refused" and len(server.asked) == 2
+    assert not isinstance(cut, RowError) and not cut[0].finished
 
 
 def test_another_models_tokens_are_error_rows(server: Server, model: ModelConfig) -> None:
