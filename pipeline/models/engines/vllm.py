@@ -27,6 +27,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWa
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.drawing import Blocks
 from pipeline.models.engines.base import Abilities, Adapters, Drawing, EngineSpec
+from pipeline.models.engines.checks import LORA_RANKS
 from pipeline.models.engines.lora import write_adapters
 from pipeline.models.engines.turns import DISCARDING, KEEPING, Turns
 from pipeline.models.engines.weights import Held, check_weights
@@ -43,7 +44,6 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # functions and tensors as arguments, which stay in this process
 }
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 for _name, _value in ENVIRONMENT.items():  # vLLM reads them once, when it is imported
     os.environ.setdefault(_name, _value)
 
@@ -205,11 +205,7 @@ def cache_bytes(settings: Any, dtype: str, tokens: int) -> int:
 def _lora_options(adapters: Adapters | None) -> dict[str, Any]:
     if adapters is None:
         return {}
-    rank = next((each for each in LORA_RANKS if each >= adapters.rank), None)
-    if rank is None:
-        raise ConfigError(
-            f"lora.rank = {adapters.rank}: vLLM has up to {LORA_RANKS[-1]}; take sampler.engine = transformers"
-        )
+    rank = next(each for each in LORA_RANKS if each >= adapters.rank)
     return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
 
 
