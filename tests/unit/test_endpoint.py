@@ -10,6 +10,7 @@ import pytest
 import tiny
 from faulty_server import Request, Server, serving
 
+from jobs.__main__ import main
 from pipeline.config import EvaluateConfig, ModelConfig
 from pipeline.errors import ConfigError, RowError, RunError
 from pipeline.models.engines import Drawing, Endpoint, EngineSpec
@@ -165,6 +166,21 @@ def test_a_key_that_is_refused_ends_the_run_and_stands_nowhere(server: Server, m
     other = engine(server, model)
     [failed] = other.generate([Question([65, 66])])
     assert isinstance(failed, RowError) and KEY not in failed.detail and not any(KEY in note for note in other.notes)
+
+
+@pytest.mark.parametrize("code", [400, 401, 429, 500])
+def test_a_command_that_a_server_refuses_says_no_key(
+    code: int, server: Server, model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole commands are held against it in tests/integration/test_endpoint_key.py."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one?"}\n')
+    server.faults = [faulty_server.status(code, f"no luck with {KEY} today", Retry_After="0")] * 9
+    words = ["sample", "--policy", model.name, "--prompts", str(tmp_path / "prompts.jsonl")]
+    words += ["--output", str(tmp_path / "out"), "--set", f"sampler.endpoint={server.url}"]
+    assert main(words) == 2 and server.asked[0]["key"] == f"Bearer {KEY}"
+    said = capsys.readouterr()
+    assert "no luck with ... today" in " ".join(said.err.split()) and KEY not in said.out + said.err
+    assert not [each for each in tmp_path.glob("**/*") if each.is_file() and KEY.encode() in each.read_bytes()]
 
 
 def test_a_run_stops_before_it_costs_more_than_agreed(server: Server, model: ModelConfig) -> None:
