@@ -23,7 +23,7 @@ from pipeline.models.engines.probe import Logprobs, Probe, probe_text
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.models.questions import Completion, Question
 from pipeline.rl.rollouts import Rollout
-from pipeline.training.adapters import with_adapters
+from pipeline.training.adapters import adapter_shapes, with_adapters
 
 if TYPE_CHECKING:
     from pipeline.config import ModelConfig
@@ -69,14 +69,18 @@ class PolicySampler:
             logprobs=True,
             certainty=spec.certainty,
         )
-        adapters = Adapters(spec.lora.rank, spec.lora.alpha or 2 * spec.lora.rank) if spec.lora.rank else None
+        settings, adapters = load_settings(spec.model), None
+        if spec.lora.rank and spec.engine == "vllm":
+            shapes = adapter_shapes(settings, spec.lora)
+            adapters = Adapters(spec.lora.rank, spec.lora.alpha or 2 * spec.lora.rank, shapes)
         self.engine = open_engine(
             EngineSpec(
                 spec.model, spec.device, drawing, spec.gpus, spec.engine, adapters=adapters, shares_gpu=spec.shares_gpu
             )
         )
-        self.vocabulary = load_settings(spec.model).get_text_config().vocab_size
+        self.vocabulary = settings.get_text_config().vocab_size
         self.probe = Probe(resolve_dtype(spec.model.dtype, spec.device))
+        self.held: int | None = None  # the version that was loaded last and passed its probe
         if spec.lora.rank and isinstance(self.engine, TransformersEngine):
             with_adapters(self.engine.model, spec.lora, seed=0)  # theirs come with the weights
             self.engine.model.eval().requires_grad_(False)
@@ -90,10 +94,12 @@ class PolicySampler:
             probe: what the learner's log-probabilities of the probe's text are under these weights.
         """
         started = time.perf_counter()
-        if self.engine.version != version:
+        if not self.engine.version == self.held == version:
+            self.held = None
             self.engine.load(version, dict(deserialized(weights)))
             if probe is not None:
                 self.probe.check(version, probe, self.engine.logprobs(probe_text(self.vocabulary)))
+            self.held = version
         rollouts = [self._rollouts(answers) for answers in self.engine.generate(questions)]
         self.engine.rest()
         return Reply.of(rollouts, started, self.engine.notes)

@@ -14,17 +14,21 @@ lag, engine: examples/addition/rl.toml with the sibling model of three heads, wh
 thread and a learner of one, for `--steps` steps and as many seeds. Accuracy is of one answer at temperature 1 to each of
 `--held-out` problems, the same for all; the interval is Wilson's, of all seeds together. A step's seconds are a median, those
 of measurements left out. Shown beside: the effective sample size of the correction's weights, and of each step how much the
-learner waits. Claims, of what is there: lag 1 and vLLM end within the interval of lag 0 under transformers.
+learner waits. Claims, of what is there: the accuracy of lag 1 and of vLLM is within the interval of lag 0 under transformers,
+or above it.
 
-`both threads` is lag 0 with two samplers, which is what the command does with two cores by itself.
+`two threads for each` is lag 0 with two samplers, which is what the command does with two cores by itself, and a learner of
+two threads: they take turns, so each has both cores.
 
 sample: the same 64 prompts of 32 tokens, 96 new tokens each and none that ends before, temperature 1, float32, with
 log-probabilities, in a process for each engine, after a warm-up; tokens a second of the clock and of the CPU. `generate` is
-transformers' own, which is TRL's engine where vLLM is not; TRL gives weights to a vLLM server over NCCL alone, which needs a
-GPU. Their steps stand side by side in online_throughput.py.
+transformers' own, which is TRL's engine where vLLM is not, as on a CPU (the README says why). Their steps stand side by side
+in online_throughput.py. `floor` is nothing but the products of that work with the model's weights, prompts once and then 64
+rows for each token, by the fastest of PyTorch's kernels: what no engine that asks these can pass.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -48,11 +52,12 @@ RESULT = ROOT / "benchmarks/results/engines.json"
 LAST = 10  # steps that make the end of a run
 LAGS: dict[str, dict[str, object]] = {
     "lag 0": {},
-    "lag 0, both threads": {"sampler.actors": 2},
+    "lag 0, two threads for each": {"sampler.actors": 2, "learner.cpus_per_worker": 2},
     "lag 1": {"rl.lag": 1},
     "lag 1, uncorrected": {"rl.lag": 1, "rl.correction": "none"},
 }
 ENGINES: dict[str, dict[str, object]] = {"lag 0": {}, "vllm": {"sampler.engine": "vllm"}}
+SAMPLED = ("transformers", "vllm", "generate", "floor")
 SEQUENCES, PROMPT_TOKENS, NEW_TOKENS = 64, 32, 96
 
 
@@ -110,7 +115,7 @@ def pieces(arguments: argparse.Namespace) -> Iterator[Piece]:
         }
         yield from (rl(name, settings, seed, arguments) for name, settings in cases.items())
     if "sample" in arguments.parts:
-        yield from (sample(engine, arguments) for engine in ("transformers", "vllm", "generate"))
+        yield from (sample(engine, arguments) for engine in SAMPLED)
 
 
 def rate(engine: str, model: str) -> dict[str, float]:
@@ -120,7 +125,7 @@ def rate(engine: str, model: str) -> dict[str, float]:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     prompts = np.random.default_rng(0).integers(100, 20_000, (SEQUENCES, PROMPT_TOKENS)).tolist()
-    ask = _generate(model) if engine == "generate" else _engine(engine, model)
+    ask = {"generate": _generate, "floor": _floor}.get(engine, functools.partial(_engine, engine))(model)
     ask(prompts[:4])
     wall, cpu = time.perf_counter(), time.process_time()
     tokens = ask(prompts)
@@ -164,6 +169,40 @@ def _generate(model: str) -> Callable[[list[list[int]]], int]:
     return ask
 
 
+def _floor(model: str) -> Callable[[list[list[int]]], int]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    layers = [each for each in loaded.modules() if isinstance(each, torch.nn.Linear)]
+    inner = [each for each in layers if each is not loaded.get_output_embeddings()]
+    inputs = {each.in_features: torch.rand(SEQUENCES * PROMPT_TOKENS, each.in_features) for each in layers}
+    onednn = torch.ops.mkldnn
+    packed = {each: onednn._reorder_linear_weight(each.weight.detach(), SEQUENCES) for each in layers}
+    kernels: list[Callable[[torch.Tensor, torch.nn.Linear], object]] = [
+        lambda rows, each: torch.nn.functional.linear(rows, each.weight, each.bias),
+        lambda rows, each: onednn._linear_pointwise(rows, each.weight, each.bias, "none", [], ""),  # our scorer's
+        lambda rows, each: onednn._linear_pointwise(rows, packed[each], each.bias, "none", [], ""),
+    ]
+
+    @torch.inference_mode()
+    def seconds(number: int, of: list[torch.nn.Linear], rows: int) -> float:
+        began = time.perf_counter()
+        for each in of:
+            kernels[number](inputs[each.in_features][:rows], each)
+        return time.perf_counter() - began
+
+    best = min(range(len(kernels)), key=lambda number: min(seconds(number, layers, SEQUENCES) for _ in range(3)))
+
+    def ask(prompts: list[list[int]]) -> int:
+        seconds(best, inner, sum(map(len, prompts)))
+        for _ in range(NEW_TOKENS):
+            seconds(best, layers, len(prompts))
+        return len(prompts) * NEW_TOKENS
+
+    return ask
+
+
 def _run(python: str, *words: object) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -190,30 +229,30 @@ def show(arguments: argparse.Namespace) -> dict[str, bool]:
         f"Accuracy on held-out additions after {arguments.steps} steps, the sibling of three heads",
         "", "seeds", "before", "after", "95% interval", "KL", "sample size", "s a step", "of it waiting",
     )  # fmt: skip
-    intervals = {}
+    ended, intervals = {}, {}
     for name, runs in rows.items():
         if not runs:
             continue
         count = sum(each["held_out"] for each in runs)
         right = round(sum(each["after"] * each["held_out"] for each in runs))
+        ended[name] = right / count
         low, high = intervals[name] = wilson_interval(right, count)
         shares = [median(each[what] for each in runs) for what in ("kl", "sample_size", "step", "waiting")]
         made.add_row(
-            name, str(len(runs)), f"{fmean(each['before'] for each in runs):.1%}", f"{right / count:.1%}",
+            name, str(len(runs)), f"{fmean(each['before'] for each in runs):.1%}", f"{ended[name]:.1%}",
             f"{low:.1%} to {high:.1%}", f"{shares[0]:.3f}", f"{shares[1]:.3f}", f"{shares[2]:.2f}", f"{shares[3]:.2f}",
         )  # fmt: skip
     CONSOLE.print(made)
     rates = table("Sampling, SmolLM2", "", "tokens/s", "tokens a CPU-second")
-    for engine in ("transformers", "vllm", "generate"):
+    for engine in SAMPLED:
         if each := there.get(f"sample: {engine}"):
             rates.add_row(engine, f"{each['per_second']:.0f}", f"{each['per_cpu_second']:.0f}")
     CONSOLE.print(rates)
     return {
-        f"{name} ends where lag 0 under transformers does: their intervals overlap": intervals[name][1]
+        f"{name} ends within the interval of lag 0 under transformers, or above it": ended[name]
         >= intervals["lag 0"][0]
-        and intervals[name][0] <= intervals["lag 0"][1]
         for name in ("lag 1", "vllm")
-        if name in intervals and "lag 0" in intervals
+        if name in ended and "lag 0" in intervals
     }
 
 

@@ -6,8 +6,10 @@ dapo's with k3 in it, use_bias_correction_kl = False, one step of the optimizer 
     endoreward    the command as it is: a sampler of one thread for each core, a rewarder and a learner of one; take turns
     trl           one process, that many threads; GRPOTrainer on transformers' `generate`, no gradient checkpointing
     trl, 1 thread the same on one: with a small model threads cost more than they bring
+    endoreward, vllm  with --vllm PYTHON, of an environment with vLLM: the command with sampler.engine = vllm, which by itself
+                      corrects for another engine and so forwards a batch once more; needs --model, of heads that vLLM has
 
-Ours is held against the faster of these.
+Ours, under transformers, is held against the faster of TRL's.
 
 TRL's reward function is made of our own parts: the scorer's packed forward pass on the ids that were sampled, equal samples
 scored once. It is less than what our rewarder does: that has the reference's log-probabilities from the same pass, for which
@@ -31,7 +33,8 @@ That both learn the same shows in the reward of the last steps: equal within thr
 
 Models are the embedded one, and a Llama with random weights and random prompts, whose responses nearly all have the full
 length; `--model` with `--prompts` takes others. Needs trl (the `bench` extra), psutil (`dev`) and Linux. Left out: GPUs, vLLM
-on TRL's side, several learners, measuring on held-out prompts, checkpoints but for our last.
+on TRL's side, which does not run on a CPU (the README says why, of engines.py), several learners, measuring on held-out
+prompts, checkpoints but for our last.
 """
 
 import argparse
@@ -77,7 +80,7 @@ WARMUP = 3  # steps
 LAST = 5  # steps whose reward is compared
 FASTER = 1.3  # than TRL: the aim
 LOOK_S = 0.5  # between two looks at a command's processes
-OURS, THEIRS, SINGLE = "endoreward", "trl", "trl, 1 thread"
+OURS, VLLM, THEIRS, SINGLE = "endoreward", "endoreward, vllm", "trl", "trl, 1 thread"
 METRICS = "metrics.jsonl"  # both sides write it
 
 
@@ -108,6 +111,7 @@ class Work:
     threads: int
     seed: int
     output: str
+    vllm: str | None = None  # a Python that has it, for that side
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -271,10 +275,11 @@ def _writer(work: Work, spent: dict[str, float]) -> Any:
 
 
 def command(side: str, work: Work, further: Sequence[str]) -> list[str]:
-    if side != OURS:
+    if side in (THEIRS, SINGLE):
         return [sys.executable, str(Path(__file__).resolve()), "--theirs", json.dumps(asdict(work))]
     told = [f"{name}={json.dumps(value)}" for name, value in work.settings.items()] + list(further)
-    return [sys.executable, "-m", "jobs", "rl", *(word for each in told for word in ("--set", each))]
+    python, engine = (work.vllm, ["sampler.engine=vllm"]) if side == VLLM else (sys.executable, [])
+    return [str(python), "-m", "jobs", "rl", *(word for each in told + engine for word in ("--set", each))]
 
 
 def run(side: str, work: Work, further: Sequence[str], *, memory: bool) -> Turn:
@@ -282,7 +287,7 @@ def run(side: str, work: Work, further: Sequence[str], *, memory: bool) -> Turn:
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **({} if memory else ALLOCATOR)}
     for name in ("OMP_NUM_THREADS", "RAY_ADDRESS"):
         environment.pop(name, None)
-    if side != OURS:
+    if side in (THEIRS, SINGLE):
         environment["OMP_NUM_THREADS"] = str(work.threads)  # Ray sets that of its workers
     began = time.perf_counter()
     with open(f"{work.output}.log", "w+") as log:
@@ -385,6 +390,7 @@ class Found:
 def measure(work: Work, turns: int, further: Sequence[str]) -> dict[str, Found]:
     """Memory, one side after another; then speed, the sides in turns and in an order that changes."""
     sides = {OURS: work, THEIRS: work} | ({SINGLE: replace(work, threads=1)} if work.threads > 1 else {})
+    sides |= {VLLM: work} if work.vllm else {}
     found = {side: Found([], {}) for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         for side, told in sides.items():
@@ -401,7 +407,7 @@ def compare(name: str, work: Work, turns: int, further: Sequence[str]) -> dict[s
     """Print the tables of a case. Returns its claims."""
     found = measure(work, turns, further)
     mine = found[OURS]
-    its = min((one for side, one in found.items() if side != OURS), key=lambda one: statistics.median(one.steps))
+    its = min((found[side] for side in (THEIRS, SINGLE) if side in found), key=lambda one: statistics.median(one.steps))
     tokens = statistics.fmean(row["completions/mean_length"] for turn in mine.turns for row in turn.rows)
     shown = table(
         f"{name}: {work.batch} prompts x {work.group} responses of {tokens:.0f} tokens (at most {work.new_tokens}), "
@@ -425,6 +431,9 @@ def compare(name: str, work: Work, turns: int, further: Sequence[str]) -> dict[s
         f"the aim is {FASTER:g}), {its.cpu / mine.cpu:.2f} in CPU seconds. Our peak memory over its: "
         f"{mine.peak / its.peak:.1f}, of learner, samplers and rewarder {workers / its.peak:.1f}.\n"
     )
+    if VLLM in found:
+        other = statistics.median(found[VLLM].steps) / statistics.median(mine.steps)
+        CONSOLE.print(f"Ours with vLLM over ours with transformers: {other:.2f} in seconds per step.\n")
     CONSOLE.print(parts(found))
     CONSOLE.print(holders(found))
     apart = standard_errors(*(one.rewards(slice(-LAST, None)) for one in (mine, its)))
@@ -506,6 +515,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-4, help="of learning")
     parser.add_argument("--kl", type=float, default=0.01, help="its coefficient; 0: neither side holds a reference")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment with vLLM: a further side; needs --model")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="for our command; repeatable")
     options = parser.parse_args()
     if options.theirs:
@@ -522,6 +532,8 @@ def main() -> None:
     if options.steps is not None and options.steps < WARMUP + 2:
         parser.error(f"--steps: at least {WARMUP + 2}, {WARMUP} of them are warm-up")
 
+    if options.vllm and not options.model:
+        parser.error("--vllm needs --model: vLLM has no kernel for the heads of the embedded model on a CPU")
     claims: dict[str, bool] = {}
     for name in ["embedded"] if options.model else options.case or CASES:
         case = CASES[name]
@@ -532,7 +544,7 @@ def main() -> None:
             work = Work(
                 os.path.abspath(model), os.path.abspath(prompts), options.batch, options.group,
                 options.new_tokens or case.new_tokens, options.steps or case.steps, options.rate, options.kl,
-                options.threads, seed=0, output="",
+                options.threads, seed=0, output="", vllm=options.vllm,
             )  # fmt: skip
             claims |= compare(options.model or name, work, options.turns, options.set)
     verdict(claims)

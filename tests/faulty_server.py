@@ -85,6 +85,10 @@ def wrong_json(handler: Any) -> None:
     handler.reply(b'{"choices": [')
 
 
+def too_deep(handler: Any) -> None:
+    handler.reply(b"[" * 100_000)
+
+
 def other_form(handler: Any) -> None:
     handler.reply({"choices": []})
 

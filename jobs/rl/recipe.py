@@ -18,12 +18,11 @@ import ray
 import torch.distributed as dist
 
 from actors.learner import Learner, LearnerSpec
-from actors.sampler import Serialized
 from jobs.learning.loop import Clock, Recipe
 from jobs.learning.worker import read_kept
 from jobs.rl.logbook import Logbook
 from jobs.rl.pool import ActorPool
-from jobs.rl.source import ReplaySource, RolloutSource, SharedSource, read_version, version_name
+from jobs.rl.source import Older, ReplaySource, RolloutSource, SharedSource, read_version, version_name
 from pipeline.errors import StoreError
 from pipeline.rl.algorithms import algorithm_of
 from pipeline.rl.config import RlConfig
@@ -92,7 +91,7 @@ class RlRecipe(Recipe[list[Group]]):
         return clock.spent()
 
 
-def _kept_version(version: int) -> Serialized:
+def _kept_version(version: int) -> Older:
     """Older weights, of the checkpoint that the run goes on from. Raises StoreError."""
     content = read_kept(version_name(version))
     if content is None:

@@ -184,7 +184,7 @@ def _describe(config: RlConfig) -> RlRun:
     deepspeed_config(config, dtype, deepspeed)
     settings = load_settings(config.policy)
     if config.sampler.engine == "vllm" and not config.rl.replay:
-        check_vllm(config.policy, device, "sampler.engine", takes_weights=True)
+        check_vllm(config.policy, device, "sampler.engine", takes_weights=True, lora_rank=config.lora.rank)
     prompts = read_prompts(config, config.input.paths, "input.paths")
     held_out = read_prompts(config, config.held_out.prompts, "held_out.prompts") if config.held_out.prompts else None
     _require_enough(config, prompts)

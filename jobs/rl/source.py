@@ -26,6 +26,7 @@ from actors.learner import Learner
 from actors.sampler import Serialized, deserialized, serialize
 from jobs.learning.loop import Source
 from jobs.rl.pool import ActorPool, shared_out
+from pipeline.models.engines.probe import Logprobs
 from pipeline.models.questions import Question
 from pipeline.rl.config import RlConfig
 from pipeline.rl.refill import candidates, filled
@@ -36,6 +37,8 @@ from pipeline.training.order import Order
 Version = tuple[
     int, Any, Any
 ]  # of weights: its number, a Ray reference to them, what the learner says of the probe's text
+Older = tuple[Serialized, Logprobs | None]  # weights, and what the learner said of the probe's text under them
+PROBE = "endoreward.probe"  # beside the names of weights in a checkpoint's file of older ones
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,15 @@ class RolloutSource:
             for step in range(version, min(version + lag + 1, self.steps)):
                 self._ask(step)
 
-    def give(self, version: int, weights: Serialized) -> None:
+    def give(self, version: int, older: Older) -> None:
         """Older weights than `take` brings, which the next step's samples come from."""
+        weights, self.probes[version] = older
         self.weights[version] = ray.put(weights)
 
-    def older(self) -> dict[int, Serialized]:
+    def older(self) -> dict[int, Older]:
         """The weights that the next steps ask for, less the newest."""
         needed = range(max(0, self.version - self.config.rl.lag), self.version) if self.version < self.steps else ()
-        return {version: ray.get(self.weights[version]) for version in needed}
+        return {version: (ray.get(self.weights[version]), self.probes.get(version)) for version in needed}
 
     def step(self, step: int) -> list[Group]:
         """The groups of step `step`, counted from 0: the same prompts and random numbers whenever it is asked."""
@@ -220,7 +224,7 @@ class ReplaySource:
     def measures(self) -> dict[str, float]:
         return {}
 
-    def older(self) -> dict[int, Serialized]:
+    def older(self) -> dict[int, Older]:
         return {}
 
     def close(self) -> None:
@@ -252,8 +256,8 @@ class SharedSource(Source[list[Group]]):
             self.own.take(step, weights, probe)
 
     def save(self, folder: str) -> None:
-        for version, weights in (self.own.older() if self.own else {}).items():
-            write_version(os.path.join(folder, version_name(version)), weights)
+        for version, older in (self.own.older() if self.own else {}).items():
+            write_version(os.path.join(folder, version_name(version)), older)
 
     def close(self) -> None:
         if self.own:
@@ -265,14 +269,18 @@ def version_name(version: int) -> str:
     return f"weights-{version:06d}.safetensors"
 
 
-def write_version(path: str, weights: Serialized) -> None:
-    """Weights as they travel, into a file."""
-    save_file(dict(deserialized(weights)), path)
+def write_version(path: str, older: Older) -> None:
+    """Weights as they travel, into a file, with their probe where there is one."""
+    weights, probe = older
+    tensors = dict(deserialized(weights))
+    save_file(tensors if probe is None else {**tensors, PROBE: torch.from_numpy(probe)}, path)
 
 
-def read_version(content: bytes) -> Serialized:
+def read_version(content: bytes) -> Older:
     """The inverse of `write_version`."""
-    return serialize(load(content))
+    tensors = load(content)
+    probe = tensors.pop(PROBE, None)
+    return serialize(tensors), None if probe is None else probe.numpy()
 
 
 def _question(seed: str, prompt: Prompt, samples: int) -> Question:

@@ -86,7 +86,7 @@ class RlSection(OptimizerSection):
         default=None,
         description="for samples of other weights or another engine: advantages times pi before the batch's first step / pi "
         "of the sampler, by token or by sequence, truncated or masked above correction_cap; default: sequence-mask under "
-        "lag = 1, else none",
+        "lag = 1 and with another engine than transformers, else none",
     )
     correction_cap: float = Field(default=3.0, ge=1, allow_inf_nan=False, description="largest weight of a correction")
     keep_rollouts: bool = Field(default=False, description="keep every batch, as a label store in OUTPUT/rollouts")

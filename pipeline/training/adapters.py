@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from pipeline.errors import ConfigError
 from pipeline.models.loading import load_model
@@ -43,6 +44,14 @@ def with_adapters(model: Any, lora: LoraSection, seed: int) -> Any:
         return get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
         raise ConfigError(f"lora.targets = {lora.targets!r} does not fit {type(model).__name__}: {error}") from None
+
+
+def adapter_shapes(settings: Any, lora: LoraSection) -> dict[str, list[int]]:
+    """Of the adapters that `with_adapters` puts into a model of this configuration, by name; no weights are made."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings)
+        with_adapters(model, lora, seed=0)
+    return {name: list(each.shape) for name, each in model.named_parameters() if each.requires_grad}
 
 
 def merged(policy: ModelConfig, adapter: str) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from faulty_server import Request, Server, serving
 
+from jobs.__main__ import main
 from pipeline.config import EvaluateConfig, ModelConfig
 from pipeline.errors import ConfigError, RowError, RunError
 from pipeline.models.engines import Drawing, Endpoint, EngineSpec
@@ -58,7 +59,8 @@ def test_tokens_go_and_come_in_order_each_with_a_seed_of_its_own(server: Server,
     answers = asked.generate([Question([65 + i, 66 + i], 3, seed=i) for i in range(8)])
     assert [[each.token_ids for each in samples] for samples in answers] == [[[66 + i]] * 3 for i in range(8)]  # type: ignore[union-attr]
     first = answers[0][0]  # type: ignore[index]
-    assert first == Completion(tiny.tokenizer().decode([66]), [66], True) and first.logprobs.tolist() == [-0.5]
+    assert first == Completion(tiny.tokenizer().decode([66]), [66], True)
+    assert first.logprobs is None and not any("logprobs" in request for request in server.asked), "of temperature 1"
     assert len({request["seed"] for request in server.asked}) == 24
     assert server.most_under_way <= 4 and asked.forwarded_tokens == 24 * 9
     for request in server.asked:
@@ -67,29 +69,54 @@ def test_tokens_go_and_come_in_order_each_with_a_seed_of_its_own(server: Server,
         assert request["stop_token_ids"] == [3] and request["return_token_ids"] and request["model"] == "served"
 
 
-FAULTS: dict[str, Callable[[Any], None]] = {
-    "status 429": faulty_server.status(429, Retry_After="0.05"),
-    "status 500": faulty_server.status(500),
-    "status 503": faulty_server.status(503),
-    "an answer that is not JSON": faulty_server.wrong_json,
-    "an answer of another form": faulty_server.other_form,
-    "half an answer": faulty_server.half_an_answer,
-    "no answer within 0.25 s": faulty_server.hangs,
-    "no connection": faulty_server.closes,
+def test_log_probabilities_where_the_servers_are_of_what_is_drawn(server: Server, model: ModelConfig) -> None:
+    [[first]] = engine(server, model, replace(DRAWING, top_p=1.0)).generate([Question([65, 66])])  # type: ignore[misc]
+    assert first.logprobs.tolist() == [-0.5] and server.asked[0]["logprobs"] == 1
+
+
+def chosen(**fields: Any) -> Callable[[Any], None]:
+    """The answer that is due, but for this."""
+    due = {"text": tiny.tokenizer().decode([66]), "token_ids": [66], "logprobs": {"token_logprobs": [-0.5]}}
+    return lambda handler: handler.reply({"choices": [{**due, **fields}]})
+
+
+FORM = "an answer of another form"
+FAULTS: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "too many": ("status 429", faulty_server.status(429, Retry_After="0.05")),
+    "broken": ("status 500", faulty_server.status(500, "half a character: \ud83d")),
+    "nested within an error": ("status 500", lambda handler: handler.reply(b"[" * 60_000, 500)),
+    "away": ("status 503", faulty_server.status(503)),
+    "no JSON": ("an answer that is not JSON", faulty_server.wrong_json),
+    "nested": ("an answer that is not JSON", faulty_server.too_deep),
+    "no choices": (FORM, faulty_server.other_form),
+    "no text": (FORM, chosen(text=["B"])),
+    "half a character": (FORM, chosen(text="\ud83d")),
+    "tokens that are none": (FORM, chosen(token_ids=[True])),
+    "log-probabilities in a list": (FORM, chosen(logprobs=[0.1])),
+    "log-probabilities that are letters": (FORM, chosen(logprobs={"token_logprobs": ["a"]})),
+    "log-probabilities that are null": (FORM, chosen(logprobs={"token_logprobs": [None]})),
+    "log-probabilities that are no numbers": (FORM, chosen(logprobs={"token_logprobs": [float("nan")]})),
+    "aborted": (FORM, chosen(finish_reason="abort")),
+    "ended by no word": (FORM, chosen(finish_reason=["stop"])),
+    "half": ("half an answer", faulty_server.half_an_answer),
+    "late": ("no answer within 0.25 s", faulty_server.hangs),
+    "closed": ("no connection", faulty_server.closes),
 }
 
 
-@pytest.mark.parametrize("why", FAULTS)
-def test_what_fails_is_asked_again_and_at_last_an_error_row(why: str, server: Server, model: ModelConfig) -> None:
-    asked = engine(server, model, timeout_s=0.25 if "within" in why else 30.0)
-    server.faults = [FAULTS[why]] * 2
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_fails_is_asked_again_and_at_last_an_error_row(name: str, server: Server, model: ModelConfig) -> None:
+    why, fault = FAULTS[name]
+    asked = engine(server, model, replace(DRAWING, top_p=1.0), timeout_s=0.25 if "within" in why else 30.0)
+    server.faults = [fault] * 2
     [[completion]] = asked.generate([Question([65, 66])])  # type: ignore[misc]
     assert completion.token_ids == [66] and len(server.asked) == 3
     [note] = asked.notes
     assert note == f"{server.url} gave {why}, and was asked again"
-    server.faults = [FAULTS[why]] * 3
+    server.faults = [fault] * 3
     failed, fine = asked.generate([Question([65, 66])]) + asked.generate([Question([65, 67])])
     assert isinstance(failed, RowError) and failed.reason == "endpoint_failed" and why in failed.detail
+    assert failed.detail.encode(), "can be stored"
     assert not isinstance(fine, RowError), "a request that failed costs no other"
 
 
@@ -109,6 +136,14 @@ def test_a_refused_request_is_an_error_row_and_is_not_sent_again(server: Server,
     [failed] = engine(server, model).generate([Question([65, 66])])
     assert isinstance(failed, RowError) and (failed.reason, len(server.asked)) == ("endpoint_refused", 1)
     assert failed.detail == "status 400: max_tokens is too large"
+
+
+def test_an_answer_that_is_withheld_and_one_that_is_cut_off(server: Server, model: ModelConfig) -> None:
+    """Neither is a finished answer: the one is an error row at once, the other says that it is not finished."""
+    server.faults = [chosen(finish_reason="content_filter"), chosen(finish_reason="length")]
+    withheld, cut = (engine(server, model).generate([Question([65, 66])])[0] for _ in range(2))
+    assert isinstance(withheld, RowError) and withheld.reason == "endpoint_refused" and len(server.asked) == 2
+    assert not isinstance(cut, RowError) and not cut[0].finished
 
 
 def test_another_models_tokens_are_error_rows(server: Server, model: ModelConfig) -> None:
@@ -131,6 +166,21 @@ def test_a_key_that_is_refused_ends_the_run_and_stands_nowhere(server: Server, m
     other = engine(server, model)
     [failed] = other.generate([Question([65, 66])])
     assert isinstance(failed, RowError) and KEY not in failed.detail and not any(KEY in note for note in other.notes)
+
+
+@pytest.mark.parametrize("code", [400, 401, 429, 500])
+def test_a_command_that_a_server_refuses_says_no_key(
+    code: int, server: Server, model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole commands are held against it in tests/integration/test_endpoint_key.py."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one?"}\n')
+    server.faults = [faulty_server.status(code, f"no luck with {KEY} today", Retry_After="0")] * 9
+    words = ["sample", "--policy", model.name, "--prompts", str(tmp_path / "prompts.jsonl")]
+    words += ["--output", str(tmp_path / "out"), "--set", f"sampler.endpoint={server.url}"]
+    assert main(words) == 2 and server.asked[0]["key"] == f"Bearer {KEY}"
+    said = capsys.readouterr()
+    assert "no luck with ... today" in " ".join(said.err.split()) and KEY not in said.out + said.err
+    assert not [each for each in tmp_path.glob("**/*") if each.is_file() and KEY.encode() in each.read_bytes()]
 
 
 def test_a_run_stops_before_it_costs_more_than_agreed(server: Server, model: ModelConfig) -> None:

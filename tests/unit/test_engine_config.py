@@ -1,6 +1,7 @@
 """Which engine writes: what is configured, refused and stored of it."""
 
 import gzip
+import importlib.machinery
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def sampling(model: str, *assignments: str) -> PromptSampler:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: json.__spec__)
     monkeypatch.setattr(checks, "_known_architectures", lambda: {"LlamaForCausalLM"})
 
 
@@ -71,11 +72,13 @@ def test_the_reference_leaves_no_trace_in_a_description_and_others_do(model: str
 
 
 def test_an_engine_that_is_not_installed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"sampler.engine = vllm: it is not installed; pip install 'endoreward\[vllm\]'"
-    ):
-        checked_writer(sampling(model, "sampler.engine=vllm"), "cpu")
+    folder = importlib.machinery.ModuleSpec("vllm", None)  # of this name, such as that of tests here
+    for spec in (None, folder):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, spec=spec: spec)
+        with pytest.raises(
+            ConfigError, match=r"sampler.engine = vllm: it is not installed; pip install 'endoreward\[vllm\]'"
+        ):
+            checked_writer(sampling(model, "sampler.engine=vllm"), "cpu")
     assert checked_writer(sampling(model), "cpu").writer == "transformers"
 
 

@@ -1,5 +1,6 @@
 """`endoreward rl` on what it cannot do: one sentence each, before anything starts, and nothing is written."""
 
+import importlib.util
 import json
 import math
 import shutil
@@ -57,6 +58,7 @@ def told(model: Path, file: Path, output: Path, *settings: str) -> list[str]:
         (["rewards.rule.kind=maths", "rewards.rule.answer_key=solution"], "'solution'"),
         (["rl.replay=nowhere", "rl.lag=1"], "rl.lag = 1 under rl.replay: a replay samples nothing"),
         (["rl.replay=nowhere"], "nowhere is not a label store"),
+        (["sampler.engine=vllm"], "sampler.engine = vllm: it is not installed; pip install 'endoreward[vllm]'"),
         (["tokens.over_length=cut_prompt"], "over_length = cut_prompt is for labelling"),
         (
             ["rl.algorithm=ppo", "reward.gamma=0.9"],
@@ -72,6 +74,21 @@ def test_settings_that_cannot_be(
     found = " ".join(capsys.readouterr().err.split())
     assert said in found, found
     assert not output.exists()
+
+
+def test_adapters_of_a_rank_that_vllm_has_not(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With vLLM installed, as far as the command can see."""
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *of: json.__spec__ if name == "vllm" else there(name, *of)
+    )
+    settings = ["sampler.engine=vllm", "lora.rank=513", "run.num_cpus=2"]
+    assert main(told(model, prompts(tmp_path), tmp_path / "out", *settings)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "lora.rank = 513: vLLM has adapters of a rank up to 512; lower it, or take sampler.engine = transf" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_prompts_that_fill_the_context(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

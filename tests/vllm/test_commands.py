@@ -80,14 +80,14 @@ def test_a_head_size_that_it_has_not_is_refused(cli: Cli, prompts: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("lora", [0, 4])
-def test_twenty_steps_of_rl_with_a_sampler_that_is_killed(lora: int, prompts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lora", "lag"), [(0, 0), (4, 1)])
+def test_twenty_steps_of_rl_with_a_sampler_that_is_killed(lora: int, lag: int, prompts: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     words = ["rl", "--policy", SIBLING, "--prompts", prompts, "--output", output]
     words += settings(
         sampler__engine="vllm", sampler__actors=1, sampler__budget_tokens=4096, run__num_cpus=2, lora__rank=lora,
         rl__max_steps=20, rl__batch_size=4, rl__group_size=4, rl__max_new_tokens=32, rl__learning_rate=1e-3,
-        rl__keep_rollouts="true", tracking__tensorboard="false",
+        rl__lag=lag, rl__keep_rollouts="true", tracking__tensorboard="false",
     )  # fmt: skip
     log = (tmp_path / "log").open("w")
     run = subprocess.Popen(
@@ -108,9 +108,10 @@ def test_twenty_steps_of_rl_with_a_sampler_that_is_killed(lora: int, prompts: Pa
     steps = [row for row in rows(output) if row["step"]]
     assert [row["step"] for row in steps] == list(range(1, 21)), "each batch is learnt once"
     assert killed and sum("a sampler died and was started again" in str(row.get("warnings")) for row in steps) == 1
-    assert max(row["sampling/sampling_logp_difference/max"] for row in steps) < 1e-3
+    apart = max(row["sampling/sampling_logp_difference/max"] for row in steps)
+    assert apart > 1e-3 if lag else apart < 1e-3, "weights of a step before, or the learner's own"
     versions = kept_versions(output)
-    assert versions == {step: {step} for step in range(20)}, "each batch is of the weights of its own step"
+    assert versions == {step: {max(0, step - 1 - lag)} for step in range(1, 21)}, "the weights after so many steps"
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
@@ -131,12 +132,12 @@ def kill_sampler(session: int) -> bool:
 
 
 def kept_versions(output: Path) -> dict[int, set[int]]:
-    """The versions of the weights that each batch's responses come from."""
+    """The versions of the weights that the responses of each step, counted from 1, come from."""
     from pipeline.rl.rollout_store import RolloutStore
 
     store = RolloutStore(str(output / "rollouts"))
     return {
-        step: {rollout.version for group in store.read(step) for rollout in group.rollouts}
+        step + 1: {rollout.version for group in store.read(step) for rollout in group.rollouts}
         for step in range(store.steps())
     }
 

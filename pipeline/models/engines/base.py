@@ -40,6 +40,12 @@ class Drawing:
     logprobs: bool = False
     certainty: bool = False
 
+    @property
+    def wants_raw(self) -> bool:
+        """Whether log-probabilities are wanted and those of the model's own logits are right: greedy, or of all tokens at
+        temperature 1."""
+        return self.logprobs and (self.temperature == 0 or self.temperature == self.top_p == 1)
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -59,10 +65,11 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Low-rank adapters, as a learner has them."""
+    """Low-rank adapters, as a learner has them: `shapes` is the complete set, by name."""
 
     rank: int
     alpha: float
+    shapes: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,26 @@ from pipeline.models.loading import ModelSource, load_settings, load_tokenizer
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Of vLLM 0.30's attention on a CPU, which fails at its first forward with others."""
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""That vLLM 0.30 makes room for."""
 
-def check_vllm(model: ModelSource, device: str, key: str, takes_weights: bool = False) -> None:
+
+def check_vllm(model: ModelSource, device: str, key: str, takes_weights: bool = False, lora_rank: int = 0) -> None:
     """Raises ConfigError where vLLM is not installed or cannot run the model.
 
     Args:
         key: of the configuration, that asks for it.
         takes_weights: whether a learner's weights are to go into it.
+        lora_rank: of the adapters that are all of these; 0 for none.
     """
     other = f"take {key} = transformers"
-    if importlib.util.find_spec("vllm") is None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:  # a folder of this name is no package
         raise ConfigError(f"{key} = vllm: it is not installed; pip install 'endoreward[vllm]', or {other}")
+    if lora_rank > LORA_RANKS[-1]:
+        raise ConfigError(
+            f"lora.rank = {lora_rank}: vLLM has adapters of a rank up to {LORA_RANKS[-1]}; lower it, or {other}"
+        )
     settings = load_settings(model)
     size = head_size(settings)
     if device == "cpu" and size not in CPU_HEAD_SIZES:

@@ -7,10 +7,11 @@ A completion follows from its question's seed only as far as the server keeps it
 each answer's decode to its text here, or it is an error row.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ class EndpointEngine:
             return "/chat/completions", body | {"messages": [dict(each) for each in question.messages]}, prompt + limit
         body |= {"prompt": question.prompt_ids, "return_token_ids": True, "stop_token_ids": list(drawing.end_tokens)}
         body |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # or the model's own settings would hold there
-        if drawing.logprobs:
+        if drawing.wants_raw:  # which servers give
             body["logprobs"] = 1
         return "/completions", body, prompt + limit
 
@@ -98,16 +99,16 @@ class EndpointEngine:
         choice = _choice(content)
         message = choice.get("message")
         text = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(text, str):
+        if not _is_text(text):
             raise WrongForm("choices[0].message.content is no text")
-        return Completion(text, [], choice.get("finish_reason") != "length")
+        return Completion(text, [], _finished(choice))
 
     def _completion(self, content: Any) -> Completion:
         choice = _choice(content)
         text, ids = choice.get("text"), choice.get("token_ids")
-        if not isinstance(text, str):
+        if not _is_text(text):
             raise WrongForm("choices[0].text is no text")
-        if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
+        if not isinstance(ids, list) or not all(type(each) is int for each in ids):
             raise WrongForm("choices[0].token_ids are no tokens")
         vocabulary = len(self.tokenizer)
         if not all(0 <= each < vocabulary for each in ids):
@@ -117,12 +118,13 @@ class EndpointEngine:
             shown = f"{own[:60]!r} for the server's {text[:60]!r}"
             raise RowError("other_tokens", f"the server's tokens are another text under this tokenizer: {shown}")
         logprobs = None
-        if self.drawing.logprobs:
-            given = (choice.get("logprobs") or {}).get("token_logprobs")
-            if not isinstance(given, list) or len(given) != len(ids):
-                raise WrongForm("choices[0].logprobs are not one a token")
+        if self.drawing.wants_raw:
+            parts = choice.get("logprobs")
+            given = parts.get("token_logprobs") if isinstance(parts, dict) else None
+            if not isinstance(given, list) or len(given) != len(ids) or not all(map(_is_number, given)):
+                raise WrongForm("choices[0].logprobs are not a number a token")
             logprobs = np.array(given, np.float32)
-        return Completion(own, ids, choice.get("finish_reason") != "length", logprobs)
+        return Completion(own, ids, _finished(choice), logprobs)
 
     def _note(self) -> None:
         """What made requests go again, once each."""
@@ -174,9 +176,7 @@ def _only(names: list[str], url: str) -> str:
 
 def _names(content: Any) -> list[str]:
     models = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(models, list) or not all(
-        isinstance(each, dict) and isinstance(each.get("id"), str) for each in models
-    ):
+    if not isinstance(models, list) or not all(isinstance(each, dict) and _is_text(each.get("id")) for each in models):
         raise WrongForm("it lists no models")
     return [each["id"] for each in models]
 
@@ -194,6 +194,25 @@ def _choice(content: Any) -> dict[str, Any]:
         raise WrongForm("it has no choices")
     first: dict[str, Any] = choices[0]
     return first
+
+
+def _finished(choice: dict[str, Any]) -> bool:
+    """Whether the model ended the answer and not a limit; where nothing is said, it did. Raises RowError and WrongForm."""
+    reason = choice.get("finish_reason")
+    if reason == "content_filter":  # would be again
+        raise RowError("endpoint_refused", "the server withheld the answer (finish_reason = content_filter)")
+    if reason not in ("stop", "length", None):  # abort, error
+        raise WrongForm(f"choices[0].finish_reason is neither stop nor length ({str(reason)[:20]!r})")
+    return reason != "length"
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Also that it can be written: JSON may hold halves of characters."""
+    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _plain(text: str) -> str:

@@ -138,7 +138,7 @@ class Client:
                 raise _Failed(f"no answer within {self.endpoint.timeout_s:g} s", paid=True) from None
             raise _Failed(f"no connection: {str(cause) or type(cause).__name__}") from None
         try:
-            return json.loads(content)
+            return _json(content)
         except ValueError:
             raise _Failed("an answer that is not JSON", paid=True) from None
 
@@ -229,12 +229,21 @@ def _sentence(error: urllib.error.HTTPError) -> str:
     """The server's own, shortened."""
     try:
         text = error.read(65536).decode(errors="replace")
-        content = json.loads(text)
+        content = _json(text)
     except (OSError, ValueError, http.client.HTTPException):
         return " ".join(str(error.reason).split())[:SHOWN_CHARACTERS]
     said = content.get("error", content) if isinstance(content, dict) else content
     said = said.get("message", said) if isinstance(said, dict) else said
-    return " ".join(str(said).split())[:SHOWN_CHARACTERS]
+    shown = " ".join(str(said).split())[:SHOWN_CHARACTERS]
+    return shown.encode(errors="replace").decode()  # halves of characters can be written nowhere
+
+
+def _json(text: str | bytes) -> Any:
+    """Raises ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -57,6 +57,7 @@ class TransformersEngine:
         return taken
 
     def load(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
+        self.version = None
         load_into(self.model, weights)
         self.version = version
 

@@ -6,7 +6,7 @@ in the batch, and differs from the reference's only where rounding decides betwe
 request, give other texts with another order of requests, and on a CPU raise in large batches.
 
 Log-probabilities are vLLM's of the logits before the processor (`raw_logprobs`), which at temperature 1 and top_p 1 are
-those of the distribution that is sampled. At others a completion has none.
+those of the distribution that is sampled, and greedy what the reference gives. At others a completion has none.
 
 Weights come by name, as the learner has them. vLLM loads what it is given and passes over what is missing, so the names and
 shapes are held against the model's own first; after each load its cache of prompts must be empty. A weight that is tied to
@@ -16,6 +16,7 @@ another goes by both names: on a CPU vLLM packs the output's anew only where it 
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWa
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.drawing import Blocks
 from pipeline.models.engines.base import Abilities, Adapters, Drawing, EngineSpec
-from pipeline.models.engines.lora import check_adapters, write_adapters
+from pipeline.models.engines.checks import LORA_RANKS
+from pipeline.models.engines.lora import write_adapters
 from pipeline.models.engines.turns import DISCARDING, KEEPING, Turns
 from pipeline.models.engines.weights import Held, check_weights
 from pipeline.models.generation import end_tokens
@@ -42,7 +44,6 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # functions and tensors as arguments, which stay in this process
 }
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 for _name, _value in ENVIRONMENT.items():  # vLLM reads them once, when it is imported
     os.environ.setdefault(_name, _value)
 
@@ -127,7 +128,7 @@ class VllmEngine:
         outputs = self.llm.generate(prompts, options, use_tqdm=False, lora_request=self.lora) if rows else []
         for (samples, *_), output in zip(rows, outputs, strict=True):
             samples.append(self._completion(output))
-        return [_whole(result) for result in results]
+        return [_whole(result, self.drawing.wants_raw) for result in results]
 
     def _limit(self, question: Question) -> int:
         """The most tokens that may follow. Raises RowError."""
@@ -174,10 +175,7 @@ class VllmEngine:
         return self.turns.version
 
     def load(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
-        if self.adapters:
-            check_adapters(weights, self.held.shapes, self.adapters.rank)
-        else:
-            check_weights(weights, self.held.shapes)
+        check_weights(weights, self.adapters.shapes if self.adapters else self.held.shapes)
         self.turns.load(version, weights)
 
     def rest(self) -> None:
@@ -207,11 +205,7 @@ def cache_bytes(settings: Any, dtype: str, tokens: int) -> int:
 def _lora_options(adapters: Adapters | None) -> dict[str, Any]:
     if adapters is None:
         return {}
-    rank = next((each for each in LORA_RANKS if each >= adapters.rank), None)
-    if rank is None:
-        raise ConfigError(
-            f"lora.rank = {adapters.rank}: vLLM has up to {LORA_RANKS[-1]}; take sampler.engine = transformers"
-        )
+    rank = next(each for each in LORA_RANKS if each >= adapters.rank)
     return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
 
 
@@ -222,13 +216,13 @@ def _generation_settings(spec: EngineSpec, settings: Any) -> GenerationConfig:
         return GenerationConfig.from_model_config(settings)
 
 
-def _whole(result: list[Completion] | RowError) -> list[Completion] | RowError:
-    """A RowError in place of completions from logits that are no numbers."""
+def _whole(result: list[Completion] | RowError, wants_raw: bool) -> list[Completion] | RowError:
+    """A RowError in place of completions from logits that are no numbers; log-probabilities only where raw ones are right."""
     if isinstance(result, RowError):
         return result
     if any(completion.logprobs is not None and np.isnan(completion.logprobs).any() for completion in result):
         return RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
-    return result
+    return result if wants_raw else [replace(completion, logprobs=None) for completion in result]
 
 
 class _Draws(LogitsProcessor):  # type: ignore[misc]

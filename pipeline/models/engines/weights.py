@@ -40,7 +40,7 @@ class Held:
 
 
 def check_weights(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raises RunError where weights are not the complete set of a model, each in its shape."""
+    """Raises RunError where weights are not the complete set of a model, or of its adapters, each in its shape."""
     faults = [f"{name} is missing" for name in shapes if name not in weights]
     faults += [f"{name} is none of the model's" for name in weights if name not in shapes]
     faults += [
