@@ -20,6 +20,7 @@ from label_stores import label_store
 from tiny import CHATML, save_model
 
 from jobs.__main__ import main
+from jobs.stores.metrics import RunMetrics, StepMetrics
 from pipeline import storage
 from pipeline.config import (
     EvaluateConfig,
@@ -172,13 +173,21 @@ def test_a_corpus_of_markup_and_paths_stays_text(model: Path, tmp_path: Path) ->
     assert all(name == "store.jsonl" or name.startswith("store/") for name in made)
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
-def test_a_file_is_read_under_whatever_name(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    (folder / name.replace("/", "_")).write_text(json.dumps(ROWS[0]) + "\n")
-    [file] = find_files([str(folder)])
-    assert os.path.dirname(file.uri) == str(folder) and os.listdir(tmp_path) == ["corpus"]
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_read_under_whatever_name(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its row is labelled, and its name does nothing else."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    store = label_store(tmp_path / "store", model, ROWS, name=name.replace("/", "_"))
+    [file] = [stored.file for stored in store.inputs()]
+    assert os.path.dirname(file.uri) == str(tmp_path) and file.name == name.replace("/", "_")
+    labels = pq.read_table(tmp_path / "store" / "labels").to_pylist()
+    assert sorted(label["id"] for label in labels) == [f"{file.name}:0:{side}:0:0" for side in ("chosen", "rejected")]
+    assert main(["validate", store.uri]) == main(["status", store.uri]) == 0
+    assert not os.listdir(work) and sorted(os.listdir(tmp_path)) == sorted([file.name, "store", "work"])
 
 
 # A model folder
@@ -415,6 +424,27 @@ def test_no_file_of_a_store_and_no_message_holds_a_secret(
     held = {"terminal": (said.out + said.err).encode()}
     held |= {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(held) > 5 and not holding(held)
+
+
+def test_no_metric_holds_a_secret(
+    secrets: dict[str, str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in its name, its description nor its tags. What a real run shows is scraped in
+    tests/integration/test_submission.py."""
+    shown: list[str] = []
+
+    def record(metric: Any, value: float, tags: dict[str, str]) -> None:
+        shown.append(json.dumps([metric.info, value, tags], default=str))
+
+    monkeypatch.setattr("ray.util.metrics.Gauge.set", record)
+    monkeypatch.setattr("ray.util.metrics.Counter.inc", record)
+    store = label_store(tmp_path / "store", model, [*ROWS, {"prompt": "x", "chosen": "", "rejected": "y"}])
+    labelled, trained = RunMetrics(store.uri, 2), StepMetrics(store.uri, 3)
+    for each in store.records():
+        labelled.add(each, 10, 1.0)
+    trained.update({"step": 1, "loss": 0.5, "warnings": ["w"]})
+    text = "\n".join(shown).encode()
+    assert b"empty_response" in text and b"endoreward_step_metric" in text and not holding({"metrics": text})
 
 
 def holding(held: dict[str, bytes]) -> list[str]:
