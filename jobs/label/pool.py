@@ -22,10 +22,10 @@ from typing import Any, Self
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
-from jobs.cluster import Pool, alive_nodes, draining_nodes, placed, usable
+from jobs.cluster import Pool, alive_nodes, draining_nodes, pending_nodes, placed, usable
 from jobs.label.ahead import ENDS_WITHIN_S
 from jobs.label.backlog import Backlog
-from jobs.label.work import BLOCK, PoolState
+from jobs.label.work import BLOCK, Headway, PoolState
 from pipeline.config import LabelConfig
 from pipeline.errors import EndorewardError, RunError
 
@@ -71,8 +71,8 @@ class _Member:
     since: float
     node: str | None = None  # None until it has loaded its model
     leaving: bool = False
-    tokens: int = 0  # that its model was given
-    done_tokens: int = 0  # of these for blocks that are done
+    headway: Headway = field(default_factory=Headway)  # as it told last
+    done_tokens: int = 0  # that its model was given for blocks that are done
     asked: bool = False
     asked_at: float = 0.0
     portions: set[_Portion] = field(default_factory=set)
@@ -82,7 +82,7 @@ class LabelPool:
     """A context that ends its actors.
 
     Args:
-        kind: the actor's class, with methods `place` and `label`.
+        kind: the actor's class, with methods `place`, `headway` and `label`.
         arguments: what it is made from.
         size: how many, and what each asks of the cluster.
         backlog: whose shards are to be labelled.
@@ -229,6 +229,7 @@ class LabelPool:
             return self._lost(member, error)
         member.portions.discard(portion)
         member.since = time.monotonic()
+        member.headway = member.headway._replace(rows=0.0, response_tokens=0.0)
         self.done += len(done)
         for each in done:
             member.done_tokens += getattr(each, "forwarded_tokens", 0)
@@ -236,10 +237,10 @@ class LabelPool:
                 self.seconds = seconds if self.seconds is None else (1 - RECENT) * self.seconds + RECENT * seconds
         return list(done)
 
-    def _counted(self, member: _Member, answer: Any) -> list[Any]:
+    def _told(self, member: _Member, answer: Any) -> list[Any]:
         member.asked = False
         with contextlib.suppress(RayError):  # one that has died is heard of otherwise
-            member.tokens = answer.result()
+            member.headway = answer.result()
         return []
 
     def _lost(self, member: _Member, error: RayError) -> list[Any]:
@@ -353,7 +354,7 @@ class LabelPool:
             member.leaving = member.node in draining
             if member.portions and not member.asked and now - member.asked_at >= ASK_S:
                 member.asked, member.asked_at = True, now
-                self._hear(member.handle.forwarded_tokens.remote(), partial(self._counted, member))
+                self._hear(member.handle.headway.remote(), partial(self._told, member))
         if self.ready >= IN_FLIGHT * self._portion() * sum(not member.leaving for member in self.members):
             self._grow()
         running = sum(member.node is not None for member in self.members)
@@ -361,9 +362,20 @@ class LabelPool:
             self.running_at = now
         elif now - self.running_at > self.run.wait_for_actors_s:
             raise RunError(self._nobody())
-        tokens = self.tokens + sum(member.tokens for member in self.members)
-        pending = len(self.members) - running
-        self.watch(PoolState(self._wanted(), running, pending, len(alive_nodes()), tokens))
+        self.watch(self._state(running))
+
+    def _state(self, running: int) -> PoolState:
+        wanted, headways = self._wanted(), [member.headway for member in self.members]
+        return PoolState(
+            wanted=wanted,
+            running=running,
+            pending=len(self.members) - running,
+            nodes=len(alive_nodes()),
+            forwarded_tokens=self.tokens + sum(each.forwarded_tokens for each in headways),
+            nodes_pending=pending_nodes() if running < wanted else None,
+            rows_in_hand=sum(each.rows for each in headways),
+            tokens_in_hand=sum(each.response_tokens for each in headways),
+        )
 
     def _dismiss(self, member: _Member) -> None:
         self.members.remove(member)

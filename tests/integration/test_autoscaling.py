@@ -75,6 +75,7 @@ def test_a_cluster_grows_is_used_and_shrinks(joins: dict[str, str], tmp_path: Pa
     assert driver.returncode == 0, err.decode()[-3000:]
     assert "4 actors wanted" in err.decode()
     heard = events(log)
+    assert {each["pool"]["nodes_pending"] for each in heard if "pool" in each} & {1, 2, 3, 4}, "no node was pending"
     # every id once
     progress = LabelStore(str(tmp_path / "out")).progress()
     assert progress.labels == 2 * ROWS and list(problems(LabelStore(str(tmp_path / "out")))) == []
