@@ -58,8 +58,20 @@ class _Portion:
             return [self]
         return [replace(self, size=first), replace(self, begin=self.begin + first, size=self.size - first)]
 
-    def singly(self) -> "list[_Portion]":
-        return [replace(self, begin=self.begin + at, size=1) for at in range(self.size)]
+    def anew(self) -> "list[_Portion]":
+        """For another actor, each shard by itself. A single one stays the same, so that what is learnt of its actors' deaths
+        later counts too."""
+        if self.size == 1:
+            self.again = True
+            return [self]
+        return [replace(self, begin=self.begin + at, size=1, again=True) for at in range(self.size)]
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A place in the pool, which one actor takes after the other."""
+
+    restarts: int = 0
 
 
 @dataclass(eq=False)
@@ -67,7 +79,7 @@ class _Member:
     """An actor, and what it has in hand."""
 
     handle: Any
-    restarts: int
+    seat: _Seat
     since: float
     node: str | None = None  # None until it has loaded its model
     leaving: bool = False
@@ -208,10 +220,11 @@ class LabelPool:
         except RayError as error:
             return self._lost(member, error)
         if isinstance(node, EndorewardError):
-            if member.restarts >= self.scorer.max_restarts or not any(each.node for each in self.members):
+            if member.seat.restarts >= self.scorer.max_restarts or not any(each.node for each in self.members):
                 raise node
             self._dismiss(member)  # others have loaded it
-            self._start(member.restarts + 1)
+            member.seat.restarts += 1
+            self._start(member.seat)
             return []
         member.node, member.since = node, time.monotonic()
         self.looked = 0.0
@@ -248,7 +261,7 @@ class LabelPool:
         if member not in self.members:
             return []
         self._dismiss(member)
-        portions = [replace(shard, again=True) for portion in member.portions for shard in portion.singly()]
+        portions = [shard for portion in member.portions for shard in portion.anew()]
         member.portions.clear()
         self.waiting.extendleft(portions)
         if isinstance(error, ActorUnavailableError):  # Ray has not made up its mind
@@ -256,7 +269,7 @@ class LabelPool:
         elif not self._died_with_node(member, error):
             self._count(member, portions, error)
         if len(self.members) < self._wanted():
-            self._start(member.restarts)
+            self._start(member.seat)
         return []
 
     def _died_with_node(self, member: _Member, error: RayError) -> bool:
@@ -267,9 +280,9 @@ class LabelPool:
         return member.node not in alive_nodes()
 
     def _count(self, member: _Member, portions: list[_Portion], error: RayError) -> None:
-        """A death that was no node's. Raises where it is one too many."""
-        member.restarts += 1
-        if member.restarts > self.scorer.max_restarts or getattr(error, "actor_init_failed", False):
+        """A death that was no node's, known at once or later. Raises where it is one too many."""
+        member.seat.restarts += 1
+        if member.seat.restarts > self.scorer.max_restarts or getattr(error, "actor_init_failed", False):
             raise error
         for portion in portions:
             portion.tries += 1
@@ -300,8 +313,8 @@ class LabelPool:
         fair = left // (2 * IN_FLIGHT * max(1, self.running)) if self.backlog.whole else BLOCK
         return max(1, min(BLOCK, int(PORTION_S / self.seconds), fair))
 
-    def _start(self, restarts: int = 0) -> None:
-        member = _Member(self.actor.remote(*self.arguments), restarts, time.monotonic())
+    def _start(self, seat: _Seat | None = None) -> None:
+        member = _Member(self.actor.remote(*self.arguments), seat or _Seat(), time.monotonic())
         self.members.append(member)
         self._hear(member.handle.place.remote(), partial(self._placed, member))
 
