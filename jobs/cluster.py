@@ -357,6 +357,22 @@ def alive_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
+def pending_nodes() -> int | None:
+    """Nodes that the autoscaler has asked for and that have not joined. None where there is no autoscaler, or one that does
+    not tell Ray: what comes before `RAY_enable_autoscaler_v2`."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    try:
+        status = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=2)
+    except Exception as error:  # whatever Ray raises: the run goes on without the figure
+        logging.getLogger(__name__).info("the autoscaler cannot be asked: %s", error)
+        return None
+    if status.stats.autoscaler_version in (None, "0"):
+        return None
+    return len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
+
+
 def draining_nodes() -> set[str]:
     """Nodes that are about to go: preempted, or taken away by the autoscaler. Ray has no public name for this yet."""
     from ray._private.state import state

@@ -26,6 +26,7 @@ class LabelProgress:
         self.name = name
         self.rows, self.done_rows = rows, done_rows
         self.first_rows, self.tokens = done_rows, 0
+        self.rows_in_hand = self.tokens_in_hand = 0.0
         self.forwarded = self.forwarded_by_done = 0
         self.started = self.logged = time.perf_counter()
         self.running, self.whole = False, True
@@ -68,14 +69,24 @@ class LabelProgress:
         self.forwarded_by_done += forwarded
         self._show()
 
-    def look(self, running: int, wanted: int, forwarded: int, state: str) -> None:
-        """How the actors are, and the tokens that their models were given so far. A log gets the state at once when the
-        first actors are waited for, and with each line while some are missing."""
+    def look(
+        self,
+        running: int,
+        wanted: int,
+        forwarded: int,
+        state: str,
+        rows_in_hand: float = 0.0,
+        tokens_in_hand: float = 0.0,
+    ) -> None:
+        """How the actors are, the tokens that their models were given so far, and how far shards in hand are answered, which
+        counts until the first is done: rows, and tokens of their responses. A log gets the state at once when the first
+        actors are waited for, and with each line while some are missing."""
         if running and not self.running:
             self.running, self.started = True, time.perf_counter()
         if not (running or self.state):
             self.logged = float("-inf")
         self.forwarded = forwarded
+        self.rows_in_hand, self.tokens_in_hand = rows_in_hand, tokens_in_hand
         self.state = state if running < wanted else ""
         self._show(state if not running else "")
 
@@ -83,9 +94,10 @@ class LabelProgress:
         ahead = max(0, self.forwarded - self.forwarded_by_done)  # with shards that are not done
         done = self.done_rows - self.first_rows
         reached = done + (ahead * done / self.forwarded_by_done if self.forwarded_by_done else 0)
-        reached = min(reached, self.rows - self.first_rows)
-        if done:
-            rate = f"{self.tokens * reached / done / self.seconds:,.0f} tokens/s"
+        reached = min(reached if done else self.rows_in_hand, self.rows - self.first_rows)
+        if reached:
+            tokens = self.tokens * reached / done if done else self.tokens_in_hand
+            rate = f"{tokens / self.seconds:,.0f} tokens/s"
         else:
             rate = f"none yet, {self.forwarded:,} tokens read" if self.forwarded else "none yet"
         self.bar.update(self.task, completed=self.first_rows + reached, rate=waits or rate)

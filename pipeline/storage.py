@@ -23,6 +23,7 @@ __all__ = ["Version", "is_objects"]
 
 COPIED = 32 << 20  # bytes of a file that are copied at once
 READ_AHEAD = 4 << 20  # bytes that a stream over the network asks for at once
+BY_ARROW = ("hdfs", "viewfs", "abfs", "abfss")  # schemes that pyarrow opens: it also knows some that are no storage
 ONE_PUT = 256 << 20  # bytes of a file that is put in one request where it is not to replace another
 
 
@@ -72,6 +73,11 @@ def _filesystem(root: str) -> fs.FileSystem:
         return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
     if is_objects(root):
         return fs.PyFileSystem(_Objects(root))
+    if root.partition("://")[0] not in BY_ARROW:
+        raise ConfigError(
+            f"{root}: no storage can be opened under this address; known are s3://, gs://, hf://, "
+            f"{', '.join(f'{scheme}://' for scheme in BY_ARROW)}, and places on this machine, which have no scheme"
+        )
     try:
         return fs.FileSystem.from_uri(root)[0]
     except (ValueError, OSError) as error:

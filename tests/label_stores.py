@@ -37,16 +37,18 @@ def label_store(
     kind: type[Labeller] = Endogenous,
     shard_rows: int = 2,
     shards: int | None = None,
+    name: str | None = None,
     **sections: Any,
 ) -> LabelStore:
     """A store in `folder` of rows that `kind` labels with `model`; of the first `shards` shards, where it is given.
 
     Args:
+        name: of the file of rows; default: that of the folder.
         sections: of the configuration, as `tokens={...}`. A classifier answers with the number of tokens.
     """
     config = EvaluateConfig.model_validate({"model": {"name": str(model)}, **sections})
     labeller = kind(config, config.model)
-    source = folder.with_suffix(".jsonl")
+    source = folder.with_name(name) if name else folder.with_suffix(".jsonl")
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     [file] = find_files([str(source)])
     plan = plan_file(file, shard_rows=shard_rows)

@@ -31,7 +31,7 @@ from jobs.cluster import Pool
 from jobs.label.backlog import Backlog
 from jobs.label.feed import ROW, Feed, row, table
 from jobs.label.pool import LabelPool
-from jobs.label.work import Done, PoolState, Target, Work
+from jobs.label.work import Done, Headway, PoolState, Target, Work
 from pipeline.apart import unpickled
 from pipeline.corpus import Shape, Shard, read_shards
 from pipeline.errors import EndorewardError, RunError
@@ -40,6 +40,7 @@ from pipeline.rewards.labellers.beside import Place, Preparation
 from pipeline.rewards.labelling import Prepared
 from pipeline.store import commit
 from pipeline.store.commit import find_record
+from pipeline.tokens import TokenizedTurn
 
 Raw = tuple[Shard, int, bytes, Shape]  # a shard, its generation, its rows, pickled, and what they hold
 
@@ -159,6 +160,7 @@ class ShardActor:
         self.labeller, self.target = labeller, target
         self.answering, self.committing = threading.Lock(), threading.Lock()
         self.broken: EndorewardError | None = None
+        self.in_hand: tuple[Prepared, int, int] | None = None  # being answered; its tokens, those of what came before
         try:
             self.actor = ActorBeside(spec)
         except EndorewardError as error:  # as an answer it reaches the driver whole
@@ -171,9 +173,15 @@ class ShardActor:
         """The node, once the model is loaded, or why it is not."""
         return self.broken or ray.get_runtime_context().get_node_id()
 
-    def forwarded_tokens(self) -> int:
-        """Tokens given to the model so far, also of the shard that is being answered."""
-        return self.actor.forwarded_tokens
+    def headway(self) -> Headway:
+        """How far it is, also with the shard that is being answered."""
+        forwarded, in_hand = self.actor.forwarded_tokens, self.in_hand
+        if in_hand is None or not in_hand[1]:
+            return Headway(forwarded)
+        prepared, expected, before = in_hand
+        share = min(1.0, (forwarded - before) / expected)
+        tokens = sum(len(turn.response_ids) for turn in prepared.tokens)
+        return Headway(forwarded, share * prepared.shard.rows, share * tokens)
 
     def label(self, block: pa.Table, begin: int, end: int, again: bool) -> list[Done | EndorewardError]:
         """Label shards [begin, end) of a block; those that another actor has committed already are left where it is done
@@ -197,7 +205,11 @@ class ShardActor:
         if standing is not None and standing.generation >= prepared.generation:
             return Done(standing)
         with self.answering:
-            answered = self.actor.answer(prepared.shard.where, prepared.requests)
+            self.in_hand = prepared, self._tokens_of(prepared.requests), self.actor.forwarded_tokens
+            try:
+                answered = self.actor.answer(prepared.shard.where, prepared.requests)
+            finally:
+                self.in_hand = None
         with self.committing:  # which may import what does not bear to be imported by two threads
             labels, failures = self.labeller.finish(prepared, answered.answers)
             record = commit(
@@ -206,3 +218,13 @@ class ShardActor:
         notes = prepared.notes + answered.notes
         counts = prepared.counts
         return Done(record, answered.forwarded_tokens, answered.seconds, answered.layout, answered.check, notes, counts)
+
+    def _tokens_of(self, requests: Sequence[Any]) -> int:
+        """That the model is given for requests, each prompt once where the scorer shares it; 0 where answers are written,
+        whose length nobody knows."""
+        if not all(isinstance(each, TokenizedTurn) for each in requests):
+            return 0
+        if self.labeller.engine != "scorer":
+            return sum(len(each.prompt_ids) + len(each.response_ids) for each in requests)
+        prompts = {each.prompt_ids.tobytes(): len(each.prompt_ids) for each in requests}
+        return sum(prompts.values()) + sum(len(each.response_ids) - 1 for each in requests)

@@ -127,7 +127,7 @@ class LabelRun:
                 store.add_input(stored)
             timing, survey, notes = None, Survey(), list(self.labeller.renderer.notes)
             store.expect_inputs([each.file.name for each in self.later])
-            backlog = pending(store, self.inputs, retry_errors, self._planning(ray) if self.later else None)
+            backlog = pending(store, self.inputs, retry_errors, self._planning(ray) if self.later else None, survey)
             if backlog.shards or not backlog.whole:
                 store.reopen()
                 if self.labeller.writer == "endpoint":

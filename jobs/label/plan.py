@@ -32,7 +32,7 @@ from pipeline.corpus.placing import unseen
 from pipeline.corpus.sources import beside_of
 from pipeline.errors import ConfigError, InputError, StoreError
 from pipeline.evaluation.benchmarks.base import Benchmark
-from pipeline.store import LabelStore, StoredInput
+from pipeline.store import LabelStore, StoredInput, Survey
 from pipeline.tokens import Renderer
 from pipeline.tokens.sampled import check_samples
 
@@ -217,10 +217,18 @@ def _require_one_meaning(inputs: Iterable[StoredInput | Later]) -> None:
 
 
 def pending(
-    store: LabelStore, inputs: Iterable[StoredInput], retry_errors: bool, later: Coming | None = None
+    store: LabelStore,
+    inputs: Iterable[StoredInput],
+    retry_errors: bool,
+    later: Coming | None = None,
+    survey: Survey | None = None,
 ) -> Backlog:
-    """Shards that are not done, and with `retry_errors` those with error rows."""
+    """Shards that are not done, and with `retry_errors` those with error rows: the records of the others, which are read to
+    know that, go into `survey`."""
     again: dict[str, int] = {}
-    if retry_errors:
-        again = {record.name: record.generation + 1 for record in store.records() if record.errors.rows}
+    for record in store.records() if retry_errors else ():
+        if record.errors.rows:
+            again[record.name] = record.generation + 1
+        elif survey is not None:
+            survey.add(record)
     return Backlog(inputs, store.done(), again, later)

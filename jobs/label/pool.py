@@ -22,10 +22,10 @@ from typing import Any, Self
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
-from jobs.cluster import Pool, alive_nodes, draining_nodes, placed, usable
+from jobs.cluster import Pool, alive_nodes, draining_nodes, pending_nodes, placed, usable
 from jobs.label.ahead import ENDS_WITHIN_S
 from jobs.label.backlog import Backlog
-from jobs.label.work import BLOCK, PoolState
+from jobs.label.work import BLOCK, Headway, PoolState
 from pipeline.config import LabelConfig
 from pipeline.errors import EndorewardError, RunError
 
@@ -58,8 +58,20 @@ class _Portion:
             return [self]
         return [replace(self, size=first), replace(self, begin=self.begin + first, size=self.size - first)]
 
-    def singly(self) -> "list[_Portion]":
-        return [replace(self, begin=self.begin + at, size=1) for at in range(self.size)]
+    def anew(self) -> "list[_Portion]":
+        """For another actor, each shard by itself. A single one stays the same, so that what is learnt of its actors' deaths
+        later counts too."""
+        if self.size == 1:
+            self.again = True
+            return [self]
+        return [replace(self, begin=self.begin + at, size=1, again=True) for at in range(self.size)]
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A place in the pool, which one actor takes after the other."""
+
+    restarts: int = 0
 
 
 @dataclass(eq=False)
@@ -67,12 +79,12 @@ class _Member:
     """An actor, and what it has in hand."""
 
     handle: Any
-    restarts: int
+    seat: _Seat
     since: float
     node: str | None = None  # None until it has loaded its model
     leaving: bool = False
-    tokens: int = 0  # that its model was given
-    done_tokens: int = 0  # of these for blocks that are done
+    headway: Headway = field(default_factory=Headway)  # as it told last
+    done_tokens: int = 0  # that its model was given for blocks that are done
     asked: bool = False
     asked_at: float = 0.0
     portions: set[_Portion] = field(default_factory=set)
@@ -82,7 +94,7 @@ class LabelPool:
     """A context that ends its actors.
 
     Args:
-        kind: the actor's class, with methods `place` and `label`.
+        kind: the actor's class, with methods `place`, `headway` and `label`.
         arguments: what it is made from.
         size: how many, and what each asks of the cluster.
         backlog: whose shards are to be labelled.
@@ -208,10 +220,11 @@ class LabelPool:
         except RayError as error:
             return self._lost(member, error)
         if isinstance(node, EndorewardError):
-            if member.restarts >= self.scorer.max_restarts or not any(each.node for each in self.members):
+            if member.seat.restarts >= self.scorer.max_restarts or not any(each.node for each in self.members):
                 raise node
             self._dismiss(member)  # others have loaded it
-            self._start(member.restarts + 1)
+            member.seat.restarts += 1
+            self._start(member.seat)
             return []
         member.node, member.since = node, time.monotonic()
         self.looked = 0.0
@@ -229,6 +242,7 @@ class LabelPool:
             return self._lost(member, error)
         member.portions.discard(portion)
         member.since = time.monotonic()
+        member.headway = member.headway._replace(rows=0.0, response_tokens=0.0)
         self.done += len(done)
         for each in done:
             member.done_tokens += getattr(each, "forwarded_tokens", 0)
@@ -236,10 +250,10 @@ class LabelPool:
                 self.seconds = seconds if self.seconds is None else (1 - RECENT) * self.seconds + RECENT * seconds
         return list(done)
 
-    def _counted(self, member: _Member, answer: Any) -> list[Any]:
+    def _told(self, member: _Member, answer: Any) -> list[Any]:
         member.asked = False
         with contextlib.suppress(RayError):  # one that has died is heard of otherwise
-            member.tokens = answer.result()
+            member.headway = answer.result()
         return []
 
     def _lost(self, member: _Member, error: RayError) -> list[Any]:
@@ -247,7 +261,7 @@ class LabelPool:
         if member not in self.members:
             return []
         self._dismiss(member)
-        portions = [replace(shard, again=True) for portion in member.portions for shard in portion.singly()]
+        portions = [shard for portion in member.portions for shard in portion.anew()]
         member.portions.clear()
         self.waiting.extendleft(portions)
         if isinstance(error, ActorUnavailableError):  # Ray has not made up its mind
@@ -255,7 +269,7 @@ class LabelPool:
         elif not self._died_with_node(member, error):
             self._count(member, portions, error)
         if len(self.members) < self._wanted():
-            self._start(member.restarts)
+            self._start(member.seat)
         return []
 
     def _died_with_node(self, member: _Member, error: RayError) -> bool:
@@ -266,9 +280,9 @@ class LabelPool:
         return member.node not in alive_nodes()
 
     def _count(self, member: _Member, portions: list[_Portion], error: RayError) -> None:
-        """A death that was no node's. Raises where it is one too many."""
-        member.restarts += 1
-        if member.restarts > self.scorer.max_restarts or getattr(error, "actor_init_failed", False):
+        """A death that was no node's, known at once or later. Raises where it is one too many."""
+        member.seat.restarts += 1
+        if member.seat.restarts > self.scorer.max_restarts or getattr(error, "actor_init_failed", False):
             raise error
         for portion in portions:
             portion.tries += 1
@@ -299,8 +313,8 @@ class LabelPool:
         fair = left // (2 * IN_FLIGHT * max(1, self.running)) if self.backlog.whole else BLOCK
         return max(1, min(BLOCK, int(PORTION_S / self.seconds), fair))
 
-    def _start(self, restarts: int = 0) -> None:
-        member = _Member(self.actor.remote(*self.arguments), restarts, time.monotonic())
+    def _start(self, seat: _Seat | None = None) -> None:
+        member = _Member(self.actor.remote(*self.arguments), seat or _Seat(), time.monotonic())
         self.members.append(member)
         self._hear(member.handle.place.remote(), partial(self._placed, member))
 
@@ -353,7 +367,7 @@ class LabelPool:
             member.leaving = member.node in draining
             if member.portions and not member.asked and now - member.asked_at >= ASK_S:
                 member.asked, member.asked_at = True, now
-                self._hear(member.handle.forwarded_tokens.remote(), partial(self._counted, member))
+                self._hear(member.handle.headway.remote(), partial(self._told, member))
         if self.ready >= IN_FLIGHT * self._portion() * sum(not member.leaving for member in self.members):
             self._grow()
         running = sum(member.node is not None for member in self.members)
@@ -361,9 +375,20 @@ class LabelPool:
             self.running_at = now
         elif now - self.running_at > self.run.wait_for_actors_s:
             raise RunError(self._nobody())
-        tokens = self.tokens + sum(member.tokens for member in self.members)
-        pending = len(self.members) - running
-        self.watch(PoolState(self._wanted(), running, pending, len(alive_nodes()), tokens))
+        self.watch(self._state(running))
+
+    def _state(self, running: int) -> PoolState:
+        wanted, headways = self._wanted(), [member.headway for member in self.members]
+        return PoolState(
+            wanted=wanted,
+            running=running,
+            pending=len(self.members) - running,
+            nodes=len(alive_nodes()),
+            forwarded_tokens=self.tokens + sum(each.forwarded_tokens for each in headways),
+            nodes_pending=pending_nodes() if running < wanted else None,
+            rows_in_hand=sum(each.rows for each in headways),
+            tokens_in_hand=sum(each.response_tokens for each in headways),
+        )
 
     def _dismiss(self, member: _Member) -> None:
         self.members.remove(member)

@@ -48,19 +48,27 @@ class Watch:
 
     def pool(self, state: PoolState) -> None:
         """How the actors are. Of shards that are not committed it is known what their models were given, prompts included;
-        their response tokens are reckoned from those of the shards before."""
+        their response tokens are reckoned from those of the shards before, of the first ones by the actors themselves."""
         self._plan()
-        waits = state.sentence() if not state.running else None
-        self.progress.look(state.running, state.wanted, state.forwarded_tokens, state.sentence())
+        waits = state.sentence() if state.running < state.wanted else None
+        in_hand = state.rows_in_hand, state.tokens_in_hand
+        self.progress.look(state.running, state.wanted, state.forwarded_tokens, state.sentence(), *in_hand)
         self.metrics.actors(state.running)
         self.metrics.waiting(state.pending)
         self.status.staff(
-            Workforce(actors_wanted=state.wanted, actors_running=state.running, nodes=state.nodes, waiting=waits)
+            Workforce(
+                actors_wanted=state.wanted,
+                actors_running=state.running,
+                nodes=state.nodes,
+                nodes_pending=state.nodes_pending,
+                waiting=waits,
+            )
         )
+        scored = round(state.tokens_in_hand)
         if self.forwarded:
             scored = state.forwarded_tokens * self.tokens // self.forwarded
-            self.status.score(max(0, scored - self.scored))
-            self.scored = max(self.scored, scored)
+        self.status.score(max(0, scored - self.scored), state.rows_in_hand)
+        self.scored = max(self.scored, scored)
 
     def _plan(self) -> None:
         """How many rows there are, as far as files are planned."""

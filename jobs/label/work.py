@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from actors.actor import BatchCheck
 from pipeline.corpus import InputFile, Shape, Shard
@@ -50,6 +51,14 @@ class Target:
     lease: str | None = None  # of the driver, which its workers show
 
 
+class Headway(NamedTuple):
+    """How far an actor is."""
+
+    forwarded_tokens: int = 0  # that its model was given so far
+    rows: float = 0.0  # of the shard that is being answered, as far as its tokens were given to the model
+    response_tokens: float = 0.0  # of these rows
+
+
 @dataclass(frozen=True)
 class PoolState:
     """How the pool is: actors `wanted`, of which some are `running` and some wait for a node or load their model, and the
@@ -60,7 +69,11 @@ class PoolState:
     pending: int
     nodes: int
     forwarded_tokens: int
+    nodes_pending: int | None = None  # that are about to join; None: not known
+    rows_in_hand: float = 0.0  # of shards that are being answered, as far as they are
+    tokens_in_hand: float = 0.0  # of their responses
 
     def sentence(self) -> str:
         pending = f"{self.pending} waiting for a node or loading"
-        return f"{self.wanted} actors wanted, {self.running} running, {pending}, {self.nodes} nodes"
+        nodes = f"{self.nodes} nodes" + (f", {self.nodes_pending} nodes pending" if self.nodes_pending else "")
+        return f"{self.wanted} actors wanted, {self.running} running, {pending}, {nodes}"

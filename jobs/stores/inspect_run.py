@@ -1,6 +1,9 @@
 """What a training run says of itself: `endoreward status` and `endoreward report` of its directory. Needs no Ray."""
 
 import json
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 from jobs import terminal
 from pipeline import storage
@@ -9,10 +12,14 @@ from pipeline.report.rl import rl_page
 from pipeline.report.training import training_page
 from pipeline.rl.run import RESULTS, SAMPLES
 from pipeline.store import WriterLock, documents, holder_of
+from pipeline.store.status import duration
 from pipeline.store.typed import parse
 from pipeline.training.documents import RlResults, Run, SamplesLine
-from pipeline.training.metrics import read_metrics
+from pipeline.training.metrics import MetricRow, read_metrics
 from pipeline.training.run import RunFolder
+
+RECENT = 20
+"""Steps whose rate and time are told."""
 
 
 def run_status(folder: RunFolder, run: Run) -> int:
@@ -22,16 +29,30 @@ def run_status(folder: RunFolder, run: Run) -> int:
     finished = folder.manifest() is not None
     state = "complete" if finished else "incomplete: run the same command again to go on from its last checkpoint"
     stopped = folder.stopped()
+    done, seconds = metrics[-1]["step"] if metrics else 0, step_seconds(metrics)
     rows = [
         ("State", f"being written by {writer}" if writer else state),
         *([("Stopped", stopped.sentence)] if stopped else []),
         ("Objective", run.objective),
-        ("Steps", f"{metrics[-1]['step'] if metrics else 0:,} of {run.steps:,}"),
+        *([("Workers", run.device)] if run.device else []),
+        ("Steps", f"{done:,} of {run.steps:,}"),
+        *([("Rate", f"{1 / seconds:,.3g} steps/s")] if seconds else []),
+        *([("Time left", f"about {duration((run.steps - done) * seconds)}")] if seconds and writer else []),
         *([("Last", terminal.figures_of(metrics[-1]))] if metrics else []),
         *([("Policy", folder.at("hf"))] if finished else []),
     ]
     terminal.print_table(folder.uri, rows)
     return 0
+
+
+def step_seconds(metrics: Sequence[MetricRow]) -> float | None:
+    """What a step took, the mean of the last `RECENT`, without measurements and checkpoints; None where no row says it."""
+    each = []
+    for before, row in pairwise([{}, *metrics[-RECENT - 1 :]]):
+        tokens, rate = row.get("num_tokens", 0) - before.get("num_tokens", 0), row.get("tokens_per_second")
+        each.append(row.get("step_time") or (tokens / rate if rate else None))
+    known = [seconds for seconds in each[-RECENT:] if seconds and math.isfinite(seconds) and seconds > 0]
+    return sum(known) / len(known) if known else None
 
 
 def redraw_run(folder: RunFolder, run: Run) -> int:

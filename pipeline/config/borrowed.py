@@ -13,8 +13,12 @@ from pydantic.fields import FieldInfo
 
 from pipeline.config.section import OPERATORS, Section, refuse_secrets
 
-WORDS = ("", "auto", "none", "maths")  # that stand in the place of a place
+REMOTE = ("s3", "gs", "gcs", "hf", "abfs", "abfss", "http", "https")
+"""Schemes of what is no place on this machine, whatever its settings are: Hadoop's (hdfs, viewfs) may be its disk."""
+WORDS = {"template": ("auto", "none"), "check": ("maths",)}  # that stand in the place of a place, by field
+CODE = ("function", "check")  # fields of a place that is imported
 OF_A_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+MODELS = ("model", "models", "name", "reference")  # fields of a hub's name
 
 
 def overreach(kind: type[Section], tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -32,8 +36,8 @@ def overreach(kind: type[Section], tree: Mapping[str, Any]) -> Iterator[tuple[st
         if section is None or not isinstance(value, dict):
             if OPERATORS in field.metadata and value != field.default:
                 yield name, "runs code, or takes a key of this machine along"
-            elif _is_place(field) and (own := next(filter(_is_local, _list(value)), None)):
-                yield name, f"{own!r} is a place on this machine"
+            elif _is_place(field) and (own := _first_local(name, value, field.default)) is not None:
+                yield name, f"{own!r} is a place on this machine, or of none of the schemes {', '.join(REMOTE)}"
             continue
         for below, each in value.items() if named else [("", value)]:
             if isinstance(each, dict):
@@ -41,14 +45,18 @@ def overreach(kind: type[Section], tree: Mapping[str, Any]) -> Iterator[tuple[st
                 yield from ((f"{above}{path}", why) for path, why in overreach(section, each))
 
 
-def _is_local(value: Any) -> bool:
-    """Whether a place is none of an object store, a hub or a server."""
-    if not isinstance(value, str) or value in WORDS:
-        return False
-    scheme, marked, _ = value.partition("://")
+def _first_local(name: str, value: Any, default: Any) -> str | None:
+    """Of the places that a field holds the first that is none of an object store, a hub or a server."""
+    if value == default or value in WORDS.get(name, ()):
+        return None
+    return next((each for each in _list(value) if isinstance(each, str) and _is_local(name, each)), None)
+
+
+def _is_local(name: str, place: str) -> bool:
+    scheme, marked, _ = place.partition("://")
     if marked:
-        return scheme == "file"
-    return os.path.lexists(value) or not OF_A_HUB.fullmatch(value)
+        return scheme not in REMOTE or name in CODE
+    return name not in MODELS or os.path.lexists(place) or not OF_A_HUB.fullmatch(place)
 
 
 def _is_place(field: FieldInfo) -> bool:

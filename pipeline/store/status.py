@@ -88,6 +88,7 @@ class StatusFile:
         self._began = clock()
         self._errors: dict[str, int] = {}
         self._committed_tokens = self._scored_tokens = 0
+        self._rows_in_hand, self._scoring = 0.0, False
         self._workforce = Workforce()
         self._points: deque[tuple[float, int, int]] = deque([(self._began, 0, done_rows)])  # time, tokens, rows
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -119,15 +120,20 @@ class StatusFile:
         with self._lock:
             self.rows, self.whole = rows, whole
 
-    def score(self, tokens: int) -> None:
-        """An actor scored so many response tokens more, whether or not their shard is committed. Where actors report at all,
-        all of them do."""
+    def score(self, tokens: int, rows_in_hand: float = 0.0) -> None:
+        """Actors scored so many response tokens more, whether or not their shard is committed; where actors report at all,
+        all of them do. So many rows of shards in hand are answered, which counts until the first shard is committed."""
         with self._lock:
             self._scored_tokens += tokens
+            self._rows_in_hand = rows_in_hand
 
     def staff(self, workforce: Workforce) -> None:
         """Who works now, and what is waited for."""
         with self._lock:
+            if workforce.actors_running and not self._scoring:  # a rate is none of nodes that come and models that load
+                self._scoring = True
+                if self.done_rows == self.first_rows:
+                    self._points = deque([(self.clock(), self._tokens, self.done_rows)])
             self._workforce = workforce
 
     def now(self) -> Status:
@@ -148,17 +154,22 @@ class StatusFile:
         except (EndorewardError, OSError) as error:
             self.trouble = f"{self.uri} could not be written: {error}"
 
+    @property
+    def _tokens(self) -> int:
+        return max(self._committed_tokens, self._scored_tokens)
+
     def _status(self, state: Literal["running", "finished", "stopped"], why: str | None) -> Status:
-        now, tokens = self.clock(), max(self._committed_tokens, self._scored_tokens)
-        whole = state != "running"
-        while not whole and len(self._points) > 1 and self._points[1][0] <= now - WINDOW_S:
+        now, tokens = self.clock(), self._tokens
+        whole, first = state != "running", self.done_rows == self.first_rows
+        while not (whole or first) and len(self._points) > 1 and self._points[1][0] <= now - WINDOW_S:
             self._points.popleft()
         then, first_tokens, first_rows = (self._began, 0, self.first_rows) if whole else self._points[0]
         if now - self._points[-1][0] >= EVERY_S / 2:
             self._points.append((now, tokens, self.done_rows))
         seconds = now - then
         token_rate = (tokens - first_tokens) / seconds if seconds > 0 and tokens else None
-        row_rate = (self.done_rows - first_rows) / seconds if seconds > 0 and self.done_rows > self.first_rows else None
+        reached = self.done_rows + (self._rows_in_hand if first and not whole else 0)
+        row_rate = (reached - first_rows) / seconds if seconds > 0 and reached > self.first_rows else None
         return Status(
             state=state,
             why=why,
@@ -187,7 +198,8 @@ class StatusFile:
         if token_rate and committed and self._committed_tokens:
             ahead = max(0, self._scored_tokens - self._committed_tokens)
             return max(0.0, remaining * self._committed_tokens / committed - ahead) / token_rate
-        return remaining / row_rate if row_rate else None
+        in_hand = 0 if committed else self._rows_in_hand
+        return max(0.0, remaining - in_hand) / row_rate if row_rate else None
 
 
 def status_rows(status: Status, writer: bool, now: float | None = None) -> list[tuple[str, str]]:

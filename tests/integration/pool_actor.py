@@ -6,6 +6,8 @@ from pathlib import Path
 
 import ray
 
+from jobs.label.work import Headway
+
 
 class Doubler:
     """Doubles numbers. -1 ends its process, the first `deaths` times that any actor meets it."""
@@ -17,8 +19,8 @@ class Doubler:
     def place(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
 
-    def forwarded_tokens(self) -> int:
-        return self.done
+    def headway(self) -> Headway:
+        return Headway(self.done)
 
     def label(self, numbers: list[int], begin: int, end: int, again: bool) -> list[int]:
         for number in numbers[begin:end]:

@@ -2,7 +2,8 @@
 
     python simulated.py TOKENS_PER_S EVENTS label --model ... --input ... --output ...
 
-EVENTS gets a line of JSON each time the pool of actors is looked at, and for each committed shard.
+EVENTS gets a line of JSON each time the pool of actors is looked at, for each committed shard, and when an actor has
+committed its first (noting_actor.py).
 """
 
 import json
@@ -25,6 +26,7 @@ from pipeline.tokens import TokenizedTurn
 class SleepingSpec(ActorSpec):
     tokens_per_s: float = 0.0
     seconds_per_request: float = 0.0  # beside what its tokens take
+    events: str = ""  # where the actor notes its first shard
 
     def limit_threads(self) -> None:
         """No torch."""
@@ -58,9 +60,12 @@ class Sleeping:
 
 
 def main() -> int:
+    from noting_actor import NotingActor
+
     import jobs.label.flow
     import jobs.label.label_run
     from jobs.__main__ import main as run
+    from jobs.cluster import alive_nodes
     from jobs.label.work import Done, PoolState
 
     rate, place, *arguments = sys.argv[1:]
@@ -73,7 +78,7 @@ def main() -> int:
 
     def noted(*values: Any, watch: Callable[[PoolState], None], **named: Any) -> Iterator[Done]:
         def both(state: PoolState) -> None:
-            note(pool=asdict(state))
+            note(pool=asdict(state), alive=sorted(alive_nodes()))
             watch(state)
 
         for done in label_shards(*values, watch=both, **named):
@@ -81,8 +86,10 @@ def main() -> int:
             yield done
 
     def spec(labeller: Any, device: str, pool: Any) -> SleepingSpec:
-        return SleepingSpec(labeller.model, device, pool.gpus, 1, 1 << 20, 0, tokens_per_s=float(rate))
+        common = labeller.model, device, pool.gpus, 1, 1 << 20, 0
+        return SleepingSpec(*common, tokens_per_s=float(rate), events=os.path.abspath(place))
 
+    jobs.label.flow.ShardActor = NotingActor  # type: ignore[misc]
     jobs.label.flow.label_shards = noted  # type: ignore[assignment]
     jobs.label.label_run._spec = spec
     return run(arguments)

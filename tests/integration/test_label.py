@@ -53,6 +53,7 @@ class Labelled(NamedTuple):
     process: int
     ran: subprocess.CompletedProcess[str]
     second: subprocess.CompletedProcess[str]
+    seconds: float  # that the command took
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def labelled(model: Path, tmp_path_factory: pytest.TempPathFactory, here: Cli) -
     source, store = folder / "a.jsonl", folder / "out"
     write(source, *[{**PAIR, "prompt": rf"Number {i}? \[/b] [red]", "source": "test"} for i in range(20)])
     arguments = ["label", "--model", str(model), "--input", str(source), "--output", str(store), *FAST]
+    started = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-m", "jobs", *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as first:
@@ -71,8 +73,9 @@ def labelled(model: Path, tmp_path_factory: pytest.TempPathFactory, here: Cli) -
             second = here(*arguments)
         finally:
             out, err = first.communicate(timeout=240)
+    seconds = time.monotonic() - started
     return Labelled(
-        source, store, first.pid, subprocess.CompletedProcess(arguments, first.returncode, out, err), second
+        source, store, first.pid, subprocess.CompletedProcess(arguments, first.returncode, out, err), second, seconds
     )
 
 
@@ -99,6 +102,8 @@ def test_label_resume_refuse_validate(
     manifest = json.loads((store / "manifest.json").read_text())
     assert manifest["counts"] == {"rows": 20, "responses": 40, "labels": 40, "errors": 0, "shards": 1}
     assert manifest["summary"]["pairs"]["pairs"] == 20
+    timing = manifest["timing"]
+    assert 0 < timing["score_seconds"] <= timing["seconds"] <= labelled.seconds  # of one actor, within the command's
     report = (store / "report.html").read_text()
     assert "<svg" in report and "http://" not in report.replace("http://www.w3.org", "")
 

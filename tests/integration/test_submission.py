@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,15 @@ from test_cluster import RAY, corpus, free_port, kill_session
 from tiny import CHATML, save_model
 
 from jobs.stores.metrics import COUNTERS, GAUGES
-from pipeline.store import LabelStore, problems
+from pipeline.store import LabelStore, holder_of, problems
+from pipeline.training.metrics import read_metrics
+from pipeline.training.run import RunFolder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 MARKET = "ray.io/market-type"
+SECRETS = {"AWS_SECRET_ACCESS_KEY": secrets.token_hex(20), "HF_TOKEN": f"hf_{secrets.token_hex(17)}"}
+"""Which the cluster's jobs have in their environment, beside Ray's token."""
 WAITED_S = 400.0
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
@@ -117,7 +121,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
                 f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}", "--disable-usage-stats",
                 "--node-ip-address=127.0.0.1", f"--labels={MARKET}=spot",
             ],
-            env={**os.environ, **environment}, stdout=out, stderr=out, text=True, start_new_session=True,
+            env={**os.environ, **SECRETS, **environment}, stdout=out, stderr=out, text=True, start_new_session=True,
         )  # fmt: skip
     address = environment["RAY_API_SERVER_ADDRESS"]
     head = Head(address, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{metrics}/metrics", environment, token)
@@ -145,10 +149,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def label_words(folder: Path, output: str, *settings: str) -> list[Any]:
-    words = ["label", "--model", folder / "model", "--input", folder / "a.jsonl", "--output", folder / output]
-    settings = ("input.shard_rows=8", "scorer.cpus_per_actor=1", *settings)
+def label_words(folder: Path, output: str, *settings: str, source: str = "a.jsonl") -> list[Any]:
+    words = ["label", "--model", folder / "model", "--input", folder / source, "--output", folder / output]
+    return with_settings(words, "input.shard_rows=8", "scorer.cpus_per_actor=1", *settings)
+
+
+def train_words(folder: Path, output: str, *settings: str) -> list[Any]:
+    """On the labels of the first test."""
+    words = ["train", "--labels", folder / "labels", "--policy", folder / "model", "--output", folder / output]
+    given = ("train.batch_size=4", "learner.workers=1", "tracking.tensorboard=false")
+    return with_settings(words, *given, *settings)
+
+
+def rl_words(folder: Path, output: str, *settings: str) -> list[Any]:
+    words = ["rl", "--prompts", folder / "a.jsonl", "--policy", folder / "model", "--output", folder / output]
+    given = ("rl.batch_size=4", "rl.group_size=2", "rl.max_new_tokens=8", "tracking.tensorboard=false")
+    return with_settings(words, *given, *settings)
+
+
+def with_settings(words: list[Any], *settings: str) -> list[Any]:
     return [*words, *(word for setting in settings for word in ("--set", setting))]
+
+
+WORDS = {"label": label_words, "train": train_words, "rl": rl_words}
 
 
 SPOT = f'run.label_selector={{"{MARKET}" = "spot"}}'
@@ -176,57 +199,8 @@ def test_label_succeeds_and_is_seen(head: Head, folder: Path) -> None:
     assert twice.returncode != 0 and "label-1" in twice.stdout + twice.stderr  # the id is the idempotency key
 
 
-def test_a_wrong_configuration_fails_with_2_and_writes_nothing(head: Head, folder: Path) -> None:
-    job = head.run("wrong-1", *label_words(folder, "wrong", "reward.alpa=2"))
-    assert (job["status"], job["driver_exit_code"]) == ("FAILED", 2)
-    assert "reward.alpa: no such field" in head.log("wrong-1") and not (folder / "wrong").exists()
-
-
-def test_a_failure_fails_with_1_and_keeps_what_is_committed(head: Head, folder: Path) -> None:
-    """Rows without anything to score: each becomes an error row, and the run says so."""
-    (folder / "empty.jsonl").write_text('{"prompt": "a", "chosen": "", "rejected": ""}\n' * 60)
-    words = label_words(folder, "failed")
-    words[words.index(folder / "a.jsonl")] = folder / "empty.jsonl"
-    job = head.run("failed-1", *words)
-    log = head.log("failed-1")
-    assert (job["status"], job["driver_exit_code"]) == ("FAILED", 1), log[-3000:]
-    assert "empty_response" in log and "could be labelled" in log and "Traceback" not in log
-    assert LabelStore(str(folder / "failed")).progress().errors["empty_response"] > 0
-
-
-def test_a_stop_is_a_stop_and_leaves_a_store_that_nobody_holds(head: Head, folder: Path) -> None:
-    corpus(folder / "long.jsonl", 4000, words=30)
-    words = label_words(folder, "stopped")
-    words[words.index(folder / "a.jsonl")] = folder / "long.jsonl"
-    head.submit("stop-1", *words)
-    store = LabelStore(str(folder / "stopped"))
-    deadline = time.monotonic() + WAITED_S
-    while not ((folder / "stopped" / "labels").exists() and store.progress().labels):
-        assert time.monotonic() < deadline, head.log("stop-1")[-3000:]
-        assert head.job("stop-1")["status"] not in ENDED, head.log("stop-1")[-3000:]
-        time.sleep(0.3)
-    stopped = head.ray("job", "stop", "stop-1")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert head.wait("stop-1")["status"] == "STOPPED"
-    done = store.progress()
-    assert 0 < done.labels < 8000 and done.writer is None
-    ids = ds.dataset(folder / "stopped" / "labels").to_table(columns=["id"])["id"].to_pylist()
-    assert len(ids) == len(set(ids)) >= done.labels
-
-
 def test_train_succeeds_on_labelled_nodes(head: Head, folder: Path) -> None:
-    words: list[Any] = [
-        "train",
-        "--labels",
-        folder / "labels",
-        "--policy",
-        folder / "model",
-        "--output",
-        folder / "dpo",
-    ]
-    for setting in ("train.max_steps=3", "train.batch_size=4", "checkpoint.every_steps=2", "learner.workers=1", SPOT):
-        words += ["--set", setting]
-    job = head.run("train-1", *words)
+    job = head.run("train-1", *train_words(folder, "dpo", "train.max_steps=3", "checkpoint.every_steps=2", SPOT))
     log = head.log("train-1")
     assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0), log[-3000:]
     assert (
@@ -237,10 +211,7 @@ def test_train_succeeds_on_labelled_nodes(head: Head, folder: Path) -> None:
 
 
 def test_rl_succeeds_on_labelled_nodes(head: Head, folder: Path) -> None:
-    words: list[Any] = ["rl", "--prompts", folder / "a.jsonl", "--policy", folder / "model", "--output", folder / "rl"]
-    for setting in ("rl.max_steps=2", "rl.batch_size=4", "rl.group_size=2", "rl.max_new_tokens=8", SPOT):
-        words += ["--set", setting]
-    job = head.run("rl-1", *words)
+    job = head.run("rl-1", *rl_words(folder, "rl", "rl.max_steps=2", SPOT))
     log = head.log("rl-1")
     assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0), log[-3000:]
     assert "Improved" in log and "waits until it has" not in log
@@ -248,18 +219,107 @@ def test_rl_succeeds_on_labelled_nodes(head: Head, folder: Path) -> None:
     assert head.scraped[f"ray_endoreward_step {folder / 'rl'}"][-1] <= 2
 
 
+@pytest.mark.parametrize(
+    ("command", "wrong"), [("label", "reward.alpa"), ("train", "train.objektive"), ("rl", "rl.algorythm")]
+)
+def test_a_wrong_configuration_fails_with_2_and_writes_nothing(
+    head: Head, folder: Path, command: str, wrong: str
+) -> None:
+    job = head.run(f"wrong-{command}", *WORDS[command](folder, f"wrong-{command}", f"{wrong}=2"))
+    assert (job["status"], job["driver_exit_code"]) == ("FAILED", 2)
+    log = head.log(f"wrong-{command}")
+    assert f"{wrong}: no such field" in log and not (folder / f"wrong-{command}").exists(), log[-3000:]
+
+
+def test_a_failure_fails_with_1_and_keeps_what_is_committed(head: Head, folder: Path) -> None:
+    """Rows without anything to score: each becomes an error row, and the run says so."""
+    (folder / "empty.jsonl").write_text('{"prompt": "a", "chosen": "", "rejected": ""}\n' * 60)
+    job = head.run("failed-label", *label_words(folder, "failed", source="empty.jsonl"))
+    log = head.log("failed-label")
+    assert (job["status"], job["driver_exit_code"]) == ("FAILED", 1), log[-3000:]
+    assert "empty_response" in log and "could be labelled" in log and "Traceback" not in log
+    assert LabelStore(str(folder / "failed")).progress().errors["empty_response"] > 0
+
+
+REWARD = """
+def reward(prompts, completions, **columns):
+    raise ValueError("no verdict")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "why"),
+    [
+        ("train", ("train.learning_rate=1e30", "train.warmup=0", "train.max_steps=9"), "lower train.learning_rate"),
+        ("rl", ("rewards.mine.kind=function", "rl.max_steps=2"), "no verdict"),
+    ],
+)
+def test_training_that_fails_fails_with_1_and_says_why(
+    head: Head, folder: Path, command: str, settings: tuple[str, ...], why: str
+) -> None:
+    (folder / "reward.py").write_text(REWARD)
+    more = (f"rewards.mine.function={folder / 'reward.py'}:reward",) if command == "rl" else ()
+    name = f"failed-{command}"
+    job = head.run(name, *WORDS[command](folder, name, *settings, *more))
+    log = head.log(name)
+    assert (job["status"], job["driver_exit_code"]) == ("FAILED", 1), log[-3000:]
+    assert why in log and "Traceback" not in log, log[-3000:]
+    run = RunFolder(str(folder / name))
+    assert run.run() is not None and run.manifest() is None and holder_of(run.uri) is None
+
+
+def test_a_stop_is_a_stop_and_leaves_a_store_that_nobody_holds(head: Head, folder: Path) -> None:
+    corpus(folder / "long.jsonl", 4000, words=30)
+    store = LabelStore(str(folder / "stopped"))
+    labels = folder / "stopped" / "labels"
+    stop(
+        head,
+        "stop-label",
+        label_words(folder, "stopped", source="long.jsonl"),
+        lambda: labels.exists() and store.progress().labels > 0,
+    )
+    done = store.progress()
+    assert 0 < done.labels < 8000 and done.writer is None
+    ids = ds.dataset(labels).to_table(columns=["id"])["id"].to_pylist()
+    assert len(ids) == len(set(ids)) >= done.labels
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"), [("train", ("train.max_steps=100000",)), ("rl", ("rl.max_steps=100000",))]
+)
+def test_training_that_is_stopped_leaves_a_run_that_nobody_holds(
+    head: Head, folder: Path, command: str, settings: tuple[str, ...]
+) -> None:
+    name = f"stop-{command}"
+    run = RunFolder(str(folder / name))
+    every = "checkpoint.every_steps=2"
+    stop(
+        head,
+        name,
+        WORDS[command](folder, name, every, *settings),
+        lambda: any(row["step"] >= 3 for row in read_metrics(run.at("metrics.jsonl"))),
+    )
+    assert run.manifest() is None and holder_of(run.uri) is None
+    assert [row["step"] for row in read_metrics(run.at("metrics.jsonl"))][-1] >= 3
+    assert run.begun, "there is a checkpoint to go on from"
+
+
+def stop(head: Head, name: str, words: list[Any], begun: Callable[[], bool]) -> None:
+    """Submit a job, and stop it when it has begun."""
+    submitted = head.submit(name, *words)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    deadline = time.monotonic() + WAITED_S
+    while not begun():
+        assert time.monotonic() < deadline, head.log(name)[-3000:]
+        assert head.job(name)["status"] not in ENDED, head.log(name)[-3000:]
+        time.sleep(0.3)
+    stopped = head.ray("job", "stop", name)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert head.wait(name)["status"] == "STOPPED"
+
+
 def test_labels_that_no_node_has_are_waited_for_with_a_warning(head: Head, folder: Path) -> None:
-    words: list[Any] = [
-        "rl",
-        "--prompts",
-        folder / "a.jsonl",
-        "--policy",
-        folder / "model",
-        "--output",
-        folder / "none",
-    ]
-    for setting in ("rl.max_steps=1", "rl.batch_size=4", f'run.label_selector={{"{MARKET}" = "!spot"}}'):
-        words += ["--set", setting]
+    words = rl_words(folder, "none", "rl.max_steps=1", f'run.label_selector={{"{MARKET}" = "!spot"}}')
     head.submit("none-1", *words)
     deadline = time.monotonic() + WAITED_S
     while "waits until it has" not in (log := head.log("none-1")):
@@ -292,4 +352,4 @@ def test_nobody_comes_in_without_the_token(head: Head, folder: Path, tmp_path: P
 def test_what_is_scraped_is_named_in_the_code_and_holds_no_token(head: Head) -> None:
     names = {key.split()[0] for key in head.scraped}
     assert names <= {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
-    assert head.token not in head.scrape()
+    assert not [secret for secret in (head.token, *SECRETS.values()) if secret in head.scrape()]

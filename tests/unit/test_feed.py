@@ -19,7 +19,7 @@ from jobs.label.backlog import Backlog
 from jobs.label.feed import BLOCK, GROWS_AFTER, ROW, Feed, row, table
 from jobs.label.flow import prepare_block, read_work
 from jobs.label.plan import plan_inputs
-from jobs.label.pool import LabelPool, _Member, _Portion
+from jobs.label.pool import LabelPool, _Member, _Portion, _Seat
 from jobs.label.work import Work
 from pipeline.apart import unpickled
 from pipeline.config import LabelConfig
@@ -111,7 +111,7 @@ def test_portions_of_a_block_are_its_shards() -> None:
     first, rest = whole.split(2)
     assert (first.begin, first.size, rest.begin, rest.size) == (3, 2, 5, 3)
     assert whole.split(5) == [whole]
-    assert [(each.begin, each.size) for each in rest.singly()] == [(5, 1), (6, 1), (7, 1)]
+    assert [(each.begin, each.size) for each in rest.anew()] == [(5, 1), (6, 1), (7, 1)]
 
 
 @pytest.mark.parametrize("dies", [False, True])
@@ -218,9 +218,9 @@ def test_whatever_ends_the_feed_is_a_sentence(error: Exception, said: str) -> No
 
 def test_an_actor_that_was_dismissed_before_it_answered_is_nobodys_loss() -> None:
     its = pool()
-    its.members = [_Member(None, 0, 0.0, node="a")]
+    its.members = [_Member(None, _Seat(), 0.0, node="a")]
     for answer in ("a node", RunError("the model could not be loaded")):
         placed: Future[object] = Future()
         placed.set_result(answer)
-        assert its._placed(_Member(None, 0, 0.0), placed) == []
+        assert its._placed(_Member(None, _Seat(), 0.0), placed) == []
     assert len(its.members) == 1

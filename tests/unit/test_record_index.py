@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from test_store import DESCRIPTION, make_label, rows_of, shards_of, store
 
+from jobs.label.plan import pending
 from jobs.stores.export import export
 from jobs.stores.inspect_store import status, validate
 from pipeline import storage
@@ -112,6 +113,32 @@ def test_a_run_that_goes_on_reads_what_was_there_once(store: LabelStore, monkeyp
     assert len(survey) == 3 and survey.errors == {"empty_response": 1}
     [(segment, times)] = {path: n for path, n in reads.of().items() if "000002" not in path}.items()  # the last is new
     assert segment.endswith(".segment") and times == 1
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_run_that_retries_errors_reads_each_record_once(
+    store: LabelStore, indexed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = RecordIndex(store, 2)
+    for record in without_errors(store):
+        if indexed:
+            index.add(record)
+    survey, again = Survey(), LabelStore(store.uri)
+    reads = Reads(monkeypatch)
+    again.open_for_writing(DESCRIPTION)
+    backlog = pending(again, again.inputs(), True, None, survey)
+    [work] = list(backlog)
+    assert (backlog.shards, list(work.generations)) == (1, [1]) and len(survey) == 2
+    opened = reads.of()
+    labels = [make_label(r, p) for r in (4, 5) for p in ("chosen", "rejected")]
+    record = commit(store.uri, work.shards[0], fingerprint.digest(DESCRIPTION), 1, labels, [])
+    reads.of()  # a commit looks for a record that came first
+    survey.add(record)
+    again.settle()
+    told = summary(again, again.survey(survey))
+    opened.update(reads.of())
+    assert opened and set(opened.values()) == {1}, opened
+    assert told == summary(LabelStore(store.uri)) and told["counts"]["errors"] == 0
 
 
 @pytest.mark.parametrize("form", ["files", "index", "merged"])

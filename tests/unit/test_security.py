@@ -20,17 +20,20 @@ from label_stores import label_store
 from tiny import CHATML, save_model
 
 from jobs.__main__ import main
+from jobs.stores.metrics import RunMetrics, StepMetrics
+from pipeline import storage
 from pipeline.config import (
     EvaluateConfig,
     LabelConfig,
     ModelConfig,
+    SampleConfig,
     ServeConfig,
     TokensConfig,
     load_config,
     load_config_as,
 )
 from pipeline.corpus import find_files
-from pipeline.errors import ConfigError, RowError, RunError
+from pipeline.errors import ConfigError, InputError, RowError, RunError
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.rewards.labellers import Endogenous, beside
 from pipeline.rewards.labellers.base import open_renderer
@@ -38,6 +41,7 @@ from pipeline.rl.config import RlConfig
 from pipeline.storage import local_copy
 from pipeline.store import documents
 from pipeline.tokens.bounded import bounded
+from pipeline.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 MARK = "hostile-was-here"
@@ -169,13 +173,21 @@ def test_a_corpus_of_markup_and_paths_stays_text(model: Path, tmp_path: Path) ->
     assert all(name == "store.jsonl" or name.startswith("store/") for name in made)
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
-def test_a_file_is_read_under_whatever_name(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    (folder / name.replace("/", "_")).write_text(json.dumps(ROWS[0]) + "\n")
-    [file] = find_files([str(folder)])
-    assert os.path.dirname(file.uri) == str(folder) and os.listdir(tmp_path) == ["corpus"]
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_read_under_whatever_name(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its row is labelled, and its name does nothing else."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    store = label_store(tmp_path / "store", model, ROWS, name=name.replace("/", "_"))
+    [file] = [stored.file for stored in store.inputs()]
+    assert os.path.dirname(file.uri) == str(tmp_path) and file.name == name.replace("/", "_")
+    labels = pq.read_table(tmp_path / "store" / "labels").to_pylist()
+    assert sorted(label["id"] for label in labels) == [f"{file.name}:0:{side}:0:0" for side in ("chosen", "rejected")]
+    assert main(["validate", store.uri]) == main(["status", store.uri]) == 0
+    assert not os.listdir(work) and sorted(os.listdir(tmp_path)) == sorted([file.name, "store", "work"])
 
 
 # A model folder
@@ -271,36 +283,74 @@ def test_a_bucket_writes_nothing_beside_the_copy_of_its_folder(
     assert not (tmp_path / "escaped").exists() and not Path("/absolute").exists()
 
 
-LABEL: dict[str, str] = {
-    "model.trust_remote_code": '[model]\nname = "org/model"\ntrust_remote_code = true\n',
-    "model.allow_pickle": '[model]\nname = "org/model"\nallow_pickle = true\n',
-    "model.name": '[model]\nname = "/home/operator/model"\n',
-    "input.paths": '[input]\npaths = ["s3://bucket/a.jsonl", "/home/operator/.aws/credentials"]\n',
-    "tokens.template": '[tokens]\ntemplate = "/etc/passwd"\n',
-    "output.path": '[output]\npath = "file:///home/operator"\n',
-    "run.ray_address": '[run]\nray_address = "ray://evil:10001"\n',
-}
-RL: dict[str, str] = {
-    "rewards.mine.function": '[rewards.mine]\nkind = "function"\nfunction = "reward.py:reward"\n',
-    "rewards.mine.model": '[rewards.mine]\nmodel = "../model"\n',
-    "held_out.check": '[held_out]\ncheck = "check.py:check"\n',
-    "learner.deepspeed": '[learner]\ndeepspeed = "/etc/passwd"\n',
-    "policy.trust_remote_code": '[policy]\nname = "org/model"\ntrust_remote_code = true\n',
-}
-SERVE: dict[str, str] = {
-    "serve.token_variable": '[serve]\ntoken_variable = "HOME"\n',
-    "serve.models": '[serve.models]\na = "org/model"\nb = "/etc/m"\n',
-}
-EVALUATE: dict[str, str] = {
-    "endpoint.key_variable": '[endpoint]\nkey_variable = "AWS_SECRET_ACCESS_KEY"\n',
-    "judge.endpoint": '[judge]\nendpoint = "https://evil/v1"\n',
-    "evaluate.labels": '[evaluate]\nlabels = "labels/"\n',
-}
-CASES = [
-    (kind, field, text)
-    for kind, texts in ((LabelConfig, LABEL), (RlConfig, RL), (EvaluateConfig, EVALUATE), (ServeConfig, SERVE))
-    for field, text in texts.items()
+LABEL = [
+    ("model.trust_remote_code", '[model]\nname = "org/model"\ntrust_remote_code = true\n'),
+    ("model.allow_pickle", '[model]\nname = "org/model"\nallow_pickle = true\n'),
+    ("model.name", '[model]\nname = "/home/operator/model"\n'),
+    ("model.name", '[model]\nname = "local:///home/operator/model"\n'),
+    ("input.paths", '[input]\npaths = ["s3://bucket/a.jsonl", "/home/operator/.aws/credentials"]\n'),
+    ("tokens.template", '[tokens]\ntemplate = "/etc/passwd"\n'),
+    ("tokens.template", '[tokens]\ntemplate = "local:///etc/hostname"\n'),
+    ("tokens.rubrics", '[tokens]\nrubrics = "rubrics.toml"\n'),
+    ("output.path", '[output]\npath = "file:///home/operator"\n'),
+    ("output.path", '[output]\npath = "local:///home/operator"\n'),
+    ("output.path", '[output]\npath = "out"\n'),
+    ("run.ray_address", '[run]\nray_address = "ray://evil:10001"\n'),
+    *(
+        ("input.paths", f"[input]\npaths = [{json.dumps(place)}]\n")
+        for place in (
+            "local:///etc/passwd", "local://etc/passwd", "LOCAL:///etc/passwd", "FILE:///etc/passwd", "file:/etc/passwd",
+            "local:/etc/passwd", "mock:///etc/passwd", "memory://etc/passwd", "hdfs:///etc/passwd", "viewfs:///etc/passwd",
+            "gopher://x", "~/corpus", "corpus", "auto", "",
+        )
+    ),
+]  # fmt: skip
+RL = [
+    ("rewards.mine.function", '[rewards.mine]\nkind = "function"\nfunction = "reward.py:reward"\n'),
+    ("rewards.mine.function", '[rewards.mine]\nkind = "function"\nfunction = "local:///x/reward.py:reward"\n'),
+    ("rewards.mine.function", '[rewards.mine]\nkind = "function"\nfunction = "s3://bucket/reward.py:reward"\n'),
+    ("rewards.mine.model", '[rewards.mine]\nmodel = "../model"\n'),
+    ("rewards.mine.reference", '[rewards.mine]\nreference = "local:///model"\n'),
+    ("held_out.check", '[held_out]\ncheck = "check.py:check"\n'),
+    ("held_out.prompts", '[held_out]\nprompts = ["local:///etc/passwd"]\n'),
+    ("learner.deepspeed", '[learner]\ndeepspeed = "/etc/passwd"\n'),
+    ("policy.trust_remote_code", '[policy]\nname = "org/model"\ntrust_remote_code = true\n'),
+    ("rl.replay", '[rl]\nreplay = "local:///home/operator/run/rollouts"\n'),
 ]
+SERVE = [
+    ("serve.token_variable", '[serve]\ntoken_variable = "HOME"\n'),
+    ("serve.models", '[serve.models]\na = "org/model"\nb = "/etc/m"\n'),
+    ("serve.models", '[serve.models]\na = "org/model"\nb = "local:///etc/m"\n'),
+]
+EVALUATE = [
+    ("endpoint.key_variable", '[endpoint]\nkey_variable = "AWS_SECRET_ACCESS_KEY"\n'),
+    ("judge.endpoint", '[judge]\nendpoint = "https://evil/v1"\n'),
+    ("evaluate.labels", '[evaluate]\nlabels = "labels/"\n'),
+    ("evaluate.labels", '[evaluate]\nlabels = "local:///home/operator/labels"\n'),
+]
+TRAIN = [
+    ("train.labels", '[train]\nlabels = ["s3://bucket/labels", "local:///home/operator/labels"]\n'),
+    ("policy.name", '[policy]\nname = "file:/home/operator/model"\n'),
+    ("reference.name", '[reference]\nname = "local:///home/operator/model"\n'),
+    ("learner.deepspeed", '[learner]\ndeepspeed = "local:///etc/passwd"\n'),
+    ("output.path", '[output]\npath = "/home/operator/run"\n'),
+]
+SAMPLE = [
+    ("model.name", '[model]\nname = "./model"\n'),
+    ("input.paths", '[input]\npaths = ["local:///etc/passwd"]\n'),
+    ("input.picture_root", '[input]\npicture_root = "local:///home/operator"\n'),
+    ("sampler.endpoint", '[sampler]\nendpoint = "https://evil/v1"\n'),
+    ("tokens.template", '[tokens]\ntemplate = "FILE:///etc/hostname"\n'),
+]
+OF_KINDS: list[tuple[Any, list[tuple[str, str]]]] = [
+    (LabelConfig, LABEL),
+    (RlConfig, RL),
+    (EvaluateConfig, EVALUATE),
+    (ServeConfig, SERVE),
+    (TrainConfig, TRAIN),
+    (SampleConfig, SAMPLE),
+]
+CASES = [(kind, field, text) for kind, texts in OF_KINDS for field, text in texts]
 
 
 @pytest.mark.parametrize(("kind", "field", "text"), CASES, ids=lambda value: value if isinstance(value, str) else "")
@@ -318,14 +368,33 @@ def test_a_configuration_in_a_bucket_names_nothing_of_this_machine(
     assert len(lines) == 1 and lines[0].strip().startswith(f"{field}: ")
 
 
+@pytest.mark.parametrize("scheme", ["local", "LOCAL", "FILE", "mock", "memory"])
+def test_no_scheme_opens_this_machine(tmp_path: Path, scheme: str) -> None:
+    """What pyarrow takes for the local disk, or for no storage at all, is neither read nor listed nor written to."""
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]))
+    place = f"{scheme}://{tmp_path}/a.jsonl"
+    for use in (
+        storage.read_bytes,
+        storage.exists,
+        lambda place: find_files([place]),
+        lambda place: storage.create(place, b""),
+    ):
+        with pytest.raises((ConfigError, InputError), match=f"{scheme}://"):
+            use(place)
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
 def test_what_it_may_say_is_read_and_the_operator_may_say_all(s3: FaultyS3, tmp_path: Path) -> None:
     place = f"{s3.uri}/good.toml"
-    text = '[model]\nname = "org/model"\n[input]\npaths = ["s3://bucket/a/*.jsonl", "hf://datasets/org/set"]\n'
+    text = (
+        '[model]\nname = "org/model"\n[input]\npaths = ["s3://bucket/a/*.jsonl", "hf://datasets/org/set", "gs://b/c"]\n'
+        '[tokens]\ntemplate = "none"\n[output]\npath = "s3://bucket/out"\n'
+    )
     documents.write_bytes(place, text.encode())
     assert load_config(place, [], []).model.name == "org/model"
-    documents.write_bytes(place, LABEL["model.trust_remote_code"].encode())
+    documents.write_bytes(place, LABEL[0][1].encode())
     assert load_config(place, [], ["model.trust_remote_code=true"]).model.trust_remote_code
-    (tmp_path / "own.toml").write_text(LABEL["model.trust_remote_code"])
+    (tmp_path / "own.toml").write_text(LABEL[0][1])
     assert load_config(str(tmp_path / "own.toml"), [], []).model.trust_remote_code
 
 
@@ -355,6 +424,27 @@ def test_no_file_of_a_store_and_no_message_holds_a_secret(
     held = {"terminal": (said.out + said.err).encode()}
     held |= {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(held) > 5 and not holding(held)
+
+
+def test_no_metric_holds_a_secret(
+    secrets: dict[str, str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in its name, its description nor its tags. What a real run shows is scraped in
+    tests/integration/test_submission.py."""
+    shown: list[str] = []
+
+    def record(metric: Any, value: float, tags: dict[str, str]) -> None:
+        shown.append(json.dumps([metric.info, value, tags], default=str))
+
+    monkeypatch.setattr("ray.util.metrics.Gauge.set", record)
+    monkeypatch.setattr("ray.util.metrics.Counter.inc", record)
+    store = label_store(tmp_path / "store", model, [*ROWS, {"prompt": "x", "chosen": "", "rejected": "y"}])
+    labelled, trained = RunMetrics(store.uri, 2), StepMetrics(store.uri, 3)
+    for each in store.records():
+        labelled.add(each, 10, 1.0)
+    trained.update({"step": 1, "loss": 0.5, "warnings": ["w"]})
+    text = "\n".join(shown).encode()
+    assert b"empty_response" in text and b"endoreward_step_metric" in text and not holding({"metrics": text})
 
 
 def holding(held: dict[str, bytes]) -> list[str]:
