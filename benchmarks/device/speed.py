@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from compiled import compile_layers
 
 from device import models, plain
 from device.cases import Case, Figures, Skip, free, on_device, synchronize
@@ -79,6 +80,7 @@ def cases(size: str, device: str) -> list[Case]:
         Case(f"sampling, {size}, transformers", lambda: plain_sampling(bench), 12.0),
         Case(f"head, {size}", lambda: head(bench), 4.0),
         *(_scoring(bench, shape, budget) for shape in CORPORA for budget in BUDGETS[1:]),
+        Case(f"score {CORPORA[1]}, {size}, layers compiled", lambda: compiled_layers(bench, CORPORA[1]), 40.0),
         Case(f"head, {size}, reduction compiled", lambda: compiled_head(bench), 25.0),
     ]
     return made
@@ -184,6 +186,19 @@ def batch_launches(scorer: Scorer, turns: list[TokenizedTurn], budget: int) -> t
         part.append(turn)
     before = scorer.forwarded_tokens
     return launches(lambda: scorer.score(part or turns[:1])), scorer.forwarded_tokens - before
+
+
+def compiled_layers(bench: Bench, shape: str) -> Figures:
+    """The scorer with the model's layers compiled, and what compiling took: whether it is to be an option."""
+    started = time.perf_counter()
+    compile_layers(bench.model, "inductor" if bench.device == "cuda" else "aot_eager")
+    try:
+        figures = score(bench, shape, BUDGETS[0])
+    finally:
+        for layer in bench.model.modules():
+            layer._compiled_call_impl = None
+    figures["compiled_s"] = time.perf_counter() - started
+    return figures
 
 
 def padded_loop(bench: Bench, shape: str) -> Figures:
