@@ -3,9 +3,10 @@
     python benchmarks/scorer_variants.py [--model FOLDER] [--shape rm-bench] [--prompts 4] [--repeats 3]
 
 bfloat16 (`model.dtype`), which processors with avx512_bf16 or AMX multiply faster, and the decoder's layers under
-`torch.compile`, warm: what it takes to make each and pass once is a column, by the clock. Beside the seconds stands what each moves: nats a token
-against float32, and the share of responses of one prompt, two by two, whose order under `sum` is another. Without a model the
-weights are random, of SmolLM2-135M's shape, and what moves says little. Needs a C++ compiler for `torch.compile`.
+`torch.compile`, warm: what it takes to make each and pass once is a column, by the clock. Beside the seconds stands what each
+moves: nats a token against float32, and the share of responses of one prompt, two by two, whose order under `sum` is another.
+Without a model the weights are random, of SmolLM2-135M's shape, and what moves says little. Needs a C++ compiler for
+`torch.compile`.
 """
 
 import argparse

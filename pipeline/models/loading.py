@@ -151,8 +151,8 @@ def _load(loader: Any, config: ModelSource, device: str, gpus: int, kind: str, o
 
 def _places_weights() -> bool:
     """Whether transformers can read weights straight to a device: with accelerate, and where ZeRO-3 does not part them."""
-    from transformers.integrations import is_deepspeed_zero3_enabled
-    from transformers.utils import is_accelerate_available
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.utils.import_utils import is_accelerate_available
 
     return bool(is_accelerate_available()) and not is_deepspeed_zero3_enabled()
 

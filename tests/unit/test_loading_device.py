@@ -39,8 +39,8 @@ class Loader:
 def test_weights_go_straight_to_a_gpu(
     device: str, gpus: int, accelerate: bool, zero3: bool, placed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transformers.utils.is_accelerate_available", lambda: accelerate)
-    monkeypatch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: zero3)
+    monkeypatch.setattr("transformers.utils.import_utils.is_accelerate_available", lambda: accelerate)
+    monkeypatch.setattr("transformers.integrations.deepspeed.is_deepspeed_zero3_enabled", lambda: zero3)
     loader = Loader()
     config = ModelConfig(name=str(save_model(tmp_path / "model")), dtype="float32")
     loading._load(loader, config, device, gpus, "causal LM", "an encoder")
