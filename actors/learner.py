@@ -34,6 +34,7 @@ from actors.elastic import read_whole, write_whole
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.engines.probe import probe_text
 from pipeline.models.loading import load_model, load_tokenizer, resolve_dtype
+from pipeline.models.memory import training_budget
 from pipeline.models.pictures import FAMILIES
 from pipeline.models.pictures.files import copy_processor
 from pipeline.tokens import TokenizedTurn
@@ -136,7 +137,17 @@ class Learner:
         self.policy.device = torch.device(self.engine.device)
         self.gathered = deepspeed.zero.GatheredParameters
         self.notes = choose_layout(self.policy, self.engine, config.learner.layout)
+        self._agree_on_budget()
         self.host: dict[str, torch.Tensor] = {}  # weights on the CPU, of what is not there already
+
+    def _agree_on_budget(self) -> None:
+        """Where none is configured, that of the worker with the least memory, from here on in `config`."""
+        learner = self.config.learner
+        if learner.budget_tokens is None:
+            budgets: list[Any] = [None] * self.world
+            dist.all_gather_object(budgets, training_budget(self.policy.model, learner.gradient_checkpointing))
+            agreed = learner.model_copy(update={"budget_tokens": min(budgets)})
+            self.config = self.config.model_copy(update={"learner": agreed})
 
     def _load(self, spec: LearnerSpec, settings: dict[str, Any]) -> Any:
         """The policy's model, its adapters included. With ZeRO-3 each worker holds its part from the first."""

@@ -20,6 +20,7 @@ class RewarderSpec:
     device: str  # "cpu" or "cuda"
     dtype: str
     gpus: int = 0  # each model is spread over these where they are several
+    gpu_share: float = 1.0  # of the GPU's memory
 
 
 class RewardActor:
@@ -27,7 +28,12 @@ class RewardActor:
         config = spec.config
         torch.set_num_threads(config.rewarder.cpus_per_actor)
         self.rewards = RewardMixture(
-            config, spec.device, spec.dtype, spec.gpus, hold_reference=config.rl.kl_coefficient > 0
+            config,
+            spec.device,
+            spec.dtype,
+            spec.gpus,
+            hold_reference=config.rl.kl_coefficient > 0,
+            gpu_share=spec.gpu_share,
         )
 
     def reward(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> Reply[list[list[Rewarded]]]:

@@ -51,7 +51,7 @@ class SamplerSpec:
     lora: LoraSection  # adapters, as the learner has them
     gpus: int = 0  # the model is spread over these where they are several
     engine: str = "transformers"
-    shares_gpu: bool = False
+    gpu_share: float = 1.0  # of the GPU's memory
     certainty: bool = False  # whether rollouts have it
 
 
@@ -75,7 +75,7 @@ class PolicySampler:
             adapters = Adapters(spec.lora.rank, spec.lora.alpha or 2 * spec.lora.rank, shapes)
         self.engine = open_engine(
             EngineSpec(
-                spec.model, spec.device, drawing, spec.gpus, spec.engine, adapters=adapters, shares_gpu=spec.shares_gpu
+                spec.model, spec.device, drawing, spec.gpus, spec.engine, adapters=adapters, gpu_share=spec.gpu_share
             )
         )
         self.vocabulary = settings.get_text_config().vocab_size

@@ -1,6 +1,7 @@
 """What `label` adds to scoring: the run between its first and its last record, beside the scorer alone on the same rows.
 
     python benchmarks/label_beside_scorer.py MODEL [--pairs 160] [--shard-rows 16]
+    python benchmarks/label_beside_scorer.py MODEL --pairs 2000 --shard-rows 128 # as the claim has it: half an hour
 
 The corpus is the first pairs of HH (harmless-base, test; `../shared`). `label` runs as a person runs it, from cold, with one
 actor that has all threads. When its records are on the disk, the rows of all but the first shard are scored here once more, by
@@ -40,10 +41,15 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=16)
     options = parser.parse_args()
     whole = shared("data", "hh-rlhf", "harmless-base-test.jsonl.gz")
+    if options.pairs <= options.shard_rows:
+        raise SystemExit("--pairs has to be several times --shard-rows: what is measured begins with the second shard")
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "hh.jsonl")
         with gzip.open(whole, "rt") as lines:
-            corpus.write_text("".join(itertools.islice(lines, options.pairs)))
+            rows = list(itertools.islice(lines, options.pairs))
+        if len(rows) < options.pairs:
+            raise SystemExit(f"{whole} has {len(rows):,} pairs; lower --pairs")
+        corpus.write_text("".join(rows))
         first, last, name = labelled(options, corpus, Path(folder, "labels"))
         shards = turns_by_shard(options, corpus)
     rest = [turn for shard, turns in shards.items() if shard_name(shard) != name for turn in turns]
@@ -89,7 +95,7 @@ def labelled(options: argparse.Namespace, corpus: Path, output: Path) -> tuple[f
             for record in output.glob("records/*-*.json"):  # of shards, and of input files
                 if not record.name.startswith("input-"):
                     seen.setdefault(record.stem, now)
-            time.sleep(0.02)
+            time.sleep(0.2 if seen else 0.02)  # a listing of many records takes its share of a core
         if run.returncode:
             log.seek(0)
             raise SystemExit(log.read().decode())

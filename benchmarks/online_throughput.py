@@ -178,7 +178,7 @@ def theirs(work: Work) -> None:
     prompts = read_prompts(config, config.input.paths, "input.paths").prompts
     rows = datasets.Dataset.from_list([{"prompt": str(p.messages[0]["content"]), "ids": p.ids} for p in prompts])
     _require_same_ids(tokenizer, rows)
-    micro = samples_of_micro_batch(work, prompts, config.learner.budget_tokens)
+    micro = samples_of_micro_batch(work, prompts, config.learner.micro_tokens)
     spent: dict[str, float] = defaultdict(float)
 
     class Clocked(GRPOTrainer):

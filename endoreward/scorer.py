@@ -102,7 +102,7 @@ class Scorer:
         tokenizer: its tokenizer, whose chat template is used where it has one.
         reward: fields of the section `reward` (docs/reward.md), such as {"aggregation": "mean"}.
         tokens: fields of the section `tokens` (docs/tokens.md), such as {"system_prompt": "..."}.
-        budget_tokens: tokens forwarded at once; halved when memory runs out.
+        budget_tokens: tokens forwarded at once; halved when memory runs out. None: 16,384, on a GPU what it has room for.
 
     Raises:
         ConfigError: for fields that are unknown, wrong or without effect.
@@ -115,7 +115,7 @@ class Scorer:
         *,
         reward: Fields | None = None,
         tokens: Fields | None = None,
-        budget_tokens: int = 16384,
+        budget_tokens: int | None = None,
     ):
         sections = {"reward": reward or {}, "tokens": tokens or {}, "scorer": {"budget_tokens": budget_tokens}}
         self._open(_config(sections), model, tokenizer)
@@ -132,7 +132,7 @@ class Scorer:
         allow_pickle: bool = False,
         reward: Fields | None = None,
         tokens: Fields | None = None,
-        budget_tokens: int = 16384,
+        budget_tokens: int | None = None,
     ) -> Self:
         """Load a model and its tokenizer.
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from compiled import compile_layers
 
 from device import models, plain
 from device.cases import Case, Figures, Skip, free, on_device, synchronize
 from pipeline.models.generation import Generator
 from pipeline.models.questions import Question
 from pipeline.models.scoring import Scorer
-from pipeline.models.scoring.head import Head
+from pipeline.models.scoring.head import Head, reduce_logits
 from pipeline.tokens import TokenizedTurn
 from pipeline.training.batch import Response, collate
 from pipeline.training.objectives.dpo import Dpo
@@ -79,6 +80,8 @@ def cases(size: str, device: str) -> list[Case]:
         Case(f"sampling, {size}, transformers", lambda: plain_sampling(bench), 12.0),
         Case(f"head, {size}", lambda: head(bench), 4.0),
         *(_scoring(bench, shape, budget) for shape in CORPORA for budget in BUDGETS[1:]),
+        Case(f"score {CORPORA[1]}, {size}, layers compiled", lambda: compiled_layers(bench, CORPORA[1]), 40.0),
+        Case(f"head, {size}, reduction compiled", lambda: compiled_head(bench), 25.0),
     ]
     return made
 
@@ -153,7 +156,7 @@ def score(bench: Bench, shape: str, budget: int) -> Figures:
     seconds, memory = timed(lambda: scorer.score(turns), warm=True)
     responses = sum(len(t.response_ids) for t in turns)
     bench.rates[shape] = max(bench.rates.get(shape, 0.0), responses / seconds)
-    launched, tokens = launches(scorer, turns, budget)
+    launched, tokens = batch_launches(scorer, turns, budget)
     return {
         "tokens_per_s": responses / seconds, "forwarded_per_s": forwarded / seconds,
         "of_floor": bench.floor(turns, forwarded) / seconds, "peak_mib": memory, "seconds": seconds,
@@ -161,23 +164,41 @@ def score(bench: Bench, shape: str, budget: int) -> Figures:
     }  # fmt: skip
 
 
-def launches(scorer: Scorer, turns: list[TokenizedTurn], budget: int) -> tuple[int, int]:
-    """Kernels and copies of about one batch of at most `budget` tokens, and the tokens that it forwards."""
+def launches(work: Callable[[], Any]) -> int:
+    """Kernels and copies of a piece of work; 0 where there is no device that counts them."""
+    if not torch.cuda.is_available():
+        work()
+        return 0
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as prof:
+        work()
+        torch.cuda.synchronize()
+    return len(on_device(prof.events()))
+
+
+def batch_launches(scorer: Scorer, turns: list[TokenizedTurn], budget: int) -> tuple[int, int]:
+    """Those of about one batch of at most `budget` tokens, and the tokens that it forwards."""
     part: list[TokenizedTurn] = []
     for turn in turns:
         if sum(len(t.response_ids) for t in part) + len(turn.prompt_ids) > budget // 2:
             break
         part.append(turn)
-    part = part or turns[:1]
-    if not torch.cuda.is_available():
-        return 0, 0
-    from torch.profiler import ProfilerActivity, profile
-
     before = scorer.forwarded_tokens
-    with profile(activities=[ProfilerActivity.CUDA]) as prof:
-        scorer.score(part)
-        torch.cuda.synchronize()
-    return len(on_device(prof.events())), scorer.forwarded_tokens - before
+    return launches(lambda: scorer.score(part or turns[:1])), scorer.forwarded_tokens - before
+
+
+def compiled_layers(bench: Bench, shape: str) -> Figures:
+    """The scorer with the model's layers compiled, and what compiling took: whether it is to be an option."""
+    started = time.perf_counter()
+    compile_layers(bench.model, "inductor" if bench.device == "cuda" else "aot_eager")
+    try:
+        figures = score(bench, shape, BUDGETS[0])
+    finally:
+        for layer in bench.model.modules():
+            layer._compiled_call_impl = None
+    figures["compiled_s"] = time.perf_counter() - started
+    return figures
 
 
 def padded_loop(bench: Bench, shape: str) -> Figures:
@@ -207,11 +228,8 @@ def padded_loop(bench: Bench, shape: str) -> Figures:
 
 
 def head(bench: Bench) -> Figures:
-    """The head alone, beside its matrix products alone: what a fused kernel could win at most; and with the reduction
-    compiled, where that works."""
-    positions = 16 if bench.toy else 8192
-    states = torch.randn(positions, bench.size.hidden, device=bench.device, dtype=bench.dtype)
-    taken = torch.randint(bench.size.vocabulary, (positions,), device=bench.device)
+    """The head alone, beside its matrix products alone: what a fused kernel could win at most."""
+    states, taken = scored_states(bench)
     figures: Figures = {}
     with torch.inference_mode():
         for chunk in (64, 512):
@@ -220,8 +238,35 @@ def head(bench: Bench) -> Figures:
             figures[f"ms_products_{chunk}"] = (
                 timed(lambda own=own: [own.logits(h) for h in states.split(own.rows)])[0] * 1e3
             )  # type: ignore[misc]
-    floor = 2.0 * positions * bench.size.hidden * bench.size.vocabulary / bench.flops * 1e3
+    floor = 2.0 * len(states) * bench.size.hidden * bench.size.vocabulary / bench.flops * 1e3
     return figures | {"ms_floor": floor, "fused_wins_at_most": figures["ms_tiles_64"] / floor}
+
+
+def scored_states(bench: Bench) -> tuple[torch.Tensor, torch.Tensor]:
+    positions = 16 if bench.toy else 8192
+    states = torch.randn(positions, bench.size.hidden, device=bench.device, dtype=bench.dtype)
+    return states, torch.randint(bench.size.vocabulary, (positions,), device=bench.device)
+
+
+def compiled_head(bench: Bench) -> Figures:
+    """A slice of logits and its reduction as it is, and under `torch.compile`: what fusing what follows the product wins, and
+    how far the results are apart. On a CPU it is traced and not fused."""
+    states, taken = scored_states(bench)
+    own = Head(bench.model, 512)
+    part = slice(0, own.rows)
+    fused: Any = torch.compile(reduce_logits, backend="inductor" if bench.device == "cuda" else "aot_eager")
+    figures: Figures = {}
+    with torch.inference_mode():
+        logprobs = [each(own.logits(states[part]), taken[part], 1.0).logprobs for each in (reduce_logits, fused)]
+        for name, reduce in (("plain", reduce_logits), ("compiled", fused)):
+            seconds, memory = timed(lambda reduce=reduce: reduce(own.logits(states[part]), taken[part], 1.0))  # type: ignore[misc]
+            figures |= {f"ms_{name}": seconds * 1e3, f"mib_{name}": memory}
+    apart = float((logprobs[0] - logprobs[1]).abs().max())
+    return figures | {
+        "compiled_is_times": figures["ms_plain"] / figures["ms_compiled"],
+        "apart": apart,
+        "ok": apart < 1e-3,
+    }
 
 
 # A DPO step
@@ -255,6 +300,7 @@ def dpo(bench: Bench) -> Figures:
     layout = policy.layout
     try:
         seconds, memory = timed(lambda: dpo_step(policy, responses))
+        launched = launches(lambda: dpo_step(policy, responses))
     finally:
         policy.use_layout("padded")
         bench.model.requires_grad_(False)
@@ -265,7 +311,7 @@ def dpo(bench: Bench) -> Figures:
     bench.rates["dpo"] = tokens / seconds
     return {
         "tokens_per_s": tokens / seconds, "of_floor": 3 * bench.floor(turns, forwarded) / seconds, "peak_mib": memory,
-        "seconds": seconds, "pairs": len(responses) // 2, "layout": layout,
+        "seconds": seconds, "pairs": len(responses) // 2, "layout": layout, "launches": launched,
     }  # fmt: skip
 
 
@@ -313,8 +359,9 @@ def generator_of(bench: Bench, length: int) -> Generator:
 def sampling(bench: Bench) -> Figures:
     asked, length = questions(bench)
     generator = generator_of(bench, length)
-    warm = generator_of(bench, 4)
+    warm = generator_of(bench, 2)
     warm.generate(asked)
+    few, more = (launches(lambda long=long: generator_of(bench, long).generate(asked)) for long in (2, 6))  # type: ignore[misc]
     written = 0
 
     def draw() -> None:
@@ -327,7 +374,7 @@ def sampling(bench: Bench) -> Figures:
     weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
     return {
         "tokens_per_s": written / seconds, "of_floor": weights * length / bench.bandwidth / seconds, "peak_mib": memory,
-        "seconds": seconds, "ms_per_step": seconds / length * 1e3,
+        "seconds": seconds, "ms_per_step": seconds / length * 1e3, "launches_per_step": (more - few) / 4,
     }  # fmt: skip
 
 

@@ -320,12 +320,18 @@ def _pools(run: RlRun) -> tuple[ActorPool, ActorPool]:
         lora=config.lora,
         gpus=int(placement.sampler_gpus),
         engine=config.sampler.engine,
-        shares_gpu=run.device == "cuda" and placement.sampler_gpus < 1,
+        gpu_share=_share(run, placement.sampler_gpus),
         certainty=any(source.kind in OF_THE_POLICY for source in config.rewards.values()),
     )
-    rewarder = RewarderSpec(config, run.device, run.dtype, int(placement.rewarder_gpus))
+    gpu_share = _share(run, placement.rewarder_gpus)
+    rewarder = RewarderSpec(config, run.device, run.dtype, int(placement.rewarder_gpus), gpu_share)
     gpus, nodes = (placement.sampler_gpus, placement.rewarder_gpus), placed(config.run)
     return (
         ActorPool(PolicySampler, "sampler", placement.samplers, config.sampler, gpus[0], sampler, nodes),
         ActorPool(RewardActor, "rewarder", placement.rewarders, config.rewarder, gpus[1], rewarder, nodes),
     )
+
+
+def _share(run: RlRun, gpus: float) -> float:
+    """What an actor that reserves so many GPUs has of the memory of one."""
+    return min(1.0, gpus) if run.device == "cuda" else 1.0

@@ -52,7 +52,7 @@ class ScorerConfig(Section):
         default=None,
         ge=1,
         description="tokens forwarded at once, on a CPU at most 2,048 of them; halved when memory runs out; default: 16,384, "
-        "and where a model writes, on a GPU, the tokens whose cache fills half of its free memory",
+        "on a GPU what half of its free memory has room for, up to 65,536, or where a model writes, its cache",
     )
     head_chunk_mb: int = Field(
         default=64,

@@ -1,4 +1,5 @@
-"""Reads whole files once more where their labels ask for it, before anything is labelled: the first rows may all say 1."""
+"""Reads whole files where their labels ask for it, of Parquet the columns of the labels alone, before anything is labelled:
+the first rows may all say 1."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,7 +28,7 @@ def require_proof(inputs: Iterable[Planned]) -> None:
         if not isinstance(rule, ByValue) or not rule.closed:
             continue
         words = values.setdefault(rule, {})
-        for _, rows in read_shards(file, format, plan.shards):
+        for _, rows in read_shards(file, format, plan.shards, rule.columns):
             for number, row in rows:
                 if isinstance(row, RowError):
                     continue
@@ -52,7 +53,8 @@ def counted(planned: Planned) -> Shape:
     if not isinstance(shape.label, ByScores) or shape.label.pairs is None:
         return shape
     preferring = ranked = missing = 0
-    for _, rows in read_shards(file, format, plan.shards):
+    judged = (*shape.label.columns, *(column for column, _ in shape.responses))
+    for _, rows in read_shards(file, format, plan.shards, judged):
         for _, row in rows:
             decision = _judged(shape, row)
             extras = list(decision.of_response.values())

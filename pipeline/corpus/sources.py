@@ -21,7 +21,7 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -339,25 +339,27 @@ class PicturesBeside:
             return 0
 
     def of_batch(self, batch: pa.RecordBatch) -> int:
-        columns = [field.name for field in batch.schema if self._may_name_files(field, batch.column(field.name))]
+        columns = self.columns(batch.schema, {name for name in batch.schema.names if _is_filled(batch.column(name))})
         try:
             return sum(map(self._of_row, batch.select(columns).to_pylist())) if columns else 0
         except UNREADABLE:  # of such a row, which becomes an error
             return 0
+
+    def columns(self, schema: pa.Schema, filled: Container[str]) -> list[str]:
+        return [field.name for field in schema if self._may_name_files(field, field.name in filled)]
 
     @cached_property
     def _signs(self) -> tuple[bytes, ...]:
         names = (*PARTS, *(name for column in self.images for name in column.split(".")))
         return tuple(f'"{name}"'.encode() for name in dict.fromkeys(names))
 
-    def _may_name_files(self, field: pa.Field, column: pa.Array) -> bool:
+    def _may_name_files(self, field: pa.Field, filled: bool) -> bool:
         if not any(name == field.name or name.startswith(f"{field.name}.") for name in self.images):
             return pa.types.is_nested(field.type) and any(f"{key}:" in str(field.type) for key in INLINE)
-        while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            column = column.flatten()
-        if pa.types.is_struct(column.type) and "bytes" in column.type.names:
-            return bool(column.field("bytes").null_count)
-        return not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type))
+        kind = _within_lists(field.type)
+        if pa.types.is_struct(kind) and "bytes" in kind.names:
+            return not filled
+        return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     def _of_row(self, row: RawRow) -> int:
         named = {column.partition(".")[0] for column in self.images} | set(self.images)
@@ -372,6 +374,20 @@ class PicturesBeside:
             return 0 if URL.match(address) else min(_size_of(address), self.origin.max_bytes)
         except (RowError, OSError):
             return 0
+
+
+def _within_lists(kind: pa.DataType) -> pa.DataType:
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return kind
+
+
+def _is_filled(column: pa.Array) -> bool:
+    """Whether it is of structs, and none of their `bytes` is null."""
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        column = column.flatten()
+    struct = pa.types.is_struct(column.type) and "bytes" in column.type.names
+    return struct and not column.field("bytes").null_count
 
 
 def _size_of(uri: str) -> int:

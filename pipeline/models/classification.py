@@ -28,7 +28,7 @@ import torch
 from pipeline.errors import ConfigError, RowError
 from pipeline.models.corrections import correct
 from pipeline.models.loading import context_length
-from pipeline.models.memory import BUDGET_TOKENS
+from pipeline.models.memory import scoring_budget
 from pipeline.models.scoring.scorer import out_of_memory
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Classifier:
     Args:
         model: a Hugging Face sequence classifier on its device or devices; put in eval mode.
         output: which of the model's outputs is the reward.
-        budget_tokens: tokens forwarded at once; halved, for good, whenever memory runs out. None: `memory.BUDGET_TOKENS`.
+        budget_tokens: tokens forwarded at once; halved, for good, whenever memory runs out. None: as `memory.scoring_budget`
+            has it.
 
     Attributes:
         forwarded_tokens: tokens given to the model so far.
@@ -69,7 +70,7 @@ class Classifier:
         correct(model)
         self.model = model.eval().requires_grad_(False)
         self.output = output
-        self.budget_tokens = budget_tokens or BUDGET_TOKENS
+        self.budget_tokens = budget_tokens or scoring_budget(model)
         self.forwarded_tokens = 0
         self.notes: list[str] = []
         self.settings = model.config.get_text_config()
@@ -95,11 +96,8 @@ class Classifier:
             self._check_end([rows[i] for i in waiting])
             while waiting:
                 for batch in self._batches(rows, waiting):
-                    try:
-                        rewards = self._forward([rows[i] for i in batch])[:, self.output].tolist()
-                    except RuntimeError as error:
-                        if not out_of_memory(error):
-                            raise
+                    rewards = self._fitting([rows[i] for i in batch])
+                    if rewards is None:
                         self._shrink(batch, len(rows[batch[0]]), results)
                         break
                     for i, reward in zip(batch, rewards, strict=True):
@@ -126,6 +124,16 @@ class Classifier:
                 batches.append([])
             batches[-1].append(i)
         return batches
+
+    def _fitting(self, rows: list[list[int]]) -> list[float] | None:
+        """The rewards of rows of one length. None where memory runs out; what they had of it is free again then."""
+        try:
+            rewards: list[float] = self._forward(rows)[:, self.output].tolist()
+            return rewards
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return None
 
     def _forward(self, rows: list[list[int]]) -> torch.Tensor:
         """Outputs [B, number of outputs] in float32, or float64 of a model in that, of rows of one length."""

@@ -132,6 +132,8 @@ def _load(loader: Any, config: ModelSource, device: str, gpus: int, kind: str, o
     options: dict[str, Any] = {"dtype": getattr(torch, resolve_dtype(config.dtype, device))}
     if gpus > 1:
         options["device_map"] = "auto"  # needs accelerate
+    elif device != "cpu" and _places_weights():
+        options["device_map"] = {"": device}  # no second copy on the host
     if not config.allow_pickle:
         options["use_safetensors"] = True
     with _explained(config) as name:
@@ -144,7 +146,15 @@ def _load(loader: Any, config: ModelSource, device: str, gpus: int, kind: str, o
                 f"{'tensor' if len(lacking) == 1 else 'tensors'} would be made up ({shown}); "
                 f"is it {others}, or an incomplete download?"
             )
-        return (model if gpus > 1 else model.to(device)).eval()
+        return (model if "device_map" in options else model.to(device)).eval()
+
+
+def _places_weights() -> bool:
+    """Whether transformers can read weights straight to a device: with accelerate, and where ZeRO-3 does not part them."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.utils.import_utils import is_accelerate_available
+
+    return bool(is_accelerate_available()) and not is_deepspeed_zero3_enabled()
 
 
 def resolve_dtype(dtype: str, device: str) -> str:

@@ -146,7 +146,7 @@ class PoolSection(Section):
     budget_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens held at once; halved when memory runs out; default: 16,384; of a sampler on a GPU: what fits",
+        description="tokens held at once; halved when memory runs out; default: 16,384; on a GPU: what its share has room for",
     )
     max_restarts: int = Field(default=10, ge=0, description="how often a dead actor is started again")
 

@@ -126,7 +126,7 @@ def plan(
         for i, rollout in enumerate(groups[number].rollouts)
         if rollout.finished or not masks_truncated
     ]
-    batches = plan_step(atoms, workers, config.learner.budget_tokens) if atoms else [[[]]] * workers
+    batches = plan_step(atoms, workers, config.learner.micro_tokens) if atoms else [[[]]] * workers
     return [[[atoms[atom].positions[0] for atom in micro] for micro in worker] for worker in batches]
 
 

@@ -188,6 +188,9 @@ class LoraSection(Section):
     )
 
 
+MICRO_TOKENS = 16384
+
+
 class LearnerConfig(Section):
     """The processes that train. None of these move a loss by more than rounding, but for the dtype."""
 
@@ -213,7 +216,12 @@ class LearnerConfig(Section):
         default="none", description="kept in the memory of the CPU: the optimiser, or with stage 3 the weights too"
     )
     gradient_checkpointing: bool = Field(default=False, description="compute activations twice rather than keep them")
-    budget_tokens: int = Field(default=16384, ge=1, description="tokens of a micro-batch, prompts included")
+    budget_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens of a micro-batch, prompts included; default: 16,384, on GPUs what half of the free memory of the "
+        "smallest has room for, 65,536 at most",
+    )
     layout: Literal["auto", "packed", "padded"] = Field(
         default="auto", description="auto: packed where the architecture allows it; padding is for comparison"
     )
@@ -227,6 +235,11 @@ class LearnerConfig(Section):
     max_preemption_failures: int | None = Field(
         default=None, ge=0, description="how often for nodes that were taken back; default: each time"
     )
+
+    @property
+    def micro_tokens(self) -> int:
+        """`budget_tokens`, or what it is on CPUs, as runs are described."""
+        return self.budget_tokens or MICRO_TOKENS
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -83,6 +83,7 @@ def described(
 ) -> dict[str, Any]:
     """What any training run is described by: these sections of its configuration, the learner, policy and reference."""
     content = config.model_dump(include={*sections, "lora", "learner"})
+    content["learner"]["budget_tokens"] = config.learner.micro_tokens  # on a GPU more or less of them: rounding
     content["learner"] = {
         name: value
         for name, value in content["learner"].items()

@@ -66,7 +66,7 @@ class StepData:
     def part(self, numbers: Numbers) -> StepPart:
         """These examples as a step. Raises StoreError, ConfigError as `RowReader.read`."""
         atoms = atoms_of(self.examples, numbers)
-        plan = plan_step(atoms, self.workers, self.config.learner.budget_tokens)[self.rank]
+        plan = plan_step(atoms, self.workers, self.config.learner.micro_tokens)[self.rank]
         mine = [[position for atom in micro for position in atoms[atom].positions] for micro in plan]
         responses = self._responses(sorted({position for micro in mine for position in micro}))
         positions = np.array([position for atom in atoms for position in atom.positions])

@@ -1,8 +1,11 @@
 """Two ranks on one device over gloo, since NCCL refuses two ranks on one: their gradients add up to one rank's."""
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -85,6 +88,7 @@ def learner(number: int, world: int, store: str, folder: str, turns: list) -> No
     row = own.step([responses[number * part : (number + 1) * part]], counts, 1e-3)  # type: ignore[arg-type]
     weights = own.weights()
     if number == 0:
+        assert weights and all(each.is_pinned() for each in weights.values()), "the host's copy, for samplers"
         torch.save((row, weights), f"{store}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+from dataclasses import replace
 from datetime import date
 
 import pyarrow as pa
@@ -13,8 +14,20 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import FilePlan, InputFile, find_files, plan_file, read_shards, read_together
+from pipeline.config import load_config
+from pipeline.corpus import (
+    FilePlan,
+    InputFile,
+    counted,
+    detect,
+    find_files,
+    plan_file,
+    read_shards,
+    read_together,
+    require_proof,
+)
 from pipeline.corpus.files import text
+from pipeline.corpus.sources import beside_of
 from pipeline.errors import InputError, RowError
 
 ROWS = [{"prompt": f"frage {i} \U0001f600", "n": i, "list": [{"a": i, "b": None}] * (i % 3)} for i in range(53)]
@@ -281,11 +294,101 @@ def test_a_broken_file_is_refused_when_planned(write, name):
     assert name in str(raised.value) and "again" in str(raised.value)
 
 
-def test_a_flipped_bit_in_parquet_is_refused_when_planned(write):
-    data = bytearray(parquet(compression="none"))
-    data[len(data) // 3] ^= 16
-    with pytest.raises(InputError, match="checksum"):
-        plan_file(write("a.parquet", bytes(data)))
+def flipped(data, group, column):
+    """Parquet with a bit of one page turned over."""
+    chunk = next(
+        chunk
+        for chunk in (pq.ParquetFile(io.BytesIO(data)).metadata.row_group(group).column(i) for i in range(20))
+        if chunk.path_in_schema.startswith(column)
+    )
+    broken = bytearray(data)
+    broken[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 16
+    return bytes(broken)
+
+
+def test_a_flipped_bit_in_parquet_is_refused_when_planned_where_its_head_is(write):
+    data = parquet(TABLE.select(["prompt"]), compression="none", use_dictionary=False)
+    with pytest.raises(InputError, match=r"a\.parquet: .*checksum"):
+        plan_file(write("a.parquet", flipped(data, 0, "prompt")))
+
+
+def test_a_flipped_bit_behind_the_head_of_parquet_fails_where_it_is_read(write):
+    data = parquet(TABLE.select(["prompt", "n"]), compression="none", use_dictionary=False)
+    file = write("a.parquet", flipped(data, 1, "prompt"))
+    plan = plan_file(file, shard_rows=7)
+    shards, got = read_shards(file, "auto", plan.shards), []
+    with pytest.raises(InputError, match="checksum") as raised:
+        for shard, _ in shards:
+            got.append((shard.start, shard.stop))
+    assert got == [(0, 7), (7, 14), (14, 20)]
+    assert f"{file.uri}: row group 1, rows 20 to 39, cannot be decoded" in str(raised.value)
+    assert "fetch or write the file again, and label it into another --output" in str(raised.value)
+    assert [len(rows) for _, rows in read_shards(file, "auto", plan.shards[6:])] == [7, 6]  # those behind it
+
+
+def test_parquet_that_ends_before_its_last_row_group_is_refused_when_planned(write):
+    data = parquet(group=1000, compression="none")
+    size = int.from_bytes(data[-8:-4], "little") + 8
+    with pytest.raises(InputError, match=r"breaks after 20 rows as parquet|cannot be read as parquet"):
+        plan_file(write("a.parquet", data[:600] + data[-size:]))
+
+
+PAIRS = pa.table(
+    {
+        "prompt": [f"p{i}" for i in range(60)],
+        "response_a": [f"a{i}" for i in range(60)],
+        "response_b": [f"b{i}" for i in range(60)],
+        "winner": ["a" if i % 3 else "b" for i in range(60)],
+        "score_a": [float(i % 4) for i in range(60)],
+        "score_b": [1.0] * 60,
+    }
+)
+BOTH = 'input.response_key=["response_a", "response_b"]'
+
+
+@pytest.mark.parametrize(("column", "refused"), [("prompt", False), ("response_b", False), ("winner", True)])
+def test_what_labels_mean_is_read_of_their_columns_alone(write, column, refused):
+    file = write("a.parquet", flipped(parquet(PAIRS, compression="none", use_dictionary=False), 2, column))
+    plan = plan_file(file, shard_rows=20)
+    config = load_config(None, [], ["input.label_key=winner", BOTH]).input
+    shape = detect(plan.head, config, file.name)
+    planned = [(file, "auto", replace(shape, label=replace(shape.label, closed="letters")), plan)]
+    if refused:
+        with pytest.raises(InputError, match="row group 2, rows 40 to 59, cannot be decoded"):
+            require_proof(planned)
+        return
+    require_proof(planned)
+    with pytest.raises(InputError, match="row group 2, rows 40 to 59, cannot be decoded"):
+        rows_of(file, plan)
+
+
+def test_scores_are_counted_of_their_columns_alone(write):
+    whole = parquet(PAIRS, compression="none", use_dictionary=False)
+    notes = []
+    for name, data in (("whole", whole), ("broken", flipped(whole, 2, "prompt"))):
+        file = write(f"{name}.parquet", data)
+        plan = plan_file(file)
+        keys = [BOTH, 'input.score_key=["score_a", "score_b"]', "input.pairs_from=best_worst"]
+        notes.append(
+            counted((file, "auto", detect(plan.head, load_config(None, [], keys).input, file.name), plan)).note
+        )
+    assert notes[0] == notes[1] and "45 rows prefer a response, 15 do not" in notes[0]
+
+
+def test_files_beside_the_rows_of_parquet_are_looked_for_where_a_column_may_name_them(write, tmp_path):
+    (tmp_path / "far.png").write_bytes(b"x" * 5000)
+    own = [{"bytes": b"p" * 50, "path": f"{i}.png"} for i in range(60)]
+    named = [*own[:50], {"bytes": None, "path": "far.png"}, *own[51:]]
+    for images, right, shards in ((own, True, 3), (named, False, None), (named, True, 4)):
+        table = PAIRS.select(["prompt"]).append_column("image", pa.array(images))
+        data = parquet(table, compression="none", use_dictionary=False)
+        file = write("a.parquet", data if right and images is named else flipped(data, 2, "image.bytes"))
+        beside = beside_of(file, load_config(None, [], []).input)
+        if shards is None:
+            with pytest.raises(InputError, match="checksum"):
+                plan_file(file, shard_rows=20, shard_bytes=4500, beside=beside)
+        else:
+            assert len(plan_file(file, shard_rows=20, shard_bytes=4500, beside=beside).shards) == shards
 
 
 def test_a_broken_array_is_not_read_to_its_end():

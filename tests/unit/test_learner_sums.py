@@ -1,6 +1,8 @@
-"""The sums of a step's metrics: read from the device once, whatever the number of micro-batches."""
+"""What workers have together: the sums of a step's metrics, read from the device once, whatever the number of micro-batches;
+and the budget of these."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actors.learner import Sums
+from actors.learner import Learner, Sums
+from pipeline.training.config import TrainConfig
 
 
 @pytest.fixture
@@ -44,3 +47,21 @@ def test_metrics_are_read_once_a_step(alone: None) -> None:
     assert row["loss"] == pytest.approx(numbers.astype(np.float64).mean(), rel=1e-12)
     assert row["ratio/max"] == numbers.max() and row["once"] == 3.0
     assert Sums().means() == {}
+
+
+@pytest.mark.parametrize(("configured", "due"), [(None, 2000), (700, 700)])
+def test_the_worker_with_the_least_memory_says_what_a_micro_batch_holds(
+    configured: int | None, due: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(parts: list[int], own: int) -> None:
+        parts[:] = [own, 2000, 5000]
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    monkeypatch.setattr("actors.learner.training_budget", lambda model, checkpoints: 3000)
+    learner: Any = object.__new__(Learner)
+    learner.world, learner.policy = 3, SimpleNamespace(model=None)
+    config = TrainConfig.model_validate({"learner": {"budget_tokens": configured, "zero_stage": 2}})
+    learner.config = config
+    learner._agree_on_budget()
+    assert learner.config.learner.micro_tokens == due and learner.config.learner.zero_stage == 2
+    assert config.learner.budget_tokens == configured, "nobody else's"

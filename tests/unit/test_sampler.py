@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -32,6 +33,13 @@ def sampler(folder: Path, dtype: str = "float32", **lora: int) -> PolicySampler:
 def logprobs(model: torch.nn.Module, response: list[int]) -> torch.Tensor:
     out = model(torch.tensor([PROMPT + response])).logits[0, len(PROMPT) - 1 : -1].float().log_softmax(-1)
     return out.gather(1, torch.tensor(response)[:, None])[:, 0]
+
+
+def test_its_cache_has_its_share_of_the_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.models.engines.transformers.sampling_budget", lambda model, share: int(1000 * share))
+    model = ModelConfig(name=str(folder), dtype="float32")
+    engine: Any = PolicySampler(SamplerSpec(model, "cpu", 1, None, 8, 64, (), LoraSection(), gpu_share=0.3)).engine
+    assert engine.generator.budget_tokens == 300
 
 
 def test_another_version_is_loaded_and_the_same_is_kept(folder: Path) -> None:

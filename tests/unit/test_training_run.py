@@ -139,6 +139,7 @@ def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
         {"output": {"path": "x"}},
         {"checkpoint": {"keep": 5}},
         {"learner": {"max_failures": 9}},
+        {"learner": {"budget_tokens": 16384}},  # which is none at all: on a GPU its memory says how many
         {"learner": {"max_preemption_failures": 9}},
         {"ipo": {"beta": 1}},
     ]
@@ -149,7 +150,9 @@ def test_what_moves_a_number_makes_another_run(tmp_path: Path) -> None:
         {"learner": {"workers": 4, "min_workers": 2}},
     ]  # fmt: skip
     assert all(description(**sections) != first for sections in other)
-    assert "learner.min_workers" not in first, "as earlier versions described it"
+    assert first["learner.budget_tokens"] == 16384 and "learner.min_workers" not in first, (
+        "as earlier versions described it"
+    )
     low, plain = json.dumps({"data_types": {"grad_accum_dtype": "bf16"}}), "{}"
     config = TrainConfig.model_validate({"policy": {"name": str(model)}})
     dtypes = [describe(config, labels, "bfloat16", "cpu", 1, text)["learner.grad_accum_dtype"] for text in (plain, low)]

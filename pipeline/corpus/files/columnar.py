@@ -89,8 +89,40 @@ def _joined(parts: list[Span]) -> Span:
     return Span(groups, first.start, last.stop, first.offset, last.offset + last.length - first.offset)
 
 
-def span_batches(parquet: pq.ParquetFile, span: Span, rows: int) -> Iterator[pa.RecordBatch]:
-    yield from parquet.iter_batches(batch_size=min(rows, 1024), row_groups=span.groups)
+def span_batches(
+    parquet: pq.ParquetFile, span: Span, rows: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    yield from parquet.iter_batches(batch_size=min(rows, 1024), row_groups=span.groups, columns=columns)
+
+
+def holding(schema: pa.Schema, paths: Iterable[str]) -> list[str]:
+    """The columns that hold what dotted paths name."""
+    paths = tuple(paths)
+    return [name for name in schema.names if any(f"{path}.".startswith(f"{name}.") for path in paths)]
+
+
+def filled(parquet: pq.ParquetFile, span: Span) -> set[str]:
+    """The columns of structs whose `bytes` are nowhere null, by the statistics of the row groups."""
+    every: set[str] | None = None
+    for group in span.groups:
+        metadata = parquet.metadata.row_group(group)
+        chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+        leaves = [chunk for chunk in chunks if chunk.path_in_schema.endswith(".bytes")]
+        whole = {chunk.path_in_schema.partition(".")[0] for chunk in leaves if _has_no_null(chunk.statistics)}
+        every = whole if every is None else every & whole
+    return every or set()
+
+
+def _has_no_null(statistics: Any) -> bool:
+    return statistics is not None and statistics.has_null_count and statistics.null_count == 0
+
+
+def place(span: Span) -> str:
+    """For messages."""
+    groups = (
+        f"row group {span.groups[0]}" if len(span.groups) == 1 else f"row groups {span.groups[0]} to {span.groups[-1]}"
+    )
+    return f"{groups}, rows {span.start} to {span.stop - 1}"
 
 
 def footer(source: pa.NativeFile) -> bytes:
@@ -101,12 +133,12 @@ def footer(source: pa.NativeFile) -> bytes:
 
 
 def digest_range(source: pa.NativeFile, offset: int, length: int, *hashes: "hashlib._Hash") -> None:
-    """Feed bytes [offset, offset + length) to the hashes."""
+    """Feed bytes [offset, offset + length) to the hashes. Raises ValueError for a file that ends before."""
     end = offset + length
     while offset < end:
         block = source.read_at(min(READ_BYTES, end - offset), offset)
         if not block:
-            return
+            raise ValueError(f"it ends at byte {offset}, and {end} are due")
         offset += len(block)
         for digest in hashes:
             digest.update(block)

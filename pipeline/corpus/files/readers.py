@@ -10,13 +10,14 @@ numbered from 0 after it.
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, groupby
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.corpus.files import columnar, contents, text
@@ -40,6 +41,10 @@ class Beside(Protocol):
     def of_text(self, row: int, raw: bytes) -> int: ...
 
     def of_batch(self, batch: pa.RecordBatch) -> int: ...
+
+    def columns(self, schema: pa.Schema, filled: Container[str]) -> list[str]:
+        """Those that may name such files; `filled` are columns of structs whose `bytes` are there in every row."""
+        ...
 
 
 @dataclass
@@ -97,6 +102,8 @@ def plan_file(
     in batches of rows (Parquet, CSV, Arrow) a row counts as the mean one of its row group, or of the first batch. What lies
     beside a row counts too. An empty file has no shards. Raises InputError, before anything is started, where the file breaks
     off or is not what its format says. A broken line is no error here: `read_shards` gives it as a RowError in its place.
+    Parquet is decoded for the head alone, and the columns that name files beside their rows: a page that is broken behind it
+    is known where it is read.
     """
     draft = Draft(file, beside)
     for _ in _planned(draft, file_format(file.name, format), shard_rows, shard_bytes):
@@ -144,18 +151,24 @@ def require_kind(file: InputFile, how: Format) -> bytes:
     return start
 
 
-def read_shards(file: InputFile, format: str, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
+def read_shards(
+    file: InputFile, format: str, shards: Iterable[Shard], only: Sequence[str] | None = None
+) -> Iterator[tuple[Shard, list[NumberedRow]]]:
     """The rows of some shards of one file, by ascending row, each as `(row number, dict or RowError)`.
 
-    Raises InputError where a shard is not what it was when the file was planned, before any of its rows is given.
+    With `only`, rows may lack columns that none of these dotted paths begins with: of Parquet no others are read, and the
+    digest of all is not asked for. Raises InputError where a shard is not what it was when the file was planned, or cannot be
+    decoded, before any of its rows is given.
     """
     how = file_format(file.name, format)
-    read = _read_parquet if how.kind == "parquet" else _read_batches if how.kind in BATCHED else _read_text
     wanted = sorted(shards, key=lambda shard: shard.index)
     if not wanted:
         return
     try:
-        yield from read(file, how, wanted)
+        if how.kind == "parquet":
+            yield from _read_parquet(file, wanted, only)
+        else:
+            yield from (_read_batches if how.kind in BATCHED else _read_text)(file, how, wanted)
     except BROKEN as error:
         raise InputError(f"{file.uri} could be read when the run was planned and no more: {error}") from error
 
@@ -286,39 +299,58 @@ def _plan_parquet(draft: Draft, how: Format, shard_rows: int, shard_bytes: int) 
     with open_file(draft.file) as source, columnar.open_parquet(source) as parquet:
         footer = columnar.footer(source)
         for span in columnar.spans(parquet, shard_rows):
-            digest = hashlib.sha256(footer)
-            size = columnar.span_bytes(parquet, span)
-            rows = _rows_within(shard_bytes, size, span.stop - span.start, shard_rows)
-            for batch in columnar.span_batches(parquet, span, rows):  # decoded only to know that it can be
-                size += draft.beside.of_batch(batch) if draft.beside else 0
-                if len(draft.head) < HEAD_ROWS:
-                    for _, row in columnar.rows_of([batch.slice(0, HEAD_ROWS)], draft.seen):
+            if len(draft.head) < HEAD_ROWS:
+                for batch in columnar.span_batches(parquet, span, HEAD_ROWS):
+                    for _, row in columnar.rows_of([batch], draft.seen):
                         draft.show(row)
-                draft.seen += batch.num_rows
-                yield
+                    yield
+                    if len(draft.head) >= HEAD_ROWS:
+                        break
+            size = columnar.span_bytes(parquet, span) + _beside_span(draft, parquet, span, shard_rows)
+            digest = hashlib.sha256(footer)
             columnar.digest_range(source, span.offset, span.length, digest, draft.total)
+            draft.seen = span.stop
             rows = _rows_within(shard_bytes, size, span.stop - span.start, shard_rows)
             for start in range(span.start, span.stop, rows):
                 stop = min(start + rows, span.stop)
                 draft.close(start, stop, stop - start, digest.hexdigest(), span.offset, span.length)
+            yield
         draft.total.update(footer)
 
 
-def _read_parquet(file: InputFile, how: Format, shards: list[Shard]) -> Iterator[tuple[Shard, list[NumberedRow]]]:
+def _beside_span(draft: Draft, parquet: pq.ParquetFile, span: columnar.Span, rows: int) -> int:
+    """Bytes that lie beside the rows of some row groups."""
+    if draft.beside is None:
+        return 0
+    names = draft.beside.columns(parquet.schema_arrow, columnar.filled(parquet, span))
+    return sum(map(draft.beside.of_batch, columnar.span_batches(parquet, span, rows, names))) if names else 0
+
+
+def _read_parquet(
+    file: InputFile, shards: list[Shard], only: Sequence[str] | None
+) -> Iterator[tuple[Shard, list[NumberedRow]]]:
     with open_file(file) as source:
         footer = columnar.footer(source)
         for (offset, length), group in groupby(shards, key=lambda shard: (shard.offset or 0, shard.length or 0)):
             together = list(group)
-            digest = hashlib.sha256(footer)
-            columnar.digest_range(source, offset, length, digest)
-            for shard in together:
-                _verify(file, shard, digest.hexdigest())
+            if only is None:
+                digest = hashlib.sha256(footer)
+                columnar.digest_range(source, offset, length, digest)
+                for shard in together:
+                    _verify(file, shard, digest.hexdigest())
             parquet = columnar.open_parquet(source)
             span = columnar.span_at(parquet, offset, length)
-            batches = columnar.span_batches(parquet, span, together[0].rows)
+            names = None if only is None else columnar.holding(parquet.schema_arrow, only)
+            batches = columnar.span_batches(parquet, span, together[0].rows, names)
             ranges = ((shard.start, shard.stop) for shard in together)
-            for shard, (_, pieces) in zip(together, columnar.cut(batches, span.start, ranges), strict=True):
-                yield shard, list(columnar.rows_of(pieces, shard.start))
+            try:
+                for shard, (_, pieces) in zip(together, columnar.cut(batches, span.start, ranges), strict=True):
+                    yield shard, list(columnar.rows_of(pieces, shard.start))
+            except BROKEN as error:
+                raise InputError(
+                    f"{file.uri}: {columnar.place(span)}, cannot be decoded: {error}; fetch or write the file again, and "
+                    "label it into another --output, as this one knows it by the bytes that it has now"
+                ) from error
 
 
 def read_all(file: InputFile, how: Format) -> Iterator[NumberedRow]:

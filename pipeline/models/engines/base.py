@@ -83,7 +83,11 @@ class EngineSpec:
     engine: str = "transformers"
     endpoint: Endpoint | None = None  # where the engine is one
     adapters: Adapters | None = None  # whose weights are all that come from a learner
-    shares_gpu: bool = False  # with a learner, who has its memory between the engine's turns
+    gpu_share: float = 1.0  # less where a learner has its memory between the engine's turns
+
+    @property
+    def shares_gpu(self) -> bool:
+        return self.gpu_share < 1
 
 
 @dataclass(frozen=True)

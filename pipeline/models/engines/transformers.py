@@ -10,6 +10,7 @@ from pipeline.errors import RowError, RunError
 from pipeline.models.engines.base import Abilities, EngineSpec
 from pipeline.models.generation import Generator
 from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.memory import sampling_budget
 from pipeline.models.questions import Completion, Question
 
 
@@ -35,7 +36,7 @@ class TransformersEngine:
             max_length=drawing.max_length,
             temperature=drawing.temperature,
             top_p=drawing.top_p,
-            budget_tokens=drawing.budget_tokens,
+            budget_tokens=drawing.budget_tokens or sampling_budget(self.model, spec.gpu_share),
             eos_token_ids=drawing.end_tokens,
             logprobs=drawing.logprobs,
             certainty=drawing.certainty,

@@ -33,7 +33,7 @@ from pipeline.models.engines.turns import DISCARDING, KEEPING, Turns
 from pipeline.models.engines.weights import Held, check_weights
 from pipeline.models.generation import end_tokens
 from pipeline.models.loading import context_length, load_settings, load_tokenizer, resolve_dtype
-from pipeline.models.memory import BUDGET_TOKENS, cache_token_bytes
+from pipeline.models.memory import cache_token_bytes, paged_budget
 from pipeline.models.questions import Completion, Question, stream_key
 
 ENVIRONMENT = {
@@ -77,9 +77,9 @@ class VllmEngine:
         self.folder = tempfile.TemporaryDirectory(prefix="endoreward-adapters-") if spec.adapters else None
         context = context_length(settings, self.tokenizer)
         self.context = context if drawing.max_length is None else min(context, drawing.max_length)
-        budget = drawing.budget_tokens or BUDGET_TOKENS
-        self.most = min(self.context, max(budget, 2))  # tokens of one sequence
         dtype = resolve_dtype(spec.model.dtype, spec.device)
+        budget = drawing.budget_tokens or paged_budget(settings, itemsize(dtype), spec.device, spec.gpu_share)
+        self.most = min(self.context, max(budget, 2))  # tokens of one sequence
         if os.path.isdir(name):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         try:
@@ -197,9 +197,14 @@ class VllmEngine:
 
 def cache_bytes(settings: Any, dtype: str, tokens: int) -> int:
     """Of keys and values of so many tokens, in whole blocks and two to spare."""
-    a_token = cache_token_bytes(settings, torch.finfo(getattr(torch, dtype)).bits // 8)
+    a_token = cache_token_bytes(settings, itemsize(dtype))
     block = 128  # tokens of the largest block that any platform has
     return a_token * block * (-(-tokens // block) + 2)
+
+
+def itemsize(dtype: str) -> int:
+    size: int = getattr(torch, dtype).itemsize
+    return size
 
 
 def _lora_options(adapters: Adapters | None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from transformers import DynamicCache
 
 from pipeline.errors import RowError
 from pipeline.models.corrections import correct
-from pipeline.models.memory import BUDGET_TOKENS
+from pipeline.models.memory import scoring_budget
 from pipeline.models.pictures.features import Seeing, View
 from pipeline.models.scores import Scores
 from pipeline.models.scoring import attention
@@ -57,7 +57,7 @@ class Scorer:
         model: a Hugging Face causal LM on its device or devices; put in eval mode.
         alpha: temperature of V.
         budget_tokens: tokens forwarded at once, on a CPU `IN_CACHE` at most; halved, for good, whenever memory runs out. None:
-            `memory.BUDGET_TOKENS`.
+            as `memory.scoring_budget` has it.
         head_chunk_mb: largest slice of logits held, in MiB of float32.
         certainty: whether entropy and self-certainty of each token are among the scores.
         pictures: how the model takes pictures; None for one that sees none.
@@ -82,7 +82,7 @@ class Scorer:
         correct(model)
         self.model = model.eval().requires_grad_(False)
         self.alpha, self.certainty = alpha, certainty
-        self.budget_tokens = budget_tokens or BUDGET_TOKENS
+        self.budget_tokens = budget_tokens or scoring_budget(model)
         self.forwarded_tokens = 0
         self.notes: list[str] = []
         self.text_config = model.config.get_text_config()
@@ -118,11 +118,8 @@ class Scorer:
         while waiting:
             for batch in self._batches(families(turns, waiting, self.budget_tokens)):
                 members = [m for family in batch for m in family.members]
-                try:
-                    scored = self._scored(batch)
-                except RuntimeError as error:
-                    if not out_of_memory(error):
-                        raise
+                scored = self._fitting(batch)
+                if scored is None:
                     self._shrink(members, batch, results)
                     break
                 for member, scores in zip(members, scored, strict=True):
@@ -153,6 +150,16 @@ class Scorer:
             return
         self.budget_tokens = max(1, min(self.budget_tokens, sum(f.tokens for f in batch)) // 2)
         self._note(f"out of memory: scorer.budget_tokens is now {self.budget_tokens}")
+
+    def _fitting(self, batch: list[Family]) -> list[Scores | RowError] | None:
+        """None where memory runs out. What the batch had of it is free again then: while the error is handled, its traceback
+        holds the tensors."""
+        try:
+            return self._scored(batch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return None
 
     def _scored(self, batch: list[Family]) -> list[Scores | RowError]:
         """A prompt whose pictures cannot be read fails alone."""

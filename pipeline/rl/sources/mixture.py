@@ -43,6 +43,7 @@ class RewardMixture:
             once.
         gpus: a model is spread over these when they are more than one.
         hold_reference: whether `Rewarded.reference` is wanted.
+        gpu_share: of the GPU's memory, for the budget where none is configured.
 
     Attributes:
         notes: what a person should know, once each, as it comes up; the caller empties it.
@@ -51,14 +52,29 @@ class RewardMixture:
         ConfigError: where something cannot be loaded, or does not fit together.
     """
 
-    def __init__(self, config: RlConfig, device: str, dtype: str, gpus: int = 0, *, hold_reference: bool):
+    def __init__(
+        self,
+        config: RlConfig,
+        device: str,
+        dtype: str,
+        gpus: int = 0,
+        *,
+        hold_reference: bool,
+        gpu_share: float = 1.0,
+    ):
         self.config = config
         self.sources = _sources(config)
         self.reference = _reference(config) if hold_reference else None
         self.readers = _readers(self.sources, self.reference)
         reward = config.reward
         self.models = Models(
-            device, dtype, gpus, reward.alpha, config.rewarder.budget_tokens, certainty=reward.token_certainty
+            device,
+            dtype,
+            gpus,
+            reward.alpha,
+            config.rewarder.budget_tokens,
+            certainty=reward.token_certainty,
+            gpu_share=gpu_share,
         )
         for reader in self.readers:
             self.models.open(reader.model)

@@ -30,15 +30,23 @@ class Models:
         dtype: of a model whose own is auto.
         gpus: as for `load_model`.
         alpha: temperature of V.
-        budget_tokens: tokens forwarded at once.
+        budget_tokens: tokens forwarded at once; None: as the memory has it, of which `gpu_share` is ours.
         certainty: whether scores hold the entropy and the self-certainty of each token.
     """
 
     def __init__(
-        self, device: str, dtype: str, gpus: int, alpha: float, budget_tokens: int | None, certainty: bool = False
+        self,
+        device: str,
+        dtype: str,
+        gpus: int,
+        alpha: float,
+        budget_tokens: int | None,
+        certainty: bool = False,
+        gpu_share: float = 1.0,
     ):
         self.device, self.dtype, self.gpus = device, dtype, gpus
         self.alpha, self.budget_tokens, self.certainty = alpha, budget_tokens, certainty
+        self.gpu_share = gpu_share
         self.identities: dict[ModelConfig, str] = {}
         self.scorers: dict[str, Scorer] = {}
         self.known: dict[tuple[str, bytes, bytes], Scores | RowError] = {}
@@ -49,6 +57,7 @@ class Models:
 
     def open(self, model: ModelConfig) -> None:
         """Load a model unless it is here. Raises ConfigError."""
+        from pipeline.models.memory import scoring_budget
         from pipeline.models.scoring import Scorer
 
         dtype = self.dtype if model.dtype == "auto" else model.dtype
@@ -56,9 +65,8 @@ class Models:
         self.identities[model] = identity
         if identity not in self.scorers:
             weights = load_model(model.model_copy(update={"dtype": dtype}), self.device, self.gpus)
-            self.scorers[identity] = Scorer(
-                weights, alpha=self.alpha, budget_tokens=self.budget_tokens, certainty=self.certainty
-            )
+            budget = self.budget_tokens or scoring_budget(weights, self.gpu_share)
+            self.scorers[identity] = Scorer(weights, alpha=self.alpha, budget_tokens=budget, certainty=self.certainty)
 
     def score(self, model: ModelConfig, turns: Sequence[TokenizedTurn]) -> list[Scores | RowError]:
         """The model's scores of each turn. What it has scored since `forget` it does not score again."""
