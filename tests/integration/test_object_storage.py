@@ -36,6 +36,7 @@ def test_two_drivers_race_for_one_store(faulty: FaultyS3) -> None:
 @pytest.mark.timeout(1800)
 def test_two_drivers_race_for_500_rounds(faulty: FaultyS3) -> None:
     outcomes = race(faulty, rounds=500, stopped=50, delay_s=0.2, seed=2)
+    print(f"500 rounds: {dict(outcomes)}")
     assert outcomes["held"] >= 500 and outcomes["lost"] >= 50 and outcomes["refused"] >= 100, outcomes
 
 
