@@ -89,7 +89,7 @@ def clean(store: str, known: dict[str, Segment] | None = None) -> None:
     counting = {segment.name for segment in look.merged.values()}
     gone = []
     for segment in look.segments:
-        whole = segment.generations.keys() <= look.indexed.keys()
+        whole = segment.merged or segment.generations.keys() <= look.indexed
         if segment.name not in counting if segment.merged else not whole:
             gone.append(segment_uri(store, segment.name))
     _remove(gone)
@@ -134,11 +134,12 @@ def _rewrite(look: Standing, names: list[str], target_bytes: int) -> Iterator[Co
         segments.append(new_name(segments))
         segment, first = _merge(look.store, segments[-1], first, rows, target_bytes)
         segment.create(look.store)
-        replaced = [name for name in segment.generations if name in look.files]
+        shards = segment.generations
+        replaced = [name for name in shards if name in look.files]
         _remove([own_uri(look.store, name) for name in replaced])
         parts = [storage.join(look.store, kind, part_name(name)) for name in replaced for kind in KINDS]
         _remove(parts)
-        done.shards += len(segment.generations)
+        done.shards += len(shards)
         done.files += 1 + len(segment.parts)
         yield done
 
