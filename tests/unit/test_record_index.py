@@ -65,10 +65,15 @@ class _Counting:
         return getattr(self.real, name)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
+        file = _File(path, self.reads)  # of which there is none where a commit looks for what came first
         self.reads.opened[path] += 1
-        return pa.PythonFile(_File(path, self.reads), "r")
+        return pa.PythonFile(file, "r")
 
-    open_input_stream = open_input_file
+    def open_input_stream(self, path: str, compression: str | None = None) -> pa.NativeFile:
+        if compression is None:
+            return self.open_input_file(path)
+        self.reads.opened[path] += 1
+        return self.real.open_input_stream(path, compression=compression)
 
 
 class _File(io.FileIO):
