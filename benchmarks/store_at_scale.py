@@ -231,13 +231,19 @@ def commit_made_up(store: str, shards: list[Shard], digest: str) -> list[Record]
 def record_made_up(store: str, shards: list[Shard], digest: str) -> list[Record]:
     """Records of parts that are not there, and that nothing is waited for."""
     labels = _labels(shards[0])
-    stats, ids = ShardStats.of(labels_table(labels)), ids_digest([label.id for label in labels])
+    stats, none = ShardStats.of(labels_table(labels)), Part(0, None, ids_digest([]))
     records = []
     for shard in shards:
-        record = Record(shard, digest, 0, Part(shard.rows, ids[::-1], ids), Part(0, None, ids_digest([])), {}, stats)
+        record = Record(shard, digest, 0, Part(shard.rows, *_digests(shard)), none, {}, stats)
         Path(store, "records", f"{record.name}.json").write_bytes(documents.encode(record.to_json()))
         records.append(record)
     return records
+
+
+def _digests(shard: Shard) -> tuple[str, str]:
+    """Of a part that is not there: as hard to compress as any."""
+    made = hashlib.sha512(f"{shard.file} {shard.index}".encode()).hexdigest()
+    return made[:64], made[64:]
 
 
 def made_up(file: str, row: int) -> Label:

@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.store import documents
 from pipeline.store.commit import Part, Record, part_name
+from pipeline.store.names import ShardNames
 from pipeline.store.reading import READERS, in_parallel, read_recorded
 from pipeline.store.segments import (
     Merged,
@@ -83,7 +84,7 @@ def settle(store: str, known: dict[str, Segment] | None = None, target_bytes: in
 def clean(store: str, known: dict[str, Segment] | None = None) -> None:
     """Remove what no longer counts, of `compact` that was stopped and of workers that outlived their run. Needs the writer's
     lock. `known`: as `Standing` takes it. Raises StoreError where a segment is damaged."""
-    listed = {kind: storage.list_names(storage.join(store, kind)) for kind in KINDS}
+    listed = {kind: ShardNames(_parts(storage.join(store, kind))) for kind in KINDS}
     look = Standing(store, known)
     look.require_intact()
     counting = {segment.name for segment in look.merged.values()}
@@ -95,12 +96,19 @@ def clean(store: str, known: dict[str, Segment] | None = None) -> None:
     _remove(gone)
     gone = [own_uri(store, name) for name in sorted(look.files & look.merged.keys())]
     for kind, names in listed.items():
-        own = {part_name(name) for name in look.merged}
         for name in names:
-            segment_of = merged_segment(name)
-            if name in own or (segment_of is not None and segment_of not in counting):
-                gone.append(storage.join(store, kind, name))
+            segment_of = merged_segment(part_name(name))
+            if name in look.merged or (segment_of is not None and segment_of not in counting):
+                gone.append(storage.join(store, kind, part_name(name)))
     _remove(gone)
+
+
+def _parts(folder: str) -> Iterator[str]:
+    """Of the files in a folder what stands in their names for a shard, or for a segment."""
+    for name in storage.each_name(folder):
+        part = name.removeprefix("part-").removesuffix(".parquet")
+        if part_name(part) == name:
+            yield part
 
 
 def _small(look: Standing, target_bytes: int) -> list[str]:

@@ -254,7 +254,8 @@ class LabelStore:
         return sorted(self._read_inputs(), key=lambda stored: stored.file.name)
 
     def _read_inputs(self) -> Iterator[StoredInput]:
-        names = [n for n in storage.list_names(self.at("records")) if n.startswith("input-") and n.endswith(".json")]
+        there = storage.each_name(self.at("records"))
+        names = sorted(n for n in there if n.startswith("input-") and n.endswith(".json"))
         return (StoredInput.read(self.at("records", n)) for n in names)
 
     def _plans(self) -> Iterator[tuple[str, FilePlan]]:
