@@ -38,7 +38,8 @@ class Standing:
         self.store = store
         self.damage: list[StoreError] = []
         self.files = _own_files(store)
-        self.segments = self._read_segments({} if known is None else known)
+        self.known = {} if known is None else known
+        self.segments = self._read_segments(self.known)
         self.merged: dict[str, Segment] = {}  # by shard's name
         self.superseded: set[str] = set()  # shards in a merged segment that were retried since
         for segment in self.segments:
@@ -110,8 +111,11 @@ class Standing:
         def read(segment: Segment) -> list[Record]:
             return [each for each in segment.records(self.store) if counts(each.name, segment)]
 
-        later_first = (s for s in reversed(self.segments) if any(counts(n, s) and wanted(n) for n in s.generations))
-        for _, records in in_parallel(read, later_first, DECODED):
+        later_first = map(self.segments.__getitem__, reversed(range(len(self.segments))))  # not all held
+        with_wanted = (s for s in later_first if any(counts(n, s) and wanted(n) for n in s.generations))
+        for segment, records in in_parallel(read, with_wanted, DECODED):
+            if not segment.merged:  # whoever asks once more reads the file
+                self.segments[self.segments.index(segment)] = self.known[segment.name] = segment.without_lines()
             yield from (record for record in records if wanted(record.name))
         own = (n for n in self.files if n not in self.merged and n not in self.indexed and wanted(n))
         for _, record in in_parallel(self._own, own, 2 * READERS):
