@@ -49,7 +49,13 @@ class Standing:
             if generation > self.merged[name].generations[name]:
                 del self.merged[name]
                 self.superseded.add(name)
-        self.indexed = ShardNames(name for segment in self.segments for name in self._indexed_in(segment))
+        self.indexed = ShardNames()
+        self.repeated: dict[str, str] = {}  # of shards in several index segments, the last of these
+        for segment in self.segments:
+            for name in self._indexed_in(segment):
+                if name in self.indexed:
+                    self.repeated[name] = segment.name
+                self.indexed.add(name)
 
     def _indexed_in(self, segment: Segment) -> Iterator[str]:
         """Shards whose record is read in an index segment, if not in a later one."""
@@ -101,22 +107,23 @@ class Standing:
             yield from records
 
     def records_of(self, wanted: Callable[[str], bool]) -> Iterator[Record]:
-        """Those of the shards that are done and wanted, segment by segment, in no order of names. A shard that was taken is to
-        be wanted no more: of two segments the later one counts. Raises StoreError for a damaged one."""
+        """Those of the shards that are done and wanted, segment by segment. Raises StoreError for a damaged one."""
         self.require_intact()
 
         def counts(name: str, segment: Segment) -> bool:
-            return self.merged.get(name) is segment if segment.merged else name in self.indexed
+            if segment.merged:
+                return self.merged.get(name) is segment
+            return name in self.indexed and self.repeated.get(name, segment.name) == segment.name
 
         def read(segment: Segment) -> list[Record]:
-            return [each for each in segment.records(self.store) if counts(each.name, segment)]
+            return [each for each in segment.records(self.store) if counts(each.name, segment) and wanted(each.name)]
 
-        later_first = map(self.segments.__getitem__, reversed(range(len(self.segments))))  # not all held
-        with_wanted = (s for s in later_first if any(counts(n, s) and wanted(n) for n in s.generations))
+        segments = map(self.segments.__getitem__, range(len(self.segments)))  # not all held
+        with_wanted = (s for s in segments if any(counts(n, s) and wanted(n) for n in s.generations))
         for segment, records in in_parallel(read, with_wanted, DECODED):
             if not segment.merged:  # whoever asks once more reads the file
                 self.segments[self.segments.index(segment)] = self.known[segment.name] = segment.without_lines()
-            yield from (record for record in records if wanted(record.name))
+            yield from records
         own = (n for n in self.files if n not in self.merged and n not in self.indexed and wanted(n))
         for _, record in in_parallel(self._own, own, 2 * READERS):
             yield record
