@@ -1,12 +1,14 @@
 """A label store of very many rows, without a model and without Ray: what its driver and its readers cost.
 
     python benchmarks/store_at_scale.py [--rows 50_000] [--committers 2] [--keep FOLDER] [--records-only]
+    python benchmarks/store_at_scale.py --extrapolate 1_000_000 3_000_000 10_000_000
 
-Rows are made up: one label of four tokens each, in shards of 128. Committers are processes that do what a worker of `label`
-does at the end of a shard, so parts and records are real. The driver does what the driver of `label` does: it plans, takes
-each record as it is committed, is killed at half, and begins anew. After it each reader is a process of its own. Memory is the
-largest resident size above that after the imports. With --records-only there are no parts, so that ten million rows take
-minutes: what the driver does, and `status`.
+Rows are made up: one label of four tokens each, in shards of 128, in input files of a million rows. Committers are processes
+that do what a worker of `label` does at the end of a shard, so parts and records are real. The driver does what the driver of
+`label` does: it plans, takes each record as it is committed, is killed at half, and begins anew. After it each reader is a
+process of its own. Memory is the largest resident size above that after the imports. With --records-only there are no parts,
+so that ten million rows take minutes: what the driver does, and `status`. With --extrapolate that is done for several sizes,
+and with parts for --rows; a straight line through each figure says what 100 million and a billion rows come to.
 """
 
 import argparse
@@ -37,12 +39,16 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.schema import labels_table
 from pipeline.store.summary import ShardStats
 
-SHARD_ROWS = 128
+SHARD_ROWS, FILE_ROWS = 128, 128 * 7813  # a million rows in a file, or a little more
+FAR = (100_000_000, 1_000_000_000)
 DESCRIPTION = {"format": 2, "reward.alpha": 1.0, "reward.gamma": 1.0, "reward.aggregation": "sum"}
 SHAPE = Shape(responses=(("response", None),), prompt="prompt")
 MOST_MEMORY, RESUME_WITHIN = 300, 60  # MB; seconds
 PHASES = ("first half", "resume", "status", "validate", "sweep", "compact", "resume a compacted", "validate a compacted",
           "sweep a compacted")  # fmt: skip
+
+
+Figures = dict[str, float]
 
 
 def main() -> None:
@@ -52,55 +58,103 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=16, help="of validate")
     parser.add_argument("--keep", help="a folder for the store, which stays; default: one that goes")
     parser.add_argument("--records-only", action="store_true")
+    parser.add_argument("--extrapolate", type=int, nargs="+", metavar="ROWS", help="from so many rows, of records only")
     parser.add_argument("--phase", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.phase:
         run_phase(options)
         return
-    from machine import CONSOLE, table, verdict  # with torch, which no phase needs
+    from machine import verdict  # with torch, which no phase needs
 
-    folder = options.keep or tempfile.mkdtemp()
-    try:
-        rows = []
-        phases = PHASES[: 3 if options.records_only else None]
-        for phase in phases:
-            rows.append(measure(options, phase, os.path.join(folder, "store")))
-            CONSOLE.print(f"{phase}: {rows[-1]['seconds']:,.1f} s, {rows[-1]['memory']:,.0f} MB")
-    finally:
-        if not options.keep:
-            shutil.rmtree(folder)
-    shown = table(
-        f"{options.rows:,} rows in shards of {SHARD_ROWS}", "", "seconds", "CPU ms a shard", "memory, MB", "files"
-    )
-    for phase, figures in zip(phases, rows, strict=True):
-        shown.add_row(
-            phase,
-            f"{figures['seconds']:,.1f}",
-            f"{1000 * figures['cpu'] / figures['shards']:,.2f}",
-            f"{figures['memory']:,.0f}",
-            f"{figures['files']:,}",
-        )
-    CONSOLE.print(shown)
-    by = dict(zip(phases, rows, strict=True))
-    before_work = by["resume"]["planned"]
+    measured = {}
+    for rows in options.extrapolate or ():
+        measured[rows] = all_phases(argparse.Namespace(**{**vars(options), "rows": rows, "records_only": True}))
+    whole = all_phases(options)
+    if options.extrapolate:
+        show_extrapolated(extrapolated(measured, whole))
+    runs = [*measured.values(), whole]
+    before_work = max(run["resume"]["planned"] for run in runs)
+    most = max(figures["memory"] for run in runs for figures in run.values())
     verdict(
         {
-            f"no process takes more than {MOST_MEMORY} MB": max(each["memory"] for each in rows) < MOST_MEMORY,
+            f"no process takes more than {MOST_MEMORY} MB ({most:,.0f})": most < MOST_MEMORY,
             f"it is known within {RESUME_WITHIN} s what is left ({before_work:,.1f} s)": before_work < RESUME_WITHIN,
         }
     )
 
 
-def measure(options: argparse.Namespace, phase: str, store: str) -> dict[str, float]:
+def all_phases(options: argparse.Namespace) -> dict[str, Figures]:
+    """Measure each phase at one size, and show them."""
+    from machine import CONSOLE, table
+
+    folder = options.keep or tempfile.mkdtemp()
+    by: dict[str, Figures] = {}
+    try:
+        for phase in PHASES[: 3 if options.records_only else None]:
+            by[phase] = measure(options, phase, os.path.join(folder, "store"))
+            CONSOLE.print(f"{phase}: {by[phase]['seconds']:,.1f} s, {by[phase]['memory']:,.0f} MB")
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder)
+    title = f"{options.rows:,} rows in shards of {SHARD_ROWS}"
+    shown = table(title, "", "seconds", "CPU ms a shard", "memory, MB", "files")
+    for phase, figures in by.items():
+        shown.add_row(
+            phase, f"{figures['seconds']:,.1f}", f"{1000 * figures['cpu'] / figures['shards']:,.2f}",
+            f"{figures['memory']:,.0f}", f"{figures['files']:,.0f}",
+        )  # fmt: skip
+    CONSOLE.print(shown)
+    return by
+
+
+def extrapolated(measured: dict[int, dict[str, Figures]], whole: dict[str, Figures]) -> list[tuple[str, list[float]]]:
+    """What 100 million and a billion rows come to: name, then a figure of each size in FAR.
+
+    Memory and CPU of the driver and of `status` are straight lines in shards, by least squares over the sizes in `measured`: a
+    constant, which is the largest input file's plan as JSON, and so many bytes and milliseconds a shard. What reads parts
+    does the same for each, a few at a time: its CPU a shard in `whole` times the shards.
+    """
+    lines: list[tuple[str, list[float]]] = []
+    shards = np.array([figures["first half"]["shards"] for figures in measured.values()])
+    far = [rows / SHARD_ROWS for rows in FAR]
+    for phase in PHASES[:3]:
+        for figure, name in (("memory", "memory, MB"), ("cpu", "CPU s")):
+            slope, constant = np.polyfit(shards, [of_size[phase][figure] for of_size in measured.values()], 1)
+            unit = f"{slope * 2**20:,.0f} bytes a shard" if figure == "memory" else f"{1000 * slope:,.2f} ms a shard"
+            lines.append((f"{phase}: {name}, {unit}", [constant + slope * each for each in far]))
+    slope, constant = np.polyfit(shards, [of_size["resume"]["planned"] for of_size in measured.values()], 1)
+    lines.append(("what is left is known after, s", [constant + slope * each for each in far]))
+    for phase in ("validate", "sweep", "compact"):
+        each_ms = 1000 * whole[phase]["cpu"] / whole[phase]["shards"]
+        lines.append((f"{phase}: CPU hours, {each_ms:,.2f} ms a shard", [each_ms * each / 3.6e6 for each in far]))
+    lines.append(
+        (
+            "files before compact",
+            [each * whole["status"]["files"] / whole["status"]["shards"] for each in far],
+        )
+    )
+    return lines
+
+
+def show_extrapolated(lines: list[tuple[str, list[float]]]) -> None:
+    from machine import CONSOLE, table
+
+    shown = table("Extrapolated, not measured", "", *(f"{rows:,} rows" for rows in FAR))
+    for name, figures in lines:
+        shown.add_row(name, *(f"{figure:,.{0 if figure > 100 else 1}f}" for figure in figures))
+    CONSOLE.print(shown)
+
+
+def measure(options: argparse.Namespace, phase: str, store: str) -> Figures:
     """The figures of one phase, in a process of its own."""
     command = [sys.executable, __file__, "--phase", phase, "--keep", store, "--rows", str(options.rows)]
     command += ["--committers", str(options.committers), "--workers", str(options.workers)]
     command += ["--records-only"] * options.records_only
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-    if not done.stdout.strip():
+    if done.returncode not in (0, -signal.SIGKILL) or not done.stdout.strip():
         sys.exit(f"{phase}: ended with {done.returncode}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
@@ -123,7 +177,8 @@ def run_phase(options: argparse.Namespace) -> None:
     phase = options.phase.removesuffix(" a compacted")
     if phase == "first half":
         whole.open_for_writing(DESCRIPTION)
-        whole.add_input(stored_input(options.rows))
+        for begin in range(0, options.rows, FILE_ROWS):
+            whole.add_input(stored_input(begin, min(options.rows - begin, FILE_ROWS)))
         for done in run(whole, options, Survey()):
             if done >= half:
                 print(json.dumps(figures()), flush=True)
@@ -150,16 +205,16 @@ def run_phase(options: argparse.Namespace) -> None:
     print(json.dumps(figures()))
 
 
-def run(store: LabelStore, options: argparse.Namespace, survey: Survey) -> Iterator[int]:
-    """Commit what is left, as a run does; yields how many shards are committed in all."""
+def run(store: LabelStore, options: argparse.Namespace, survey: Survey, batch: int = 64) -> Iterator[int]:
+    """Commit what is left, as a run does, `batch` shards a committer at a time; yields how many are committed in all."""
     committers, work_of = options.committers, record_made_up if options.records_only else commit_made_up
     index, digest = RecordIndex(store), fingerprint.digest(DESCRIPTION)
     done = len(store.done())
     backlog = pending(store, store.inputs(), False)
     left = (shard for work in backlog for shard in work.shards)
     with ProcessPoolExecutor(committers) as pool:
-        while batch := list(islice(left, 64 * committers)):
-            tasks = [pool.submit(work_of, store.uri, shards, digest) for shards in _split(batch, committers)]
+        while together := list(islice(left, batch * committers)):
+            tasks = [pool.submit(work_of, store.uri, shards, digest) for shards in _split(together, committers)]
             for task in as_completed(tasks):
                 for record in task.result():
                     survey.add(record)
@@ -170,27 +225,33 @@ def run(store: LabelStore, options: argparse.Namespace, survey: Survey) -> Itera
 
 
 def commit_made_up(store: str, shards: list[Shard], digest: str) -> list[Record]:
-    return [commit(store, shard, digest, 0, list(map(made_up, _rows(shard))), []) for shard in shards]
+    return [commit(store, shard, digest, 0, _labels(shard), []) for shard in shards]
 
 
 def record_made_up(store: str, shards: list[Shard], digest: str) -> list[Record]:
     """Records of parts that are not there, and that nothing is waited for."""
-    labels = list(map(made_up, _rows(shards[0])))
-    stats, ids = ShardStats.of(labels_table(labels)), ids_digest([label.id for label in labels])
+    labels = _labels(shards[0])
+    stats, none = ShardStats.of(labels_table(labels)), Part(0, None, ids_digest([]))
     records = []
     for shard in shards:
-        record = Record(shard, digest, 0, Part(shard.rows, ids[::-1], ids), Part(0, None, ids_digest([])), {}, stats)
+        record = Record(shard, digest, 0, Part(shard.rows, *_digests(shard)), none, {}, stats)
         Path(store, "records", f"{record.name}.json").write_bytes(documents.encode(record.to_json()))
         records.append(record)
     return records
 
 
-def made_up(row: int) -> Label:
+def _digests(shard: Shard) -> tuple[str, str]:
+    """Of a part that is not there: as hard to compress as any."""
+    made = hashlib.sha512(f"{shard.file} {shard.index}".encode()).hexdigest()
+    return made[:64], made[64:]
+
+
+def made_up(file: str, row: int) -> Label:
     logprobs = -np.array([1, 1, 1, 1 + row % 7 / 8], dtype=np.float32)
     rewards = np.array([-1, -1, -1, 1 + logprobs[3]], dtype=np.float32)  # log pi + V less the V after it, all V = 1
     return Label(
-        id=f"rows.jsonl:{row}:response:0:0",
-        prompt_id=f"rows.jsonl:{row}",
+        id=f"{file}:{row}:response:0:0",
+        prompt_id=f"{file}:{row}",
         preference=None,
         response_index=0,
         prompt=[{"role": "user", "content": f"question {row}"}],
@@ -210,18 +271,19 @@ def made_up(row: int) -> Label:
     )
 
 
-def stored_input(rows: int) -> StoredInput:
+def stored_input(begin: int, rows: int) -> StoredInput:
     """An input file that nobody can reach, of so many rows."""
+    name = f"rows-{begin // FILE_ROWS:05d}.jsonl"
     bounds = [*range(0, rows, SHARD_ROWS), rows]
-    shards = Shards("rows.jsonl")
-    for index, (begin, end) in enumerate(pairwise(bounds)):
-        shards.add(begin, end, end - begin, None, None, hashlib.sha256(str(index).encode()).hexdigest())
-    plan = FilePlan("rows.jsonl", rows, "0" * 64, shards)
-    return StoredInput(InputFile("rows.jsonl", "/no/such/rows.jsonl", 0, 0), "jsonl", SHAPE, plan)
+    shards = Shards(name)
+    for index, (start, stop) in enumerate(pairwise(bounds)):
+        shards.add(start, stop, stop - start, None, None, hashlib.sha256(str(index).encode()).hexdigest())
+    plan = FilePlan(name, rows, "0" * 64, shards)
+    return StoredInput(InputFile(name, f"/no/such/{name}", 0, 0), "jsonl", SHAPE, plan)
 
 
-def _rows(shard: Shard) -> range:
-    return range(shard.start, shard.stop)
+def _labels(shard: Shard) -> list[Label]:
+    return [made_up(shard.file, row) for row in range(shard.start, shard.stop)]
 
 
 def _split(shards: list[Shard], parts: int) -> list[list[Shard]]:

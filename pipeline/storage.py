@@ -109,9 +109,18 @@ def exists(uri: str) -> bool:
 
 def list_names(uri: str) -> list[str]:
     """Names of the files directly under a folder, sorted; empty where the folder does not exist."""
+    return sorted(each_name(uri))
+
+
+def each_name(uri: str) -> Iterator[str]:
+    """As `list_names`, in no order, and of a local folder without all of them in memory."""
     filesystem, path = locate(uri)
+    if is_local(uri):
+        with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
+            yield from (entry.name for entry in entries if entry.is_file())
+        return
     entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in entries if info.type == fs.FileType.File)
+    yield from (info.base_name for info in entries if info.type == fs.FileType.File)
 
 
 def list_entries(uri: str) -> list[tuple[str, bool]]:

@@ -1,5 +1,6 @@
 """What there is to label, made as it is asked for: runs of shards, of one file after the other."""
 
+from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -47,11 +48,11 @@ class Backlog:
     ):
         self.rows = self.shards = self.total_rows = 0
         self.again, self.later, self.whole = again or {}, later, later is None
-        self._done: dict[str, set[int]] = {}
+        self._done: dict[str, array[int]] = {}  # by file: indices
         for name in done:
             file, _, index = name.rpartition("-")
             if name not in self.again:
-                self._done.setdefault(file, set()).add(int(index))
+                self._done.setdefault(file, array("q")).append(int(index))
         self._planned = [(stored, self._left(stored)) for stored in inputs]
 
     def planned(self) -> Iterator[Work]:
@@ -85,9 +86,12 @@ class Backlog:
     def _left(self, stored: StoredInput) -> Sequence[int]:
         """Positions of the shards that are not done."""
         shards = stored.plan.shards
-        done = self._done.pop(file_key(stored.file.name), None)
+        indices_done = self._done.pop(file_key(stored.file.name), None)
+        done = None if indices_done is None else set(indices_done)
         indices, rows = shards.column("index"), shards.column("rows")
-        left = range(len(shards)) if done is None else [at for at, index in enumerate(indices) if index not in done]
+        left: Sequence[int] = range(len(shards))
+        if done is not None:
+            left = array("q", (at for at, index in enumerate(indices) if index not in done))
         self.total_rows += stored.plan.rows
         self.shards += len(left)
         self.rows += stored.plan.rows if done is None else sum(rows[at] for at in left)

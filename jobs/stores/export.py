@@ -45,7 +45,7 @@ def export(uri: str, format: str, output: str) -> int:
 
     def parts() -> Iterator[list[dict[str, Any]]]:
         nonlocal counts, written
-        shards = [shard for shard in survey.shards if shard.labels.rows]
+        shards = survey.labelled
         columns = [*PAIR_COLUMNS, *form.extra]
         made = in_parallel(
             lambda shard: preference_pairs(store.read_rows("labels", shard, columns), form.extra), shards

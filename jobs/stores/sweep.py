@@ -46,7 +46,7 @@ def sweep(uri: str, gammas: Sequence[float] = GAMMAS, output: str | None = None,
         )
     wanted = reward_grid(stored, gammas, floor)
     totals = [Outcome() for _ in wanted]
-    shards = [shard for shard in survey.shards if shard.labels.rows]
+    shards = survey.labelled
     columns = list(dict.fromkeys([*SWEEP_COLUMNS, *token_columns(stored)]))
     parts = in_parallel(lambda shard: outcomes(store.read_rows("labels", shard, columns), stored, wanted), shards)
     for _, of_part in terminal.track(parts, len(shards), "sweep", "shards"):

@@ -115,7 +115,11 @@ def _light(part: Part) -> Part:
 
 def shard_name(shard: Shard) -> str:
     """`<file>-<index>`, the file by a digest of its name: safe in any file system, the same on every run."""
-    return f"{file_key(shard.file)}-{shard.index:06d}"
+    return indexed_name(file_key(shard.file), shard.index)
+
+
+def indexed_name(file: str, index: int) -> str:
+    return f"{file}-{index:06d}"
 
 
 def file_key(name: str) -> str:

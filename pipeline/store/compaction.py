@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.store import documents
 from pipeline.store.commit import Part, Record, part_name
+from pipeline.store.names import ShardNames
 from pipeline.store.reading import READERS, in_parallel, read_recorded
 from pipeline.store.segments import (
     Merged,
@@ -83,24 +84,31 @@ def settle(store: str, known: dict[str, Segment] | None = None, target_bytes: in
 def clean(store: str, known: dict[str, Segment] | None = None) -> None:
     """Remove what no longer counts, of `compact` that was stopped and of workers that outlived their run. Needs the writer's
     lock. `known`: as `Standing` takes it. Raises StoreError where a segment is damaged."""
-    listed = {kind: storage.list_names(storage.join(store, kind)) for kind in KINDS}
+    listed = {kind: ShardNames(_parts(storage.join(store, kind))) for kind in KINDS}
     look = Standing(store, known)
     look.require_intact()
     counting = {segment.name for segment in look.merged.values()}
     gone = []
     for segment in look.segments:
-        whole = segment.generations.keys() <= look.indexed.keys()
+        whole = segment.merged or segment.generations.keys() <= look.indexed
         if segment.name not in counting if segment.merged else not whole:
             gone.append(segment_uri(store, segment.name))
     _remove(gone)
     gone = [own_uri(store, name) for name in sorted(look.files & look.merged.keys())]
     for kind, names in listed.items():
-        own = {part_name(name) for name in look.merged}
         for name in names:
-            segment_of = merged_segment(name)
-            if name in own or (segment_of is not None and segment_of not in counting):
-                gone.append(storage.join(store, kind, name))
+            segment_of = merged_segment(part_name(name))
+            if name in look.merged or (segment_of is not None and segment_of not in counting):
+                gone.append(storage.join(store, kind, part_name(name)))
     _remove(gone)
+
+
+def _parts(folder: str) -> Iterator[str]:
+    """Of the files in a folder what stands in their names for a shard, or for a segment."""
+    for name in storage.each_name(folder):
+        part = name.removeprefix("part-").removesuffix(".parquet")
+        if part_name(part) == name:
+            yield part
 
 
 def _small(look: Standing, target_bytes: int) -> list[str]:
@@ -134,11 +142,12 @@ def _rewrite(look: Standing, names: list[str], target_bytes: int) -> Iterator[Co
         segments.append(new_name(segments))
         segment, first = _merge(look.store, segments[-1], first, rows, target_bytes)
         segment.create(look.store)
-        replaced = [name for name in segment.generations if name in look.files]
+        shards = segment.generations
+        replaced = [name for name in shards if name in look.files]
         _remove([own_uri(look.store, name) for name in replaced])
         parts = [storage.join(look.store, kind, part_name(name)) for name in replaced for kind in KINDS]
         _remove(parts)
-        done.shards += len(segment.generations)
+        done.shards += len(shards)
         done.files += 1 + len(segment.parts)
         yield done
 

@@ -145,9 +145,8 @@ def remove(uri: str) -> None:
 
 def remove_temporaries(uri: str) -> None:
     """Delete what killed writers left under a folder of ours."""
-    for name in storage.list_names(uri):
-        if is_temporary(name):
-            remove(storage.join(uri, name))
+    for name in sorted(filter(is_temporary, storage.each_name(uri))):
+        remove(storage.join(uri, name))
 
 
 def is_temporary(name: str, of: str | None = None) -> bool:

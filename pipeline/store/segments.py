@@ -14,7 +14,7 @@ import re
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline import storage
@@ -49,21 +49,29 @@ class Merged:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The records of some shards. `parts` by kind is what they were merged into; an index has none."""
+    """The records of some shards, packed. `parts` by kind is what they were merged into; an index has none."""
 
     name: str
-    generations: dict[str, int]  # by shard's name, in the order of names
+    shards: bytes  # compressed JSON: the name and the generation of each, in the order of names
     parts: dict[str, Merged] = field(default_factory=dict)
     merged: bool = False
-    lines: bytes = b""  # compressed, without the header
+    lines: bytes | None = None  # compressed, without the header; None: read from the file where they are asked for
 
     @classmethod
     def of(cls, name: str, records: Sequence[Record], parts: dict[str, Merged] | None = None) -> "Segment":
         """`records` in any order; `parts` of a merged one."""
         ordered = sorted(records, key=lambda record: record.name)
         lines = b"".join(json.dumps(record.to_json()).encode() + b"\n" for record in ordered)
-        generations = {record.name: record.generation for record in ordered}
-        return cls(name, generations, parts or {}, parts is not None, zlib.compress(lines, 6))
+        shards = [(record.name, record.generation) for record in ordered]
+        return cls(name, _packed(shards), parts or {}, parts is not None, zlib.compress(lines, 6))
+
+    @property
+    def generations(self) -> dict[str, int]:
+        """By shard's name, in the order of names: made anew for each who asks."""
+        return dict(json.loads(zlib.decompress(self.shards)))
+
+    def without_lines(self) -> "Segment":
+        return replace(self, lines=None)
 
     @property
     def number(self) -> int:
@@ -73,7 +81,8 @@ class Segment:
     def records(self, store: str) -> list[Record]:
         """All of them, in the order of their names. Raises StoreError for one of another form."""
         uri = segment_uri(store, self.name)
-        return [Record.parse(json.loads(line), uri) for line in zlib.decompress(self.lines).splitlines()]
+        lines = Segment.read(store, self.name).lines if self.lines is None else self.lines
+        return [Record.parse(json.loads(line), uri) for line in zlib.decompress(lines or b"").splitlines()]
 
     def create(self, store: str) -> None:
         """Write it: from now on its records count."""
@@ -84,7 +93,7 @@ class Segment:
             "shards": list(self.generations.items()),
         }
         head = zlib.compress(json.dumps(header).encode(), 6)
-        body = len(head).to_bytes(4, "big") + head + self.lines
+        body = len(head).to_bytes(4, "big") + head + (self.lines or b"")
         data = MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
         if not documents.write_bytes(segment_uri(store, self.name), data, replace=False):
             raise StoreError(f"{segment_uri(store, self.name)} is there already; run the same again")
@@ -103,7 +112,11 @@ class Segment:
         header = json.loads(zlib.decompress(body[4 : 4 + size]))
         typed.check_version(header, VERSION, uri, remedy)
         parts = {kind: Merged(**part) for kind, part in header["parts"].items()}
-        return cls(name, dict(header["shards"]), parts, header["merged"], body[4 + size :])
+        return cls(name, _packed(header["shards"]), parts, header["merged"], body[4 + size :])
+
+
+def _packed(shards: Sequence[tuple[str, int]]) -> bytes:
+    return zlib.compress(json.dumps(shards).encode(), 6)
 
 
 def segment_uri(store: str, name: str) -> str:

@@ -10,17 +10,21 @@ that it replaces go. Records are listed before segments are, so that none is mis
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
+from functools import cached_property
 from itertools import groupby
 from threading import Lock
 
 from pipeline import storage
 from pipeline.errors import StoreError
 from pipeline.store.commit import Record
+from pipeline.store.names import ShardNames
 from pipeline.store.reading import READERS, in_parallel
 from pipeline.store.segments import Segment, segment_names
 
 LOOKS = 5
+DECODED = 2
+"""Segments that are decoded ahead: of thousands of records each, by one interpreter."""
 
 
 class Standing:
@@ -34,7 +38,8 @@ class Standing:
         self.store = store
         self.damage: list[StoreError] = []
         self.files = _own_files(store)
-        self.segments = self._read_segments({} if known is None else known)
+        self.known = {} if known is None else known
+        self.segments = self._read_segments(self.known)
         self.merged: dict[str, Segment] = {}  # by shard's name
         self.superseded: set[str] = set()  # shards in a merged segment that were retried since
         for segment in self.segments:
@@ -44,16 +49,28 @@ class Standing:
             if generation > self.merged[name].generations[name]:
                 del self.merged[name]
                 self.superseded.add(name)
-        self.indexed: dict[str, Segment] = {}
+        self.indexed = ShardNames()
+        self.repeated: dict[str, str] = {}  # of shards in several index segments, the last of these
         for segment in self.segments:
-            if not segment.merged:
-                here = self.files & segment.generations.keys()
-                self.indexed.update(dict.fromkeys(here - self.merged.keys(), segment))
+            for name in self._indexed_in(segment):
+                if name in self.indexed:
+                    self.repeated[name] = segment.name
+                self.indexed.add(name)
 
-    def names(self) -> list[str]:
-        """Of the shards that are done, sorted. Raises StoreError where a segment is damaged."""
+    def _indexed_in(self, segment: Segment) -> Iterator[str]:
+        """Shards whose record is read in an index segment, if not in a later one."""
+        if not segment.merged:
+            yield from (name for name in segment.generations if name in self.files and name not in self.merged)
+
+    @cached_property
+    def _index(self) -> dict[str, Segment]:
+        """By shard's name: large, and made for who asks for records by their names."""
+        return {name: segment for segment in self.segments for name in self._indexed_in(segment)}
+
+    def names(self) -> Set[str]:
+        """Of the shards that are done. Raises StoreError where a segment is damaged."""
         self.require_intact()
-        return sorted(self.files | self.merged.keys())
+        return self.files | self.merged.keys() if self.merged else self.files
 
     def indexed_records(self) -> Iterator[tuple[Segment, Record]]:
         """What the index says of shards that have a record of their own, which counts whatever this says."""
@@ -71,7 +88,7 @@ class Standing:
         """Shards that are done, those of one segment together: `records` then decodes one segment at a time."""
 
         def place(name: str) -> tuple[str, str]:
-            segment = self.merged.get(name) or self.indexed.get(name)
+            segment = self.merged.get(name) or self._index.get(name)
             return (segment.name if segment is not None else "", name)
 
         return sorted(names, key=place)
@@ -79,7 +96,7 @@ class Standing:
     def records(self, names: Iterable[str]) -> Iterator[Record]:
         """Those of some shards that are done, in their order. Raises StoreError for a damaged one."""
         decoded = _Decoded(self.store)
-        places = [(name, self.merged.get(name) or self.indexed.get(name)) for name in names]
+        places = [(name, self.merged.get(name) or self._index.get(name)) for name in names]
         decoded.wanted.update(segment.name for _, segment in places if segment is not None)
 
         def read(run: tuple[Segment | None, list[str]]) -> list[Record]:
@@ -88,6 +105,28 @@ class Standing:
 
         for _, records in in_parallel(read, _runs(places), 2 * READERS):
             yield from records
+
+    def records_of(self, wanted: Callable[[str], bool]) -> Iterator[Record]:
+        """Those of the shards that are done and wanted, segment by segment. Raises StoreError for a damaged one."""
+        self.require_intact()
+
+        def counts(name: str, segment: Segment) -> bool:
+            if segment.merged:
+                return self.merged.get(name) is segment
+            return name in self.indexed and self.repeated.get(name, segment.name) == segment.name
+
+        def read(segment: Segment) -> list[Record]:
+            return [each for each in segment.records(self.store) if counts(each.name, segment) and wanted(each.name)]
+
+        segments = map(self.segments.__getitem__, range(len(self.segments)))  # not all held
+        with_wanted = (s for s in segments if any(counts(n, s) and wanted(n) for n in s.generations))
+        for segment, records in in_parallel(read, with_wanted, DECODED):
+            if not segment.merged:  # whoever asks once more reads the file
+                self.segments[self.segments.index(segment)] = self.known[segment.name] = segment.without_lines()
+            yield from records
+        own = (n for n in self.files if n not in self.merged and n not in self.indexed and wanted(n))
+        for _, record in in_parallel(self._own, own, 2 * READERS):
+            yield record
 
     def _own(self, name: str) -> Record:
         """A record in a file of its own, wherever it went since this look."""
@@ -165,9 +204,11 @@ def own_uri(store: str, name: str) -> str:
     return storage.join(store, "records", f"{name}.json")
 
 
-def _own_files(store: str) -> set[str]:
-    names = storage.list_names(storage.join(store, "records"))
-    return {n.removesuffix(".json") for n in names if n.endswith(".json") and not n.startswith(("input-", "run."))}
+def _own_files(store: str) -> ShardNames:
+    names = storage.each_name(storage.join(store, "records"))
+    return ShardNames(
+        n.removesuffix(".json") for n in names if n.endswith(".json") and not n.startswith(("input-", "run."))
+    )
 
 
 def _runs(places: list[tuple[str, Segment | None]]) -> Iterator[tuple[Segment | None, list[str]]]:

@@ -12,7 +12,7 @@ OUTPUT/status.json               how the last run went, or goes
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -254,7 +254,8 @@ class LabelStore:
         return sorted(self._read_inputs(), key=lambda stored: stored.file.name)
 
     def _read_inputs(self) -> Iterator[StoredInput]:
-        names = [n for n in storage.list_names(self.at("records")) if n.startswith("input-") and n.endswith(".json")]
+        there = storage.each_name(self.at("records"))
+        names = sorted(n for n in there if n.startswith("input-") and n.endswith(".json"))
         return (StoredInput.read(self.at("records", n)) for n in names)
 
     def _plans(self) -> Iterator[tuple[str, FilePlan]]:
@@ -281,13 +282,13 @@ class LabelStore:
         return Standing(self.uri, self._segments)
 
     def remember(self, segment: Segment) -> None:
-        """A segment that was just written need not be read."""
-        self._segments[segment.name] = segment
+        """A segment that was just written need not be read, unless its records are asked for."""
+        self._segments[segment.name] = segment.without_lines()
 
-    def done(self) -> set[str]:
+    def done(self) -> Set[str]:
         """Names of the committed shards: one listing, whatever the number of rows. Raises StoreError where a segment is
         damaged."""
-        return set(self.look().names())
+        return self.look().names()
 
     def records(self) -> Iterator[Record]:
         """Every record, in the order of their names. Raises StoreError for a damaged one."""
@@ -303,7 +304,7 @@ class LabelStore:
         """What all records come to; with `begun` only those are read that are no part of it yet. Raises StoreError for a
         damaged one."""
         survey, look = Survey() if begun is None else begun, self.look()
-        for record in look.records(look.by_place(name for name in look.names() if name not in survey)):
+        for record in look.records_of(lambda name: name not in survey):
             survey.add(record)
         return survey
 
@@ -317,7 +318,7 @@ class LabelStore:
         survey = self.survey() if survey is None else survey
         return Progress(
             shards=sum(shards for shards, _ in planned.values()) + len(self.unplanned()),
-            done_shards=sum(shard.index < planned.get(shard.file, (0, 0))[0] for shard in survey.shards),
+            done_shards=sum(survey.committed(name, shards) for name, (shards, _) in planned.items()),
             rows=sum(rows for _, rows in planned.values()),
             done_rows=survey.rows,
             labels=survey.labels,
@@ -360,14 +361,18 @@ class LabelStore:
                     raise
 
     def sample(
-        self, rows: int, columns: list[str] | None = None, shards: Iterable[Committed] | None = None
+        self, rows: int, columns: list[str] | None = None, shards: Sequence[Committed] | None = None
     ) -> pa.Table | None:
         """About `rows` labels: whole parts, spread evenly over the store, so that siblings stay together; None of none.
         `shards` are the store's, where its records have been read already."""
-        parts = [shard for shard in (self.survey().shards if shards is None else shards) if shard.labels.rows]
+        shards = self.survey().shards if shards is None else shards
+        parts = total = 0
+        for shard in shards:
+            parts, total = parts + (shard.labels.rows > 0), total + shard.labels.rows
         if not parts:
             return None
-        total = sum(shard.labels.rows for shard in parts)
-        wanted = max(1, min(len(parts), round(len(parts) * rows / total)))
-        picked = [parts[i * len(parts) // wanted] for i in range(wanted)]
+        wanted = max(1, min(parts, round(parts * rows / total)))
+        places = {i * parts // wanted for i in range(wanted)}
+        with_rows = (shard for shard in shards if shard.labels.rows)
+        picked = [shard for place, shard in enumerate(with_rows) if place in places]
         return pa.concat_tables(table for _, table in self.read("labels", picked, columns))

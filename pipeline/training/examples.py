@@ -268,7 +268,7 @@ def _open_store(uri: str) -> tuple[Source, list[str]]:
             f"{uri} is not finished: {progress.done_shards:,} of {progress.shards:,} shards are labelled; run its label "
             "command again, then train"
         )
-    shards = [shard for shard in survey.shards if shard.labels.rows]
+    shards = survey.labelled
     if not shards:
         raise StoreError(f"{uri} holds no label: there is nothing to learn from; endoreward report says why")
     digest = hashlib.sha256("".join(f"{shard.name} {shard.labels.sha256}\n" for shard in shards).encode())

@@ -10,9 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pyarrow.parquet as pq
+from ray.cluster_utils import Cluster
 
 STEPS = {
     "actor": ("ray::ShardActor",),
@@ -25,21 +27,54 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Reader(threading.Thread):
-    """Reads every part that a plain glob shows, over and over; `trouble` is what it could not read."""
+    """Reads every part that a plain glob shows, or `most` of them, over and over; `trouble` is what it could not read."""
 
-    def __init__(self, store: Path):
+    def __init__(self, store: Path, most: int | None = None, pause_s: float = 0.05):
         super().__init__(daemon=True)
         self.store, self.stop, self.reads = store, threading.Event(), 0
+        self.most, self.pause_s = most, pause_s
         self.trouble: list[str] = []
 
     def run(self) -> None:
-        while not self.stop.wait(0.05):
-            for path in glob.glob(f"{self.store}/labels/*.parquet") + glob.glob(f"{self.store}/errors/*.parquet"):
+        while not self.stop.wait(self.pause_s):
+            paths = glob.glob(f"{self.store}/labels/*.parquet") + glob.glob(f"{self.store}/errors/*.parquet")
+            for path in random.sample(paths, min(self.most or len(paths), len(paths))):
                 try:
                     pq.read_table(path)
                     self.reads += 1
                 except Exception as error:
                     self.trouble.append(f"{path}: {error}")
+
+
+class Nodes:
+    """A Ray cluster on this machine: a head without CPUs, which drivers join, and nodes whose raylets may be killed."""
+
+    def __init__(self, count: int, cpus: int):
+        self.count, self.cpus = count, cpus
+
+    def __enter__(self) -> Self:
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.replace()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.cluster.shutdown()
+
+    @property
+    def joins(self) -> dict[str, str]:
+        """Of a driver's environment."""
+        return {"RAY_ADDRESS": str(self.cluster.address)}
+
+    def raylets(self) -> list[psutil.Process]:
+        return [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.cluster.worker_nodes]
+
+    def replace(self) -> None:
+        """Bring a node for each that has lost its raylet."""
+        for node in list(self.cluster.worker_nodes):
+            if node.all_processes["raylet"][0].process.poll() is not None:
+                self.cluster.remove_node(node, allow_graceful=False)
+        while len(self.cluster.worker_nodes) < self.count:
+            self.cluster.add_node(num_cpus=self.cpus)
 
 
 def records_of(output: Path) -> int:
@@ -55,6 +90,8 @@ def run_with_kills(
     done: Callable[[Path], int] = records_of,
     kept: Callable[[Path], int] | None = None,
     kinds: Collection[str] = ("driver", "actor", "worker"),
+    program: Sequence[str] = (sys.executable, "-m", "jobs"),
+    nodes: Nodes | None = None,
 ) -> Counter[str]:
     """Run a command until it ends by itself; SIGKILL its driver or one of its Ray workers `kills` times on the way,
     each kind about as often.
@@ -64,6 +101,8 @@ def run_with_kills(
         done: how far an output is: it is killed after something was done.
         kept: how much of that a kill does not take back, where it is not all. `done` then counts what has begun.
         kinds: what is killed.
+        program: what the arguments are given to.
+        nodes: a cluster that it joins, whose workers and raylets are killed too.
 
     Returns what was killed, by kind.
     """
@@ -72,8 +111,9 @@ def run_with_kills(
     while True:
         log = open(output.parent / f"run-{killed.total()}.log", "w")  # noqa: SIM115 - closed with the process
         driver = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *arguments],
+            [*program, *arguments],
             cwd=ROOT,
+            env={**os.environ, **(nodes.joins if nodes else {})},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -84,7 +124,7 @@ def run_with_kills(
                 while driver.poll() is None and not _due(output, before, done, kept):
                     time.sleep(0.05)
                 time.sleep(chance.uniform(0, 0.3))
-                victims = {kind: found for kind, found in _victims(driver.pid).items() if kind in kinds}
+                victims = {kind: found for kind, found in _victims(driver.pid, nodes).items() if kind in kinds}
                 if driver.poll() is None and victims:
                     fewest = min(killed[kind] for kind in victims)
                     kind = chance.choice(sorted(kind for kind in victims if killed[kind] == fewest))
@@ -96,7 +136,10 @@ def run_with_kills(
                         continue
                     if kind == "driver":
                         break
-            code = driver.wait(timeout=300)
+                    if kind == "raylet" and nodes is not None:
+                        victim.wait(30)
+                        nodes.replace()
+            code = driver.wait(timeout=900)
         finally:
             log.close()
             _reap(driver)
@@ -115,17 +158,19 @@ def _due(output: Path, before: int, done: Callable[[Path], int], kept: Callable[
     return safe > before and done(output) > safe + 1
 
 
-def _victims(pid: int) -> dict[str, list[psutil.Process]]:
-    """The driver, the actors that score, the workers that run tasks, the workers that train."""
+def _victims(pid: int, nodes: Nodes | None) -> dict[str, list[psutil.Process]]:
+    """The driver, the actors that score, the workers that run tasks, the workers that train, the raylets of a cluster."""
     found: dict[str, list[psutil.Process]] = {}
     try:
-        driver = psutil.Process(pid)
-        found["driver"] = [driver]
-        for child in driver.children(recursive=True):
-            title = " ".join(child.cmdline()[:1])
-            for kind, steps in STEPS.items():
-                if any(step in title for step in steps):
-                    found.setdefault(kind, []).append(child)
+        found["driver"] = [psutil.Process(pid)]
+        if nodes is not None:
+            found["raylet"] = nodes.raylets()
+        for parent in [each for kind in list(found) for each in found[kind]]:
+            for child in parent.children(recursive=True):
+                title = " ".join(child.cmdline()[:1])
+                for kind, steps in STEPS.items():
+                    if any(step in title for step in steps):
+                        found.setdefault(kind, []).append(child)
     except psutil.NoSuchProcess:
         return {}
     return found

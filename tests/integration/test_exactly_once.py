@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chaos import Reader, run_with_kills
+from chaos import ROOT, Nodes, Reader, run_with_kills
 from tiny import CHATML, save_model
 
 from pipeline.store import LabelStore, problems
@@ -82,6 +83,40 @@ def run(tmp_path: Path, on_one_ray: Cli, rows: int, kills: int, seed: int) -> Co
 @pytest.mark.timeout(600)
 def test_a_few_kills(tmp_path: Path, on_one_ray: Cli) -> None:
     run(tmp_path, on_one_ray, rows=2400, kills=3, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_two_hundred_kills_on_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of drivers, actors, workers that read and prepare, and whole nodes, which are replaced. The scorers sleep; the rest is
+    that of a real run, and rewards follow from the tokens to the bit."""
+    rows, kills, here = 8000, 200, Path(__file__).parent
+    model = save_model(tmp_path / "model", CHATML)
+    source = corpus(tmp_path / "rows.jsonl", rows)
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{here}:{here.parent}")  # of Ray's workers
+
+    def run(store: Path, tokens_per_s: int, kills: int) -> Counter[str]:
+        program = [sys.executable, str(here / "simulated.py"), str(tokens_per_s), str(tmp_path / "events.jsonl")]
+        arguments = ["label", "--model", str(model), "--input", str(source), "--output", str(store)]
+        for setting in ("input.shard_rows=4", "scorer.device=cpu", "scorer.cpus_per_actor=1", "scorer.max_actors=2"):
+            arguments += ["--set", setting]
+        kinds = ("driver", "actor", "worker", "raylet")
+        return run_with_kills(arguments, store, kills, 5, kinds=kinds, program=program, nodes=nodes)
+
+    with Nodes(2, 2) as nodes:
+        run(undisturbed, 0, 0)
+        reader = Reader(disturbed, 20, 1.0)
+        reader.start()
+        killed = run(disturbed, 1000, kills)
+        reader.stop.set()
+        reader.join()
+    print(f"killed: {dict(killed)}")
+    assert reader.trouble == [] and reader.reads > 0
+    assert (
+        killed.total() == kills and min(killed[kind] for kind in ("driver", "actor", "worker", "raylet")) >= kills / 10
+    )
+    check(disturbed, undisturbed, rows)
 
 
 @pytest.mark.slow
