@@ -29,7 +29,7 @@ endoreward sample --policy examples/addition/model --prompts out/demo-problems.j
 endoreward label --model examples/addition/model --input out/demo-samples --output out/demo-labels \
     --set scorer.cpus_per_actor=1
 endoreward train examples/train.toml
-endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=24
+endoreward rl examples/addition/rl.toml --output out/demo-rl --set rl.max_steps=32
 python examples/addition/accuracy.py --problems 500 examples/addition/model out/demo-policy/hf out/demo-rl/hf
 """
 WORKERS = 4  # of rl: a learner, a rewarder and two samplers, which take turns where there are fewer CPUs

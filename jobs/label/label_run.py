@@ -34,6 +34,7 @@ from pipeline.corpus import InputFile
 from pipeline.errors import RunError, StoreError
 from pipeline.models.loading import load_settings, resolve_dtype
 from pipeline.rewards.labellers import Endogenous, Labeller, Sampling
+from pipeline.rewards.labellers.base import Rendering
 from pipeline.rewards.labellers.beside import Preparation, begun
 from pipeline.store import LabelStore, StoredInput, Survey, WriterLock, fingerprint
 from pipeline.store.index import RecordIndex
@@ -94,6 +95,8 @@ class LabelRun:
         tokens = labeller.config.tokens.dated(store.began_on())
         labeller = replace(labeller, config=labeller.config.model_copy(update={"tokens": tokens}))
         labeller = checked_writer(labeller, device)
+        if labeller.engine == "generator":
+            labeller = replace(labeller, known=Rendering.of(labeller.renderer))
         description = labeller.describe(resolve_dtype(labeller.model.dtype, device))
         store.check_description(description)
         files = list(files)

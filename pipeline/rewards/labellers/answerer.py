@@ -53,6 +53,6 @@ class MathsAnswerer(Sampling):
         return Asked([Message(role="user", content=text)], conversational, {**jsonable(row), "gold": gold})
 
     def judged(self, turn: Turn, completion: Completion) -> tuple[float, dict[str, Any]]:
-        checked = extract_and_check(completion.text, turn.extra["gold"], self.renderer.opens_thoughts)
+        checked = extract_and_check(completion.text, turn.extra["gold"], self.rendering.opens_thoughts)
         unchecked = {"unchecked": True} if checked.unchecked else {}
         return float(checked.correct), {"extracted": checked.extracted, **unchecked}

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pipeline.config import EvaluateConfig, LabelConfig, ModelConfig, SampleConfig, TokensConfig
 from pipeline.corpus import NumberedRow, Shape, Shard
@@ -53,6 +53,19 @@ def open_renderer(
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """What of a renderer is needed to read answers."""
+
+    identity: str
+    opens_thoughts: bool
+    templated: bool
+
+    @classmethod
+    def of(cls, renderer: Renderer) -> Self:
+        return cls(renderer.identity, renderer.opens_thoughts, renderer.template is not None)
+
+
+@dataclass(frozen=True)
 class Labeller:
     """Base of all kinds. It pickles: workers get it as it is."""
 
@@ -60,6 +73,7 @@ class Labeller:
     model: ModelConfig  # the one that it asks, which need not be `config.model`
     tokenizer: ModelConfig | None = None  # whose tokenizer, template and context are used; default: the model's
     texts: Texts | None = None  # as the driver read them, so that workers need not
+    known: Rendering | None = None  # as the driver has it, so that actors load no tokenizer
 
     name: ClassVar[str] = ""  # what the label store's description calls it
     engine: ClassVar[Engine] = "scorer"  # what answers the requests
@@ -74,6 +88,10 @@ class Labeller:
     def renderer(self) -> Renderer:
         """Makes what the model sees."""
         return open_renderer(self.tokenizer or self.model, self.tokens, self.ending, False, self.texts, self.sees)
+
+    @property
+    def rendering(self) -> Rendering:
+        return self.known or Rendering.of(self.renderer)
 
     @property
     def counter(self) -> Renderer:

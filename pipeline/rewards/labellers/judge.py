@@ -49,7 +49,7 @@ class Judging(Asking):
     @property
     def thinks(self) -> bool:
         """Whether a judgement begins inside thoughts; a server that renders messages itself gives them whole."""
-        return self.renderer.opens_thoughts and not self.chats
+        return self.rendering.opens_thoughts and not self.chats
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,8 @@ class PromptSampler(Sampling):
         return replace(asked, extra=_given(shown, asked.conversational) | _renamed(asked.extra))
 
     def judged(self, turn: Turn, completion: Completion) -> tuple[float, dict[str, Any]]:
-        opens = {OPENS_THOUGHTS: True} if self.renderer.opens_thoughts else {}
-        return float(completion.finished), {"rendering": self.renderer.identity, **opens}
+        opens = {OPENS_THOUGHTS: True} if self.rendering.opens_thoughts else {}
+        return float(completion.finished), {"rendering": self.rendering.identity, **opens}
 
 
 def prompt_of(file: str, number: int, row: RawRow, shape: Shape) -> Asked:

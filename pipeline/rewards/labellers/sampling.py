@@ -106,7 +106,7 @@ class Sampling(Asking):
 
     def _text(self, turn: Turn, completion: Completion) -> str:
         """The answer without the space that a transcript puts after `Assistant:`, which is no part of what was said."""
-        transcript = turn.conversational and self.renderer.template is None
+        transcript = turn.conversational and not self.rendering.templated
         return completion.text.removeprefix(" ") if transcript else completion.text
 
 
