@@ -30,9 +30,11 @@ Data = TypeVar("Data")
 NODE_GOES = "a node of its workers is about to be taken away"
 
 
-def work(payload: dict[str, "Recipe[Any]"]) -> None:
-    """The function that Ray Train runs on every worker."""
-    recipe = payload["recipe"]
+def work(payload: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every worker. `recipe` refers to a Recipe in Ray's store."""
+    import ray
+
+    recipe: Recipe[Any] = ray.get(payload["recipe"])
     guarded(recipe.output, lambda: loop(recipe))
 
 

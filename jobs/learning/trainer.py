@@ -128,6 +128,7 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
     Raises:
         RunError: where the run cannot go on.
     """
+    import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -140,7 +141,7 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
         resources["GPU"] = gpus
     trainer = TorchTrainer(
         work,
-        train_loop_config={"recipe": recipe},
+        train_loop_config={"recipe": ray.put(recipe)},  # Ray Train's controller, too, reads what stands here
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=COLLECTIVE_S),
         scaling_config=_scaling(
             config.learner,
