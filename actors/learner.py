@@ -19,6 +19,7 @@ Knows no Ray: anything that initialises torch.distributed can drive it.
 """
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -371,7 +372,22 @@ def _deepspeed(device: str) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a CPU's would be compiled on the spot
     with _quiet():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+    _import_muon()
     return deepspeed
+
+
+def _import_muon() -> None:
+    """DeepSpeed compares every optimizer with Muon, whose import would load torch's compiler for a second; ours is AdamW."""
+    own = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if own is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = own
 
 
 @contextlib.contextmanager
