@@ -34,7 +34,11 @@ def work(payload: dict[str, Any]) -> None:
     """The function that Ray Train runs on every worker. `recipe` refers to a Recipe in Ray's store."""
     import ray
 
-    recipe: Recipe[Any] = ray.get(payload["recipe"])
+    carry_out(ray.get(payload["recipe"]))
+
+
+def carry_out(recipe: "Recipe[Any]") -> None:
+    """The loop; what ends it is known to those who start this worker again."""
     guarded(recipe.output, lambda: loop(recipe))
 
 

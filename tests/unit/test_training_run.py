@@ -305,15 +305,15 @@ def test_what_one_worker_finds_is_raised_and_what_all_find_ends_the_run(
 
     monkeypatch.setattr(loop, "loop", fails(RunError("the disk is full")))
     monkeypatch.setattr(worker, "place_of", lambda: (0, 1))
-    loop.work({"recipe": recipe("alone")})  # nobody waits for a lone worker: it ends, and nothing is started again
+    loop.carry_out(recipe("alone"))  # nobody waits for a lone worker: it ends, and nothing is started again
     assert RunFolder(recipe("alone").output).stopped() == Stopped(sentence="the disk is full")
     monkeypatch.setattr(worker, "place_of", lambda: (0, 2))
     with pytest.raises(RunError):  # the others may be waiting for this worker: it has to die
-        loop.work({"recipe": recipe("disk")})
+        loop.carry_out(recipe("disk"))
     assert RunFolder(recipe("disk").output).stopped() == Stopped(sentence="the disk is full")
-    loop.work({"recipe": recipe("disk")})  # started again: there is no going on
+    loop.carry_out(recipe("disk"))  # started again: there is no going on
     monkeypatch.setattr(loop, "loop", fails(Diverged("the loss is nan")))
-    loop.work({"recipe": recipe("nan")})  # all end together, so nothing is started again
+    loop.carry_out(recipe("nan"))  # all end together, so nothing is started again
     assert RunFolder(recipe("nan").output).stopped() == Stopped(sentence="the loss is nan")
 
 
