@@ -297,7 +297,7 @@ def test_training_that_is_stopped_leaves_a_run_that_nobody_holds(
         head,
         name,
         WORDS[command](folder, name, every, *settings),
-        lambda: any(row["step"] >= 3 for row in read_metrics(run.at("metrics.jsonl"))),
+        lambda: run.begun and any(row["step"] >= 3 for row in read_metrics(run.at("metrics.jsonl"))),
     )
     assert run.manifest() is None and holder_of(run.uri) is None
     assert [row["step"] for row in read_metrics(run.at("metrics.jsonl"))][-1] >= 3
