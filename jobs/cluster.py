@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -104,7 +104,7 @@ def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
             logging.getLogger("ray").setLevel(logging.ERROR)
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
         try:
-            with _quiet_stderr(run.verbose), _environment(ON_DEMAND if address is None else {}):
+            with _quiet_stderr(run.verbose), environment(ON_DEMAND if address is None else {}):
                 ray.init(**options)
         except Exception as error:
             ray.shutdown()
@@ -120,7 +120,7 @@ def cluster(run: ClusterConfig, *, data: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Variables that processes started in the block have, unless they are set to something else."""
     ours = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(ours)

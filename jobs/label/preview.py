@@ -9,16 +9,15 @@ from jobs.label.later import Later
 from jobs.label.plan import pending
 from jobs.label.sizing import Sample
 from jobs.label.writers import announce
-from pipeline.config import LabelConfig
 from pipeline.corpus import read_shards
 from pipeline.corpus.ranking import ranked_pairs
 from pipeline.corpus.samples import Response
 from pipeline.errors import RowError
-from pipeline.rewards.labellers import Endogenous
+from pipeline.rewards.labellers import Labeller
 from pipeline.rewards.labellers.beside import Preparation
 from pipeline.rewards.labelling import Prepared
 from pipeline.store import StoredInput
-from pipeline.tokens import Renderer, pieces
+from pipeline.tokens import pieces
 
 SHOWN_CHARACTERS = 600
 SHOWN_FILES = 10
@@ -91,8 +90,8 @@ def show_runs(runs: Mapping[str, LabelRun], retry_errors: bool) -> None:
 class Preview:
     """Looks at the first rows of an input as `label` would see them, in a process beside this one."""
 
-    def __init__(self, config: LabelConfig, renderer: Renderer, preparation: Preparation):
-        self.config, self.renderer, self.preparation = config, renderer, preparation
+    def __init__(self, labeller: Labeller, preparation: Preparation):
+        self.labeller, self.preparation = labeller, preparation
 
     def show_example(self, inputs: list[StoredInput]) -> None:
         """Print the first response that can be scored, its scored tokens marked off; nothing where there is none."""
@@ -105,7 +104,7 @@ class Preview:
         for note in prepared.notes:
             terminal.warn(note)
         turn, tokens = prepared.turns[0], prepared.tokens[0]
-        decode = pieces(self.renderer.tokenizer)
+        decode = pieces(self.labeller.renderer.tokenizer)
         prompt = _indented(_shortened("".join(decode(tokens.prompt_ids.tolist()))))
         scored = _indented(_shortened("|".join(decode(tokens.response_ids.tolist()))))
         cut = " (cut to fit)" if tokens.truncated else ""
@@ -133,7 +132,7 @@ class Preview:
 
     def _first_shard(self, stored: StoredInput) -> Prepared:
         shard, rows = next(read_shards(stored.file, stored.format, stored.plan.shards[:1]))
-        return self.preparation.prepare(Endogenous(self.config, self.config.model), shard, 0, rows, stored.shape)
+        return self.preparation.prepare(self.labeller, shard, 0, rows, stored.shape)
 
 
 def _shortened(text: str) -> str:

@@ -43,11 +43,11 @@ def label(
         terminal.say(to_toml(config.model_dump()))
         inputs = plan_inputs(None, files, config.input)  # what it says of columns should not wait for a tokenizer
         config = config.model_copy(update={"tokens": config.tokens.dated(store.began_on())})
-        renderer = Endogenous(config, config.model).renderer
-        check_sampled(inputs, renderer)
+        labeller = Endogenous(config, config.model)
+        check_sampled(inputs, labeller.renderer)
         show_inputs(inputs)
-        with begun(Endogenous(config, config.model)) as preparation:
-            preview = Preview(config, renderer, preparation)
+        with begun(labeller) as preparation:
+            preview = Preview(labeller, preparation)
             preview.show_example(inputs)
             sample = preview.sample(inputs)
         terminal.print_table("Estimate, from a sample", sample.table())
@@ -64,7 +64,7 @@ def label(
             warn_of_local_output(config.output.path)
         run = LabelRun.open(labeller, config.output.path, pick_device(config), files, first_bytes=FIRST_BYTES)
         show_inputs(run.inputs, run.later)
-        Preview(run.labeller.config, run.labeller.renderer, preparation).show_example(run.inputs)
+        Preview(run.labeller, preparation).show_example(run.inputs)
         run.complete(ray, command, retry_errors=retry_errors, preparation=preparation)
         return 0
 

@@ -9,7 +9,7 @@ from pipeline.corpus import read_shards
 from pipeline.errors import ConfigError
 from pipeline.models.engines.checks import check_vllm
 from pipeline.rewards.labellers import Labeller, Sampling
-from pipeline.rewards.labellers.beside import Preparation
+from pipeline.rewards.labellers.beside import begun
 
 LOOKED_AT = 16
 """Files whose first shard an estimate is made from; where there are more, fewer than twice as many."""
@@ -50,16 +50,13 @@ def estimate(labeller: Labeller, backlog: Backlog) -> Estimate:
     """Prepares the first shard of some files, in a process beside this one."""
     rows, requests, tokens = 0, 0.0, 0.0
     files = list(backlog.first_left())
-    preparation = Preparation(labeller.model.trust_remote_code)
-    try:
+    with begun(labeller) as preparation:
         for stored, shard, left in files[:: max(1, len(files) // LOOKED_AT)]:
             [(_, content)] = read_shards(stored.file, stored.format, [shard])
             prepared = preparation.prepare(labeller, shard, 0, content, stored.shape)
             rows += left
             requests += left / shard.rows * sum(question.samples for question in prepared.requests)
             tokens += left / shard.rows * sum(each.samples * len(each.prompt_ids) for each in prepared.requests)
-    finally:
-        preparation.beside.stop()
     scale = backlog.rows / max(1, rows)
     return Estimate(requests * scale, tokens * scale, requests * scale * _longest(labeller))
 

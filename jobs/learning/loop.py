@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -46,6 +46,7 @@ def loop(recipe: "Recipe[Any]") -> None:
     """Take the steps that are not done yet, from the last checkpoint on, and export the policy."""
     torch.set_num_threads(recipe.config.learner.cpus_per_worker)
     learner = Learner(recipe.learner())
+    recipe = replace(recipe, config=learner.config)  # with what workers have agreed on
     state = restore(learner, recipe.FRESH)
     announced: set[str] = set()  # nodes that are taken back, of which a checkpoint knows
     with closing(recipe.source(learner, state["step"])) as source:

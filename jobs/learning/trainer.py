@@ -7,12 +7,12 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from jobs import terminal
-from jobs.cluster import joins_cluster, placed, usable
+from jobs.cluster import environment, joins_cluster, placed, usable
 from jobs.stores.metrics import StepMetrics
 from pipeline import storage
 from pipeline.config import ClusterConfig, ModelConfig
@@ -161,7 +161,7 @@ def run_workers(recipe: "Recipe[Any]", folder: RunFolder, workers: int, gpus: fl
     _spare_actors(trainer)
     variables = _variables(config.learner, recipe.nodes_go)
     try:
-        with _watched(folder, recipe.steps), _own_interrupts(), _environment(variables):
+        with _watched(folder, recipe.steps), _own_interrupts(), environment(variables):
             trainer.fit()
     except Exception as error:
         _raise_stopped(folder)
@@ -232,18 +232,6 @@ def _spare_actors(trainer: Any) -> None:
         spared.add("PlacementGroupCleanerCallback")
     makes = trainer._create_default_callbacks
     trainer._create_default_callbacks = lambda: [each for each in makes() if type(each).__name__ not in spared]
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """With these variables where they are not set yet, as long as the block runs."""
-    new = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            os.environ.pop(name, None)
 
 
 def _raise_stopped(folder: RunFolder) -> None:

@@ -70,8 +70,7 @@ class RlRecipe(Recipe[list[Group]]):
 
     def step(self, learner: Learner, step: int, data: list[Group]) -> tuple[MetricRow, int]:
         """All minibatches, as often as there are epochs; metrics are means over these steps of the optimizer."""
-        config = self.config.model_copy(update={"learner": learner.config.learner})
-        algorithm = algorithm_of(config)
+        config, algorithm = self.config, algorithm_of(self.config)
         values = _of_all(config, learner, data, learner.values, True) if algorithm.uses_critic else None
         corrects = config.correction != "none"
         before = _of_all(config, learner, data, learner.logprobs, False) if corrects else None

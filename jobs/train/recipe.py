@@ -53,8 +53,7 @@ class TrainRecipe(Recipe[StepPart]):
         hold = self.config.train.shuffle_parts
         reader = RowReader(examples.sources, examples.parts, self.config.policy, hold)
         references = References(self.reference, hold) if self.reference else None
-        config = self.config.model_copy(update={"learner": learner.config.learner})
-        return StepData(config, examples, reader, references, self.stored_reference, learner.rank, learner.world)
+        return StepData(self.config, examples, reader, references, self.stored_reference, learner.rank, learner.world)
 
     def book(self, source: Any, step: int, notes: Sequence[str]) -> Book:
         return Book(self, step, notes)

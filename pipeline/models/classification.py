@@ -20,6 +20,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from pipeline.errors import ConfigError, RowError
 from pipeline.models.corrections import correct
 from pipeline.models.loading import context_length
 from pipeline.models.memory import scoring_budget
-from pipeline.models.scoring.scorer import out_of_memory
+from pipeline.models.scoring.scorer import fitting
 
 if TYPE_CHECKING:
     from pipeline.tokens import TokenizedTurn
@@ -96,7 +97,7 @@ class Classifier:
             self._check_end([rows[i] for i in waiting])
             while waiting:
                 for batch in self._batches(rows, waiting):
-                    rewards = self._fitting([rows[i] for i in batch])
+                    rewards = fitting(partial(self._rewards, [rows[i] for i in batch]))
                     if rewards is None:
                         self._shrink(batch, len(rows[batch[0]]), results)
                         break
@@ -125,15 +126,10 @@ class Classifier:
             batches[-1].append(i)
         return batches
 
-    def _fitting(self, rows: list[list[int]]) -> list[float] | None:
-        """The rewards of rows of one length. None where memory runs out; what they had of it is free again then."""
-        try:
-            rewards: list[float] = self._forward(rows)[:, self.output].tolist()
-            return rewards
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            return None
+    def _rewards(self, rows: list[list[int]]) -> list[float]:
+        """Of rows of one length."""
+        rewards: list[float] = self._forward(rows)[:, self.output].tolist()
+        return rewards
 
     def _forward(self, rows: list[list[int]]) -> torch.Tensor:
         """Outputs [B, number of outputs] in float32, or float64 of a model in that, of rows of one length."""

@@ -46,7 +46,7 @@ from pipeline.models.memory import sampling_budget
 from pipeline.models.questions import Completion, Question, stream_key
 from pipeline.models.scoring.layouts import probe_families
 from pipeline.models.scoring.products import fast_products
-from pipeline.models.scoring.scorer import out_of_memory, rope_limit
+from pipeline.models.scoring.scorer import fitting, out_of_memory, rope_limit
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,9 @@ class Generator:
         with self._products(len(waiting)):
             while waiting:
                 for batch in self._batches(waiting):
-                    completions = self._completions(batch)
+                    completions = fitting(functools.partial(self._complete, batch))
+                    if completions is None:
+                        completions = self._shrink(batch)
                     for row, completion in zip(batch, completions, strict=False):
                         results[row.question][row.sample] = completion
                     if not completions:
@@ -177,15 +179,6 @@ class Generator:
             return contextlib.nullcontext()
         pays = rows >= PACKED_ROWS and self.max_new_tokens >= PACKED_TOKENS and 4 * self.parameters <= PACKED_BYTES
         return fast_products(self.device, rows if pays else None)
-
-    def _completions(self, batch: list[_Row]) -> list[Completion | RowError]:
-        """Of each row of the batch; of none where memory runs out, and the budget is smaller from then on."""
-        try:
-            return self._complete(batch)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-        return self._shrink(batch)  # the failed batch is given back by now
 
     def _shrink(self, batch: list[_Row]) -> list[Completion | RowError]:
         """Halve the budget after an out-of-memory error; a row that was alone cannot be helped."""

@@ -42,8 +42,11 @@ class Counting(Recipe[int]):
         return {}
 
 
+@dataclass
 class First:
-    rank, notes = 0, ()
+    config: TrainConfig
+    rank: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize("nodes_go", [True, False])
@@ -51,10 +54,11 @@ def test_a_node_that_goes_is_heard_of_once_and_measures_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes_go: bool
 ) -> None:
     """Of two nodes one is announced from step 3 on, the other from step 5: a checkpoint for each, beside what is due."""
+    config = TrainConfig.model_validate({"checkpoint": {"every_steps": 4}, "tracking": {"tensorboard": False}})
     kept: list[int] = []
     heard = iter([set(), set(), {"a"}, {"a"}, {"a", "b"}, {"a", "b"}, {"a", "b"}, {"a", "b"}])
     patched = {
-        "Learner": lambda spec: First(),
+        "Learner": lambda spec: First(config),
         "restore": lambda learner, fresh: {"step": 0, "num_tokens": 0},
         "leaving_nodes": lambda: next(heard),
         "keep": lambda learner, output, state, row, save: kept.append(state["step"]),
@@ -62,7 +66,6 @@ def test_a_node_that_goes_is_heard_of_once_and_measures_nothing(
     }
     for name, value in patched.items():
         monkeypatch.setattr(loops, name, value)
-    config = TrainConfig.model_validate({"checkpoint": {"every_steps": 4}, "tracking": {"tensorboard": False}})
     recipe = Counting(
         config=config, device="cpu", deepspeed=None, output=str(tmp_path), steps=8, rate=1.0, nodes_go=nodes_go, run={}
     )

@@ -23,7 +23,8 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from pipeline.tokens import TokenizedTurn
 
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 IN_CACHE = 2048
 """Tokens that a CPU forwards at once where the budget allows more (or a family): beyond, activations leave its caches."""
@@ -118,7 +120,7 @@ class Scorer:
         while waiting:
             for batch in self._batches(families(turns, waiting, self.budget_tokens)):
                 members = [m for family in batch for m in family.members]
-                scored = self._fitting(batch)
+                scored = fitting(partial(self._scored, batch))
                 if scored is None:
                     self._shrink(members, batch, results)
                     break
@@ -150,16 +152,6 @@ class Scorer:
             return
         self.budget_tokens = max(1, min(self.budget_tokens, sum(f.tokens for f in batch)) // 2)
         self._note(f"out of memory: scorer.budget_tokens is now {self.budget_tokens}")
-
-    def _fitting(self, batch: list[Family]) -> list[Scores | RowError] | None:
-        """None where memory runs out. What the batch had of it is free again then: while the error is handled, its traceback
-        holds the tensors."""
-        try:
-            return self._scored(batch)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            return None
 
     def _scored(self, batch: list[Family]) -> list[Scores | RowError]:
         """A prompt whose pictures cannot be read fails alone."""
@@ -390,6 +382,17 @@ def _finite(scores: Scores) -> Scores | RowError:
             "that out",
         )
     return RowError("not_finite", "the model gave a logit that is not a number; try another model.dtype")
+
+
+def fitting(compute: Callable[[], Value]) -> Value | None:
+    """What it computes; None where memory runs out. What that had of it is free again then: while an error is handled, its
+    traceback holds the tensors."""
+    try:
+        return compute()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def out_of_memory(error: RuntimeError) -> bool:
